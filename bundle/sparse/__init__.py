@@ -1,0 +1,12 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""Sparse execution: unmodified networks on the visible part of a volume.
+
+A new executor is a file with one `SparseVolume` subclass, imported here; a new operation is a function in `rules.py`.
+"""
+
+from bundle.sparse import cells, masked, rules  # noqa: F401  # importing registers the executors and the rules
+from bundle.sparse.layout import CellLayout
+from bundle.sparse.unsupported import UnsupportedOperation
+from bundle.sparse.volume import SparseVolume
+
+__all__ = ["CellLayout", "SparseVolume", "UnsupportedOperation"]

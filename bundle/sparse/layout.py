@@ -1,0 +1,159 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""Which cells of a batch of volumes are visible, and the index tables that follow from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["CellLayout", "HaloTable", "Triple"]
+
+Triple = tuple[int, int, int]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class HaloTable:
+    """Where each site of every visible cell's block, widened by a halo, is read from.
+
+    Attributes:
+        rows: ``[N * P]`` int64, for each of the ``P`` sites of a widened block the row of the site in the features
+            seen as ``[N * d * h * w, C]``; row 0 stands in where the site is absent.
+        absent: ``[K]`` int64, the positions in ``rows`` whose site is absent.
+        block: the widened block's sites per axis, ``P`` in all.
+    """
+
+    rows: Tensor
+    absent: Tensor
+    block: Triple
+
+
+class CellLayout:
+    """The visible cells of a batch, shared by every level of an encoder.
+
+    A *cell* is one site of the coarsest feature map. At a finer level it is a *block* of sites, for example
+    8 x 8 x 8 of them two strides up; a cell is visible or absent at all levels alike. Finding the visible cells asks
+    the device once; every table made from them is kept, so a network asks for it at no further cost.
+
+    Args:
+        visible: bool ``[B, 1, gd, gh, gw]`` or ``[B, gd, gh, gw]``, True where a cell is visible.
+
+    Raises:
+        ValueError: if `visible` has another shape or type, or shows no cell at all.
+    """
+
+    def __init__(self, visible: Tensor) -> None:
+        if visible.ndim == 5 and visible.shape[1] == 1:
+            visible = visible[:, 0]
+        if visible.ndim != 4 or visible.dtype != torch.bool:
+            raise ValueError(
+                f"visible must be a bool tensor [B, 1, d, h, w] on cells, not {visible.dtype} {list(visible.shape)}"
+            )
+        self.visible = visible
+        self.cells = visible.nonzero()  # [N, 4]: sample, and the cell's place on each axis; sorted by sample
+        if len(self.cells) == 0:
+            raise ValueError("no cell is visible in any sample: lower the mask ratio or enlarge the crop")
+        self.counts: list[int] = visible.flatten(1).sum(1).tolist()  # visible cells of each sample
+        self._kept: dict[tuple[object, ...], object] = {}
+
+    @property
+    def batch(self) -> int:
+        return self.visible.shape[0]
+
+    @property
+    def grid(self) -> Triple:
+        """Cells per axis."""
+        _, d, h, w = self.visible.shape
+        return d, h, w
+
+    @property
+    def device(self) -> torch.device:
+        return self.visible.device
+
+    def __len__(self) -> int:
+        """Visible cells in the whole batch."""
+        return len(self.cells)
+
+    @cached_property
+    def cell_numbers(self) -> Tensor:
+        """``[N]`` int64: each visible cell's number among all cells of the batch, in raster order."""
+        return self.visible.flatten().nonzero()[:, 0]
+
+    @cached_property
+    def slots(self) -> Tensor:
+        """``[B, gd, gh, gw]`` int64: each cell's place among the visible ones, -1 where the cell is absent."""
+        slots = torch.full(self.visible.shape, -1, dtype=torch.int64, device=self.device)
+        slots.view(-1)[self.cell_numbers] = torch.arange(len(self), device=self.device)
+        return slots
+
+    def site_mask(self, block: Triple) -> Tensor:
+        """Bool ``[B, 1, D, H, W]`` on the sites of the level whose cells have `block` sites per axis."""
+        return self._keep(("mask", block), lambda: self._repeat(self.visible[:, None], block))
+
+    def halo(self, block: Triple, low: Triple, high: Triple) -> HaloTable:
+        """The table that widens every visible cell's block by `low` sites before and `high` sites after it.
+
+        A negative width leaves out that many of the block's own sites. Sites outside the volume are absent.
+        """
+        return self._keep(("halo", block, low, high), lambda: self._halo(block, low, high))
+
+    def _halo(self, block: Triple, low: Triple, high: Triple) -> HaloTable:
+        # per axis: the sites of the widened block, the cell they lie in relative to their own, the place inside it
+        sites = [torch.arange(-lo, b + hi, device=self.device) for b, lo, hi in zip(block, low, high)]
+        steps = [torch.div(s, b, rounding_mode="floor") for s, b in zip(sites, block)]
+        inside = [s - k * b for s, k, b in zip(sites, steps, block)]
+        reach = [max(int(abs(k).max()) if len(k) else 0, 0) for k in (step.cpu() for step in steps)]
+        slots = F.pad(self.slots, [r for axis in reversed(reach) for r in (axis, axis)], value=-1)
+        place = [self.cells[:, 1 + axis, None] + reach[axis] + steps[axis] for axis in range(3)]  # each [N, P_axis]
+        slot = slots[
+            self.cells[:, 0, None, None, None], place[0][:, :, None, None], place[1][:, None, :, None], place[2][:, None, None]
+        ]
+        offset = (inside[0][:, None, None] * block[1] + inside[1][:, None]) * block[2] + inside[2]
+        rows = torch.where(slot < 0, 0, slot * (block[0] * block[1] * block[2]) + offset).flatten()
+        return HaloTable(rows, (slot.flatten() < 0).nonzero()[:, 0], (len(sites[0]), len(sites[1]), len(sites[2])))
+
+    def site_rows(self, sites: Tensor, block: Triple) -> Tensor:
+        """Rows of the given visible sites in features seen as ``[N * d * h * w, C]``.
+
+        Args:
+            sites: int64 ``[M, 4]``: sample, and the site's place on each axis of the level's map. All must be visible.
+            block: sites per cell and axis at that level.
+        """
+        size = torch.tensor(block, device=sites.device)
+        cell = torch.div(sites[:, 1:], size, rounding_mode="floor")
+        inside = sites[:, 1:] - cell * size
+        slot = self.slots[sites[:, 0], cell[:, 0], cell[:, 1], cell[:, 2]]
+        return slot * size.prod() + (inside[:, 0] * block[1] + inside[:, 1]) * block[2] + inside[:, 2]
+
+    def draw_sites(self, count: int, block: Triple, generator: torch.Generator | None = None) -> Tensor:
+        """Draws up to `count` different visible sites of a level, evenly over all of them.
+
+        Returns:
+            int64 ``[M, 4]``: sample, and the site's place on each axis, ``M = min(count, all visible sites)``.
+        """
+        volume = block[0] * block[1] * block[2]
+        device = self.device if generator is None else generator.device
+        picked = torch.randperm(len(self) * volume, generator=generator, device=device)[:count].to(self.device)
+        cell = self.cells[torch.div(picked, volume, rounding_mode="floor")]
+        inside = picked % volume
+        place = torch.stack(
+            [inside // (block[1] * block[2]), inside // block[2] % block[1], inside % block[2]], dim=1
+        )
+        return torch.cat([cell[:, :1], cell[:, 1:] * torch.tensor(block, device=self.device) + place], dim=1)
+
+    @staticmethod
+    def _repeat(cells: Tensor, block: Sequence[int]) -> Tensor:
+        for axis, times in zip((-3, -2, -1), block):
+            cells = cells.repeat_interleave(times, dim=axis)
+        return cells
+
+    def _keep(self, key: tuple[object, ...], make: Callable[[], T]) -> T:
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]  # type: ignore[return-value]  # each key has one type

@@ -1,0 +1,208 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""`SparseVolume`: stands where a dense tensor would, and runs unmodified networks on its visible part only."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from bundle.sparse.layout import CellLayout, Triple
+from bundle.sparse.unsupported import UnsupportedOperation, unsupported
+
+__all__ = ["RULES", "SparseVolume", "rule"]
+
+#: what runs in place of a torch function when one of its arguments is a `SparseVolume`
+RULES: dict[Callable[..., Any], Callable[..., Any]] = {}
+
+
+def rule(*functions: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Registers the decorated function as the sparse form of `functions`; it takes the same arguments as they do."""
+
+    def register(sparse: Callable[..., Any]) -> Callable[..., Any]:
+        for function in functions:
+            RULES[function] = sparse
+        return sparse
+
+    return register
+
+
+class SparseVolume(ABC):
+    """Features ``[B, C, D, H, W]`` of which only the sites in visible cells exist.
+
+    Every site whose cell is masked is absent: convolutions read it as zero and never write it (submanifold
+    convolution, Graham & van der Maaten 2017, arXiv:1706.01307), norms take their statistics over visible sites only,
+    and a bias or shift leaves it absent. A strided convolution's output site is visible if and only if its cell is.
+
+    `torch.nn` layers and functions given a `SparseVolume` run the rule registered for them in `RULES`, so a network
+    needs no change: ``features = encoder(SparseVolume.from_dense(image, visible))``. How the features are stored and
+    the heavy operations run is up to the executor, a subclass.
+
+    Attributes:
+        layout: which cells are visible; the same object at every level of a network.
+        block: sites per cell on each axis at this level.
+        features: what the executor stores.
+    """
+
+    executors: ClassVar[dict[str, type[SparseVolume]]] = {}
+    name: ClassVar[str]
+
+    def __init_subclass__(cls, *, executor: str, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.name = executor
+        SparseVolume.executors[executor] = cls
+
+    def __init__(self, features: Tensor, layout: CellLayout, block: Triple) -> None:
+        self.features = features
+        self.layout = layout
+        self.block = block
+
+    # ---- in and out -------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def from_dense(image: Tensor, visible: Tensor | CellLayout, executor: str = "cells") -> SparseVolume:
+        """Keeps the visible part of a dense batch.
+
+        Args:
+            image: ``[B, C, D, H, W]``.
+            visible: bool ``[B, 1, gd, gh, gw]`` on cells, or the layout made from it. Each axis of `image` must be
+                a whole multiple of the grid's.
+            executor: one of `SparseVolume.executors`.
+        """
+        if executor not in SparseVolume.executors:
+            raise ValueError(f"unknown executor {executor!r}: choose one of {', '.join(SparseVolume.executors)}")
+        layout = visible if isinstance(visible, CellLayout) else CellLayout(visible)
+        size, grid = tuple(image.shape[2:]), layout.grid
+        if image.ndim != 5 or image.shape[0] != layout.batch or any(s % g for s, g in zip(size, grid)):
+            raise ValueError(
+                f"a batch {list(image.shape)} does not divide into {list(grid)} cells of {layout.batch} samples: "
+                "each axis must be a whole multiple of the encoder's total stride"
+            )
+        block = (size[0] // grid[0], size[1] // grid[1], size[2] // grid[2])
+        return SparseVolume.executors[executor]._from_dense(image, layout, block)
+
+    @classmethod
+    @abstractmethod
+    def _from_dense(cls, image: Tensor, layout: CellLayout, block: Triple) -> SparseVolume: ...
+
+    @abstractmethod
+    def to_dense(self, fill: Tensor | None = None) -> Tensor:
+        """``[B, C, D, H, W]`` with absent sites zero, or the channel's value of `fill`, ``[C]``."""
+
+    @abstractmethod
+    def at(self, sites: Tensor) -> Tensor:
+        """Features ``[M, C]`` at visible sites, int64 ``[M, 4]``: sample, and the place on each axis of this level."""
+
+    # ---- what an executor must be able to do --------------------------------------------------------------------
+
+    @abstractmethod
+    def pointwise(self, function: Callable[..., Tensor], *others: SparseVolume) -> SparseVolume:
+        """`function` of the stored features (and those of `others`, of the same level), site by site."""
+
+    @abstractmethod
+    def convolve(
+        self, weight: Tensor, bias: Tensor | None, stride: Triple, padding: Triple, dilation: Triple, groups: int
+    ) -> SparseVolume:
+        """Submanifold convolution with the dense layer's own weight ``[C_out, C_in / groups, k, k, k]``."""
+
+    @abstractmethod
+    def normalize_batch(
+        self,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        use_batch: bool,
+        momentum: float,
+        eps: float,
+    ) -> SparseVolume:
+        """BatchNorm over the visible sites of the whole batch (or with running statistics)."""
+
+    @abstractmethod
+    def normalize_sample(
+        self, groups: int | None, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> SparseVolume:
+        """InstanceNorm (`groups` None) or GroupNorm over the visible sites of each sample."""
+
+    @abstractmethod
+    def average_blocks(self, kernel: Triple) -> SparseVolume:
+        """Mean of each `kernel` of sites, taken side by side; every one lies inside a single cell."""
+
+    # ---- the part of a tensor's face that networks look at ------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def channels(self) -> int: ...
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size((self.layout.batch, self.channels, *(g * b for g, b in zip(self.layout.grid, self.block))))
+
+    def size(self, dim: int | None = None) -> torch.Size | int:
+        return self.shape if dim is None else self.shape[dim]
+
+    def dim(self) -> int:
+        return 5
+
+    ndim = property(dim)
+    dtype = property(lambda self: self.features.dtype)
+    device = property(lambda self: self.features.device)
+    requires_grad = property(lambda self: self.features.requires_grad)
+
+    def __repr__(self) -> str:
+        seen = len(self.layout) / self.layout.visible.numel()
+        return f"{type(self).__name__}({list(self.shape)}, {seen:.0%} visible, {self.dtype}, {self.device})"
+
+    # ---- dispatch -----------------------------------------------------------------------------------------------
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        sparse = RULES.get(function)
+        if sparse is None:
+            raise unsupported(function)
+        return sparse(*args, **(kwargs or {}))
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or not hasattr(Tensor, name):
+            raise AttributeError(name)
+        function = getattr(Tensor, name)
+        if function not in RULES:
+            raise unsupported(function)
+        return lambda *args, **kwargs: RULES[function](self, *args, **kwargs)
+
+    def __add__(self, other: Any) -> SparseVolume:
+        return torch.add(self, other)  # type: ignore[call-overload, no-any-return]
+
+    __radd__ = __add__
+
+    def __iadd__(self, other: Any) -> SparseVolume:
+        return RULES[Tensor.add_](self, other)  # type: ignore[no-any-return]
+
+    def __mul__(self, other: Any) -> SparseVolume:
+        return torch.mul(self, other)  # type: ignore[call-overload, no-any-return]
+
+    __rmul__ = __mul__
+
+    def __imul__(self, other: Any) -> SparseVolume:
+        return RULES[Tensor.mul_](self, other)  # type: ignore[no-any-return]
+
+    def _like(self, features: Tensor, block: Triple | None = None) -> SparseVolume:
+        return type(self)(features, self.layout, self.block if block is None else block)
+
+    def strided_block(self, stride: Triple) -> Triple:
+        """Sites per cell and axis after a stride.
+
+        Raises:
+            UnsupportedOperation: if the stride does not divide the cell, so that the mask has no place to go.
+        """
+        if any(b % s for b, s in zip(self.block, stride)):
+            raise UnsupportedOperation(
+                f"a stride of {stride} does not divide a cell that is {self.block} sites here: the cell must be the "
+                "encoder's total stride on each axis"
+            )
+        return self.block[0] // stride[0], self.block[1] // stride[1], self.block[2] // stride[2]

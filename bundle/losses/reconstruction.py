@@ -1,0 +1,122 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""Reconstruction of the hidden voxels, against a normalised target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bundle.errors import UserError
+
+__all__ = ["ReconstructionLoss", "from_cells", "to_cells"]
+
+_DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "l1": partial(F.l1_loss, reduction="none"),
+    "l2": partial(F.mse_loss, reduction="none"),
+    "huber": partial(F.huber_loss, reduction="none"),
+}
+_TARGETS = ("none", "per_patch", "per_volume")
+
+
+class ReconstructionLoss(nn.Module):
+    """Mean distance between prediction and target over hidden, valid voxels.
+
+    The target is the image, shifted and scaled: ``(x - mean) / max(sd, floor)`` with mean and standard deviation over
+    the valid voxels of each cell (`per_patch`, as in MAE and SparK), of the sample's whole crop (`per_volume`), or not
+    at all (`none`). The statistics see hidden voxels too: they tell the loss, not the network, their overall level.
+    With `l2` and a normalised target, the loss of predicting zero everywhere is at most about 1. Without the floor,
+    the noise of nearly constant patches would be blown up to unit variance.
+
+    Args:
+        target: `none`, `per_patch` or `per_volume`.
+        distance: `l1`, `l2` or `huber`.
+        floor: smallest standard deviation to divide by, in units of the prepared image.
+    """
+
+    def __init__(self, *, target: str = "per_volume", distance: str = "l2", floor: float = 0.05) -> None:
+        super().__init__()
+        if target not in _TARGETS:
+            raise UserError(f"unknown reconstruction target {target!r}: choose one of {', '.join(_TARGETS)}")
+        if distance not in _DISTANCES:
+            raise UserError(f"unknown reconstruction distance {distance!r}: choose one of {', '.join(_DISTANCES)}")
+        self.target, self.floor, self.distance = target, floor, _DISTANCES[distance]
+
+    def forward(
+        self, reconstruction: Tensor, image: Tensor, valid: Tensor, hidden: Tensor, foreground: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, and what to log beside it.
+
+        Args:
+            reconstruction: ``[B, C, D, H, W]`` in units of the normalised target.
+            image: ``[B, C, D, H, W]``.
+            valid: bool ``[B, 1, D, H, W]``, False where padded.
+            hidden: bool ``[B, 1, d, h, w]`` on cells.
+            foreground: bool ``[B, 1, D, H, W]``, True in the body.
+
+        Returns:
+            The loss and its terms: on foreground and on air; in intensity units (`reconstruction_raw`); and the losses
+            of two predictors that know nothing of anatomy, zero and the mean of the visible voxels.
+        """
+        cell = tuple(s // h for s, h in zip(image.shape[2:], hidden.shape[2:]))
+        prediction, x = to_cells(reconstruction, cell), to_cells(image, cell)
+        valid, foreground = to_cells(valid, cell), to_cells(foreground, cell)
+        hidden = hidden.flatten(2).transpose(1, 2)[..., None]  # [B, cells, 1, 1], as `to_cells` lays voxels out
+        mean, sd = self._statistics(x, valid)
+        target = (x - mean) / sd
+        wanted = valid & hidden
+        error = self.distance(prediction, target)
+        loss = _mean_where(error, wanted)
+        with torch.no_grad():
+            visible_mean = (_mean_where(x, valid & ~hidden, dims=(1, 3)) - mean) / sd
+            zero = torch.zeros_like(x)
+            terms = {
+                "reconstruction": loss.detach(),
+                "reconstruction_foreground": _mean_where(error, wanted & foreground),
+                "reconstruction_air": _mean_where(error, wanted & ~foreground),
+                "reconstruction_raw": _mean_where(self.distance(prediction * sd + mean, x), wanted),
+                "zero_predictor": _mean_where(self.distance(zero, target), wanted),
+                "zero_predictor_raw": _mean_where(self.distance(zero, x), wanted),
+                "mean_predictor": _mean_where(self.distance(visible_mean.expand_as(x), target), wanted),
+            }
+        return loss, terms
+
+    def restore(self, reconstruction: Tensor, image: Tensor, valid: Tensor, cell: Sequence[int]) -> Tensor:
+        """The reconstruction in the image's own units, for looking at: ``[B, C, D, H, W]``."""
+        mean, sd = self._statistics(to_cells(image, cell), to_cells(valid, cell))
+        return from_cells(to_cells(reconstruction, cell) * sd + mean, image.shape[2:], cell)
+
+    def _statistics(self, x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and floored standard deviation over the valid voxels of ``[B, cells, C, voxels]``."""
+        if self.target == "none":
+            return x.new_zeros(()), x.new_ones(())
+        dims = (3,) if self.target == "per_patch" else (1, 3)
+        mean = _mean_where(x, valid, dims)
+        return mean, _mean_where((x - mean).square(), valid, dims).sqrt().clamp(min=self.floor)
+
+
+def to_cells(x: Tensor, cell: Sequence[int]) -> Tensor:
+    """``[B, C, D, H, W]`` -> ``[B, cells, C, voxels of a cell]``, cells in raster order."""
+    b, c, d, h, w = x.shape
+    cd, ch, cw = cell
+    x = x.reshape(b, c, d // cd, cd, h // ch, ch, w // cw, cw).permute(0, 2, 4, 6, 1, 3, 5, 7)
+    return x.reshape(b, -1, c, cd * ch * cw)
+
+
+def from_cells(x: Tensor, size: Sequence[int], cell: Sequence[int]) -> Tensor:
+    """The inverse of `to_cells` for a volume of `size` voxels per axis."""
+    (d, h, w), (cd, ch, cw), (b, _, c, _) = size, cell, x.shape
+    x = x.view(b, d // cd, h // ch, w // cw, c, cd, ch, cw).permute(0, 4, 1, 5, 2, 6, 3, 7)
+    return x.reshape(b, c, d, h, w)
+
+
+def _mean_where(x: Tensor, where: Tensor, dims: tuple[int, ...] | None = None) -> Tensor:
+    """Mean of `x` where `where`, and 0 where nothing is; over everything, or over `dims`, which are kept."""
+    where = where.expand_as(x)
+    x = torch.where(where, x, x.new_zeros(()))  # not a product: NaN times zero would be NaN
+    if dims is None:
+        return x.sum() / where.sum().clamp(min=1)
+    return x.sum(dims, keepdim=True) / where.sum(dims, keepdim=True).clamp(min=1)

@@ -1,0 +1,74 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bundle.sparse import CellLayout
+
+
+def visible_cells(*places: tuple[int, int, int, int], shape: tuple[int, ...] = (2, 1, 3, 2, 2)) -> torch.Tensor:
+    visible = torch.zeros(shape, dtype=torch.bool)
+    for b, z, y, x in places:
+        visible[b, 0, z, y, x] = True
+    return visible
+
+
+def test_counts_are_per_sample_and_may_differ():
+    layout = CellLayout(visible_cells((0, 0, 0, 0), (0, 2, 1, 1), (1, 1, 0, 1)))
+    assert layout.counts == [2, 1] and len(layout) == 3
+
+
+def test_site_mask_repeats_each_cell_over_its_block():
+    layout = CellLayout(visible_cells((0, 1, 0, 1)))
+    mask = layout.site_mask((2, 1, 3))
+    assert mask.shape == (2, 1, 6, 2, 6) and mask.sum() == 6 and mask[0, 0, 2:4, 0, 3:6].all()
+
+
+def test_tables_are_built_once_per_mask():
+    layout = CellLayout(visible_cells((0, 0, 0, 0)))
+    assert layout.halo((2, 2, 2), (1, 1, 1), (1, 1, 1)) is layout.halo((2, 2, 2), (1, 1, 1), (1, 1, 1))
+
+
+@pytest.mark.parametrize("width", [0, 1, 3])
+def test_halo_reads_the_neighbouring_cells_sites_and_nothing_outside(width: int):
+    torch.manual_seed(0)
+    visible = torch.rand(2, 1, 3, 2, 2) > 0.4
+    layout, block = CellLayout(visible), (2, 1, 2)
+    table = layout.halo(block, (width,) * 3, (width,) * 3)
+    rows = table.rows.view(len(layout), *table.block)
+    absent = torch.zeros(rows.numel(), dtype=torch.bool)
+    absent[table.absent] = True
+    absent = absent.view(rows.shape)
+    order = {tuple(cell): n for n, cell in enumerate(layout.cells.tolist())}
+    for n, (b, cz, cy, cx) in enumerate(layout.cells.tolist()):
+        for i, z in enumerate(range(cz * 2 - width, cz * 2 + 2 + width)):
+            for j, y in enumerate(range(cy - width, cy + 1 + width)):
+                for k, x in enumerate(range(cx * 2 - width, cx * 2 + 2 + width)):
+                    neighbour = order.get((b, z // 2, y, x // 2))
+                    assert absent[n, i, j, k] == (neighbour is None)
+                    if neighbour is not None:
+                        assert rows[n, i, j, k] == neighbour * 4 + (z % 2) * 2 + x % 2
+
+
+def test_drawn_sites_are_visible_distinct_and_cover_all_when_asked():
+    layout = CellLayout(visible_cells((0, 0, 0, 0), (1, 2, 1, 0)))
+    sites = layout.draw_sites(1000, (2, 2, 3))
+    assert len(sites) == 24 == len(sites.unique(dim=0))
+    assert all(layout.site_mask((2, 2, 3))[b, 0, z, y, x] for b, z, y, x in sites.tolist())
+
+
+def test_drawing_is_repeatable_from_a_generator():
+    layout = CellLayout(torch.ones(1, 1, 4, 4, 4, dtype=torch.bool))
+    first, again = (layout.draw_sites(5, (1, 1, 1), torch.Generator().manual_seed(3)) for _ in range(2))
+    assert torch.equal(first, again)
+
+
+def test_no_visible_cell_is_refused():
+    with pytest.raises(ValueError, match="no cell is visible"):
+        CellLayout(torch.zeros(1, 1, 2, 2, 2, dtype=torch.bool))
+
+
+def test_a_mask_of_another_kind_is_refused():
+    with pytest.raises(ValueError, match="bool tensor"):
+        CellLayout(torch.ones(1, 1, 2, 2, 2))

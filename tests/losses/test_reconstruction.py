@@ -1,0 +1,114 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bundle.errors import UserError
+from bundle.losses import ReconstructionLoss
+from bundle.losses.reconstruction import from_cells, to_cells
+
+CELL = (4, 2, 4)
+
+
+@pytest.fixture
+def example() -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    image = torch.randn(2, 1, 8, 4, 8, dtype=torch.float64) * 3 + 1
+    valid = torch.ones_like(image, dtype=torch.bool)
+    valid[1, :, :, :, 6:] = False
+    hidden = torch.rand(2, 1, 2, 2, 2) > 0.4
+    prediction = torch.randn_like(image)
+    return dict(reconstruction=prediction, image=image, valid=valid, hidden=hidden, foreground=image > 0)
+
+
+def plain_loss(e: dict[str, torch.Tensor], target: str, distance, floor: float = 0.05) -> float:
+    """The definition, voxel by voxel."""
+    total, count = 0.0, 0
+    for b in range(2):
+        volume = e["image"][b, 0][e["valid"][b, 0]]
+        for z, y, x in e["hidden"][b, 0].nonzero().tolist():
+            at = (slice(4 * z, 4 * z + 4), slice(2 * y, 2 * y + 2), slice(4 * x, 4 * x + 4))
+            valid = e["valid"][b, 0][at]
+            voxels, guess = e["image"][b, 0][at][valid], e["reconstruction"][b, 0][at][valid]
+            source = {"per_patch": voxels, "per_volume": volume, "none": None}[target]
+            if source is not None and len(voxels):
+                voxels = (voxels - source.mean()) / max(source.std(unbiased=False).item(), floor)
+            total, count = total + distance(guess - voxels).sum().item(), count + len(voxels)
+    return total / count
+
+
+@pytest.mark.parametrize("target", ["none", "per_patch", "per_volume"])
+@pytest.mark.parametrize(
+    ("name", "distance"),
+    [
+        ("l1", torch.abs),
+        ("l2", torch.square),
+        ("huber", lambda d: torch.where(d.abs() < 1, d.square() / 2, d.abs() - 0.5)),
+    ],
+)
+def test_it_is_the_mean_over_hidden_valid_voxels(example, target, name, distance):
+    loss, _ = ReconstructionLoss(target=target, distance=name)(**example)
+    assert loss.item() == pytest.approx(plain_loss(example, target, distance), rel=1e-12)
+
+
+@pytest.mark.parametrize("target", ["per_patch", "per_volume"])
+def test_the_zero_predictor_of_a_normalised_target_loses_about_one(example, target):
+    zero = example | {"reconstruction": torch.zeros_like(example["image"])}
+    loss, terms = ReconstructionLoss(target=target)(**zero)
+    assert 0.8 < loss.item() <= 1.2 and terms["zero_predictor"] == loss
+
+
+def test_a_constant_patch_does_not_blow_up(example):
+    image = torch.full_like(example["image"], 5.0) + 1e-4 * torch.randn_like(example["image"])
+    _, terms = ReconstructionLoss(target="per_patch", floor=0.05)(**example | {"image": image})
+    assert terms["zero_predictor"] < 1e-4
+
+
+def test_visible_and_padded_voxels_do_not_count(example):
+    loss = ReconstructionLoss(target="none")
+    before, _ = loss(**example)
+    elsewhere = ~(example["valid"] & example["hidden"].repeat_interleave(4, 2).repeat_interleave(2, 3).repeat_interleave(4, 4))
+    after, _ = loss(**example | {"reconstruction": torch.where(elsewhere, torch.nan, example["reconstruction"])})
+    assert torch.equal(before, after)
+
+
+def test_the_mean_predictor_knows_the_visible_mean_only(example):
+    _, terms = ReconstructionLoss(target="none")(**example)
+    total, count = 0.0, 0
+    for b in range(2):
+        hidden = example["hidden"][b, 0].repeat_interleave(4, 0).repeat_interleave(2, 1).repeat_interleave(4, 2)
+        valid, image = example["valid"][b, 0], example["image"][b, 0]
+        error = (image[hidden & valid] - image[~hidden & valid].mean()).square()
+        total, count = total + error.sum().item(), count + len(error)
+    assert terms["mean_predictor"].item() == pytest.approx(total / count)
+
+
+def test_foreground_and_air_are_reported_apart(example):
+    loss, terms = ReconstructionLoss()(**example)
+    inside = example["valid"] & example["hidden"].repeat_interleave(4, 2).repeat_interleave(2, 3).repeat_interleave(4, 4)
+    share = (inside & example["foreground"]).sum() / inside.sum()
+    mixed = share * terms["reconstruction_foreground"] + (1 - share) * terms["reconstruction_air"]
+    assert mixed.item() == pytest.approx(loss.item())
+
+
+@pytest.mark.parametrize("target", ["none", "per_patch", "per_volume"])
+def test_restoring_a_perfect_reconstruction_gives_the_image(example, target):
+    loss = ReconstructionLoss(target=target)
+    mean, sd = loss._statistics(to_cells(example["image"], CELL), to_cells(example["valid"], CELL))
+    perfect = from_cells((to_cells(example["image"], CELL) - mean) / sd, (8, 4, 8), CELL)
+    restored = loss.restore(perfect, example["image"], example["valid"], CELL)
+    torch.testing.assert_close(restored, example["image"])
+
+
+def test_cells_come_in_raster_order_and_go_back():
+    x = torch.arange(2 * 8 * 4 * 8.0).view(1, 2, 8, 4, 8)
+    cells = to_cells(x, CELL)
+    assert cells.shape == (1, 8, 2, 32) and torch.equal(cells[0, 1, 1].view(4, 2, 4), x[0, 1, :4, :2, 4:])
+    assert torch.equal(from_cells(cells, (8, 4, 8), CELL), x)
+
+
+@pytest.mark.parametrize("option", ["target", "distance"])
+def test_an_unknown_choice_lists_the_known_ones(option):
+    with pytest.raises(UserError, match="choose one of"):
+        ReconstructionLoss(**{option: "best"})

@@ -1,0 +1,54 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from bundle.networks import DepthAlignmentHeads, Level
+from bundle.sparse import CellLayout, SparseVolume
+
+LEVELS = [Level(4, (1, 1, 1)), Level(6, (2, 2, 1)), Level(6, (4, 2, 2))]
+
+
+def volumes(layout: CellLayout, dense: list[torch.Tensor]) -> list[SparseVolume]:
+    return [SparseVolume.from_dense(x, layout) for x in dense]
+
+
+def dense_features() -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    return [torch.randn(2, l.channels, *(8 // s for s in l.stride)) for l in LEVELS]
+
+
+def test_pairs_are_the_projected_features_of_one_place_at_two_depths():
+    layout, dense = CellLayout(torch.rand(2, 1, 2, 4, 4) > 0.4), dense_features()
+    heads = DepthAlignmentHeads(levels=LEVELS, dim=5, samples=10)
+    spacing = torch.tensor([[1.0, 2.0, 3.0], [0.5, 0.5, 5.0]])
+    pairs = heads(volumes(layout, dense), spacing)
+    assert len(pairs) == 2
+    for depth, pair in enumerate(pairs):
+        ratio = [c // f for f, c in zip(LEVELS[depth].stride, LEVELS[depth + 1].stride)]
+        pooled = F.avg_pool3d(dense[depth], ratio)  # the whole finer map on the coarser grid, then projected
+        query = torch.einsum("bcdhw,oc->bdhwo", pooled, heads.project[depth].weight)
+        key = torch.einsum("bcdhw,oc->bdhwo", dense[depth + 1], heads.project[depth + 1].weight)
+        stride = torch.tensor(LEVELS[depth + 1].stride)
+        place = (pair.position / spacing[pair.volume] / stride - 0.5).round().long()
+        at = (pair.volume, *place.unbind(1))
+        torch.testing.assert_close(pair.query, query[at])
+        torch.testing.assert_close(pair.key, key[at])
+        block = tuple(8 // s // g for s, g in zip(LEVELS[depth + 1].stride, (2, 4, 4)))
+        assert layout.site_mask(block)[at[0], 0, at[1], at[2], at[3]].all()
+
+
+def test_fewer_visible_sites_than_samples_are_all_taken():
+    visible = torch.zeros(2, 1, 2, 4, 4, dtype=torch.bool)
+    visible[1, 0, 0, 0, 0] = True
+    pairs = DepthAlignmentHeads(levels=LEVELS)(volumes(CellLayout(visible), dense_features()), torch.ones(2, 3))
+    assert [len(pair.query) for pair in pairs] == [4, 1]
+
+
+def test_the_gradient_reaches_both_depths():
+    dense = [x.requires_grad_() for x in dense_features()]
+    layout = CellLayout(torch.ones(2, 1, 2, 4, 4, dtype=torch.bool))
+    pairs = DepthAlignmentHeads(levels=LEVELS)(volumes(layout, dense), torch.ones(2, 3))
+    sum((pair.query * pair.key).sum() for pair in pairs).backward()
+    assert all(x.grad.abs().sum() > 0 for x in dense)

@@ -8,6 +8,7 @@ is cheaper to gather twice than to keep.
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import torch
@@ -16,8 +17,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from bundle.sparse.layout import CellLayout, HaloTable, Triple
+from bundle.sparse.row_convolution import convolve_rows
 
 __all__ = ["convolve_blocks"]
+
+#: up to this many sites per block, gathering neighbours beats a dense convolution over blocks (2^3, measured on a CPU)
+_FEW_SITES = 8
 
 
 def convolve_blocks(
@@ -52,6 +57,9 @@ def convolve_blocks(
     kernel = weight.shape[2:]
     if all(k == 1 for k in kernel) and all(s == 1 for s in stride) and not any(padding):
         return F.conv3d(blocks, weight, bias, groups=groups)
+    keeps_size = all(s == 1 for s in stride) and all(2 * p == d * (k - 1) for p, d, k in zip(padding, dilation, kernel))
+    if keeps_size and groups == 1 and prod(block) <= _FEW_SITES:
+        return convolve_rows(blocks, weight, bias, layout, block, dilation)
     tables = _Tables(layout, block, tuple(kernel), stride, padding, dilation)
     return _BlockConvolution.apply(blocks, weight, bias, tables, stride, dilation, groups)
 
@@ -60,7 +68,13 @@ class _Tables:
     """The halo widths of one convolution's forward and backward, and their tables (kept by the layout)."""
 
     def __init__(
-        self, layout: CellLayout, block: Triple, kernel: tuple[int, ...], stride: Triple, padding: Triple, dilation: Triple
+        self,
+        layout: CellLayout,
+        block: Triple,
+        kernel: tuple[int, ...],
+        stride: Triple,
+        padding: Triple,
+        dilation: Triple,
     ) -> None:
         reach = [d * (k - 1) for k, d in zip(kernel, dilation)]
         self.layout, self.block, self.stride = layout, block, stride
@@ -127,9 +141,7 @@ class _BlockConvolution(torch.autograd.Function):
         return grad_blocks, grad_weight, grad_bias, None, None, None, None
 
 
-def _transposed(
-    wide: Tensor, weight: Tensor, tables: _Tables, stride: Triple, dilation: Triple, groups: int
-) -> Tensor:
+def _transposed(wide: Tensor, weight: Tensor, tables: _Tables, stride: Triple, dilation: Triple, groups: int) -> Tensor:
     """The input's gradient: a transposed convolution of the widened output gradient, cut to the block."""
     crop = tables.grad_shift
     full = [

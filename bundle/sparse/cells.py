@@ -54,7 +54,9 @@ class CellsVolume(SparseVolume, executor="cells"):
         self, weight: Tensor, bias: Tensor | None, stride: Triple, padding: Triple, dilation: Triple, groups: int
     ) -> SparseVolume:
         block = self.strided_block(stride)
-        features = convolve_blocks(self.features, weight, bias, self.layout, self.block, stride, padding, dilation, groups)
+        features = convolve_blocks(
+            self.features, weight, bias, self.layout, self.block, stride, padding, dilation, groups
+        )
         return self._like(features, block)
 
     def normalize_batch(

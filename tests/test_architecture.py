@@ -1,0 +1,69 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""Imports inside the package go one way: data -> masking -> sparse -> networks -> losses -> training."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / "bundle").rglob("*.py"))
+
+PIPELINE = ("errors", "data", "masking", "sparse", "networks", "losses", "training")
+MAY_IMPORT = {name: set(PIPELINE[:position]) for position, name in enumerate(PIPELINE)}
+MAY_IMPORT["transfer"] = {"errors", "networks"}
+MAY_IMPORT["__init__"] = set()  # importing `bundle` must stay cheap: configs name the components one by one
+
+
+def part_of(file: Path) -> str:
+    """The sub-package or module right below `bundle` that `file` belongs to."""
+    return file.relative_to(ROOT / "bundle").parts[0].removesuffix(".py")
+
+
+def imported_parts(source: str, package: str) -> Iterator[tuple[str, int]]:
+    """Each part of `bundle` that `source`, a module of `package`, imports, at any depth, and the line number."""
+    parents = package.split(".")
+    for node in ast.walk(ast.parse(source)):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = parents[: len(parents) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            names = [f"{module}.{alias.name}" for alias in node.names] if module == "bundle" else [module]
+        for name in names:
+            if name.startswith("bundle."):
+                yield name.split(".")[1], node.lineno
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_file_imports_only_what_comes_before_it(file: Path) -> None:
+    part = part_of(file)
+    assert part in MAY_IMPORT, f"bundle/{part} is new: give it its place in PIPELINE"
+    package = ".".join(file.relative_to(ROOT).parent.parts)
+    for imported, line in imported_parts(file.read_text(), package):
+        assert imported == part or imported in MAY_IMPORT[part], f"{file}:{line}: {part} imports {imported}"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import bundle.losses.alignment",
+        "from bundle.losses import Alignment",
+        "from bundle import losses",
+        "from ..losses import Alignment",
+        "from ..losses.alignment import Alignment",
+        "from .. import losses",
+        "def late():\n    from bundle.losses import Alignment",
+        "if TYPE_CHECKING:\n    from bundle.losses import Alignment",
+    ],
+)
+def test_every_way_to_import_is_seen(source: str) -> None:
+    assert [part for part, _ in imported_parts(source, "bundle.sparse")] == ["losses"]
+
+
+def test_import_of_a_sibling_module_stays_inside_its_part() -> None:
+    assert [part for part, _ in imported_parts("from .layout import CellLayout", "bundle.sparse")] == ["sparse"]

@@ -1,0 +1,30 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""From files to crops: find, read and check, prepare once, split, crop."""
+
+from bundle.data.crops import CropDataset, DrawSampler, RandForegroundCropd, make_loader
+from bundle.data.find import FoundVolume, find_volumes
+from bundle.data.geometry import OptionalSpacingd, PadToCropd, ToPlainTensorsd, crop_size
+from bundle.data.intensity import Foregroundd, Modalityd, NormalizeByModalityd
+from bundle.data.read import ReadVolumed, read_volume
+from bundle.data.volume_set import PreparedVolume, SkippedVolume, VolumeSet
+
+__all__ = [
+    "CropDataset",
+    "DrawSampler",
+    "Foregroundd",
+    "FoundVolume",
+    "Modalityd",
+    "NormalizeByModalityd",
+    "OptionalSpacingd",
+    "PadToCropd",
+    "PreparedVolume",
+    "RandForegroundCropd",
+    "ReadVolumed",
+    "SkippedVolume",
+    "ToPlainTensorsd",
+    "VolumeSet",
+    "crop_size",
+    "find_volumes",
+    "make_loader",
+    "read_volume",
+]

@@ -1,0 +1,177 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""Random crops that depend on nothing but the seed and the number of the draw."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.transforms import Compose, MapTransform, Randomizable
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from bundle.data.volume_set import PreparedVolume
+
+__all__ = ["CropDataset", "DrawSampler", "RandForegroundCropd", "make_loader"]
+
+# random streams of one seed: masks have stream 1 (bundle/masking/sampler.py)
+_CROP_STREAM, _ORDER_STREAM = 0, 2
+
+
+class RandForegroundCropd(Randomizable, MapTransform):
+    """Crops where there is something to see: the first of `tries` places with enough foreground, else the best.
+
+    Args:
+        keys: cropped together, ``[1, D, H, W]`` each.
+        spatial_size: voxels per axis; no larger than the volume.
+        foreground_key: uint8 mask of the body.
+        min_foreground: share of the crop's voxels.
+        tries: places to look at.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        *,
+        spatial_size: Sequence[int],
+        foreground_key: str = "foreground",
+        min_foreground: float = 0.3,
+        tries: int = 10,
+    ) -> None:
+        super().__init__(keys)
+        self.spatial_size, self.foreground_key = tuple(spatial_size), foreground_key
+        self.min_foreground, self.tries = min_foreground, tries
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        foreground, best, place = item[self.foreground_key], -1.0, None
+        for _ in range(self.tries):
+            candidate = self._draw(foreground.shape[1:])
+            share = foreground[candidate].float().mean().item()
+            if share > best:
+                best, place = share, candidate
+            if share >= self.min_foreground:
+                break
+        for key in self.key_iterator(item):
+            item[key] = item[key][place].clone()
+        return item
+
+    def _draw(self, size: Sequence[int]) -> tuple[slice, ...]:
+        corner = [int(self.R.randint(s - c + 1)) for s, c in zip(size, self.spatial_size)]
+        return (slice(None), *(slice(z, z + c) for z, c in zip(corner, self.spatial_size)))
+
+
+class CropDataset(Dataset[dict[str, Any]]):
+    """Crops of prepared volumes, by the number of the draw.
+
+    Draw ``d`` is a crop of one volume: every ``n`` draws, with ``n`` the number of volumes, take each volume once, in
+    an order shuffled anew or, unshuffled, in their own. Crop and augmentation derive from (seed, d), so they are the
+    same whichever process draws them, and after a resume.
+
+    Args:
+        data: prepared volumes.
+        transform: random transforms from a volume's tensors to a crop's.
+        seed: of the run.
+        shuffle: False draws the volumes in their own order: for validation.
+    """
+
+    def __init__(self, *, data: Sequence[PreparedVolume], transform: Compose, seed: int = 0, shuffle: bool = True) -> None:
+        self.data, self.transform, self.seed, self.shuffle = list(data), transform, seed, shuffle
+
+    def __len__(self) -> int:
+        """The number of volumes; draws go on for ever."""
+        return len(self.data)
+
+    def __getitem__(self, draw: int) -> dict[str, Any]:
+        volume = self.volume_of(draw)
+        # memory-mapped: only the pages of the crop are read
+        item = torch.load(self.data[volume].file, mmap=True, weights_only=True)
+        seed = np.random.SeedSequence((self.seed, _CROP_STREAM, draw)).generate_state(1)
+        self.transform.set_random_state(seed=int(seed[0]))
+        crop = self.transform(item)
+        return {
+            "image": torch.as_tensor(crop["image"]).contiguous(),
+            "valid": torch.as_tensor(crop["valid"]) > 0,
+            "foreground": torch.as_tensor(crop["foreground"]) > 0,
+            "spacing": crop["spacing"],
+            "draw": draw,
+            "volume": volume,
+        }
+
+    def volume_of(self, draw: int) -> int:
+        """The number of the volume that a draw is taken from."""
+        round_, place = divmod(draw, len(self.data))
+        if not self.shuffle:
+            return place
+        order = np.random.default_rng((self.seed, _ORDER_STREAM, round_)).permutation(len(self.data))
+        return int(order[place])
+
+
+class DrawSampler(Sampler[int]):
+    """The numbers of an epoch's draws, shared out over processes.
+
+    Epoch ``e`` has the draws from ``e * draws`` on, or always the first ones if `same_every_epoch`. Of ``world``
+    processes, number ``rank`` takes every ``world``-th, so that together they take in each step what one process with
+    a batch ``world`` times as large would.
+
+    Args:
+        draws: per epoch, over all processes.
+        same_every_epoch: for validation.
+        rank: of this process; None asks `torch.distributed`.
+        world: number of processes; None asks `torch.distributed`.
+    """
+
+    def __init__(
+        self, draws: int, *, same_every_epoch: bool = False, rank: int | None = None, world: int | None = None
+    ) -> None:
+        started = torch.distributed.is_available() and torch.distributed.is_initialized()
+        self.rank = rank if rank is not None else torch.distributed.get_rank() if started else 0
+        self.world = world if world is not None else torch.distributed.get_world_size() if started else 1
+        self.draws, self.same_every_epoch, self.epoch = draws, same_every_epoch, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Sets the epoch, counted from 0, that the next pass is for."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        first = 0 if self.same_every_epoch else self.epoch * self.draws
+        return iter(range(first + self.rank, first + self.draws, self.world))
+
+    def __len__(self) -> int:
+        return len(range(self.rank, self.draws, self.world))
+
+
+def make_loader(
+    dataset: CropDataset,
+    *,
+    batch_size: int,
+    steps: int | None = None,
+    crops_per_volume: int | None = None,
+    num_workers: int = 0,
+) -> DataLoader[dict[str, Any]]:
+    """A loader of `steps` batches per epoch (training), or of the same few crops of each volume (validation).
+
+    Args:
+        dataset: crops by the number of the draw.
+        batch_size: crops per batch and process.
+        steps: batches per epoch.
+        crops_per_volume: instead of `steps`, and the same ones every epoch.
+        num_workers: loading processes.
+    """
+    if (steps is None) == (crops_per_volume is None):
+        raise ValueError("give either steps or crops_per_volume")
+    sampler = DrawSampler(len(dataset) * (crops_per_volume or 0), same_every_epoch=True)
+    if steps is not None:
+        sampler = DrawSampler(1)
+        sampler.draws = steps * batch_size * sampler.world
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        pin_memory=torch.cuda.is_available(),
+    )
+

@@ -1,0 +1,159 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""Finds volumes: in a folder of NIfTI or NRRD files, in a tree of DICOM series, or in an MSD-style json."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import itk
+import pydicom
+from pydicom.errors import InvalidDicomError
+
+from bundle.errors import UserError
+
+__all__ = ["FoundVolume", "find_volumes"]
+
+VOLUME_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
+_MODALITIES = {"CT": "CT", "MR": "MR", "MRI": "MR"}
+
+
+@dataclass(frozen=True)
+class FoundVolume:
+    """A volume on disk, not read yet.
+
+    Attributes:
+        name: its path below the dataset's folder, numbered where a folder holds several DICOM series.
+        files: its file, or the files of its DICOM series in the order of their positions.
+        modality: "CT" or "MR" as the DICOM tag or the json says, or "" if they do not.
+        group: volumes of one group stay on one side of the train/validation split. For DICOM, a digest of the
+            patient; it lives in memory only and is neither logged nor stored.
+        part: "training" or "validation" where a json tells, else "".
+    """
+
+    name: str
+    files: tuple[str, ...]
+    modality: str = ""
+    group: str = ""
+    part: str = ""
+
+
+def find_volumes(dataset_dir: str | os.PathLike[str]) -> list[FoundVolume]:
+    """All volumes of a dataset, sorted by name.
+
+    Args:
+        dataset_dir: a folder, searched with its subfolders, or an MSD-style json: lists `training` and, optionally,
+            `validation`, of paths or of objects with `image` and optionally `modality`; paths are relative to it.
+
+    Raises:
+        UserError: if there is no such folder or file, it holds no volume, or the json cannot be used.
+    """
+    root = Path(dataset_dir)
+    if root.is_file() and root.suffix == ".json":
+        volumes = _from_json(root)
+    elif root.is_dir():
+        volumes = [*_image_files(root), *_dicom_series(root)]
+    elif root.is_file():
+        raise UserError(f"--dataset_dir {root} is a file: give its folder, or a json that lists volumes")
+    else:
+        volumes = []
+    if not volumes:
+        missing = "does not exist" if not root.exists() else "holds no NIfTI or NRRD file and no DICOM series"
+        raise UserError(
+            f"--dataset_dir {root} {missing}: give a folder of volumes, or fetch the default ones with "
+            '"python scripts/fetch_data.py"'
+        )
+    return sorted(volumes, key=lambda volume: volume.name)
+
+
+def _image_files(root: Path) -> Iterator[FoundVolume]:
+    for path in root.rglob("*"):
+        if path.name.lower().endswith(VOLUME_SUFFIXES) and path.is_file() and not _hidden(path, root):
+            yield FoundVolume(name=str(path.relative_to(root)), files=(str(path),))
+
+
+def _dicom_series(root: Path) -> Iterator[FoundVolume]:
+    folders = (Path(folder) for folder, _, _ in os.walk(root))
+    for folder in folders:
+        if _hidden(folder, root) or not any(_looks_like_dicom(path) for path in _first_files(folder)):
+            continue
+        names = itk.GDCMSeriesFileNames.New(UseSeriesDetails=False, Recursive=False, Directory=str(folder))
+        series = []
+        for uid in names.GetSeriesUIDs():
+            files = tuple(names.GetFileNames(uid))
+            header = _image_header(files[0])
+            if header is not None:
+                series.append((files, header))
+        for number, (files, header) in enumerate(series, start=1):
+            name = str(folder.relative_to(root)) if folder != root else root.name
+            yield FoundVolume(
+                name=name if len(series) == 1 else f"{name} (series {number})",
+                files=files,
+                modality=_MODALITIES.get(str(header.get("Modality", "")), ""),
+                group=_digest(header),
+            )
+
+
+def _image_header(file: str) -> pydicom.Dataset | None:
+    """The header of a DICOM image; None for a report, a plan or another object without pixels."""
+    try:
+        header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["Modality", "PatientID", "Rows"])
+    except (InvalidDicomError, OSError, EOFError):
+        return None
+    return header if "Rows" in header else None
+
+
+def _digest(header: pydicom.Dataset) -> str:
+    patient = str(header.get("PatientID", ""))
+    return hashlib.sha256(patient.encode()).hexdigest() if patient else ""
+
+
+def _first_files(folder: Path) -> list[Path]:
+    """A few files of a folder: enough to see whether it is one of DICOM slices."""
+    files = (path for path in sorted(folder.iterdir()) if path.is_file())
+    return [path for path in files if not path.name.lower().endswith((*VOLUME_SUFFIXES, ".json", ".txt"))][:20]
+
+
+def _looks_like_dicom(path: Path) -> bool:
+    if path.suffix.lower() in (".dcm", ".ima"):
+        return True
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def _from_json(path: Path) -> list[FoundVolume]:
+    try:
+        content = json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise UserError(f"--dataset_dir {path} is no readable json ({error}): correct or replace it") from error
+    if not isinstance(content, dict) or not isinstance(content.get("training"), list):
+        raise UserError(f"--dataset_dir {path} has no list 'training': name the volumes as in an MSD dataset.json")
+    has_split = bool(content.get("validation"))
+    volumes = []
+    for part in ("training", "validation"):
+        for entry in content.get(part, []):
+            entry = {"image": entry} if isinstance(entry, str) else entry
+            if not isinstance(entry, dict) or not isinstance(entry.get("image"), str):
+                raise UserError(f"--dataset_dir {path} lists {entry!r} in {part!r}: give a path or {{'image': path}}")
+            file = path.parent / entry["image"]
+            modality = _MODALITIES.get(str(entry.get("modality", "")).upper(), "")
+            volumes += _listed(file, entry["image"], modality, part if has_split else "")
+    return volumes
+
+
+def _listed(file: Path, name: str, modality: str, part: str) -> list[FoundVolume]:
+    """An entry of a json: a file, or a folder with DICOM series."""
+    if not file.is_dir():
+        return [FoundVolume(name=name, files=(str(file),), modality=modality, part=part)]
+    return [
+        FoundVolume(f"{name}/{found.name}", found.files, modality or found.modality, found.group, part)
+        for found in _dicom_series(file)
+    ]
+
+
+def _hidden(path: Path, root: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(root).parts)

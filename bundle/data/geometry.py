@@ -1,0 +1,104 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""Spacing, padding to the crop, and the plain tensors that are kept on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform, SpatialPad, Spacing
+
+from bundle.errors import UserError
+
+__all__ = ["OptionalSpacingd", "PadToCropd", "ToPlainTensorsd", "crop_size"]
+
+Triple = tuple[int, int, int]
+
+
+def crop_size(size: Sequence[int], cell: Sequence[int]) -> Triple:
+    """Checks a crop size, voxels per axis, against the encoder's total stride.
+
+    Raises:
+        UserError: if an axis is no whole multiple of the stride, or the crop is a single cell.
+    """
+    if len(size) != 3 or any(s <= 0 or s % c for s, c in zip(size, cell)) or tuple(size) == tuple(cell):
+        raise UserError(
+            f"--crop_size {list(size)} does not fit: give three whole multiples of the encoder's total stride "
+            f"{list(cell)}, and more than one cell in all, such as {[4 * c for c in cell]}"
+        )
+    d, h, w = size
+    return d, h, w
+
+
+class OptionalSpacingd(MapTransform):
+    """Resamples to a voxel size in mm, or does nothing; an axis given as None keeps its own.
+
+    Args:
+        keys: of the image.
+        pixdim: mm per axis (R, A, S), or None for the volume's own on all.
+        mode: interpolation, as in `monai.transforms.Spacing`.
+    """
+
+    def __init__(
+        self, keys: KeysCollection = "image", pixdim: Sequence[float | None] | None = None, mode: str = "bilinear"
+    ) -> None:
+        super().__init__(keys)
+        if pixdim is not None and (len(pixdim) != 3 or any(p is not None and p <= 0 for p in pixdim)):
+            raise UserError(f"--spacing {pixdim} does not fit: give three sizes in mm such as [1, 1, 1], or null")
+        self.pixdim, self.mode = pixdim, mode
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        for key in self.key_iterator(item):
+            if self.pixdim is not None and any(p is not None for p in self.pixdim):
+                own = item[key].pixdim.tolist()
+                wanted = [o if p is None else p for p, o in zip(self.pixdim, own)]
+                item[key] = Spacing(pixdim=wanted, mode=self.mode, padding_mode="border")(item[key])
+        return item
+
+
+class PadToCropd(MapTransform):
+    """Pads a volume smaller than the crop, on both sides alike, and marks what is real under the key `valid`.
+
+    The padding has the image's lowest value, which is air or background, and is not foreground.
+
+    Args:
+        keys: of the image; `foreground` is padded along.
+        spatial_size: of the crop, voxels per axis.
+    """
+
+    def __init__(self, keys: KeysCollection = "image", *, spatial_size: Sequence[int]) -> None:
+        super().__init__(keys)
+        self.pad = SpatialPad(spatial_size)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        image = item[self.first_key(item)]
+        item["valid"] = self.pad(torch.ones(image.shape, dtype=torch.uint8), value=0)
+        item["foreground"] = self.pad(item["foreground"], value=0)
+        for key in self.key_iterator(item):
+            item[key] = self.pad(item[key], value=float(item[key].min()))
+        return item
+
+
+class ToPlainTensorsd(MapTransform):
+    """Keeps the volume as plain tensors: `image` float32, `foreground` and `valid` uint8, `spacing` [3] in mm.
+
+    File names, affine and every other piece of metadata are dropped: what is cached cannot name a patient.
+    """
+
+    def __init__(self, keys: KeysCollection = ("image", "foreground", "valid")) -> None:
+        super().__init__(keys)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        first = data[self.first_key(dict(data))]
+        spacing = first.pixdim if isinstance(first, MetaTensor) else torch.ones(3)
+        plain: dict[Hashable, Any] = {"spacing": torch.as_tensor(spacing, dtype=torch.float32).clone()}
+        for key in self.key_iterator(dict(data)):
+            tensor = data[key].as_tensor() if isinstance(data[key], MetaTensor) else data[key]
+            plain[key] = tensor.to(torch.float32 if key == self.keys[0] else torch.uint8).contiguous()
+        plain["modality"] = data["modality"]
+        return plain

@@ -1,0 +1,143 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""CT or MR, body or air, and intensities that a network can work with."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import itk
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.transforms import MapTransform
+
+from bundle.errors import UserError, VolumeError
+
+__all__ = ["Foregroundd", "Modalityd", "NormalizeByModalityd"]
+
+#: a volume with this much of it below this many units is CT: MR has no large negative values, CT air is -1000 HU
+_CT_BELOW, _CT_SHARE = -100.0, 0.005
+_CT_BODY = -500.0  # HU between air and everything else
+
+
+class Modalityd(MapTransform):
+    """Settles whether a volume is CT or MR, under the key `modality`.
+
+    `modality` "CT" or "MR" here overrides all. With "auto", what the DICOM tag or the data list says holds; else a
+    volume is CT if at least 0.5 % of its voxels are below -100.
+
+    Args:
+        keys: of the image.
+        modality: "auto", "CT" or "MR".
+    """
+
+    def __init__(self, keys: KeysCollection = "image", modality: str = "auto") -> None:
+        super().__init__(keys)
+        if modality not in ("auto", "CT", "MR"):
+            raise UserError(f"--modality {modality!r} is not known: choose auto, CT or MR")
+        self.modality = modality
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        if self.modality != "auto":
+            item["modality"] = self.modality
+        elif not item.get("modality"):
+            share = (item[self.first_key(item)] < _CT_BELOW).float().mean()
+            item["modality"] = "CT" if share >= _CT_SHARE else "MR"
+        return item
+
+
+class Foregroundd(MapTransform):
+    """Finds the body, under the key `foreground`, uint8 ``[1, D, H, W]``: expects axes to RAS.
+
+    CT above -500 HU, MR above Otsu's threshold of its 0.5 to 99.5 percentiles; of that the largest connected part
+    (the table and noise go), with its holes filled axial slice by slice (lungs and sinuses belong to the body).
+
+    Args:
+        keys: of the image, in units of the file.
+    """
+
+    def __init__(self, keys: KeysCollection = "image") -> None:
+        super().__init__(keys)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        image = item[self.first_key(item)]
+        above = np.ascontiguousarray(image[0].cpu().numpy() > _threshold(image, item["modality"]))
+        if not above.any():
+            raise VolumeError(str(item["name"]), "shows no body, only background", "leave it out or set --modality")
+        body = _largest_part(above)
+        for axial in range(body.shape[2]):
+            body[:, :, axial] = _without_holes(body[:, :, axial])
+        item["foreground"] = type(image)(torch.from_numpy(body[None].astype(np.uint8)), affine=image.affine)
+        return item
+
+
+class NormalizeByModalityd(MapTransform):
+    """Brings CT and MR to a common scale.
+
+    CT is clipped to a window in HU and mapped to [-1, 1], so that air is -1 and a HU means the same in every volume.
+    MR, which has no units, is clipped to percentiles of its foreground and z-scored on it, so that its mean is 0 and
+    standard deviation 1 there. Clipping bounds the background too, a few deviations below the foreground.
+
+    Args:
+        keys: of the image.
+        ct_window: HU, lowest and highest.
+        mr_percentiles: of the foreground, lowest and highest.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection = "image",
+        ct_window: Sequence[float] = (-1000.0, 1000.0),
+        mr_percentiles: Sequence[float] = (0.5, 99.5),
+    ) -> None:
+        super().__init__(keys)
+        self.ct_window, self.mr_percentiles = tuple(ct_window), tuple(mr_percentiles)
+        for option, (low, high) in (("ct_window", self.ct_window), ("mr_percentiles", self.mr_percentiles)):
+            if low >= high:
+                raise UserError(f"{option} {[low, high]} is empty: give the lower value first")
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        for key in self.key_iterator(item):
+            normalize = self._ct if item["modality"] == "CT" else self._mr
+            item[key] = normalize(item[key].float(), item["foreground"] > 0, str(item["name"]))
+        return item
+
+    def _ct(self, image: torch.Tensor, foreground: torch.Tensor, name: str) -> torch.Tensor:  # noqa: ARG002
+        low, high = self.ct_window
+        return (image.clamp(low, high) - low) * (2 / (high - low)) - 1
+
+    def _mr(self, image: torch.Tensor, foreground: torch.Tensor, name: str) -> torch.Tensor:
+        inside = image[foreground].numpy()
+        low, high = np.percentile(inside, self.mr_percentiles)
+        inside = inside.clip(low, high)
+        deviation = float(inside.std(dtype=np.float64))
+        if deviation < 1e-6 * max(1.0, abs(high)):
+            raise VolumeError(name, "is constant inside the body", "leave it out")
+        # the background may lie below the foreground's percentiles: clipped only where it is far from all tissue
+        low = min(low, float(inside.mean(dtype=np.float64)) - 3 * deviation)
+        return (image.clamp(low, high) - float(inside.mean(dtype=np.float64))) / deviation
+
+
+def _threshold(image: torch.Tensor, modality: str) -> float:
+    if modality == "CT":
+        return _CT_BODY
+    array = np.ascontiguousarray(image[0].cpu().numpy())
+    low, high = np.percentile(array, (0.5, 99.5))
+    otsu = itk.OtsuThresholdImageFilter.New(itk.image_from_array(array.clip(low, high)))
+    otsu.Update()
+    return float(otsu.GetThreshold())
+
+
+def _largest_part(mask: np.ndarray) -> np.ndarray:
+    parts = itk.connected_component_image_filter(itk.image_from_array(mask.astype(np.uint8)))
+    parts = itk.relabel_component_image_filter(parts)  # the largest becomes number 1
+    return np.ascontiguousarray(itk.array_view_from_image(parts) == 1)
+
+
+def _without_holes(mask: np.ndarray) -> np.ndarray:
+    image = itk.image_from_array(np.ascontiguousarray(mask, dtype=np.uint8))
+    return itk.array_from_image(itk.binary_fillhole_image_filter(image, foreground_value=1)) > 0

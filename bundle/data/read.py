@@ -1,0 +1,131 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""Reads one volume, and says in one line why where it cannot be used."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import itk
+import nibabel
+import numpy as np
+import pydicom
+import torch
+from monai.config import KeysCollection
+from monai.data import ITKReader, MetaTensor
+from monai.transforms import MapTransform
+
+from bundle.errors import VolumeError
+
+__all__ = ["ReadVolumed", "read_volume"]
+
+#: slices are missing where a step between two neighbours is this many times the usual one
+_LARGEST_STEP = 1.5
+
+
+class ReadVolumed(MapTransform):
+    """Dictionary form of `read_volume`: a list of files to a `MetaTensor` ``[1, D, H, W]``.
+
+    Args:
+        keys: of the files; `name` names the volume in errors.
+    """
+
+    def __init__(self, keys: KeysCollection = "image") -> None:
+        super().__init__(keys)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        for key in self.key_iterator(item):
+            item[key] = read_volume(item[key], str(item["name"]))
+        return item
+
+
+def read_volume(files: Sequence[str], name: str) -> MetaTensor:
+    """Reads and checks a volume.
+
+    Args:
+        files: one NIfTI, NRRD or MetaImage file, or the slices of a DICOM series in order.
+        name: what to call the volume in an error.
+
+    Returns:
+        Float32 ``[1, D, H, W]`` in the file's units (HU for CT) with an affine to RAS mm, and no other metadata: a
+        header can name a patient.
+
+    Raises:
+        VolumeError: if it cannot be read, is not one 3D scalar volume, lacks slices, or holds no usable values.
+    """
+    if not files:
+        raise VolumeError(name, "lists no file", "correct the data list")
+    try:
+        is_nifti = files[0].lower().endswith((".nii", ".nii.gz"))
+        array, affine = _read_nifti(files[0], name) if is_nifti else _read_itk(files, name)
+    except VolumeError:
+        raise
+    except Exception as error:  # readers raise anything on a broken file; all of it means the same to the user
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        raise VolumeError(name, f"cannot be read ({reason})", "copy it again or leave it out") from error
+    _check_values(array, affine, name)
+    return MetaTensor(torch.from_numpy(array)[None], affine=torch.from_numpy(affine))
+
+
+def _read_nifti(file: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+    image = nibabel.load(file)
+    if image.get_data_dtype().fields:
+        raise VolumeError(name, "holds colours, not one value per voxel", "leave it out")
+    _check_shape(image.shape, name)
+    array = np.asanyarray(image.dataobj, dtype=np.float32)  # header's slope and intercept applied
+    return np.ascontiguousarray(array.reshape(array.shape[:3])), np.asarray(image.affine, dtype=np.float64)
+
+
+def _read_itk(files: Sequence[str], name: str) -> tuple[np.ndarray, np.ndarray]:
+    if len(files) > 1 or files[0].lower().endswith(".dcm"):
+        _check_slices(files, name)
+    image = itk.imread(list(files) if len(files) > 1 else files[0])
+    if image.GetNumberOfComponentsPerPixel() > 1:
+        raise VolumeError(name, "holds several values per voxel", "leave it out or split it")
+    _check_shape(tuple(image.GetLargestPossibleRegion().GetSize()), name)
+    array, meta = ITKReader().get_data(image)
+    return np.ascontiguousarray(array, dtype=np.float32), np.asarray(meta["affine"], dtype=np.float64)
+
+
+def _check_shape(shape: tuple[int, ...], name: str) -> None:
+    real = [size for size in shape if size > 1]
+    if len(real) < 3:
+        raise VolumeError(name, f"is a 2D image ({' x '.join(map(str, shape))})", "leave it out: volumes are needed")
+    if len(real) > 3 or len([size for size in shape[3:] if size > 1]):
+        raise VolumeError(name, f"is a {len(real)}D series ({' x '.join(map(str, shape))})", "split it into 3D volumes")
+
+
+def _check_slices(files: Sequence[str], name: str) -> None:
+    """Refuses a DICOM series whose slices are not evenly spaced, of one size and orientation."""
+    tags = ["ImagePositionPatient", "ImageOrientationPatient", "Rows", "Columns", "NumberOfFrames"]
+    headers = [pydicom.dcmread(file, stop_before_pixels=True, specific_tags=tags) for file in files]
+    if int(headers[0].get("NumberOfFrames", 1) or 1) > 1:
+        return  # an enhanced object holds all its slices; ITK reads their geometry
+    if len(files) < 2:
+        raise VolumeError(name, "is a DICOM series of one slice", "leave it out: volumes are needed")
+    if any("ImagePositionPatient" not in h or "ImageOrientationPatient" not in h for h in headers):
+        raise VolumeError(name, "has slices without a position", "leave it out")
+    if len({(h.Rows, h.Columns, tuple(np.round(h.ImageOrientationPatient, 3))) for h in headers}) > 1:
+        raise VolumeError(name, "mixes slices of different size or orientation", "split the series")
+    row, column = np.reshape(np.asarray(headers[0].ImageOrientationPatient, dtype=float), (2, 3))
+    along = np.sort([np.dot(np.cross(row, column), np.asarray(h.ImagePositionPatient, dtype=float)) for h in headers])
+    steps = np.diff(along)
+    usual = float(np.median(steps))
+    if usual <= 0 or steps.min() < 0.01 * usual:
+        raise VolumeError(name, "has several slices at one position (a 4D series?)", "split it into 3D volumes")
+    gaps = int((steps > _LARGEST_STEP * usual).sum())
+    if gaps:
+        missing = int(np.round(steps / usual).sum()) - len(steps)
+        raise VolumeError(name, f"lacks {missing} of its DICOM slices, in {gaps} place(s)", "fetch them or leave it out")
+
+
+def _check_values(array: np.ndarray, affine: np.ndarray, name: str) -> None:
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.isfinite(affine).all() or (spacing < 1e-3).any() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise VolumeError(name, "has no valid affine (a voxel size of zero, say)", "correct its header or leave it out")
+    bad = int(np.count_nonzero(~np.isfinite(array)))
+    if bad:
+        raise VolumeError(name, f"holds {bad} voxels that are NaN or infinite", "repair it or leave it out")
+    if array.min() == array.max():
+        raise VolumeError(name, f"is constant (every voxel is {array.flat[0]:g})", "leave it out")

@@ -1,0 +1,204 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""Prepares every volume once, keeps the result on disk, and splits the volumes into training and validation."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from monai.data.utils import pickle_hashing
+from tqdm import tqdm
+
+from bundle.data.find import FoundVolume, find_volumes
+from bundle.errors import UserError, VolumeError, user_error_in
+
+__all__ = ["PreparedVolume", "SkippedVolume", "VolumeSet"]
+
+logger = logging.getLogger(__name__)
+
+#: to be raised when the transforms' code changes what they compute: their settings are in the key, their code is not
+_CACHE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class PreparedVolume:
+    """A volume's cached tensors.
+
+    Attributes:
+        name: its path below the dataset's folder.
+        file: of the tensors: `image` float32, `foreground` and `valid` uint8, ``[1, D, H, W]``, and `spacing` ``[3]``.
+        modality: "CT" or "MR".
+        size: voxels per axis, padding included.
+        group: volumes of one group stay on one side of the split.
+        part: "training" or "validation" where a data list tells, else "".
+    """
+
+    name: str
+    file: str
+    modality: str
+    size: tuple[int, ...]
+    group: str = ""
+    part: str = ""
+
+
+@dataclass(frozen=True)
+class SkippedVolume:
+    """A volume that the run does without, and why."""
+
+    name: str
+    problem: str
+    remedy: str
+
+
+class VolumeSet:
+    """The volumes of a dataset, prepared and split.
+
+    Each volume goes through `transform` once; the result is kept in `cache_dir` under a key made from its files, their
+    size and time of change, and all settings of the transforms, so nothing stale is ever used. A volume that fails is
+    left out, and listed in `skipped`. Under torchrun the processes share the work.
+
+    Of each modality, `val_fraction` of the volumes, at least one if there are two, are for validation; volumes of one
+    patient stay together. With `val_fraction` 0 validation runs on the training volumes.
+
+    Args:
+        dataset_dir: as for `find_volumes`.
+        transform: from `image` (a list of files), `name` and `modality` to plain tensors.
+        cache_dir: where to keep them.
+        val_fraction: share of volumes for validation, unless a data list names them.
+        seed: of the split.
+        workers: volumes prepared at a time.
+
+    Attributes:
+        training: volumes to train on.
+        validation: volumes to validate on.
+        skipped: volumes that cannot be used.
+
+    Raises:
+        UserError: if there is nothing to train on, or nothing to validate on.
+    """
+
+    def __init__(
+        self,
+        *,
+        dataset_dir: str | os.PathLike[str],
+        transform: Callable[[dict[str, Any]], dict[str, Any]],
+        cache_dir: str | os.PathLike[str],
+        val_fraction: float = 0.2,
+        seed: int = 0,
+        workers: int = 1,
+    ) -> None:
+        if not 0 <= val_fraction < 1:
+            raise UserError(f"--val_fraction {val_fraction} does not fit: give a share from 0 to below 1, such as 0.2")
+        self.transform, self.cache_dir = transform, Path(cache_dir)
+        found = find_volumes(dataset_dir)
+        results = self._prepare(found, workers)
+        self.skipped = [result for result in results if isinstance(result, SkippedVolume)]
+        for skipped in self.skipped:
+            logger.warning("skipped %s: %s; %s", skipped.name, skipped.problem, skipped.remedy)
+        usable = [result for result in results if isinstance(result, PreparedVolume)]
+        if not usable:
+            raise UserError(
+                f"none of the {len(found)} volumes in --dataset_dir {dataset_dir} can be used; the first: "
+                f"{self.skipped[0].name} {self.skipped[0].problem}; {self.skipped[0].remedy}"
+            )
+        self.training, self.validation = _split(usable, val_fraction, seed)
+
+    @property
+    def summary(self) -> dict[str, dict[str, int]]:
+        """Number of volumes by part and modality."""
+        parts = {"training": self.training, "validation": self.validation}
+        return {part: {m: sum(v.modality == m for v in vs) for m in ("CT", "MR")} for part, vs in parts.items()}
+
+    def _prepare(self, found: Sequence[FoundVolume], workers: int) -> list[PreparedVolume | SkippedVolume]:
+        rank, world = (dist.get_rank(), dist.get_world_size()) if _distributed() else (0, 1)
+        self.cache_dir.mkdir(parents=True, exist_ok=True)
+        own = found[rank::world]
+        with ThreadPoolExecutor(max(1, workers)) as pool:
+            bar = tqdm(pool.map(self._prepare_one, own), total=len(own), desc="preparing volumes", disable=rank > 0)
+            results = list(bar)
+        if world > 1:
+            shared: list[Any] = [None] * world
+            dist.all_gather_object(shared, results)
+            results = [result for part in shared for result in part]
+        return sorted(results, key=lambda result: result.name)
+
+    def _prepare_one(self, found: FoundVolume) -> PreparedVolume | SkippedVolume:
+        item = {"image": list(found.files), "name": found.name, "modality": found.modality}
+        try:
+            file = self.cache_dir / f"{self._key(item)}.pt"
+            if not file.exists():
+                _write(self.transform(item), file)
+            kept = torch.load(file, mmap=True, weights_only=True)
+        except Exception as error:  # one broken volume must not end the run
+            return _skipped(found.name, error)
+        size = tuple(kept["image"].shape[1:])
+        return PreparedVolume(found.name, str(file), kept["modality"], size, found.group or found.name, found.part)
+
+    def _key(self, item: dict[str, Any]) -> str:
+        stats = [os.stat(file) for file in item["image"]]
+        stamp = [(os.path.abspath(f), s.st_size, s.st_mtime_ns) for f, s in zip(item["image"], stats)]
+        return pickle_hashing([_CACHE_VERSION, stamp, item["modality"], self.transform]).decode()
+
+
+def _skipped(name: str, error: Exception) -> SkippedVolume:
+    known = user_error_in(error)
+    if isinstance(known, VolumeError):
+        return SkippedVolume(name, known.problem, known.remedy)
+    if isinstance(error, FileNotFoundError):
+        return SkippedVolume(name, "does not exist", "correct the data list or put the file there")
+    root: BaseException = error  # MONAI wraps what a transform raises
+    while root.__cause__ is not None:
+        root = root.__cause__
+    return SkippedVolume(name, f"cannot be prepared ({type(root).__name__}: {root})", "inspect it or leave it out")
+
+
+def _write(tensors: dict[str, Any], file: Path) -> None:
+    handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".part")
+    os.close(handle)
+    try:
+        torch.save(tensors, temporary)
+        os.replace(temporary, file)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _split(
+    volumes: Sequence[PreparedVolume], val_fraction: float, seed: int
+) -> tuple[list[PreparedVolume], list[PreparedVolume]]:
+    if any(volume.part for volume in volumes):
+        named = [[v for v in volumes if v.part == part] for part in ("training", "validation")]
+        return _both(*named)
+    if val_fraction == 0:
+        logger.warning("val_fraction is 0: validation runs on the training volumes, its figures are not held out")
+        return list(volumes), list(volumes)
+    held_out: set[str] = set()
+    for modality in ("CT", "MR"):
+        groups = sorted({v.group for v in volumes if v.modality == modality})
+        count = max(1, round(val_fraction * len(groups))) if len(groups) > 1 else 0
+        order = np.random.default_rng((seed, 3)).permutation(len(groups))
+        held_out |= {groups[i] for i in order[:count]}
+    return _both([v for v in volumes if v.group not in held_out], [v for v in volumes if v.group in held_out])
+
+
+def _both(
+    training: list[PreparedVolume], validation: list[PreparedVolume]
+) -> tuple[list[PreparedVolume], list[PreparedVolume]]:
+    if not training or not validation:
+        raise UserError(
+            f"{len(training)} volumes to train on and {len(validation)} to validate on: add volumes of one modality "
+            "from at least two patients, or pass --val_fraction 0 to validate on the training volumes"
+        )
+    return training, validation
+
+
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()

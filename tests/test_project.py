@@ -16,7 +16,7 @@ from packaging.version import Version
 ROOT = Path(__file__).parents[1]
 HEADER = "# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0."
 FOLDERS = ("bundle", "scripts", "tests", "configs", "docs", ".ci")
-PYTHON_FILES = sorted(file for folder in FOLDERS for file in (ROOT / folder).rglob("*.py"))
+PYTHON_FILES = sorted(file for folder in FOLDERS for file in (ROOT / folder).rglob("*.py") if file.stat().st_size > 0)
 SHELL_FILES = [*sorted((ROOT / "scripts").glob("*.sh")), ROOT / ".ci/run"]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 PINS = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]

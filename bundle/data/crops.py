@@ -91,10 +91,11 @@ class CropDataset(Dataset[dict[str, Any]]):
         seed = np.random.SeedSequence((self.seed, _CROP_STREAM, draw)).generate_state(1)
         self.transform.set_random_state(seed=int(seed[0]))
         crop = self.transform(item)
+        plain = {key: crop[key].as_subclass(torch.Tensor) for key in ("image", "valid", "foreground")}
         return {
-            "image": torch.as_tensor(crop["image"]).contiguous(),
-            "valid": torch.as_tensor(crop["valid"]) > 0,
-            "foreground": torch.as_tensor(crop["foreground"]) > 0,
+            "image": plain["image"].contiguous(),
+            "valid": plain["valid"] > 0,
+            "foreground": plain["foreground"] > 0,
             "spacing": crop["spacing"],
             "draw": draw,
             "volume": volume,

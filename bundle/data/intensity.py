@@ -51,7 +51,7 @@ class Modalityd(MapTransform):
 class Foregroundd(MapTransform):
     """Finds the body, under the key `foreground`, uint8 ``[1, D, H, W]``: expects axes to RAS.
 
-    CT above -500 HU, MR above Otsu's threshold of its 0.5 to 99.5 percentiles; of that the largest connected part
+    CT above -500 HU, MR above Otsu's threshold of its 0.5 to 99.5 percentiles, or its mean if lower; of that the largest connected part
     (the table and noise go), with its holes filled axial slice by slice (lungs and sinuses belong to the body).
 
     Args:
@@ -129,7 +129,8 @@ def _threshold(image: torch.Tensor, modality: str) -> float:
     low, high = np.percentile(array, (0.5, 99.5))
     otsu = itk.OtsuThresholdImageFilter.New(itk.image_from_array(array.clip(low, high)))
     otsu.Update()
-    return float(otsu.GetThreshold())
+    # where little air is in view, Otsu divides bright tissue from dark; the mean then keeps more of the body
+    return min(float(otsu.GetThreshold()), float(array.mean(dtype=np.float64)))
 
 
 def _largest_part(mask: np.ndarray) -> np.ndarray:

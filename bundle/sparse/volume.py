@@ -82,6 +82,7 @@ class SparseVolume(ABC):
                 "each axis must be a whole multiple of the encoder's total stride"
             )
         block = (size[0] // grid[0], size[1] // grid[1], size[2] // grid[2])
+        image = image.as_subclass(Tensor)  # a MetaTensor would wrap every result anew, as a view
         return SparseVolume.executors[executor]._from_dense(image, layout, block)
 
     @classmethod

@@ -100,26 +100,36 @@ def test_cache_key_changes_with_everything_the_wheel_depends_on(
 ) -> None:
     patch = tmp_path / "0001-a.patch"
     patch.write_text("one")
-    keys = [build_minkowski.cache_key("cpu", tmp_path)]
-    assert build_minkowski.cache_key("cpu", tmp_path) == keys[0]
-    keys.append(build_minkowski.cache_key("cuda", tmp_path))
+    keys = [build_minkowski.cache_key("cpu", [patch])]
+    assert build_minkowski.cache_key("cpu", [patch]) == keys[0]
+    keys.append(build_minkowski.cache_key("cuda", [patch]))
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0;10.0+PTX")
-    keys.append(build_minkowski.cache_key("cuda", tmp_path))
+    keys.append(build_minkowski.cache_key("cuda", [patch]))
     patch.write_text("two")
-    keys.append(build_minkowski.cache_key("cpu", tmp_path))
-    patch.rename(tmp_path / "0002-a.patch")
-    keys.append(build_minkowski.cache_key("cpu", tmp_path))
+    keys.append(build_minkowski.cache_key("cpu", [patch]))
+    patch = patch.rename(tmp_path / "0002-a.patch")
+    keys.append(build_minkowski.cache_key("cpu", [patch]))
     monkeypatch.setattr(torch, "__version__", "2.14.0")
-    keys.append(build_minkowski.cache_key("cpu", tmp_path))
+    keys.append(build_minkowski.cache_key("cpu", [patch]))
     monkeypatch.setattr(sys.implementation, "cache_tag", "cpython-312")
-    keys.append(build_minkowski.cache_key("cpu", tmp_path))
+    keys.append(build_minkowski.cache_key("cpu", [patch]))
     assert len(set(keys)) == len(keys)
     assert all(Path(key).name == key for key in keys)  # each is one folder
 
 
+def test_cuda_patches_are_left_out_of_a_build_for_the_cpu(tmp_path: Path) -> None:
+    both, cuda = tmp_path / "0002-b.patch", tmp_path / "0001-a.cuda.patch"
+    for patch in (both, cuda):
+        patch.touch()
+    assert build_minkowski.patches_for("cpu", tmp_path) == [both]
+    assert build_minkowski.patches_for("cuda", tmp_path) == [cuda, both]
+
+
 def test_wheel_in_the_cache_needs_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    wheel = tmp_path / build_minkowski.cache_key("cpu") / "MinkowskiEngine-0.5.4.whl"
+    wheel = (
+        tmp_path / build_minkowski.cache_key("cpu", build_minkowski.patches_for("cpu")) / "MinkowskiEngine-0.5.4.whl"
+    )
     wheel.parent.mkdir()
     wheel.touch()
     assert build_minkowski.cached_wheel(tmp_path, "cpu") == wheel

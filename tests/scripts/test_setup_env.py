@@ -100,6 +100,16 @@ def test_changed_requirement_file_means_to_install_again(project: Project, file:
     assert len(project.installs) == 3
 
 
+def test_stopped_change_is_not_forgotten_when_it_is_taken_back(project: Project) -> None:
+    project.set_up()
+    before = (project.root / "constraints.txt").read_text()
+    (project.root / "constraints.txt").write_text(f"{before}# changed\n")
+    project.set_up(STUB_FAILS="requirements.txt")
+    (project.root / "constraints.txt").write_text(before)
+    project.set_up()
+    assert len(project.installs) == 3
+
+
 def test_moved_repository_is_installed_again(project: Project) -> None:
     project.set_up()
     project.root = project.root.rename(project.root.with_name("moved"))

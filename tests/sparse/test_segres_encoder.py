@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from monai.data import MetaTensor
 from monai.networks.nets.segresnet_ds import SegResEncoder
 
 from bundle.sparse import SparseVolume
@@ -81,3 +82,11 @@ def test_bfloat16_autocast_stays_near_float32():
         rough = network(volume)[-1]
     assert rough.dtype == torch.bfloat16
     assert (rough.to_dense() - exact).abs().mean() < 0.05 * exact.abs().mean()
+
+
+def test_a_metatensor_is_taken_as_its_plain_tensor():
+    image, visible = masked_batch()
+    network = encoder("instance")
+    features = network(SparseVolume.from_dense(MetaTensor(image), visible))
+    assert torch.equal(features[-1].to_dense(), network(SparseVolume.from_dense(image, visible))[-1].to_dense())
+    assert type(features[-1].features) is torch.Tensor

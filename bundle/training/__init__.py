@@ -1,0 +1,49 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""What surrounds MONAI's trainer: starting a run, watching it, and keeping its state and its product."""
+
+from bundle.training.checkpoint import RunCheckpoint
+from bundle.training.clipping import ClipGradients
+from bundle.training.curves import LearningCurves
+from bundle.training.device import autocast_dtype, pick_device
+from bundle.training.distributed import is_not_main_rank, stop_distributed, wrap
+from bundle.training.export import ExportEncoder
+from bundle.training.history import History
+from bundle.training.panels import ReconstructionPanels
+from bundle.training.parameters import parameter_groups
+from bundle.training.prepare_batch import MaskedBatch
+from bundle.training.progress import Progress
+from bundle.training.record import RecordConfig
+from bundle.training.rundir import RunFolder, open_run_folder
+from bundle.training.sampling import SetSamplerEpoch
+from bundle.training.scalars import Scalars, latest_scalars
+from bundle.training.schedule import training_steps
+from bundle.training.start import start_run
+from bundle.training.summary import Summary
+from bundle.training.validation import ValidationLoss
+
+__all__ = [
+    "ClipGradients",
+    "ExportEncoder",
+    "History",
+    "LearningCurves",
+    "MaskedBatch",
+    "Progress",
+    "ReconstructionPanels",
+    "RecordConfig",
+    "RunCheckpoint",
+    "RunFolder",
+    "Scalars",
+    "SetSamplerEpoch",
+    "Summary",
+    "ValidationLoss",
+    "autocast_dtype",
+    "is_not_main_rank",
+    "latest_scalars",
+    "open_run_folder",
+    "parameter_groups",
+    "pick_device",
+    "start_run",
+    "stop_distributed",
+    "training_steps",
+    "wrap",
+]

@@ -1,0 +1,174 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""The whole state of training, written after each epoch and restored by a resume."""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from bundle.errors import UserError
+from bundle.training.atomic import replace_file
+from bundle.training.distributed import gather, is_main_rank, unwrap
+from bundle.training.randomness import random_state, restore_random_state
+from bundle.training.rundir import RunFolder
+
+__all__ = ["RunCheckpoint"]
+
+logger = logging.getLogger(__name__)
+
+# what the config sets in a schedule, and a resumed run may set anew; the rest of its state is where it has got to
+_SCHEDULE_SETTINGS = ("base_lrs", "warmup_steps", "warmup_multiplier", "t_total", "end_lr", "cycles")
+
+
+class RunCheckpoint:
+    """Writes `checkpoints/last.pt` after each epoch, and `best.pt` after each with the lowest validation loss so far.
+
+    A checkpoint holds the network, optimizer, schedule, the random generators of every process, epoch, iteration and
+    the best loss. It is written to a temporary file first, so a kill leaves the one before. It holds tensors and plain
+    Python values only, and is read with `weights_only=True`.
+
+    If the run folder is resumed, all of this is restored when the trainer starts; on a CPU the losses are then bit for
+    bit those of a run that was never interrupted. Settings come from the config, the state from the checkpoint: a
+    resumed run may have other learning rates, weight decay or more epochs (the schedule then stretches).
+
+    All processes need this handler. Put it after validation and all handlers that change the state.
+
+    Args:
+        run_folder: where to, and whether to resume.
+        network: the trainable whole.
+        optimizer: its optimizer.
+        lr_scheduler: its schedule.
+        validator: the engine that validates.
+        key_metric: which of the validator's metrics tells the best epoch; lower is better.
+    """
+
+    def __init__(
+        self,
+        *,
+        run_folder: RunFolder,
+        network: nn.Module,
+        optimizer: Optimizer,
+        lr_scheduler: LRScheduler,
+        validator: Engine | None = None,
+        key_metric: str = "validation/reconstruction",
+    ) -> None:
+        self.run_folder, self.network = run_folder, unwrap(network)
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.validator, self.key_metric = validator, key_metric
+        self.best_loss, self.best_epoch = math.inf, 0
+
+    def attach(self, engine: Engine) -> None:
+        """Registers with the trainer."""
+        if self.run_folder.resumed:
+            engine.add_event_handler(Events.STARTED, self._resume)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
+
+    def _save(self, engine: Engine) -> None:
+        is_best = self._update_best(engine.state.epoch)
+        random_states = gather(random_state(engine.state.device))
+        if not is_main_rank():
+            return
+        checkpoint = {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "lr_scheduler": self.lr_scheduler.state_dict(),
+            "random_states": random_states,
+            "epoch": engine.state.epoch,
+            "iteration": engine.state.iteration,
+            "best_loss": self.best_loss,
+            "best_epoch": self.best_epoch,
+        }
+        for path in [self.run_folder.best_checkpoint] * is_best + [self.run_folder.last_checkpoint]:
+            with replace_file(path) as temporary:
+                torch.save(checkpoint, temporary)
+
+    def _update_best(self, epoch: int) -> bool:
+        if self.validator is None or self.validator.state.epoch != epoch:
+            return False
+        loss = self.validator.state.metrics[self.key_metric]
+        is_best: bool = loss < self.best_loss
+        if is_best:
+            self.best_loss, self.best_epoch = loss, epoch
+        return is_best
+
+    def _resume(self, engine: Engine) -> None:
+        path = self.run_folder.last_checkpoint
+        checkpoint = _read(path)
+        try:
+            _load_network(self.network, checkpoint["network"], path)
+            _load_optimizer(self.optimizer, checkpoint["optimizer"])
+            _load_schedule(self.lr_scheduler, checkpoint["lr_scheduler"])
+            restore_random_state(checkpoint["random_states"], engine.state.device)
+            engine.state.epoch, engine.state.iteration = checkpoint["epoch"], checkpoint["iteration"]
+            self.best_loss, self.best_epoch = checkpoint["best_loss"], checkpoint["best_epoch"]
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{path} is no checkpoint of this training ({error}): resume another run") from error
+
+        epoch, last_epoch = engine.state.epoch, engine.state.max_epochs
+        if engine.state.iteration != epoch * engine.state.epoch_length:
+            raise UserError(
+                f"{path} had {checkpoint['iteration'] // epoch} iterations per epoch and this run has "
+                f"{engine.state.epoch_length}: resume with the same data, batch size and number of processes"
+            )
+        if epoch >= last_epoch:
+            logger.info("%s is finished: %d of %d epochs; raise --epochs to go on", path, epoch, last_epoch)
+            engine.terminate(skip_completed=True)
+        else:
+            logger.info("resuming %s after epoch %d of %d", self.run_folder.path, epoch, last_epoch)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    remedy = "resume another run, or put checkpoints/best.pt in its place if it is there"
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"{path} is truncated or no checkpoint: {remedy}") from error
+    if not isinstance(checkpoint, dict):
+        raise UserError(f"{path} is no checkpoint of this training: {remedy}")
+    return checkpoint
+
+
+def _load_network(network: nn.Module, saved: dict[str, torch.Tensor], path: Path) -> None:
+    """Loads all of the network or nothing."""
+    current = network.state_dict()
+    differences = [
+        *(f"{name} is not in the checkpoint" for name in current if name not in saved),
+        *(f"{name} is not in this network" for name in saved if name not in current),
+        *(
+            f"{name} is {list(saved[name].shape)} in the checkpoint, {list(tensor.shape)} in this network"
+            for name, tensor in current.items()
+            if name in saved and saved[name].shape != tensor.shape
+        ),
+    ]
+    if differences:
+        more = f", and {len(differences) - 3} more" if len(differences) > 3 else ""
+        raise UserError(
+            f"{path} holds another network ({'; '.join(differences[:3])}{more}): "
+            "resume with the network settings of the run's config.yaml"
+        )
+    network.load_state_dict(saved)
+
+
+def _load_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
+    """Takes over the moments; the learning rate is that of the same place on the schedule of the present config."""
+    settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(saved)
+    for group, present in zip(optimizer.param_groups, settings, strict=True):
+        change = present["initial_lr"] / group["initial_lr"]  # exactly 1 if nothing was changed
+        group.update(present, lr=group["lr"] * change)
+
+
+def _load_schedule(lr_scheduler: LRScheduler, saved: dict[str, Any]) -> None:
+    # a longer run must not keep the old t_total: after it, the cosine would turn upwards again
+    present = lr_scheduler.state_dict()
+    lr_scheduler.load_state_dict({**saved, **{name: present[name] for name in _SCHEDULE_SETTINGS if name in present}})

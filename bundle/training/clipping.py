@@ -1,0 +1,66 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""Limits the gradient before each step of the optimizer, and stops when it is not finite."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from monai.utils.enums import CommonKeys
+from torch.optim import Optimizer
+
+from bundle.errors import UserError
+
+__all__ = ["ClipGradients"]
+
+
+class ClipGradients:
+    """Scales the gradient of all parameters down to a norm of at most `max_norm`.
+
+    It acts in a hook of the optimizer, so once per step, on the whole gradient, also where it is summed over several
+    iterations. The norm before clipping joins the loss terms as "gradient_norm".
+
+    A norm that is not finite ends the run: on a CPU before the weights change; on a GPU, which would have to wait for
+    the host to look, at the latest after `interval` steps or at the end of the epoch. Put this handler before the
+    checkpoint's: what is saved is then always finite.
+
+    Args:
+        optimizer: whose gradients.
+        max_norm: the largest norm that a step may have.
+        interval: number of steps between two looks at the norm on a GPU.
+
+    Raises:
+        UserError: during training, if the norm is not finite.
+    """
+
+    def __init__(self, *, optimizer: Optimizer, max_norm: float, interval: int = 50) -> None:
+        self.optimizer, self.max_norm, self.interval = optimizer, max_norm, interval
+        self._engine: Engine | None = None
+        self._steps = 0
+        self._all_finite: torch.Tensor | None = None
+
+    def attach(self, engine: Engine) -> None:
+        """Registers with the trainer and its optimizer."""
+        self._engine = engine
+        self.optimizer.register_step_pre_hook(self._before_step)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._check)
+
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:  # noqa: ARG002 - torch's signature
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_norm)
+        assert self._engine is not None
+        self._engine.state.output[CommonKeys.PRED]["terms"]["gradient_norm"] = norm.detach()
+
+        finite = torch.isfinite(norm)
+        self._all_finite = finite if self._all_finite is None else self._all_finite & finite
+        self._steps += 1
+        if finite.device.type == "cpu" or self._steps % self.interval == 0:
+            self._check(self._engine)
+
+    def _check(self, engine: Engine) -> None:
+        if self._all_finite is not None and not self._all_finite.item():
+            raise UserError(
+                f"the gradient is not finite in epoch {engine.state.epoch}, iteration {engine.state.iteration}: "
+                "continue from the last epoch with --resume and a lower --lr"
+            )

@@ -1,0 +1,52 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""The config that a component is being made from: MONAI does not hand it to components."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+
+from monai.bundle import ConfigParser, ConfigWorkflow, create_workflow
+from monai.utils import ensure_tuple
+
+__all__ = ["ConfigSource", "calling_config"]
+
+
+@dataclass(frozen=True)
+class ConfigSource:
+    """A merged config and where it came from.
+
+    Args:
+        parser: MONAI's parser, with all files and overrides merged.
+        files: the config files in the order of merging, the base first; empty if unknown.
+    """
+
+    parser: ConfigParser
+    files: tuple[Path, ...] = ()
+
+
+def calling_config(config_name: str = "train.yaml") -> ConfigSource | None:
+    """The config whose parser is calling, found on the call stack; None if no parser is.
+
+    MONAI's parser makes every component, so it is always among the callers; this holds for the command line,
+    `create_workflow`, `ConfigWorkflow` and a bare `ConfigParser`. Only `create_workflow`, which the command line uses,
+    too, still knows the names of the files.
+
+    Args:
+        config_name: name of the base config in the workflow's folder of configs, for when the files are not known.
+    """
+    parser: ConfigParser | None = None
+    files: tuple[Path, ...] = ()
+    frame = inspect.currentframe()
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if parser is None and isinstance(caller, ConfigParser):
+            parser = caller
+        elif parser is not None and isinstance(caller, ConfigWorkflow):
+            files = (Path(caller.config_root_path) / config_name,)
+        elif parser is not None and frame.f_code is create_workflow.__code__:
+            files = tuple(Path(file) for file in ensure_tuple(frame.f_locals["config_file"]))
+            break
+        frame = frame.f_back
+    return None if parser is None else ConfigSource(parser, tuple(file for file in files if file.is_file()))

@@ -1,0 +1,71 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""One process per GPU under torchrun, or a single one: the same config serves both."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+__all__ = ["gather", "is_main_rank", "is_not_main_rank", "start_distributed", "stop_distributed", "unwrap", "wrap"]
+
+
+def start_distributed(device: torch.device) -> None:
+    """Joins the process group that torchrun describes in the environment (WORLD_SIZE > 1); else does nothing.
+
+    May be called again. The backend is NCCL for GPUs, else gloo.
+    """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+
+def stop_distributed() -> None:
+    """Leaves the process group, if this process is in one."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def is_main_rank() -> bool:
+    """Whether this process is the one that logs and writes files."""
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+
+
+def is_not_main_rank() -> bool:
+    """The opposite of `is_main_rank`, for `_disabled_` of a handler in a config."""
+    return not is_main_rank()
+
+
+def gather(value: Any) -> list[Any]:
+    """What every process passes (anything that can be pickled), in the order of their ranks. All must call it."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def wrap(network: nn.Module, device: torch.device) -> nn.Module:
+    """Moves the network to the device and, with several processes, averages its gradients over them (DDP).
+
+    BatchNorm statistics stay those of each process's own crops, and each forward starts from rank 0's running averages,
+    so every process validates the same network. `SyncBatchNorm` is not used: it counts masked sites, while the
+    sparse encoder's statistics are over visible sites. With few crops per GPU choose instance or group norm instead.
+
+    Give the trainer this network, and the evaluator the unwrapped one: ranks may validate unequal numbers of batches,
+    and DDP's forward waits for all ranks.
+    """
+    network = network.to(device)
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return network
+    return DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
+
+
+def unwrap(network: nn.Module) -> nn.Module:
+    """The network itself, whose parameter names have no prefix from DDP."""
+    return network.module if isinstance(network, DistributedDataParallel) else network

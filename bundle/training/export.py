@@ -1,0 +1,106 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""The product of pre-training: the encoder's weights, as a flat state dict of the plain MONAI network."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import monai
+import torch
+from ignite.engine import Engine, Events
+from torch import nn
+
+from bundle.training.atomic import free_path, replace_file
+from bundle.training.distributed import unwrap
+from bundle.training.rundir import RunFolder
+
+__all__ = ["ExportEncoder"]
+
+logger = logging.getLogger(__name__)
+
+
+class ExportEncoder:
+    """Writes `model.pt` into the run folder after every epoch, and publishes it in `models/` when training completes.
+
+    So a run that is stopped early has a product, too, and the published one is always a complete run's: the weights
+    after the last epoch, when the learning rate has come down, not those of the lowest reconstruction loss, which does
+    not tell which features transfer best. `model.json` beside it says how the network wants its input, what it was
+    trained on, and the sha256 of `model.pt`.
+
+    A published model is never lost: without `replace_model` it stays, with it it is kept as `model_previous.pt`
+    (`model_previous_2.pt`, ...).
+
+    Args:
+        run_folder: where to.
+        network: the trainable whole; its `encoder_state_dict()` returns the encoder's weights by the plain network's
+            names.
+        models_dir: where models are published.
+        settings: for `model.json`; values that are no JSON become text.
+        replace_model: whether to publish where a model is already.
+    """
+
+    def __init__(
+        self,
+        *,
+        run_folder: RunFolder,
+        network: nn.Module,
+        models_dir: str | os.PathLike[str],
+        settings: Mapping[str, Any],
+        replace_model: bool = False,
+    ) -> None:
+        self.model, self.network = run_folder.model, unwrap(network)
+        self.published = Path(models_dir) / "model.pt"
+        self.settings, self.replace_model = settings, replace_model
+
+    def attach(self, engine: Engine) -> None:
+        """Registers with the trainer."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._write)
+        engine.add_event_handler(Events.COMPLETED, self._publish)
+
+    def _write(self, engine: Engine) -> None:
+        weights: Mapping[str, torch.Tensor] = self.network.encoder_state_dict()  # type: ignore[operator]
+        weights = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
+        with replace_file(self.model) as temporary:
+            torch.save(weights, temporary)
+            digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
+        about = {
+            **self.settings,
+            "epochs": engine.state.epoch,
+            "iterations": engine.state.iteration,
+            "parameters": sum(parameter.numel() for parameter in weights.values()),
+            "sha256": digest,
+            "versions": {"monai": monai.__version__, "torch": torch.__version__},
+        }
+        with replace_file(self.model.with_suffix(".json")) as temporary:
+            temporary.write_text(json.dumps(about, indent=4, default=str) + "\n")
+
+    def _publish(self, engine: Engine) -> None:  # noqa: ARG002 - the signature of a handler
+        if self.published.exists():
+            if not self.replace_model:
+                logger.warning(
+                    "%s is from an earlier run and stays; to publish this one, copy %s over it (and model.json), "
+                    "or run with --replace_model",
+                    self.published,
+                    self.model,
+                )
+                return
+            kept = free_path(self.published.with_name("model_previous.pt"))
+            _copy(self.published, kept)
+            logger.info("kept the earlier model as %s", kept)
+        _copy(self.model, self.published)
+        logger.info("published %s", self.published)
+
+
+def _copy(model: Path, target: Path) -> None:
+    """Copies a model and the JSON file beside it, if it has one."""
+    for suffix in (".json", ".pt"):
+        if model.with_suffix(suffix).exists():
+            with replace_file(target.with_suffix(suffix)) as temporary:
+                shutil.copyfile(model.with_suffix(suffix), temporary)

@@ -1,0 +1,83 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""Every epoch's figures in one table, which survives a resume."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from ignite.engine import Engine, Events
+
+from bundle.training.atomic import replace_file
+from bundle.training.rundir import RunFolder
+
+__all__ = ["History", "clock"]
+
+logger = logging.getLogger(__name__)
+
+
+class History:
+    """Keeps `metrics.csv`, with one row per epoch and one column per figure, and logs a line per epoch.
+
+    Put it after validation and before the checkpoint: an epoch whose checkpoint was never finished is trained again
+    after a resume, and its row is written anew.
+
+    Args:
+        run_folder: where to.
+        validator: the engine that validates; epochs in which it did not run have empty cells.
+        shown: the figures of the log line, such as "train/reconstruction".
+
+    Attributes:
+        rows: figures of each epoch by name; "epoch" counts from 1 and "seconds" is the time that the epoch took,
+            validation included.
+    """
+
+    def __init__(self, *, run_folder: RunFolder, validator: Engine | None = None, shown: Sequence[str] = ()) -> None:
+        self.path, self.validator, self.shown = run_folder.history, validator, tuple(shown)
+        self.rows: list[dict[str, float]] = _read(self.path) if run_folder.resumed else []
+        self._start = 0.0
+
+    def attach(self, engine: Engine) -> None:
+        """Registers at the start and the end of each epoch of the trainer."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._finish_epoch)
+
+    def _start_epoch(self, engine: Engine) -> None:  # noqa: ARG002 - the signature of a handler
+        self._start = time.perf_counter()
+
+    def _finish_epoch(self, engine: Engine) -> None:
+        epoch, last_epoch = engine.state.epoch, engine.state.max_epochs
+        row = {"epoch": epoch, "seconds": time.perf_counter() - self._start, **engine.state.metrics}
+        if self.validator is not None and self.validator.state.epoch == epoch:
+            row.update(self.validator.state.metrics)
+        self.rows = [earlier for earlier in self.rows if earlier["epoch"] < epoch] + [row]
+        _write(self.path, self.rows)
+
+        figures = [f"{name} {row[name]:.4g}" for name in self.shown if name in row]
+        remaining = (last_epoch - epoch) * row["seconds"]
+        figures += [f"took {clock(row['seconds'])}", f"{clock(remaining)} to go"]
+        logger.info("epoch %d/%d: %s", epoch, last_epoch, ", ".join(figures))
+
+
+def clock(seconds: float) -> str:
+    """A time in seconds as "1:02:03"."""
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+
+
+def _read(path: Path) -> list[dict[str, float]]:
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [{name: float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(file)]
+
+
+def _write(path: Path, rows: list[dict[str, float]]) -> None:
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    with replace_file(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,96 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""Pictures of what the network reconstructs: collects the crops to show, and files the picture of each epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from matplotlib.image import imsave
+from monai.utils.enums import CommonKeys
+
+from bundle.training.atomic import replace_file
+from bundle.training.panel_figure import PanelCrop, draw_panels
+from bundle.training.rundir import RunFolder
+
+__all__ = ["ReconstructionPanels"]
+
+
+class ReconstructionPanels:
+    """Draws some validation crops after each epoch: original, masked input, reconstruction and error.
+
+    The crops are the first one of each of the first volumes that validation meets; as validation's crops and masks are
+    fixed, so is the picture, but for what the network learns. It goes to `panels/epoch_0003.png` and to TensorBoard.
+
+    Args:
+        run_folder: where to.
+        restore: the loss's `restore(output, target)`, which gives the reconstruction [B, 1, D, H, W] in the image's
+            intensity units; the output is the network's, the target is what the loss was given.
+        crops: how many crops to show.
+        names: the name of each volume by its number, free of anything that identifies a patient. Without it the volumes
+            are shown by their numbers.
+        writer: a TensorBoard `SummaryWriter`.
+        interval: number of epochs between two pictures.
+    """
+
+    def __init__(
+        self,
+        *,
+        run_folder: RunFolder,
+        restore: Callable[[dict[str, Any], dict[str, torch.Tensor]], torch.Tensor],
+        crops: int = 3,
+        names: Sequence[str] | None = None,
+        writer: Any = None,
+        interval: int = 1,
+    ) -> None:
+        self.folder, self.restore, self.crops = run_folder.panels, restore, crops
+        self.names, self.writer, self.interval = names, writer, interval
+        self._shown: dict[int, PanelCrop] = {}
+
+    def attach(self, engine: Engine) -> None:
+        """Registers with the evaluator."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self._forget)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._draw)
+
+    def _forget(self, engine: Engine) -> None:  # noqa: ARG002 - the signature of a handler
+        self._shown = {}
+
+    def _collect(self, engine: Engine) -> None:
+        if engine.state.epoch % self.interval:
+            return
+        if len(self._shown) == self.crops:
+            return
+        label: dict[str, torch.Tensor] = engine.state.output[CommonKeys.LABEL]
+        pred: dict[str, Any] = engine.state.output[CommonKeys.PRED]
+        with torch.no_grad():
+            restored = self.restore(pred, label)
+        for row, volume in enumerate(label["volume"].tolist()):
+            if volume not in self._shown and len(self._shown) < self.crops:
+                self._shown[volume] = PanelCrop(
+                    name=f"volume {volume}" if self.names is None else self.names[volume],
+                    spacing=tuple(label["spacing"][row].tolist()),
+                    image=_array(label["image"][row]),
+                    reconstruction=_array(restored[row]),
+                    visible=_array(pred["visible"][row]),
+                    foreground=_array(label["foreground"][row]),
+                    hidden=_array(pred["hidden"][row]),
+                )
+
+    def _draw(self, engine: Engine) -> None:
+        if not self._shown:
+            return
+        pixels = draw_panels(list(self._shown.values()), title=f"epoch {engine.state.epoch}")
+        with replace_file(self.folder / f"epoch_{engine.state.epoch:04d}.png") as temporary:
+            imsave(temporary, pixels)
+        if self.writer is not None:
+            self.writer.add_image("reconstruction", pixels, engine.state.epoch, dataformats="HWC")
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    """One channel as an array [D, H, W]."""
+    array: np.ndarray = (tensor[0] if tensor.dtype == torch.bool else tensor[0].float()).cpu().numpy()
+    return array

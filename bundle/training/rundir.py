@@ -1,0 +1,161 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""Where a run writes, and which run it continues."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import torch.distributed as dist
+
+from bundle.errors import UserError
+from bundle.training.atomic import free_path
+
+__all__ = ["RunFolder", "open_run_folder"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run, and what lies where in it.
+
+    Args:
+        path: the folder.
+        resumed: whether the run continues from the checkpoint in it.
+    """
+
+    path: Path
+    resumed: bool = False
+
+    @property
+    def config(self) -> Path:
+        """The config that the run was started with."""
+        return self.path / "config.yaml"
+
+    @property
+    def last_checkpoint(self) -> Path:
+        """The state at the end of the last whole epoch."""
+        return self.path / "checkpoints" / "last.pt"
+
+    @property
+    def best_checkpoint(self) -> Path:
+        """The state at the end of the epoch with the lowest validation loss."""
+        return self.path / "checkpoints" / "best.pt"
+
+    @property
+    def model(self) -> Path:
+        """The encoder's weights."""
+        return self.path / "model.pt"
+
+    @property
+    def panels(self) -> Path:
+        """Folder of the reconstruction panels."""
+        return self.path / "panels"
+
+    @property
+    def curves(self) -> Path:
+        """Picture of the learning curves."""
+        return self.path / "curves.png"
+
+    @property
+    def history(self) -> Path:
+        """Table of every epoch's means."""
+        return self.path / "metrics.csv"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Folder of the TensorBoard events."""
+        return self.path / "tensorboard"
+
+    @property
+    def summary(self) -> Path:
+        """The one-page summary."""
+        return self.path / "summary.md"
+
+    def holds_run(self) -> bool:
+        """Whether a run has written here."""
+        return self.config.exists() or self.last_checkpoint.exists()
+
+
+def open_run_folder(
+    *,
+    bundle_root: str | os.PathLike[str] = ".",
+    output_dir: str | os.PathLike[str] | None = None,
+    resume: bool | str = False,
+) -> RunFolder:
+    """Picks the folder for this run. Under torchrun, rank 0 picks for all.
+
+    Args:
+        bundle_root: new runs go to `runs/<date>_<time>` below it.
+        output_dir: the folder instead of that.
+        resume: False starts a new run. True continues the run in `output_dir` or, without one, the newest run under
+            `runs/` that has a checkpoint; with an `output_dir` that has no checkpoint yet, training starts from the
+            beginning, so that a scheduler may always restart one and the same command. A path continues that run.
+
+    Raises:
+        UserError: if there is nothing to continue, or a new run would write over another one.
+    """
+    return _decided_by_rank_0(lambda: _pick(Path(bundle_root) / "runs", output_dir, resume))
+
+
+def _pick(runs: Path, output_dir: str | os.PathLike[str] | None, resume: bool | str) -> RunFolder:
+    if not isinstance(resume, bool):
+        return _named_run(Path(resume), output_dir)
+
+    if output_dir is not None:
+        folder = RunFolder(Path(output_dir))
+        if resume and folder.last_checkpoint.is_file():
+            return RunFolder(folder.path, resumed=True)
+        if resume:
+            logger.warning("no checkpoint in %s yet: starting from the beginning", folder.path)
+        elif folder.holds_run():
+            raise UserError(
+                f'"{output_dir}" already holds a run: add --resume to continue it, '
+                "or give another --output_dir to start a new one"
+            )
+        return folder
+
+    if resume:
+        checkpoints = sorted(runs.glob("*/checkpoints/last.pt"), key=lambda file: file.stat().st_mtime)
+        if not checkpoints:
+            raise UserError(f'no run to resume in "{runs}": leave --resume out to start a new run')
+        return RunFolder(checkpoints[-1].parents[1], resumed=True)
+
+    # the folder is made at once, so that two runs that start in the same second do not share it
+    path = free_path(runs / datetime.now().astimezone().strftime("%Y-%m-%d_%H-%M-%S"))
+    path.mkdir(parents=True)
+    return RunFolder(path)
+
+
+def _named_run(path: Path, output_dir: str | os.PathLike[str] | None) -> RunFolder:
+    if output_dir is not None and Path(output_dir).absolute() != path.absolute():
+        raise UserError(f'--resume "{path}" and --output_dir "{output_dir}" name two folders: give only one')
+    folder = RunFolder(path, resumed=True)
+    if not folder.last_checkpoint.is_file():
+        raise UserError(
+            f'nothing to resume in "{path}": it has no checkpoints/last.pt; '
+            "name the folder of a run, or leave --resume out to start a new one"
+        )
+    return folder
+
+
+def _decided_by_rank_0(decide: Callable[[], RunFolder]) -> RunFolder:
+    """What `decide` returns or raises on rank 0, on every rank."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return decide()
+    decision: list[RunFolder | UserError | None] = [None]
+    if dist.get_rank() == 0:
+        try:
+            decision[0] = decide()
+        except UserError as error:
+            decision[0] = error
+    dist.broadcast_object_list(decision, src=0)
+    if isinstance(decision[0], RunFolder):
+        return decision[0]
+    assert decision[0] is not None
+    raise decision[0]

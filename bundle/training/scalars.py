@@ -1,0 +1,130 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""The figures that are logged: loss terms, learning rate, throughput and memory, per iteration and per epoch."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import ignite.distributed as idist
+import torch
+from ignite.engine import Engine, Events
+from monai.utils.enums import CommonKeys
+from torch.optim import Optimizer
+
+from bundle.training.distributed import gather
+
+__all__ = ["Scalars", "latest_scalars"]
+
+
+def latest_scalars(output: Mapping[str, Any]) -> dict[str, float] | None:
+    """The figures of this iteration, for `output_transform` of MONAI's handlers; None if it has none."""
+    return output.get("scalars")
+
+
+class Scalars:
+    """Collects the figures of an engine whose output holds `PretrainOutput` as its prediction.
+
+    Every `interval` iterations, and in the first of an epoch, `engine.state.output["scalars"]` holds the iteration's
+    figures, and `engine.state.metrics` holds the epoch's when it ends: means over its crops and over all processes, as
+    "<name>/<figure>". The figures are every loss term and, when training,
+
+    - learning_rate: of the first parameter group, as used in this iteration,
+    - volumes_per_second, voxels_per_second: crops and their voxels, of all processes together,
+    - peak_memory_mib: the most that PyTorch held on the GPU, or that this process held on a CPU; the largest process's.
+
+    The terms stay on the device until one is asked for, so that a GPU waits for the host only every `interval`
+    iterations. All processes need this handler; put it before those that read its figures and before the one that
+    steps the schedule.
+
+    Args:
+        name: the first part of the epoch figures' names, such as "train" or "validation".
+        interval: number of iterations between two that have figures of their own.
+        optimizer: given when training.
+    """
+
+    def __init__(self, *, name: str, interval: int = 1, optimizer: Optimizer | None = None) -> None:
+        self.name, self.interval, self.optimizer = name, interval, optimizer
+        # sums of terms times crops: iterations that have the same terms share a vector, and a count of crops
+        self._sums: dict[tuple[str, ...], torch.Tensor] = {}
+        self._crops: dict[tuple[str, ...], int] = {}
+        self._epoch, self._window = _Throughput(), _Throughput()
+        self._learning_rate = 0.0
+
+    def attach(self, engine: Engine) -> None:
+        """Registers with a trainer or an evaluator."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._finish)
+
+    def _start(self, engine: Engine) -> None:  # noqa: ARG002 - the signature of a handler
+        self._sums, self._crops = {}, {}
+        self._epoch, self._window = _Throughput(), _Throughput()
+
+    def _add(self, engine: Engine) -> None:
+        terms: dict[str, torch.Tensor] = engine.state.output[CommonKeys.PRED]["terms"]
+        image: torch.Tensor = engine.state.output[CommonKeys.IMAGE]
+        names, crops = tuple(sorted(terms)), image.shape[0]
+        values = torch.stack([terms[name].detach().double() for name in names])
+        self._sums[names] = self._sums.get(names, 0) + values * crops
+        self._crops[names] = self._crops.get(names, 0) + crops
+        first_of_epoch = self._epoch.crops == 0
+        for throughput in (self._epoch, self._window):
+            throughput.add(crops, image[:, 0].numel())
+        if self.optimizer is not None:
+            self._learning_rate = float(self.optimizer.param_groups[0]["lr"])
+
+        if first_of_epoch or engine.state.iteration % self.interval == 0:
+            scalars = dict(zip(names, values.tolist(), strict=True))  # waits for the device
+            if self.optimizer is not None:
+                # no need to ask the other processes: all take the same number of crops in the same time
+                rates = {name: rate * idist.get_world_size() for name, rate in self._window.rates().items()}
+                scalars.update(self._state(engine.state.device), **rates)
+            engine.state.output["scalars"] = scalars
+            self._window = _Throughput()
+
+    def _finish(self, engine: Engine) -> None:
+        totals: dict[str, tuple[float, int]] = {}  # sum over crops, number of crops
+        for names, values in self._sums.items():
+            for name, value in zip(names, values.tolist(), strict=True):
+                total, count = totals.get(name, (0.0, 0))
+                totals[name] = total + value, count + self._crops[names]
+
+        ranks = gather((totals, self._epoch.rates(), self._state(engine.state.device)))
+        figures: dict[str, float] = {}
+        for name in sorted({name for rank_totals, _, _ in ranks for name in rank_totals}):
+            of_ranks = [rank_totals[name] for rank_totals, _, _ in ranks if name in rank_totals]
+            figures[name] = sum(total for total, _ in of_ranks) / sum(count for _, count in of_ranks)
+        if self.optimizer is not None:
+            figures.update({name: max(state[name] for _, _, state in ranks) for name in ranks[0][2]})
+            figures.update({name: sum(rates[name] for _, rates, _ in ranks) for name in ranks[0][1]})
+        engine.state.metrics.update({f"{self.name}/{name}": value for name, value in figures.items()})
+
+    def _state(self, device: torch.device) -> dict[str, float]:
+        return {"learning_rate": self._learning_rate, "peak_memory_mib": _peak_memory_mib(device)}
+
+
+class _Throughput:
+    """Counts crops and voxels since it was made."""
+
+    def __init__(self) -> None:
+        self.start = time.perf_counter()
+        self.crops = self.voxels = 0
+
+    def add(self, crops: int, voxels: int) -> None:
+        self.crops += crops
+        self.voxels += voxels
+
+    def rates(self) -> dict[str, float]:
+        seconds = time.perf_counter() - self.start
+        return {"volumes_per_second": self.crops / seconds, "voxels_per_second": self.voxels / seconds}
+
+
+def _peak_memory_mib(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)  # macOS counts bytes, Linux KiB

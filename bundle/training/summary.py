@@ -1,0 +1,158 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""One page at the end: what was trained, on what, how it went, and where everything is."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from torch import nn
+
+from bundle.errors import user_error_in
+from bundle.training.atomic import replace_file
+from bundle.training.distributed import unwrap
+from bundle.training.history import History, clock
+from bundle.training.rundir import RunFolder
+
+__all__ = ["Summary"]
+
+logger = logging.getLogger(__name__)
+
+# figure of the history: (label, number format)
+_FIGURES = {
+    "train/loss": ("training loss, with alignment", ".4f"),
+    "train/reconstruction": ("training reconstruction loss", ".4f"),
+    "validation/reconstruction": ("validation reconstruction loss", ".4f"),
+    "validation/zero_predictor": ("the same if 0 is predicted", ".4f"),
+    "validation/mean_predictor": ("the same if the mean of the visible voxels is predicted", ".4f"),
+    "validation/reconstruction_raw": ("validation reconstruction loss, raw intensities", ".4f"),
+    "validation/zero_predictor_raw": ("the same if 0 is predicted", ".4f"),
+    "train/mask_ratio": ("masked fraction of the cells", ".3f"),
+    "train/volumes_per_second": ("crops per second", ".3g"),
+    "train/voxels_per_second": ("voxels per second", ".3g"),
+    "train/peak_memory_mib": ("peak memory, MiB", ".0f"),
+}
+
+
+class Summary:
+    """Writes `summary.md` and logs it when training completes, is interrupted or fails.
+
+    Put it after all other handlers. It raises again what it was called for.
+
+    Args:
+        run_folder: where to.
+        network: the trainable whole.
+        history: whose last row holds the final figures.
+        training: a mapping for each training volume; its "modality" is counted, the rest is not used.
+        validation: likewise.
+        skipped: (name, problem, remedy) of each volume that was not used or that deserves a note.
+    """
+
+    def __init__(
+        self,
+        *,
+        run_folder: RunFolder,
+        network: nn.Module,
+        history: History,
+        training: Sequence[Mapping[str, Any]] = (),
+        validation: Sequence[Mapping[str, Any]] = (),
+        skipped: Sequence[tuple[str, str, str]] = (),
+    ) -> None:
+        self.run_folder, self.network, self.history = run_folder, unwrap(network), history
+        self.training, self.validation, self.skipped = training, validation, skipped
+        self._handled: BaseException | None = None
+
+    def attach(self, engine: Engine) -> None:
+        """Registers with the trainer."""
+        engine.add_event_handler(Events.COMPLETED, self._complete)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._fail)
+
+    def _complete(self, engine: Engine) -> None:
+        self._write(engine, f"completed {engine.state.epoch} of {engine.state.max_epochs} epochs")
+
+    def _fail(self, engine: Engine, error: BaseException) -> None:
+        if error is not self._handled:  # Ignite passes on an error twice
+            self._handled = error
+            where = f"in epoch {engine.state.epoch} of {engine.state.max_epochs}"
+            user_error = user_error_in(error)
+            if isinstance(error, KeyboardInterrupt):
+                outcome = f"interrupted {where}"
+            else:
+                # another error's text may quote anything, so only its kind is written
+                outcome = f"stopped {where} by an error: {user_error or type(error).__name__}"
+            self._write(engine, outcome)
+        raise error
+
+    def _write(self, engine: Engine, outcome: str) -> None:
+        text = "\n".join([
+            "# Pre-training summary",
+            "",
+            f"Training {outcome}.",
+            *self._trained(engine.state.device),
+            *self._data(),
+            *self._results(),
+            *self._files(),
+            "",
+        ])  # fmt: skip
+        with replace_file(self.run_folder.summary) as temporary:
+            temporary.write_text(text)
+        logger.info("summary (%s)\n%s", self.run_folder.summary, text)
+
+    def _trained(self, device: torch.device) -> list[str]:
+        count = sum(parameter.numel() for parameter in self.network.parameters() if parameter.requires_grad)
+        encoder = getattr(self.network, "encoder", self.network)
+        threads = f"CPU, {torch.get_num_threads()} threads"
+        machine = torch.cuda.get_device_name(device) if device.type == "cuda" else threads
+        return [
+            "",
+            "## What was trained",
+            f"- network: {type(self.network).__name__}, encoder {type(encoder).__name__}",
+            f"- trainable parameters: {count:,}",
+            f"- device: {machine}",
+            f"- time: {clock(sum(row['seconds'] for row in self.history.rows))} in {len(self.history.rows)} epochs",
+        ]
+
+    def _data(self) -> list[str]:
+        lines = ["", "## On what", f"- training: {_counts(self.training)}", f"- validation: {_counts(self.validation)}"]
+        if self.skipped:
+            lines += [f"- not used, or used with a note: {len(self.skipped)}"]
+            lines += [f"  - {name}: {problem}; {remedy}" for name, problem, remedy in self.skipped]
+        return lines
+
+    def _results(self) -> list[str]:
+        if not self.history.rows:
+            return ["", "No epoch was completed, so there are no figures."]
+        row = self.history.rows[-1]
+        figures = [f"| {label} | {row[name]:{form}} |" for name, (label, form) in _FIGURES.items() if name in row]
+        return ["", f"## Figures of epoch {row['epoch']:.0f}", "", "| | |", "|---|---|", *figures]
+
+    def _files(self) -> list[str]:
+        folder = self.run_folder
+        files = {
+            folder.model: "the encoder's weights, a flat state dict of the plain MONAI network",
+            folder.last_checkpoint: "the whole state, for a resume",
+            folder.best_checkpoint: "the same after the epoch with the lowest validation loss",
+            folder.panels: "pictures of what the network reconstructs",
+            folder.curves: "learning curves",
+            folder.history: "every epoch's figures",
+            folder.config: "the settings",
+        }
+        lines = ["", "## Where it is", *(f"- `{path}`: {what}" for path, what in files.items() if path.exists())]
+        lines += [f"- scalars and pictures: `tensorboard --logdir {folder.tensorboard}`"]
+        if folder.last_checkpoint.exists():
+            lines += [
+                f"- to go on: the same command with `--resume {folder.path}` (and more `--epochs` if it completed)"
+            ]
+        if folder.model.exists():
+            lines += [f'- to fine-tune: `torch.load("{folder.model}", weights_only=True)` fits the encoder key for key']
+        return lines
+
+
+def _counts(volumes: Sequence[Mapping[str, Any]]) -> str:
+    modalities = Counter(str(volume.get("modality", "of unknown modality")) for volume in volumes)
+    parts = ", ".join(f"{count} {modality}" for modality, count in sorted(modalities.items()))
+    return f"{len(volumes)} volumes" + (f" ({parts})" if parts else "")

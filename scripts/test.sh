@@ -12,6 +12,6 @@ python="$root/.venv/bin/python"
 
 bash "$root/scripts/setup_env.sh" --dev
 "$python" "$root/scripts/fetch_data.py" --data_dir "$root/data" --all
-# --- MinkowskiEngine: build it, or install the cached wheel, here, before the tests that compare with it ---
+"$python" "$root/scripts/build_minkowski.py"
 cd "$root"
 exec "$python" -m pytest "$@"

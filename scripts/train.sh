@@ -19,5 +19,5 @@ case " $*" in
 esac
 # the bundle's own paths hang on bundle_root, so that a path given as an option is read from where the user stands
 exec "$python" -m monai.bundle run training \
-    --config_file "['$root/configs/train.yaml','$root/configs/presets/small.yaml']" \
+    --config_file "['$root/configs/train.yaml','$root/configs/preset_small.yaml']" \
     --bundle_root "$root" "$@"

@@ -77,7 +77,9 @@ class CropDataset(Dataset[dict[str, Any]]):
         shuffle: False draws the volumes in their own order: for validation.
     """
 
-    def __init__(self, *, data: Sequence[PreparedVolume], transform: Compose, seed: int = 0, shuffle: bool = True) -> None:
+    def __init__(
+        self, *, data: Sequence[PreparedVolume], transform: Compose, seed: int = 0, shuffle: bool = True
+    ) -> None:
         self.data, self.transform, self.seed, self.shuffle = list(data), transform, seed, shuffle
 
     def __len__(self) -> int:
@@ -175,4 +177,3 @@ def make_loader(
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),
     )
-

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import itk
@@ -19,6 +19,7 @@ from bundle.errors import UserError
 __all__ = ["FoundVolume", "find_volumes"]
 
 VOLUME_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
+_TAGS = ["Modality", "PatientID", "StudyInstanceUID", "Rows"]
 _MODALITIES = {"CT": "CT", "MR": "MR", "MRI": "MR"}
 
 
@@ -31,7 +32,7 @@ class FoundVolume:
         files: its file, or the files of its DICOM series in the order of their positions.
         modality: "CT" or "MR" as the DICOM tag or the json says, or "" if they do not.
         group: volumes of one group stay on one side of the train/validation split. For DICOM, a digest of the
-            patient; it lives in memory only and is neither logged nor stored.
+            patient, or of the study where the patient was removed; it lives in memory only, neither logged nor stored.
         part: "training" or "validation" where a json tells, else "".
     """
 
@@ -62,7 +63,9 @@ def find_volumes(dataset_dir: str | os.PathLike[str]) -> list[FoundVolume]:
     else:
         volumes = []
     if not volumes:
-        missing = "does not exist" if not root.exists() else "holds no NIfTI or NRRD file and no DICOM series"
+        missing = (
+            "does not exist" if not root.exists() else "holds no NIfTI or NRRD file and no DICOM series of CT or MR"
+        )
         raise UserError(
             f"--dataset_dir {root} {missing}: give a folder of volumes, or fetch the default ones with "
             '"python scripts/fetch_data.py"'
@@ -76,7 +79,8 @@ def _image_files(root: Path) -> Iterator[FoundVolume]:
             yield FoundVolume(name=str(path.relative_to(root)), files=(str(path),))
 
 
-def _dicom_series(root: Path) -> Iterator[FoundVolume]:
+def _dicom_series(root: Path, prefix: str = "") -> Iterator[FoundVolume]:
+    """The series in a folder and below it, named by their path from it after `prefix`."""
     folders = (Path(folder) for folder, _, _ in os.walk(root))
     for folder in folders:
         if _hidden(folder, root) or not any(_looks_like_dicom(path) for path in _first_files(folder)):
@@ -89,7 +93,7 @@ def _dicom_series(root: Path) -> Iterator[FoundVolume]:
             if header is not None:
                 series.append((files, header))
         for number, (files, header) in enumerate(series, start=1):
-            name = str(folder.relative_to(root)) if folder != root else root.name
+            name = root.name if folder == root and not prefix else str(Path(prefix, folder.relative_to(root)))
             yield FoundVolume(
                 name=name if len(series) == 1 else f"{name} (series {number})",
                 files=files,
@@ -99,17 +103,18 @@ def _dicom_series(root: Path) -> Iterator[FoundVolume]:
 
 
 def _image_header(file: str) -> pydicom.Dataset | None:
-    """The header of a DICOM image; None for a report, a plan or another object without pixels."""
+    """The header of a CT or MR image; None for a report, a plan, a segmentation, a dose, a PET or another object."""
     try:
-        header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["Modality", "PatientID", "Rows"])
+        header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_TAGS)
     except (InvalidDicomError, OSError, EOFError):
         return None
-    return header if "Rows" in header else None
+    # an anonymiser may have emptied the tag: such an image stays, and its intensities tell
+    return header if "Rows" in header and header.get("Modality") in (*_MODALITIES, "", None) else None
 
 
 def _digest(header: pydicom.Dataset) -> str:
-    patient = str(header.get("PatientID", ""))
-    return hashlib.sha256(patient.encode()).hexdigest() if patient else ""
+    person = str(header.get("PatientID") or header.get("StudyInstanceUID") or "")
+    return hashlib.sha256(person.encode()).hexdigest() if person else ""
 
 
 def _first_files(folder: Path) -> list[Path]:
@@ -132,11 +137,13 @@ def _from_json(path: Path) -> list[FoundVolume]:
         raise UserError(f"--dataset_dir {path} is no readable json ({error}): correct or replace it") from error
     if not isinstance(content, dict) or not isinstance(content.get("training"), list):
         raise UserError(f"--dataset_dir {path} has no list 'training': name the volumes as in an MSD dataset.json")
+    if not isinstance(content.get("validation") or [], list):
+        raise UserError(f"--dataset_dir {path} has a 'validation' that is no list: list its volumes or remove it")
     has_split = bool(content.get("validation"))
     volumes = []
     for part in ("training", "validation"):
-        for entry in content.get(part, []):
-            entry = {"image": entry} if isinstance(entry, str) else entry
+        for listed in content.get(part) or []:
+            entry = {"image": listed} if isinstance(listed, str) else listed
             if not isinstance(entry, dict) or not isinstance(entry.get("image"), str):
                 raise UserError(f"--dataset_dir {path} lists {entry!r} in {part!r}: give a path or {{'image': path}}")
             file = path.parent / entry["image"]
@@ -149,10 +156,10 @@ def _listed(file: Path, name: str, modality: str, part: str) -> list[FoundVolume
     """An entry of a json: a file, or a folder with DICOM series."""
     if not file.is_dir():
         return [FoundVolume(name=name, files=(str(file),), modality=modality, part=part)]
-    return [
-        FoundVolume(f"{name}/{found.name}", found.files, modality or found.modality, found.group, part)
-        for found in _dicom_series(file)
+    series = [
+        replace(found, modality=modality or found.modality, part=part) for found in _dicom_series(file, prefix=name)
     ]
+    return series or [FoundVolume(name=name, files=(), part=part)]  # reading it says what is wrong
 
 
 def _hidden(path: Path, root: Path) -> bool:

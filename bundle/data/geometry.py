@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import MapTransform, SpatialPad, Spacing
+from monai.transforms import MapTransform, Spacing, SpatialPad
 
 from bundle.errors import UserError
 

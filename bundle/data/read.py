@@ -55,7 +55,7 @@ def read_volume(files: Sequence[str], name: str) -> MetaTensor:
         VolumeError: if it cannot be read, is not one 3D scalar volume, lacks slices, or holds no usable values.
     """
     if not files:
-        raise VolumeError(name, "lists no file", "correct the data list")
+        raise VolumeError(name, "is a folder without a DICOM series of CT or MR", "correct the data list")
     try:
         is_nifti = files[0].lower().endswith((".nii", ".nii.gz"))
         array, affine = _read_nifti(files[0], name) if is_nifti else _read_itk(files, name)
@@ -92,8 +92,10 @@ def _check_shape(shape: tuple[int, ...], name: str) -> None:
     real = [size for size in shape if size > 1]
     if len(real) < 3:
         raise VolumeError(name, f"is a 2D image ({' x '.join(map(str, shape))})", "leave it out: volumes are needed")
-    if len(real) > 3 or len([size for size in shape[3:] if size > 1]):
-        raise VolumeError(name, f"is a {len(real)}D series ({' x '.join(map(str, shape))})", "split it into 3D volumes")
+    if len(real) > 3 or any(size > 1 for size in shape[3:]):
+        raise VolumeError(
+            name, f"is a {len(shape)}D series ({' x '.join(map(str, shape))})", "split it into 3D volumes"
+        )
 
 
 def _check_slices(files: Sequence[str], name: str) -> None:
@@ -117,7 +119,9 @@ def _check_slices(files: Sequence[str], name: str) -> None:
     gaps = int((steps > _LARGEST_STEP * usual).sum())
     if gaps:
         missing = int(np.round(steps / usual).sum()) - len(steps)
-        raise VolumeError(name, f"lacks {missing} of its DICOM slices, in {gaps} place(s)", "fetch them or leave it out")
+        raise VolumeError(
+            name, f"lacks {missing} of its DICOM slices, in {gaps} place(s)", "fetch them or leave it out"
+        )
 
 
 def _check_values(array: np.ndarray, affine: np.ndarray, name: str) -> None:

@@ -10,12 +10,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from pickle import UnpicklingError
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from monai.data.utils import pickle_hashing
+from monai.transforms import Compose
 from tqdm import tqdm
 
 from bundle.data.find import FoundVolume, find_volumes
@@ -38,6 +40,7 @@ class PreparedVolume:
         file: of the tensors: `image` float32, `foreground` and `valid` uint8, ``[1, D, H, W]``, and `spacing` ``[3]``.
         modality: "CT" or "MR".
         size: voxels per axis, padding included.
+        padded: whether the volume was smaller than the crop.
         group: volumes of one group stay on one side of the split.
         part: "training" or "validation" where a data list tells, else "".
     """
@@ -46,12 +49,12 @@ class PreparedVolume:
     file: str
     modality: str
     size: tuple[int, ...]
+    padded: bool = False
     group: str = ""
     part: str = ""
 
 
-@dataclass(frozen=True)
-class SkippedVolume:
+class SkippedVolume(NamedTuple):
     """A volume that the run does without, and why."""
 
     name: str
@@ -105,6 +108,8 @@ class VolumeSet:
         for skipped in self.skipped:
             logger.warning("skipped %s: %s; %s", skipped.name, skipped.problem, skipped.remedy)
         usable = [result for result in results if isinstance(result, PreparedVolume)]
+        if padded := [volume.name for volume in usable if volume.padded]:
+            logger.info("smaller than the crop, so padded: %s", ", ".join(padded))
         if not usable:
             raise UserError(
                 f"none of the {len(found)} volumes in --dataset_dir {dataset_dir} can be used; the first: "
@@ -135,18 +140,28 @@ class VolumeSet:
         item = {"image": list(found.files), "name": found.name, "modality": found.modality}
         try:
             file = self.cache_dir / f"{self._key(item)}.pt"
-            if not file.exists():
+            kept = _read(file)
+            if kept is None:
                 _write(self.transform(item), file)
-            kept = torch.load(file, mmap=True, weights_only=True)
-        except Exception as error:  # one broken volume must not end the run
+                kept = torch.load(file, mmap=True, weights_only=True)
+        except Exception as error:  # noqa: BLE001  one broken volume must not end the run
             return _skipped(found.name, error)
-        size = tuple(kept["image"].shape[1:])
-        return PreparedVolume(found.name, str(file), kept["modality"], size, found.group or found.name, found.part)
+        return PreparedVolume(
+            name=found.name,
+            file=str(file),
+            modality=kept["modality"],
+            size=tuple(kept["image"].shape[1:]),
+            padded=not kept["valid"][0, -1, -1, -1],  # padding is on both sides, and one more voxel on this one
+            group=found.group or found.name,
+            part=found.part,
+        )
 
     def _key(self, item: dict[str, Any]) -> str:
-        stats = [os.stat(file) for file in item["image"]]
-        stamp = [(os.path.abspath(f), s.st_size, s.st_mtime_ns) for f, s in zip(item["image"], stats)]
-        return pickle_hashing([_CACHE_VERSION, stamp, item["modality"], self.transform]).decode()
+        files = [Path(file).absolute() for file in item["image"]]
+        stamp = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        # the steps of a Compose, not itself: it holds a random state, another one in each process
+        steps = self.transform.flatten().transforms if isinstance(self.transform, Compose) else self.transform
+        return pickle_hashing([_CACHE_VERSION, stamp, item["modality"], steps]).decode()
 
 
 def _skipped(name: str, error: Exception) -> SkippedVolume:
@@ -161,12 +176,21 @@ def _skipped(name: str, error: Exception) -> SkippedVolume:
     return SkippedVolume(name, f"cannot be prepared ({type(root).__name__}: {root})", "inspect it or leave it out")
 
 
+def _read(file: Path) -> dict[str, Any] | None:
+    """A prepared volume, its tensors mapped from the file; None if there is none or it is damaged."""
+    try:
+        return torch.load(file, mmap=True, weights_only=True) if file.exists() else None
+    except (OSError, RuntimeError, EOFError, UnpicklingError):
+        logger.warning("%s is damaged: preparing its volume again", file)
+        return None
+
+
 def _write(tensors: dict[str, Any], file: Path) -> None:
     handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".part")
     os.close(handle)
     try:
         torch.save(tensors, temporary)
-        os.replace(temporary, file)
+        Path(temporary).replace(file)
     finally:
         Path(temporary).unlink(missing_ok=True)
 

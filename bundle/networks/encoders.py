@@ -34,9 +34,11 @@ class Encoder(nn.Module, ABC):
     Attributes:
         network: the MONAI network itself; its `state_dict` is what a pre-training run hands on.
         levels: what `forward` returns, finest first.
+        settings: the name and arguments that `build_encoder` was given.
     """
 
     network: nn.Module
+    settings: dict[str, Any]
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -90,9 +92,11 @@ def build_encoder(name: str, **arguments: Any) -> Encoder:
         hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(ENCODERS)}"
         raise UserError(f"unknown encoder {name!r} in encoder#name: {hint}")
     try:
-        return ENCODERS[name](**arguments)
+        encoder = ENCODERS[name](**arguments)
     except TypeError as error:
         raise UserError(f"encoder {name} does not take its arguments: {error}; correct `encoder` in the config") from error
+    encoder.settings = {"name": name, **arguments}
+    return encoder
 
 
 def _multiply(a: Sequence[int], b: Sequence[int]) -> Triple:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from bundle.training.atomic import replace_file
-from bundle.training.history import History
+from bundle.training.history import read_history
 from bundle.training.rundir import RunFolder
 
 __all__ = ["LearningCurves"]
@@ -27,23 +27,23 @@ class LearningCurves:
     """Draws `curves.png` after each epoch: the reconstruction loss, beside what predicts without having learnt.
 
     Args:
-        run_folder: where to.
-        history: whose figures; put this handler after that one.
+        run_folder: where to, and where `History` keeps the figures; put this handler after that one.
     """
 
-    def __init__(self, *, run_folder: RunFolder, history: History) -> None:
-        self.path, self.history = run_folder.curves, history
+    def __init__(self, run_folder: RunFolder) -> None:
+        self.run_folder = run_folder
 
     def attach(self, engine: Engine) -> None:
         """Registers with the trainer."""
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._draw)
 
     def _draw(self, engine: Engine) -> None:  # noqa: ARG002 - the signature of a handler
+        rows = read_history(self.run_folder.history)
         figure = Figure(figsize=(7, 4.5), dpi=100, layout="constrained")
         FigureCanvasAgg(figure)
         ax = figure.subplots()
         for name, (label, style) in _CURVES.items():
-            points = [(row["epoch"], row[name]) for row in self.history.rows if name in row]
+            points = [(row["epoch"], row[name]) for row in rows if name in row]
             if points:
                 ax.plot(*zip(*points, strict=True), style, label=label, marker="." if len(points) == 1 else None)
         ax.set(xlabel="epoch", ylabel="reconstruction loss of hidden voxels")
@@ -51,5 +51,5 @@ class LearningCurves:
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.grid(alpha=0.3)
         ax.legend()
-        with replace_file(self.path) as temporary:
+        with replace_file(self.run_folder.curves) as temporary:
             figure.savefig(temporary, format="png")

@@ -14,7 +14,7 @@ from ignite.engine import Engine, Events
 from bundle.training.atomic import replace_file
 from bundle.training.rundir import RunFolder
 
-__all__ = ["History", "clock"]
+__all__ = ["History", "clock", "read_history"]
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class History:
 
     def __init__(self, *, run_folder: RunFolder, validator: Engine | None = None, shown: Sequence[str] = ()) -> None:
         self.path, self.validator, self.shown = run_folder.history, validator, tuple(shown)
-        self.rows: list[dict[str, float]] = _read(self.path) if run_folder.resumed else []
+        self.rows: list[dict[str, float]] = read_history(self.path) if run_folder.resumed else []
         self._start = 0.0
 
     def attach(self, engine: Engine) -> None:
@@ -68,7 +68,8 @@ def clock(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 
 
-def _read(path: Path) -> list[dict[str, float]]:
+def read_history(path: Path) -> list[dict[str, float]]:
+    """The rows of a `metrics.csv`, none if there is no such file; a figure that an epoch has not got is left out."""
     if not path.exists():
         return []
     with path.open(newline="") as file:

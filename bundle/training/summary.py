@@ -13,9 +13,10 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from bundle.errors import user_error_in
+from bundle.data import PreparedVolume, SkippedVolume
 from bundle.training.atomic import replace_file
 from bundle.training.distributed import unwrap
-from bundle.training.history import History, clock
+from bundle.training.history import clock, read_history
 from bundle.training.rundir import RunFolder
 
 __all__ = ["Summary"]
@@ -44,12 +45,11 @@ class Summary:
     Put it after all other handlers. It raises again what it was called for.
 
     Args:
-        run_folder: where to.
+        run_folder: where to, and where `History` keeps the figures.
         network: the trainable whole.
-        history: whose last row holds the final figures.
-        training: a mapping for each training volume; its "modality" is counted, the rest is not used.
+        training: the training volumes, to be counted by modality.
         validation: likewise.
-        skipped: (name, problem, remedy) of each volume that was not used or that deserves a note.
+        skipped: the volumes that could not be used.
     """
 
     def __init__(
@@ -57,12 +57,11 @@ class Summary:
         *,
         run_folder: RunFolder,
         network: nn.Module,
-        history: History,
-        training: Sequence[Mapping[str, Any]] = (),
-        validation: Sequence[Mapping[str, Any]] = (),
-        skipped: Sequence[tuple[str, str, str]] = (),
+        training: Sequence[PreparedVolume] = (),
+        validation: Sequence[PreparedVolume] = (),
+        skipped: Sequence[SkippedVolume] = (),
     ) -> None:
-        self.run_folder, self.network, self.history = run_folder, unwrap(network), history
+        self.run_folder, self.network = run_folder, unwrap(network)
         self.training, self.validation, self.skipped = training, validation, skipped
         self._handled: BaseException | None = None
 
@@ -88,13 +87,14 @@ class Summary:
         raise error
 
     def _write(self, engine: Engine, outcome: str) -> None:
+        rows = read_history(self.run_folder.history)
         text = "\n".join([
             "# Pre-training summary",
             "",
             f"Training {outcome}.",
-            *self._trained(engine.state.device),
+            *self._trained(engine.state.device, rows),
             *self._data(),
-            *self._results(),
+            *_results(rows),
             *self._files(),
             "",
         ])  # fmt: skip
@@ -102,9 +102,10 @@ class Summary:
             temporary.write_text(text)
         logger.info("summary (%s)\n%s", self.run_folder.summary, text)
 
-    def _trained(self, device: torch.device) -> list[str]:
+    def _trained(self, device: torch.device, rows: Sequence[Mapping[str, float]]) -> list[str]:
         count = sum(parameter.numel() for parameter in self.network.parameters() if parameter.requires_grad)
         encoder = getattr(self.network, "encoder", self.network)
+        encoder = getattr(encoder, "network", encoder)  # the plain MONAI network
         threads = f"CPU, {torch.get_num_threads()} threads"
         machine = torch.cuda.get_device_name(device) if device.type == "cuda" else threads
         return [
@@ -113,22 +114,15 @@ class Summary:
             f"- network: {type(self.network).__name__}, encoder {type(encoder).__name__}",
             f"- trainable parameters: {count:,}",
             f"- device: {machine}",
-            f"- time: {clock(sum(row['seconds'] for row in self.history.rows))} in {len(self.history.rows)} epochs",
+            f"- time: {clock(sum(row['seconds'] for row in rows))} in {len(rows)} epochs",
         ]
 
     def _data(self) -> list[str]:
         lines = ["", "## On what", f"- training: {_counts(self.training)}", f"- validation: {_counts(self.validation)}"]
         if self.skipped:
-            lines += [f"- not used, or used with a note: {len(self.skipped)}"]
+            lines += [f"- not used: {len(self.skipped)}"]
             lines += [f"  - {name}: {problem}; {remedy}" for name, problem, remedy in self.skipped]
         return lines
-
-    def _results(self) -> list[str]:
-        if not self.history.rows:
-            return ["", "No epoch was completed, so there are no figures."]
-        row = self.history.rows[-1]
-        figures = [f"| {label} | {row[name]:{form}} |" for name, (label, form) in _FIGURES.items() if name in row]
-        return ["", f"## Figures of epoch {row['epoch']:.0f}", "", "| | |", "|---|---|", *figures]
 
     def _files(self) -> list[str]:
         folder = self.run_folder
@@ -152,7 +146,15 @@ class Summary:
         return lines
 
 
-def _counts(volumes: Sequence[Mapping[str, Any]]) -> str:
-    modalities = Counter(str(volume.get("modality", "of unknown modality")) for volume in volumes)
+def _results(rows: Sequence[Mapping[str, float]]) -> list[str]:
+    if not rows:
+        return ["", "No epoch was completed, so there are no figures."]
+    row = rows[-1]
+    figures = [f"| {label} | {row[name]:{form}} |" for name, (label, form) in _FIGURES.items() if name in row]
+    return ["", f"## Figures of epoch {row['epoch']:.0f}", "", "| | |", "|---|---|", *figures]
+
+
+def _counts(volumes: Sequence[PreparedVolume]) -> str:
+    modalities = Counter(volume.modality for volume in volumes)
     parts = ", ".join(f"{count} {modality}" for modality, count in sorted(modalities.items()))
     return f"{len(volumes)} volumes" + (f" ({parts})" if parts else "")

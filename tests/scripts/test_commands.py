@@ -36,7 +36,7 @@ def run(script: Path, *options: str, **environment: str) -> subprocess.Completed
 def test_training_sets_up_fetches_and_runs_the_bundle(project: Path) -> None:
     lines = run(project / "scripts/train.sh").stdout.splitlines()
     fetch = ["python", f"{project}/scripts/fetch_data.py", "--data_dir", f"{project}/data"]
-    files = f"['{project}/configs/train.yaml','{project}/configs/presets/small.yaml']"
+    files = f"['{project}/configs/train.yaml','{project}/configs/preset_small.yaml']"
     bundle = ["python", "-m", "monai.bundle", "run", "training", "--config_file", files, "--bundle_root", str(project)]
     assert lines == ["set up ", *fetch, *bundle]
 

@@ -18,9 +18,14 @@ def test_the_file_is_replaced_when_the_block_ends(tmp_path):
 def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(RuntimeError, match="half"), replace_file(path) as temporary:
-        temporary.write_text("new")
-        raise RuntimeError("half")
+
+    def write():
+        with replace_file(path) as temporary:
+            temporary.write_text("new")
+            raise RuntimeError("half")
+
+    with pytest.raises(RuntimeError, match="half"):
+        write()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -31,3 +36,12 @@ def test_a_free_path_is_numbered_from_2(tmp_path):
     path.touch()
     (tmp_path / "model_2.pt").touch()
     assert free_path(path) == tmp_path / "model_3.pt"
+
+
+def test_who_reads_the_old_file_meanwhile_reads_it_whole(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with path.open() as reader:
+        with replace_file(path) as temporary:
+            temporary.write_text("new")
+        assert reader.read() == "old"

@@ -53,7 +53,7 @@ def train(path, epochs=4, *, resume=False, kill_at=0, stop_at=0, channels=3, dra
 
     @trainer.on(Events.ITERATION_COMPLETED)
     def collect(engine):
-        losses[engine.state.iteration] = (engine.state.output["loss"].item(), random.random(), np.random.rand())
+        losses[engine.state.iteration] = (engine.state.output["loss"].item(), random.random(), np.random.rand())  # noqa: NPY002
         if engine.state.iteration == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
         if engine.state.iteration == stop_at:
@@ -122,8 +122,9 @@ def test_a_longer_run_stretches_the_schedule_and_takes_the_new_learning_rate(tmp
 def test_a_finished_run_says_so_and_trains_no_more(tmp_path, caplog):
     train(tmp_path, epochs=2)
     caplog.set_level(logging.INFO, logger="bundle")
-    losses, _, _ = train(tmp_path, epochs=2, resume=True)
+    losses, trainer, _ = train(tmp_path, epochs=2, resume=True)
     assert losses == {}
+    assert trainer.last_event_name == Events.TERMINATE, "nothing is published again"
     assert "is finished: 2 of 2 epochs; raise --epochs to go on" in caplog.text
 
 

@@ -22,7 +22,7 @@ def train(folder, epochs, finished=0):
     optimizer = SGD(network.parameters(), lr=0.1)
     evaluator = toy_evaluator(network, [Scalars(name="validation")])
     history = History(run_folder=folder, validator=evaluator, shown=["train/loss", "validation/reconstruction"])
-    curves = LearningCurves(run_folder=folder, history=history)
+    curves = LearningCurves(folder)
     handlers = [Scalars(name="train", optimizer=optimizer), ValidationHandler(2, evaluator), history, curves]
     trainer = toy_trainer(network, optimizer, toy_loader(), epochs, handlers)
 

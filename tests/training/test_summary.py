@@ -9,6 +9,7 @@ from monai.handlers import ValidationHandler
 from torch.optim import SGD
 
 from bundle.errors import UserError
+from bundle.data import PreparedVolume, SkippedVolume
 from bundle.training.history import History
 from bundle.training.rundir import RunFolder
 from bundle.training.scalars import Scalars
@@ -17,15 +18,19 @@ from bundle.training.summary import Summary
 from .toy import ToyNetwork, toy_evaluator, toy_loader, toy_trainer
 
 
+def volume(modality: str) -> PreparedVolume:
+    return PreparedVolume(name="a", file="a.pt", modality=modality, size=(1, 1, 1))
+
+
 def train(path, error=None, at_epoch=2):
     network, folder = ToyNetwork(), RunFolder(path)
     optimizer = SGD(network.parameters(), lr=0.1)
     evaluator = toy_evaluator(network, [Scalars(name="validation")])
     history = History(run_folder=folder, validator=evaluator)
     summary = Summary(
-        run_folder=folder, network=network, history=history,
-        training=[{"modality": "CT"}, {"modality": "MR"}, {"modality": "CT"}], validation=[{"modality": "MR"}],
-        skipped=[("b.nii.gz", "cannot be read", "fetch it again")],
+        run_folder=folder, network=network,
+        training=[volume("CT"), volume("MR"), volume("CT")], validation=[volume("MR")],
+        skipped=[SkippedVolume("b.nii.gz", "cannot be read", "fetch it again")],
     )  # fmt: skip
     handlers = [Scalars(name="train", optimizer=optimizer), ValidationHandler(1, evaluator), history, summary]
     trainer = toy_trainer(network, optimizer, toy_loader(), 3, handlers)
@@ -73,7 +78,9 @@ def test_a_run_that_fails_in_its_first_epoch_has_no_figures(tmp_path):
     assert "No epoch was completed" in text
 
 
-def test_the_text_of_an_unforeseen_error_is_not_quoted(tmp_path):
+def test_the_text_of_an_unforeseen_error_is_not_quoted(tmp_path, caplog):
+    caplog.set_level(logging.INFO, logger="bundle")
     text, _ = train(tmp_path, RuntimeError("PatientName=Doe"))
     assert "by an error: RuntimeError." in text
     assert "Doe" not in text
+    assert caplog.text.count("# Pre-training summary") == 1, "Ignite passes the error on twice"

@@ -1,0 +1,119 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""bundle/data/intensity.py: modality of real volumes, body masks and scales against plain formulas."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import itk
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from bundle.data import Foregroundd, Modalityd, NormalizeByModalityd, find_volumes, read_volume
+from bundle.data.intensity import _threshold
+from bundle.errors import UserError, VolumeError
+from tests.data.volumes import ct_phantom, ellipsoid, mr_phantom
+
+
+def item(array: np.ndarray, modality: str = "") -> dict[str, Any]:
+    image = MetaTensor(torch.from_numpy(array.astype(np.float32))[None], affine=torch.eye(4, dtype=torch.float64))
+    return {"image": image, "name": "phantom", "modality": modality}
+
+
+def with_body(array: np.ndarray, body: np.ndarray, modality: str) -> dict[str, Any]:
+    return {**item(array, modality), "foreground": torch.from_numpy(body.astype(np.uint8))[None]}
+
+
+def test_modality_of_every_default_volume_is_told_from_its_intensities(data_dir: Path) -> None:
+    for found in find_volumes(data_dir / "volumes"):
+        volume = {"image": read_volume(found.files, found.name), "modality": ""}
+        assert Modalityd()(volume)["modality"] == found.name[:2].upper(), found.name
+
+
+def test_tag_comes_before_intensities_and_the_option_before_the_tag() -> None:
+    assert Modalityd()(item(ct_phantom(), "MR"))["modality"] == "MR"
+    assert Modalityd(modality="CT")(item(mr_phantom(), "MR"))["modality"] == "CT"
+
+
+def test_z_scored_mr_is_not_taken_for_ct() -> None:
+    array = mr_phantom().astype(np.float32)
+    assert Modalityd()(item((array - array.mean()) / array.std()))["modality"] == "MR"
+
+
+def test_unknown_modality_names_the_option() -> None:
+    with pytest.raises(UserError, match="--modality 'PET'"):
+        Modalityd(modality="PET")
+
+
+@pytest.mark.parametrize(("modality", "phantom"), [("CT", ct_phantom), ("MR", mr_phantom)])
+def test_foreground_is_the_body_without_a_table_and_with_its_cavities(modality: str, phantom: Any) -> None:
+    size = (40, 36, 20)
+    array, body = phantom(size), ellipsoid(size)
+    air = array[0, 0, 0]
+    array[18:22, 16:20, 8:12] = air  # a lung
+    array[2:38, 1, :] = array[body].max()  # a table
+    foreground = Foregroundd()(item(array, modality))["foreground"]
+    assert foreground.dtype == torch.uint8 and foreground.shape == (1, *size)
+    np.testing.assert_array_equal(foreground[0].numpy() > 0, body)
+
+
+def test_volume_without_a_body_is_refused() -> None:
+    array = np.full((8, 8, 8), -1000.0)
+    array[0, 0, 0] = -999
+    with pytest.raises(VolumeError, match="phantom: shows no body"):
+        Foregroundd()(item(array, "CT"))
+
+
+@pytest.mark.parametrize("bright", [0.1, 0.5, 0.9])
+def test_threshold_of_mr_is_otsus_or_the_mean_if_that_is_lower(bright: float) -> None:
+    generator = np.random.default_rng(0)
+    array = np.where(generator.random((40, 36, 20)) < bright, 400, 150) + generator.normal(0, 60, (40, 36, 20))
+    low, high = np.percentile(array, (0.5, 99.5))
+    otsu = itk.OtsuThresholdImageFilter.New(itk.image_from_array(array.clip(low, high).astype(np.float32)))
+    otsu.Update()
+    threshold = _threshold(item(array)["image"], "MR")
+    assert threshold == pytest.approx(min(otsu.GetThreshold(), array.mean()), abs=1.01 * (high - low) / 128)
+
+
+def test_ct_window_is_mapped_to_minus_one_to_one() -> None:
+    array = np.array([-2048, -1000, -500, 0, 250, 1000, 3071], dtype=np.float32).reshape(7, 1, 1)
+    image = NormalizeByModalityd(ct_window=(-1000, 1000))(with_body(array, array > -500, "CT"))["image"]
+    np.testing.assert_allclose(image.flatten().numpy(), [-1, -1, -0.5, 0, 0.25, 1, 1])
+
+
+def test_mr_foreground_has_mean_zero_and_deviation_one_after_clipping() -> None:
+    array, body = mr_phantom().astype(np.float64), ellipsoid((24, 20, 16))
+    image = NormalizeByModalityd(mr_percentiles=(2, 98))(with_body(array, body, "MR"))["image"][0].numpy()
+    low, high = np.percentile(array[body], (2, 98))
+    clipped = array.clip(low, high)[body]
+    inside = body & (array > low)  # below the lower percentile the background's bound applies
+    expected = (array.clip(low, high) - clipped.mean()) / clipped.std()
+    np.testing.assert_allclose(image[inside], expected[inside], atol=1e-4)
+    assert abs(image[body].mean()) < 0.02 and abs(image[body].std() - 1) < 0.02
+
+
+def test_mr_scale_does_not_depend_on_the_scanners_units() -> None:
+    array, body = mr_phantom(), ellipsoid((24, 20, 16))
+    one, other = (NormalizeByModalityd()(with_body(a, body, "MR"))["image"] for a in (array, 3.0 * array + 70))
+    torch.testing.assert_close(one.as_tensor(), other.as_tensor(), atol=1e-4, rtol=0)
+
+
+def test_mr_background_stays_a_few_deviations_below_the_foreground() -> None:
+    array = mr_phantom()
+    image = NormalizeByModalityd()(with_body(array, ellipsoid(array.shape), "MR"))["image"]
+    assert -6 < float(image.min()) < -2
+
+
+def test_body_without_contrast_is_refused() -> None:
+    array, body = np.where(ellipsoid((8, 8, 8)), 100.0, 0.0), ellipsoid((8, 8, 8))
+    with pytest.raises(VolumeError, match="is constant inside the body"):
+        NormalizeByModalityd()(with_body(array, body, "MR"))
+
+
+@pytest.mark.parametrize("option", ["ct_window", "mr_percentiles"])
+def test_empty_range_names_the_option(option: str) -> None:
+    with pytest.raises(UserError, match=option):
+        NormalizeByModalityd(**{option: (50, 50)})

@@ -126,22 +126,12 @@ class NormalizeByModalityd(MapTransform):
 def _threshold(image: torch.Tensor, modality: str) -> float:
     if modality == "CT":
         return _CT_BODY
-    array = image[0].cpu().numpy()
+    array = np.ascontiguousarray(image[0].cpu().numpy())
     low, high = np.percentile(array, (0.5, 99.5))
+    otsu = itk.OtsuThresholdImageFilter.New(itk.image_from_array(array.clip(low, high)))
+    otsu.Update()
     # where little air is in view, Otsu divides bright tissue from dark; the mean then keeps more of the body
-    return min(_otsu(array.clip(low, high)), float(array.mean(dtype=np.float64)))
-
-
-def _otsu(array: np.ndarray) -> float:
-    """Otsu's threshold over 128 bins: where the means of the two sides differ most, weighted by their sizes.
-
-    Equals ITK's to within a bin; ITK's filter takes every process five seconds to load.
-    """
-    counts, edges = np.histogram(array, bins=128)
-    below, sums = np.cumsum(counts).astype(np.float64), np.cumsum(counts * (edges[:-1] + edges[1:]) / 2)
-    weights = np.maximum(below * (below[-1] - below), 1)  # 0 where all values are in one bin
-    between = (sums[-1] * below - sums * below[-1]) ** 2 / weights
-    return float(edges[1 + np.argmax(between)])
+    return min(float(otsu.GetThreshold()), float(array.mean(dtype=np.float64)))
 
 
 def _largest_part(mask: np.ndarray) -> np.ndarray:

@@ -79,9 +79,10 @@ class Decoder(nn.Module):
         self.densify = nn.ModuleList(Densify(level.channels, w) for level, w in zip(self.levels, widths))
         self.refine = nn.ModuleList(nn.Sequential(*(_block(w) for _ in range(blocks))) for w in widths)
         self.upsample = nn.ModuleList()
-        for i in range(len(self.levels) - 1):
-            step = [c // f for c, f in zip(self.levels[i + 1].stride, self.levels[i].stride)]
-            self.upsample.append(nn.ConvTranspose3d(widths[i + 1], widths[i], tuple(step), tuple(step), bias=False))
+        for fine, coarse, w, w_coarse in zip(self.levels, self.levels[1:], widths, widths[1:]):
+            (c0, c1, c2), (f0, f1, f2) = coarse.stride, fine.stride
+            step = (c0 // f0, c1 // f1, c2 // f2)
+            self.upsample.append(nn.ConvTranspose3d(w_coarse, w, kernel_size=step, stride=step, bias=False))
         self.predict = nn.Conv3d(widths[0], channels * prod(self.levels[0].stride), kernel_size=1)
 
     def forward(self, features: Sequence[SparseVolume]) -> Tensor:

@@ -94,7 +94,9 @@ def build_encoder(name: str, **arguments: Any) -> Encoder:
     try:
         encoder = ENCODERS[name](**arguments)
     except TypeError as error:
-        raise UserError(f"encoder {name} does not take its arguments: {error}; correct `encoder` in the config") from error
+        raise UserError(
+            f"encoder {name} does not take its arguments: {error}; correct `encoder` in the config"
+        ) from error
     encoder.settings = {"name": name, **arguments}
     return encoder
 

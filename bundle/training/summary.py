@@ -6,14 +6,13 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
-from bundle.errors import user_error_in
 from bundle.data import PreparedVolume, SkippedVolume
+from bundle.errors import user_error_in
 from bundle.training.atomic import replace_file
 from bundle.training.distributed import unwrap
 from bundle.training.history import clock, read_history

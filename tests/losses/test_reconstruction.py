@@ -68,7 +68,9 @@ def test_a_constant_patch_does_not_blow_up(example):
 def test_visible_and_padded_voxels_do_not_count(example):
     loss = ReconstructionLoss(target="none")
     before, _ = loss(**example)
-    elsewhere = ~(example["valid"] & example["hidden"].repeat_interleave(4, 2).repeat_interleave(2, 3).repeat_interleave(4, 4))
+    elsewhere = ~(
+        example["valid"] & example["hidden"].repeat_interleave(4, 2).repeat_interleave(2, 3).repeat_interleave(4, 4)
+    )
     after, _ = loss(**example | {"reconstruction": torch.where(elsewhere, torch.nan, example["reconstruction"])})
     assert torch.equal(before, after)
 
@@ -86,7 +88,9 @@ def test_the_mean_predictor_knows_the_visible_mean_only(example):
 
 def test_foreground_and_air_are_reported_apart(example):
     loss, terms = ReconstructionLoss()(**example)
-    inside = example["valid"] & example["hidden"].repeat_interleave(4, 2).repeat_interleave(2, 3).repeat_interleave(4, 4)
+    inside = example["valid"] & example["hidden"].repeat_interleave(4, 2).repeat_interleave(2, 3).repeat_interleave(
+        4, 4
+    )
     share = (inside & example["foreground"]).sum() / inside.sum()
     mixed = share * terms["reconstruction_foreground"] + (1 - share) * terms["reconstruction_air"]
     assert mixed.item() == pytest.approx(loss.item())

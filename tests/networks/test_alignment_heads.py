@@ -16,7 +16,7 @@ def volumes(layout: CellLayout, dense: list[torch.Tensor]) -> list[SparseVolume]
 
 def dense_features() -> list[torch.Tensor]:
     torch.manual_seed(0)
-    return [torch.randn(2, l.channels, *(8 // s for s in l.stride)) for l in LEVELS]
+    return [torch.randn(2, level.channels, *(8 // s for s in level.stride)) for level in LEVELS]
 
 
 def test_pairs_are_the_projected_features_of_one_place_at_two_depths():

@@ -13,7 +13,7 @@ LEVELS = [Level(4, (1, 1, 1)), Level(8, (2, 2, 1)), Level(16, (4, 4, 2))]
 
 
 def features(visible: torch.Tensor) -> list[SparseVolume]:
-    shapes = [(visible.shape[0], l.channels, *(16 // s for s in l.stride)) for l in LEVELS]
+    shapes = [(visible.shape[0], level.channels, *(16 // s for s in level.stride)) for level in LEVELS]
     return [SparseVolume.from_dense(torch.randn(shape), visible) for shape in shapes]
 
 

@@ -96,4 +96,6 @@ def test_the_product_is_the_plain_encoders_state_dict():
     product = net.encoder_state_dict()
     assert product.keys() == net.encoder.network.state_dict().keys()
     assert not any(value.requires_grad for value in product.values())
-    build_encoder("SegResEncoder", init_filters=4, blocks_down=(1,) * 5, norm="instance").network.load_state_dict(product)
+    build_encoder("SegResEncoder", init_filters=4, blocks_down=(1,) * 5, norm="instance").network.load_state_dict(
+        product
+    )

@@ -20,7 +20,7 @@ def site_mask(visible: torch.Tensor, block: tuple[int, int, int]) -> torch.Tenso
 
 def submanifold_conv(x, mask_in, mask_out, weight, bias, stride, padding, dilation, groups=1):
     """Convolution site by site: absent inputs are skipped, absent outputs stay zero. All numpy, [B, C, D, H, W]."""
-    b, c_in, d, h, w = x.shape
+    b, _, d, h, w = x.shape
     c_out, per_group, kd, kh, kw = weight.shape
     out = np.zeros((b, c_out, *mask_out.shape[1:]))
     for n, z, y, xx in zip(*np.nonzero(mask_out)):

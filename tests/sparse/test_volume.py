@@ -66,7 +66,7 @@ def test_a_crop_that_does_not_divide_into_cells_is_refused(batch):
 
 
 def test_an_unknown_executor_names_the_known_ones(batch):
-    with pytest.raises(ValueError, match="cells.*masked"):
+    with pytest.raises(ValueError, match=r"cells.*masked"):
         SparseVolume.from_dense(*batch, executor="dense")
 
 

@@ -8,8 +8,8 @@ from ignite.engine import Events
 from monai.handlers import ValidationHandler
 from torch.optim import SGD
 
-from bundle.errors import UserError
 from bundle.data import PreparedVolume, SkippedVolume
+from bundle.errors import UserError
 from bundle.training.history import History
 from bundle.training.rundir import RunFolder
 from bundle.training.scalars import Scalars

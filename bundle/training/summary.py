@@ -118,6 +118,9 @@ class Summary:
 
     def _data(self) -> list[str]:
         lines = ["", "## On what", f"- training: {_counts(self.training)}", f"- validation: {_counts(self.validation)}"]
+        padded = [volume.name for volume in (*self.training, *self.validation) if volume.padded]
+        if padded:
+            lines += [f"- smaller than the crop, so padded: {', '.join(padded)}"]
         if self.skipped:
             lines += [f"- not used: {len(self.skipped)}"]
             lines += [f"  - {name}: {problem}; {remedy}" for name, problem, remedy in self.skipped]

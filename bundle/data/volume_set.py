@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -186,13 +186,13 @@ def _read(file: Path) -> dict[str, Any] | None:
 
 
 def _write(tensors: dict[str, Any], file: Path) -> None:
-    handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".part")
-    os.close(handle)
+    # a name of its own for each writer: processes and threads may prepare the same volume
+    temporary = file.with_name(f"{file.stem}.{os.getpid()}.{threading.get_ident()}.part")
     try:
         torch.save(tensors, temporary)
-        Path(temporary).replace(file)
+        temporary.replace(file)
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def _split(
@@ -200,7 +200,7 @@ def _split(
 ) -> tuple[list[PreparedVolume], list[PreparedVolume]]:
     if any(volume.part for volume in volumes):
         named = [[v for v in volumes if v.part == part] for part in ("training", "validation")]
-        return _both(*named)
+        return _both(*named, remedy="correct the lists in the json")
     if val_fraction == 0:
         logger.warning("val_fraction is 0: validation runs on the training volumes, its figures are not held out")
         return list(volumes), list(volumes)
@@ -210,16 +210,20 @@ def _split(
         count = max(1, round(val_fraction * len(groups))) if len(groups) > 1 else 0
         order = np.random.default_rng((seed, 3)).permutation(len(groups))
         held_out |= {groups[i] for i in order[:count]}
-    return _both([v for v in volumes if v.group not in held_out], [v for v in volumes if v.group in held_out])
+    return _both(
+        [v for v in volumes if v.group not in held_out],
+        [v for v in volumes if v.group in held_out],
+        remedy="add volumes of one modality from at least two patients, or pass --val_fraction 0 to validate on the "
+        "training volumes",
+    )
 
 
 def _both(
-    training: list[PreparedVolume], validation: list[PreparedVolume]
+    training: list[PreparedVolume], validation: list[PreparedVolume], *, remedy: str
 ) -> tuple[list[PreparedVolume], list[PreparedVolume]]:
     if not training or not validation:
         raise UserError(
-            f"{len(training)} volumes to train on and {len(validation)} to validate on: add volumes of one modality "
-            "from at least two patients, or pass --val_fraction 0 to validate on the training volumes"
+            f"{len(training)} volumes to train on and {len(validation)} to validate on can be used: {remedy}"
         )
     return training, validation
 

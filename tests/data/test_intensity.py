@@ -38,8 +38,9 @@ def test_tag_comes_before_intensities_and_the_option_before_the_tag() -> None:
 
 
 def test_z_scored_mr_is_not_taken_for_ct() -> None:
-    array = mr_phantom().astype(np.float32)
-    assert Modalityd()(item((array - array.mean()) / array.std()))["modality"] == "MR"
+    array, body = mr_phantom().astype(np.float32), ellipsoid((24, 20, 16))
+    scored = (array - array[body].mean()) / array[body].std()
+    assert scored.min() < -5 and Modalityd()(item(scored))["modality"] == "MR"
 
 
 def test_unknown_modality_names_the_option() -> None:

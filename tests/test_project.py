@@ -104,7 +104,7 @@ def test_monai_applies_the_log_settings(tmp_path: Path) -> None:
         f"ConfigWorkflow(config_file={str(config)!r}, meta_file={str(ROOT / 'configs/metadata.json')!r},\n"
         f"               logging_file={str(ROOT / 'configs/logging.conf')!r}, workflow_type='train')\n"
         "logging.getLogger('bundle').info('volumes found')\n"
-        "logging.getLogger('ignite.engine.engine.SupervisedTrainer').error('the error, which the program shows itself')\n"
+        "logging.getLogger('ignite.engine.engine.SupervisedTrainer').error('the error, shown where it ends')\n"
         "logging.getLogger('PIL').info('library noise')\n"
         "logging.getLogger('PIL').warning('library warning')\n"
     )

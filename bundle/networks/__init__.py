@@ -1,5 +1,5 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
-"""Encoders, the decoder and the pre-training network. A new encoder is an adapter in `encoders.py`."""
+"""Encoders, the decoder and the pre-training network. A new encoder is an adapter in `encoders`."""
 
 from bundle.networks.alignment_heads import DepthAlignmentHeads, Pairs
 from bundle.networks.decoder import Decoder

@@ -43,7 +43,7 @@ class PretrainingNetwork(nn.Module):
         encoder: a MONAI network behind the `Encoder` contract.
         decoder: from the encoder's features to voxels.
         alignment: heads for cross-level alignment, or None.
-        executor: how the encoder runs sparsely, one of `SparseVolume.executors`.
+        executor: how the encoder runs sparsely, one of `SparseVolume.known_executors()`.
         autocast: data type of automatic mixed precision in the forward pass, or None for full precision. bfloat16
             needs no gradient scaler, so the trainer's own `amp` stays off.
     """
@@ -58,6 +58,7 @@ class PretrainingNetwork(nn.Module):
         autocast: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        SparseVolume.executor_class(executor)  # a wrong name or a missing library shows now, not in the first step
         self.encoder, self.decoder, self.alignment = encoder, decoder, alignment
         self.executor, self.autocast = executor, autocast
 
@@ -83,5 +84,5 @@ class PretrainingNetwork(nn.Module):
         }
 
     def encoder_state_dict(self) -> dict[str, Tensor]:
-        """The product: the plain MONAI encoder's weights under its own keys, on the CPU."""
-        return {key: value.detach().cpu().clone() for key, value in self.encoder.network.state_dict().items()}
+        """The product: the encoder half's weights under the MONAI network's own keys, on the CPU."""
+        return {key: value.detach().cpu().clone() for key, value in self.encoder.network_state_dict().items()}

@@ -4,9 +4,11 @@
 A new executor is a file with one `SparseVolume` subclass, imported here; a new operation is a function in `rules.py`.
 """
 
-from bundle.sparse import cells, masked, rules  # noqa: F401  # importing registers the executors and the rules
+# importing registers the executors and the rules
+from bundle.sparse import cells, masked, rules, rules_norms, rules_pooling  # noqa: F401
 from bundle.sparse.layout import CellLayout
+from bundle.sparse.sync_batch_norm import VisibleSyncBatchNorm, sync_over_visible_sites
 from bundle.sparse.unsupported import UnsupportedOperation
 from bundle.sparse.volume import SparseVolume
 
-__all__ = ["CellLayout", "SparseVolume", "UnsupportedOperation"]
+__all__ = ["CellLayout", "SparseVolume", "UnsupportedOperation", "VisibleSyncBatchNorm", "sync_over_visible_sites"]

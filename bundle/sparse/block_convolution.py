@@ -18,8 +18,9 @@ from torch.autograd.function import once_differentiable
 
 from bundle.sparse.layout import CellLayout, HaloTable, Triple
 from bundle.sparse.row_convolution import convolve_rows
+from bundle.sparse.windows import high_widths
 
-__all__ = ["convolve_blocks"]
+__all__ = ["convolve_blocks", "widen"]
 
 #: up to this many sites per block, gathering neighbours beats a dense convolution over blocks (2^3, measured on a CPU)
 _FEW_SITES = 8
@@ -81,7 +82,7 @@ class _Tables:
         self.out_block = _triple(b // s for b, s in zip(block, stride))
         # output o reads inputs o*s - p ... o*s - p + reach
         self.low = padding
-        self.high = _triple(r - p - s + 1 for r, p, s in zip(reach, padding, stride))
+        self.high = high_widths(_triple(kernel), stride, padding, dilation)
         # input i is read by outputs (i + p - reach) / s ... (i + p) / s
         self.grad_low = _triple((r - p) // s if r > p else 0 for r, p, s in zip(reach, padding, stride))
         self.grad_high = _triple(
@@ -113,7 +114,7 @@ class _BlockConvolution(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(blocks, weight)
         ctx.tables, ctx.arguments, ctx.has_bias = tables, (stride, dilation, groups), bias is not None
-        return F.conv3d(_widen(blocks, tables.forward), _channels_last(weight), bias, stride, 0, dilation, groups)
+        return F.conv3d(widen(blocks, tables.forward), _channels_last(weight), bias, stride, 0, dilation, groups)
 
     @staticmethod
     @once_differentiable
@@ -122,12 +123,12 @@ class _BlockConvolution(torch.autograd.Function):
         tables, (stride, dilation, groups) = ctx.tables, ctx.arguments
         grad_blocks = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
-            wide = _widen(grad, tables.backward)
+            wide = widen(grad, tables.backward)
             grad_blocks = _transposed(wide, weight, tables, stride, dilation, groups)
         if ctx.needs_input_grad[1] or (ctx.has_bias and ctx.needs_input_grad[2]):
             _, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
                 _channels_last(grad),
-                _widen(blocks, tables.forward),
+                widen(blocks, tables.forward),
                 weight,
                 [weight.shape[0]] if ctx.has_bias else None,
                 stride,
@@ -154,11 +155,11 @@ def _transposed(wide: Tensor, weight: Tensor, tables: _Tables, stride: Triple, d
     return grad[:, :, :d, :h, :w]
 
 
-def _widen(blocks: Tensor, table: HaloTable) -> Tensor:
-    """``[N, C, d, h, w]`` -> ``[N, C, *table.block]`` by gathering whole rows of channels, absent sites zero."""
+def widen(blocks: Tensor, table: HaloTable, absent: float = 0.0) -> Tensor:
+    """``[N, C, d, h, w]`` -> ``[N, C, *table.block]`` by gathering rows of channels; `absent` where no site is."""
     n, channels = blocks.shape[:2]
     rows = blocks.permute(0, 2, 3, 4, 1).reshape(-1, channels)
-    wide = rows.index_select(0, table.rows).index_fill_(0, table.absent, 0.0)
+    wide = rows.index_select(0, table.rows).index_fill_(0, table.absent, absent)
     return wide.view(n, *table.block, channels).permute(0, 4, 1, 2, 3)
 
 

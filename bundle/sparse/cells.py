@@ -4,14 +4,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bundle.sparse.block_convolution import convolve_blocks
+from bundle.sparse.block_convolution import convolve_blocks, widen
 from bundle.sparse.layout import CellLayout, Triple
 from bundle.sparse.volume import SparseVolume
+from bundle.sparse.windows import high_widths
 
 __all__ = ["CellsVolume"]
 
@@ -70,6 +72,7 @@ class CellsVolume(SparseVolume, executor="cells"):
         eps: float,
     ) -> SparseVolume:
         # every stored site is visible and no other is stored: the dense function is the sparse one
+        weight, bias = self._float_affine(weight, bias)
         return self._like(
             F.batch_norm(self.features, running_mean, running_var, weight, bias, use_batch, momentum, eps)
         )
@@ -79,14 +82,46 @@ class CellsVolume(SparseVolume, executor="cells"):
     ) -> SparseVolume:
         # cells are sorted by sample, so a sample is one slice, and its norm is torch's own over that slice
         samples = self.features.split([count for count in self.layout.counts if count])
+        weight, bias = self._float_affine(weight, bias)
         if groups is None:
             normal = [torch.batch_norm(s, weight, bias, None, None, True, 0.0, eps, True) for s in samples]
         else:
             normal = [_group_norm(s, groups, weight, bias, eps) for s in samples]
         return self._like(normal[0] if len(normal) == 1 else torch.cat(normal))
 
+    def _float_affine(self, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """In half precision a norm without scale or shift gets one: torch then keeps the mean in float32, else not."""
+        if self.dtype not in {torch.bfloat16, torch.float16}:
+            return weight, bias
+        ones = torch.ones(self.channels, device=self.device)
+        return ones if weight is None else weight, torch.zeros_like(ones) if bias is None else bias
+
     def average_blocks(self, kernel: Triple) -> SparseVolume:
         return self._like(F.avg_pool3d(self.features, kernel), self.strided_block(kernel))
+
+    def pool(
+        self, kind: Literal["max", "sum"], kernel: Triple, stride: Triple, padding: Triple, dilation: Triple
+    ) -> SparseVolume:
+        block = self.strided_block(stride)
+        halo = self.layout.halo(self.block, padding, high_widths(kernel, stride, padding, dilation))
+        blocks = self.features
+        if halo.block != self.block:
+            blocks = widen(blocks, halo, absent=-torch.inf if kind == "max" else 0.0)
+        if kind == "max":
+            return self._like(F.max_pool3d(blocks, kernel, stride, 0, dilation), block)
+        return self._like(F.avg_pool3d(blocks, kernel, stride, divisor_override=1), block)
+
+    def sample_sum(self) -> Tensor:
+        dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
+        return torch.stack([s.sum((0, 2, 3, 4), dtype=dtype) for s in self.features.split(self.layout.counts)])
+
+    def sample_max(self) -> Tensor:
+        none = self.features.new_zeros(self.channels)
+        samples = self.features.split(self.layout.counts)
+        return torch.stack([s.amax((0, 2, 3, 4)) if len(s) else none for s in samples])
+
+    def spread(self, samples: Tensor) -> Tensor:
+        return samples if len(samples) == 1 else samples[self.layout.cells[:, 0]]
 
 
 def _group_norm(blocks: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:

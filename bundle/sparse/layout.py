@@ -111,14 +111,23 @@ class CellLayout:
 
     def site_mask(self, block: Triple) -> Tensor:
         """Bool ``[B, 1, D, H, W]`` on the sites of the level whose cells have `block` sites per axis."""
-        return self._keep(("mask", block), lambda: self._repeat(self.visible[:, None], block))
+        return self.keep(("mask", block), lambda: self._repeat(self.visible[:, None], block))
+
+    def sites(self, block: Triple) -> int:
+        """Visible sites in the whole batch, at the level whose cells have `block` sites per axis."""
+        return len(self) * block[0] * block[1] * block[2]
+
+    @cached_property
+    def divisors(self) -> Tensor:
+        """``[B]`` int64 on the device: visible cells of each sample, to divide by, so one where there is none."""
+        return self.visible.flatten(1).sum(1).clamp(min=1)
 
     def halo(self, block: Triple, low: Triple, high: Triple) -> HaloTable:
         """The table that widens every visible cell's block by `low` sites before and `high` sites after it.
 
         A negative width leaves out that many of the block's own sites. Sites outside the volume are absent.
         """
-        return self._keep(("halo", block, low, high), lambda: self._halo(block, low, high))
+        return self.keep(("halo", block, low, high), lambda: self._halo(block, low, high))
 
     def _halo(self, block: Triple, low: Triple, high: Triple) -> HaloTable:
         # per axis: the sites of the widened block, the cell they lie in relative to their own, the place inside it
@@ -140,7 +149,7 @@ class CellLayout:
 
     def neighbours(self, block: Triple, kernel: Triple, dilation: Triple) -> NeighbourTable:
         """The neighbours that a convolution of an odd kernel, stride 1, reads for every visible site of a level."""
-        return self._keep(("neighbours", block, kernel, dilation), lambda: self._neighbours(block, kernel, dilation))
+        return self.keep(("neighbours", block, kernel, dilation), lambda: self._neighbours(block, kernel, dilation))
 
     def _neighbours(self, block: Triple, kernel: Triple, dilation: Triple) -> NeighbourTable:
         d, h, w = (dil * (k - 1) // 2 for k, dil in zip(kernel, dilation))
@@ -199,7 +208,8 @@ class CellLayout:
             cells = cells.repeat_interleave(times, dim=axis)
         return cells
 
-    def _keep(self, key: tuple[object, ...], make: Callable[[], T]) -> T:
+    def keep(self, key: tuple[object, ...], make: Callable[[], T]) -> T:
+        """What `make` returned when it was first called under this key: tables are made once per mask."""
         if key not in self._kept:
             self._kept[key] = make()
         return self._kept[key]  # type: ignore[return-value]  # each key has one type

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from bundle.sparse.layout import CellLayout, Triple
 from bundle.sparse.volume import SparseVolume
+from bundle.sparse.windows import high_widths, triple
 
 __all__ = ["MaskedVolume"]
 
@@ -42,7 +44,8 @@ class MaskedVolume(SparseVolume, executor="masked"):
         self, weight: Tensor, bias: Tensor | None, stride: Triple, padding: Triple, dilation: Triple, groups: int
     ) -> SparseVolume:
         block = self.strided_block(stride)
-        return self._masked(F.conv3d(self.features, weight, bias, stride, padding, dilation, groups), block)
+        framed = _frame(self.features, triple(weight.shape[2:]), stride, padding, dilation)
+        return self._masked(F.conv3d(framed, weight, bias, stride, 0, dilation, groups), block)
 
     def normalize_batch(
         self,
@@ -63,7 +66,8 @@ class MaskedVolume(SparseVolume, executor="masked"):
                     running_mean.lerp_(mean.flatten().to(running_mean.dtype), momentum)
                     running_var.lerp_((var * count / (count - 1)).flatten().to(running_var.dtype), momentum)
         else:
-            assert running_mean is not None and running_var is not None  # batch_norm itself demands them
+            assert running_mean is not None  # batch_norm itself demands them
+            assert running_var is not None
             mean, var = (stat.to(x.dtype).view(1, -1, 1, 1, 1) for stat in (running_mean, running_var))
         return self._affine((x - mean) * (var + eps).rsqrt(), weight, bias)
 
@@ -78,6 +82,28 @@ class MaskedVolume(SparseVolume, executor="masked"):
 
     def average_blocks(self, kernel: Triple) -> SparseVolume:
         return self._masked(F.avg_pool3d(self.features, kernel), self.strided_block(kernel))
+
+    def pool(
+        self, kind: Literal["max", "sum"], kernel: Triple, stride: Triple, padding: Triple, dilation: Triple
+    ) -> SparseVolume:
+        block = self.strided_block(stride)
+        if kind == "max":
+            framed = _frame(self._or_lowest(), kernel, stride, padding, dilation, value=-torch.inf)
+            return self._masked(F.max_pool3d(framed, kernel, stride, 0, dilation), block)
+        framed = _frame(self.features, kernel, stride, padding, dilation)
+        return self._masked(F.avg_pool3d(framed, kernel, stride, divisor_override=1), block)
+
+    def sample_sum(self) -> Tensor:
+        return self.features.sum((2, 3, 4), dtype=torch.float64 if self.dtype == torch.float64 else torch.float32)
+
+    def sample_max(self) -> Tensor:
+        return torch.where(self.layout.visible.flatten(1).any(1)[:, None], self._or_lowest().amax((2, 3, 4)), 0.0)
+
+    def spread(self, samples: Tensor) -> Tensor:
+        return samples
+
+    def _or_lowest(self) -> Tensor:
+        return torch.where(self._mask(self.block), self.features, -torch.inf)
 
     def _statistics_input(self) -> tuple[Tensor, Tensor]:
         x = self.features if self.dtype == torch.float64 else self.features.float()
@@ -101,8 +127,14 @@ def _zero_unless(mask: Tensor, x: Tensor) -> Tensor:
     return torch.where(mask, x, x.new_zeros(()))  # not a product: NaN times zero would be NaN
 
 
+def _frame(x: Tensor, kernel: Triple, stride: Triple, low: Triple, dilation: Triple, value: float = 0.0) -> Tensor:
+    """Pads `x` by what windows read beyond it, so that ``sites / stride`` of them fit."""
+    high = high_widths(kernel, stride, low, dilation)
+    return F.pad(x, (low[2], high[2], low[1], high[1], low[0], high[0]), value=value)
+
+
 def _moments(x: Tensor, mask: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance over `dims` where `mask` is one; a sample with nothing visible has mean 0, variance 0."""
+    """Mean and biased variance over `dims` where `mask` is one; both are 0 for a sample with nothing visible."""
     count = mask.sum(dims, keepdim=True).clamp(min=1)
     mean = (x * mask).sum(dims, keepdim=True) / count
     return mean, ((x - mean).square() * mask).sum(dims, keepdim=True) / count

@@ -2,8 +2,8 @@
 """The sparse form of each torch function that networks call: one small function per operation.
 
 A rule takes the torch function's own arguments and says what it means on a `SparseVolume` in terms of the few things
-an executor can do. To add one, write it here under ``@rule(torch.function, ...)`` and add its case to
-``tests/sparse/test_rules.py``.
+an executor can do. To add one, write it here, or in `rules_pooling.py` or `rules_norms.py`, under
+``@rule(torch.function, ...)`` and add its case to ``tests/sparse/test_rules.py``.
 """
 
 from __future__ import annotations
@@ -16,15 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bundle.sparse.layout import Triple
+from bundle.sparse.padded import PaddedVolume
 from bundle.sparse.unsupported import UnsupportedOperation
 from bundle.sparse.volume import SparseVolume, rule
-
-
-def _triple(value: int | Sequence[int]) -> Triple:
-    a, b, c = (value,) * 3 if isinstance(value, int) else tuple(value) * (3 if len(value) == 1 else 1)
-    return a, b, c
-
+from bundle.sparse.windows import require_whole_cells, triple
 
 # ---- site by site ------------------------------------------------------------------------------------------------
 
@@ -40,33 +35,51 @@ def _apply(function: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[
 
 
 for _function in (
-    *(F.relu, torch.relu, torch.relu_, F.relu_, Tensor.relu, Tensor.relu_),
-    *(F.leaky_relu, F.leaky_relu_, F.elu, F.elu_, F.relu6, F.hardtanh, F.hardswish, F.mish, F.gelu, F.silu),
-    *(torch.sigmoid, Tensor.sigmoid, torch.tanh, Tensor.tanh, F.softplus),
-    *(F.dropout, torch.dropout, Tensor.contiguous, Tensor.float, Tensor.to, Tensor.clone, torch.clone, Tensor.detach),
+    *(F.relu, torch.relu, torch.relu_, F.relu_, Tensor.relu, Tensor.relu_, F.relu6, F.hardtanh),
+    *(F.leaky_relu, F.leaky_relu_, F.rrelu, F.prelu, F.elu, F.elu_, F.celu, F.selu, F.gelu, F.silu, F.mish),
+    *(F.hardswish, F.hardsigmoid, F.softplus, F.logsigmoid),
+    *(torch.sigmoid, Tensor.sigmoid, F.sigmoid, torch.tanh, Tensor.tanh, F.tanh),
+    *(torch.neg, Tensor.neg, torch.abs, Tensor.abs, torch.square, Tensor.square, torch.sqrt, Tensor.sqrt),
+    *(torch.pow, Tensor.pow, torch.clamp, Tensor.clamp),
+    *(F.dropout, torch.dropout, Tensor.contiguous, Tensor.float, Tensor.half, Tensor.bfloat16, Tensor.double),
+    *(Tensor.to, Tensor.clone, torch.clone, Tensor.detach),
 ):
     _site_by_site(_function)
 
 
+# ---- sums and products --------------------------------------------------------------------------------------------
+
+
 def _binary(function: Callable[..., Tensor], *names: Callable[..., Any]) -> None:
     @rule(*names)
-    def combine(volume: Any, other: Any, **kwargs: Any) -> SparseVolume:
-        if not isinstance(volume, SparseVolume):  # 2 * volume: both operations commute
-            volume, other = other, volume
-        if isinstance(other, SparseVolume):
-            _same_level(volume, other)
-            return volume.pointwise(partial(function, **kwargs), other)
-        if isinstance(other, Tensor) and other.numel() > 1:
-            raise UnsupportedOperation(
-                f"{function.__name__} of a sparse volume and a dense tensor {list(other.shape)}: make it sparse first"
-            )
-        return volume.pointwise(lambda features: function(features, other, **kwargs))
+    def combine(first: Any, second: Any, **kwargs: Any) -> SparseVolume:
+        if isinstance(first, SparseVolume):
+            return _combine(first, second, partial(function, **kwargs))
+        return _combine(second, first, lambda b, a: function(a, b, **kwargs))
 
 
-_binary(torch.add, torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__)
-_binary(torch.mul, torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__)
-_binary(Tensor.add_, Tensor.add_, Tensor.__iadd__)
-_binary(Tensor.mul_, Tensor.mul_, Tensor.__imul__)
+def _combine(volume: SparseVolume, other: Any, function: Callable[..., Tensor]) -> SparseVolume:
+    """`function` of the volume and what stands beside it, which broadcasts as it would with a dense tensor."""
+    if not isinstance(other, (SparseVolume, Tensor)) or (isinstance(other, Tensor) and other.ndim == 0):
+        return volume.pointwise(lambda features: function(features, other))
+    if isinstance(other, Tensor):
+        shape = (1,) * (5 - other.ndim) + tuple(other.shape)
+        if shape[2:] == (1, 1, 1):  # a value per sample or channel, such as a gate, a drop-path mask, a layer's scale
+            return volume.pointwise(lambda features: function(features, volume.spread(other.view(shape))))
+        other = _dense_beside(volume, other.view(shape))
+    _same_level(volume, other)
+    return volume.pointwise(function, other)
+
+
+def _dense_beside(volume: SparseVolume, dense: Tensor) -> SparseVolume:
+    """The visible part of a dense map of the volume's size and level."""
+    if dense.shape[2:] != volume.shape[2:] or dense.shape[0] not in (1, volume.shape[0]):
+        raise UnsupportedOperation(
+            f"a dense tensor {list(dense.shape)} beside a sparse volume {list(volume.shape)}: it must have the "
+            "volume's own size, or 1 on each spatial axis"
+        )
+    dense = dense.expand(volume.shape[0], *dense.shape[1:])
+    return SparseVolume.from_dense(dense, volume.layout, volume.name)
 
 
 def _same_level(first: SparseVolume, second: SparseVolume) -> None:
@@ -74,12 +87,82 @@ def _same_level(first: SparseVolume, second: SparseVolume) -> None:
         raise ValueError(f"{first!r} and {second!r} do not share mask and level")
 
 
-# ---- convolution and pooling -----------------------------------------------------------------------------------
+_binary(torch.add, torch.add, Tensor.add)
+_binary(torch.sub, torch.sub, Tensor.sub)
+_binary(torch.mul, torch.mul, Tensor.mul)
+_binary(torch.div, torch.div, torch.true_divide, Tensor.div)
+_binary(Tensor.add_, Tensor.add_)
+_binary(Tensor.mul_, Tensor.mul_)
+
+
+# ---- channels -----------------------------------------------------------------------------------------------------
+
+
+def _require_channel_axis(name: str, dim: int) -> None:
+    if dim not in (1, -4):
+        raise UnsupportedOperation(f"{name} of a sparse volume along axis {dim}: only along the channels, axis 1")
+
+
+@rule(torch.cat, torch.concat, torch.concatenate)
+def _cat(tensors: Sequence[SparseVolume | Tensor], dim: int = 0) -> SparseVolume:
+    _require_channel_axis("torch.cat", dim)
+    volume = next(t for t in tensors if isinstance(t, SparseVolume))
+    parts = [t if isinstance(t, SparseVolume) else _dense_beside(volume, t) for t in tensors]
+    for part in parts:
+        _same_level(volume, part)
+    return parts[0].pointwise(lambda *features: torch.cat(features, dim=1), *parts[1:])
+
+
+@rule(torch.chunk, Tensor.chunk)
+def _chunk(volume: SparseVolume, chunks: int, dim: int = 0) -> tuple[SparseVolume, ...]:
+    return _split(volume, -(-volume.channels // chunks), dim)
+
+
+@rule(torch.split, Tensor.split)
+def _split(volume: SparseVolume, split_size: int | Sequence[int], dim: int = 0) -> tuple[SparseVolume, ...]:
+    _require_channel_axis("torch.split", dim)
+    parts = -(-volume.channels // split_size) if isinstance(split_size, int) else len(split_size)
+    return tuple(volume.pointwise(partial(_part, split_size=split_size, index=i)) for i in range(parts))
+
+
+def _part(features: Tensor, *, split_size: int | Sequence[int], index: int) -> Tensor:
+    return features.split(split_size, dim=1)[index]
+
+
+@rule(Tensor.repeat)
+def _repeat(volume: SparseVolume, *repeats: Any) -> SparseVolume:
+    b, times, d, h, w = repeats[0] if len(repeats) == 1 else repeats
+    if (b, d, h, w) != (1, 1, 1, 1):
+        raise UnsupportedOperation(f"repeat {(b, times, d, h, w)} of a sparse volume: only its channels can repeat")
+    return volume.pointwise(lambda features: torch.cat([features] * times, dim=1))
+
+
+# ---- new dense tensors beside a volume --------------------------------------------------------------------------
+
+
+def _new(function: Callable[..., Tensor]) -> None:
+    @rule(function)
+    def new(volume: SparseVolume, *args: Any, **kwargs: Any) -> Tensor:
+        return function(volume.features, *args, **kwargs)
+
+
+for _factory in (Tensor.new_empty, Tensor.new_zeros, Tensor.new_ones, Tensor.new_full, Tensor.new_tensor):
+    _new(_factory)
+
+
+@rule(F.dropout2d, F.dropout3d, torch.feature_dropout)
+def _channel_dropout(
+    volume: SparseVolume, p: float = 0.5, training: bool = True, inplace: bool = False
+) -> SparseVolume:
+    return volume * F.dropout(volume.features.new_ones(*volume.shape[:2], 1, 1, 1), p, training)
+
+
+# ---- convolution --------------------------------------------------------------------------------------------------
 
 
 @rule(torch.conv3d, F.conv3d)
 def _conv3d(
-    volume: SparseVolume,
+    volume: SparseVolume | PaddedVolume,
     weight: Tensor,
     bias: Tensor | None = None,
     stride: int | Sequence[int] = 1,
@@ -87,78 +170,24 @@ def _conv3d(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
 ) -> SparseVolume:
-    stride, dilation = _triple(stride), _triple(dilation)
-    kernel = _triple(weight.shape[2:])
-    same = tuple(d * (k - 1) // 2 for d, k in zip(dilation, kernel))
+    stride, dilation, kernel = triple(stride), triple(dilation), triple(weight.shape[2:])
     if isinstance(padding, str):
-        padding = same if padding == "same" else 0
-    padding = _triple(padding)
-    # the map must keep its place on the cells: as many sites out as the stride leaves of each cell
-    for k, s, p, d, sites in zip(kernel, stride, padding, dilation, volume.shape[2:]):
-        if (sites + 2 * p - d * (k - 1) - 1) // s + 1 != sites // s:
-            raise UnsupportedOperation(
-                f"a convolution with kernel {k}, stride {s}, padding {p}, dilation {d} moves the map off its cells "
-                f"({sites} sites): pad as for an output of {sites // s} sites"
-            )
-    return volume.convolve(weight, bias, stride, padding, dilation, groups)
+        padding = [d * (k - 1) // 2 if padding == "same" else 0 for d, k in zip(dilation, kernel)]
+    low = high = triple(padding)
+    if isinstance(volume, PaddedVolume):
+        low, high = triple([a + b for a, b in zip(low, volume.low)]), triple([a + b for a, b in zip(high, volume.high)])
+        volume = volume.volume
+    require_whole_cells(volume.shape[2:], kernel, stride, low, high, dilation)
+    return volume.convolve(weight, bias, stride, low, dilation, groups)
 
 
-@rule(F.avg_pool3d)
-def _avg_pool3d(
-    volume: SparseVolume,
-    kernel_size: int | Sequence[int],
-    stride: int | Sequence[int] | None = None,
-    padding: int | Sequence[int] = 0,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-    divisor_override: int | None = None,
-) -> SparseVolume:
-    kernel = _triple(kernel_size)
-    if (stride is not None and _triple(stride) != kernel) or any(_triple(padding)) or divisor_override is not None:
-        raise UnsupportedOperation("avg_pool3d needs its kernel equal to its stride, no padding and no own divisor")
-    return volume.average_blocks(kernel)
-
-
-# ---- norms: statistics over visible sites ----------------------------------------------------------------------
-
-
-@rule(F.batch_norm, torch.batch_norm)
-def _batch_norm(
-    volume: SparseVolume,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> SparseVolume:
-    return volume.normalize_batch(running_mean, running_var, weight, bias, training, momentum, eps)
-
-
-@rule(F.instance_norm, torch.instance_norm)
-def _instance_norm(
-    volume: SparseVolume,
-    running_mean: Tensor | None = None,
-    running_var: Tensor | None = None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    use_input_stats: bool = True,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> SparseVolume:
-    if running_mean is not None or not use_input_stats:
-        raise UnsupportedOperation("instance_norm with running statistics: build the layer without track_running_stats")
-    return volume.normalize_sample(None, weight, bias, eps)
-
-
-@rule(F.group_norm, torch.group_norm)
-def _group_norm(
-    volume: SparseVolume,
-    num_groups: int,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-    cudnn_enabled: bool = True,
-) -> SparseVolume:
-    return volume.normalize_sample(num_groups, weight, bias, eps)
+@rule(F.pad)
+def _pad(
+    volume: SparseVolume, pad: Sequence[int], mode: str = "constant", value: float | None = None
+) -> SparseVolume | PaddedVolume:
+    widths = [*pad, *[0] * (6 - len(pad))]
+    if not any(widths):
+        return volume
+    if mode != "constant" or value or len(widths) > 6:
+        raise UnsupportedOperation(f"a sparse volume can be padded with zeros on its spatial axes, not {pad}, {mode}")
+    return PaddedVolume(volume, low=triple(widths[4::-2]), high=triple(widths[5::-2]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 from torch import nn
@@ -27,12 +28,13 @@ def unsupported(function: Callable[..., Any]) -> UnsupportedOperation:
 
 
 def _calling_module() -> str:
-    frame, modules = sys._getframe(1), []
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - the documented way to the caller
+    modules: list[nn.Module] = []
     while frame is not None:
         owner = frame.f_locals.get("self")
         if isinstance(owner, nn.Module) and (not modules or modules[-1] is not owner):
             modules.append(owner)
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     if not modules:
         return "code outside any module"
     inner, outer = modules[0], modules[-1]

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar
+from importlib import import_module
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from bundle.errors import UserError
 from bundle.sparse.layout import CellLayout, Triple
 from bundle.sparse.unsupported import UnsupportedOperation, unsupported
 
@@ -17,6 +19,9 @@ __all__ = ["RULES", "SparseVolume", "rule"]
 
 #: what runs in place of a torch function when one of its arguments is a `SparseVolume`
 RULES: dict[Callable[..., Any], Callable[..., Any]] = {}
+
+#: executors that need a library of their own: module and class, imported when first asked for
+_ON_DEMAND = {"minkowski": ("bundle.sparse.minkowski", "MinkowskiVolume")}
 
 
 def rule(*functions: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -47,13 +52,14 @@ class SparseVolume(ABC):
         features: what the executor stores.
     """
 
-    executors: ClassVar[dict[str, type[SparseVolume]]] = {}
+    executors: ClassVar[dict[str, type[SparseVolume]]] = {}  # those that are always there
     name: ClassVar[str]
 
     def __init_subclass__(cls, *, executor: str, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls.name = executor
-        SparseVolume.executors[executor] = cls
+        if executor not in _ON_DEMAND:
+            SparseVolume.executors[executor] = cls
 
     def __init__(self, features: Tensor, layout: CellLayout, block: Triple) -> None:
         self.features = features
@@ -70,10 +76,13 @@ class SparseVolume(ABC):
             image: ``[B, C, D, H, W]``.
             visible: bool ``[B, 1, gd, gh, gw]`` on cells, or the layout made from it. Each axis of `image` must be
                 a whole multiple of the grid's.
-            executor: one of `SparseVolume.executors`.
+            executor: one of `SparseVolume.known_executors()`.
+
+        Raises:
+            UserError: no such executor, or the library that it needs is not installed.
+            ValueError: `image` does not divide into the cells of `visible`.
         """
-        if executor not in SparseVolume.executors:
-            raise ValueError(f"unknown executor {executor!r}: choose one of {', '.join(SparseVolume.executors)}")
+        kind = SparseVolume.executor_class(executor)
         layout = visible if isinstance(visible, CellLayout) else CellLayout(visible)
         size, grid = tuple(image.shape[2:]), layout.grid
         if image.ndim != 5 or image.shape[0] != layout.batch or any(s % g for s, g in zip(size, grid)):
@@ -83,7 +92,26 @@ class SparseVolume(ABC):
             )
         block = (size[0] // grid[0], size[1] // grid[1], size[2] // grid[2])
         image = image.as_subclass(Tensor)  # a MetaTensor would wrap every result anew, as a view
-        return SparseVolume.executors[executor]._from_dense(image, layout, block)
+        return kind._from_dense(image, layout, block)  # noqa: SLF001 - of a subclass
+
+    @staticmethod
+    def known_executors() -> list[str]:
+        """The names of all executors, also of those that need a library which may not be installed."""
+        return [*SparseVolume.executors, *_ON_DEMAND]
+
+    @staticmethod
+    def executor_class(name: str) -> type[SparseVolume]:
+        """The executor of that name; one that needs a library of its own is imported now.
+
+        Raises:
+            UserError: there is none of that name, or its library is not installed.
+        """
+        if name in _ON_DEMAND:
+            module, volume = _ON_DEMAND[name]
+            return getattr(import_module(module), volume)
+        if name not in SparseVolume.executors:
+            raise UserError(f"unknown executor {name!r}: choose one of {', '.join(SparseVolume.known_executors())}")
+        return SparseVolume.executors[name]
 
     @classmethod
     @abstractmethod
@@ -101,13 +129,21 @@ class SparseVolume(ABC):
 
     @abstractmethod
     def pointwise(self, function: Callable[..., Tensor], *others: SparseVolume) -> SparseVolume:
-        """`function` of the stored features (and those of `others`, of the same level), site by site."""
+        """`function` of the stored features (and those of `others`, of the same level), site by site.
+
+        Every executor stores channels on axis 1 and as many axes as the next executor's, so `function` may also
+        change the channels.
+        """
 
     @abstractmethod
     def convolve(
         self, weight: Tensor, bias: Tensor | None, stride: Triple, padding: Triple, dilation: Triple, groups: int
     ) -> SparseVolume:
-        """Submanifold convolution with the dense layer's own weight ``[C_out, C_in / groups, k, k, k]``."""
+        """Submanifold convolution with the dense layer's own weight ``[C_out, C_in / groups, k, k, k]``.
+
+        `padding` is the zeros before the first site; after the last one come as many as ``sites / stride`` outputs
+        read, which for an unevenly padded map may be another number.
+        """
 
     @abstractmethod
     def normalize_batch(
@@ -132,6 +168,24 @@ class SparseVolume(ABC):
     def average_blocks(self, kernel: Triple) -> SparseVolume:
         """Mean of each `kernel` of sites, taken side by side; every one lies inside a single cell."""
 
+    @abstractmethod
+    def pool(
+        self, kind: Literal["max", "sum"], kernel: Triple, stride: Triple, padding: Triple, dilation: Triple
+    ) -> SparseVolume:
+        """Maximum or sum of the visible sites of each window; `padding` is as in `convolve`."""
+
+    @abstractmethod
+    def sample_sum(self) -> Tensor:
+        """``[B, C]``, the sum over each sample's visible sites, zero if it has none; at least in float32."""
+
+    @abstractmethod
+    def sample_max(self) -> Tensor:
+        """``[B, C]``, the maximum over each sample's visible sites, zero if it has none."""
+
+    @abstractmethod
+    def spread(self, samples: Tensor) -> Tensor:
+        """``[B or 1, C or 1, 1, 1, 1]``, values per sample, in the shape that broadcasts with the stored features."""
+
     # ---- the part of a tensor's face that networks look at ------------------------------------------------------
 
     @property
@@ -152,6 +206,7 @@ class SparseVolume(ABC):
     dtype = property(lambda self: self.features.dtype)
     device = property(lambda self: self.features.device)
     requires_grad = property(lambda self: self.features.requires_grad)
+    data = property(lambda self: self.detach())
 
     def __repr__(self) -> str:
         seen = len(self.layout) / self.layout.visible.numel()
@@ -177,20 +232,35 @@ class SparseVolume(ABC):
         return lambda *args, **kwargs: RULES[function](self, *args, **kwargs)
 
     def __add__(self, other: Any) -> SparseVolume:
-        return torch.add(self, other)  # type: ignore[call-overload, no-any-return]
+        return RULES[torch.add](self, other)
 
     __radd__ = __add__
 
-    def __iadd__(self, other: Any) -> SparseVolume:
-        return RULES[Tensor.add_](self, other)  # type: ignore[no-any-return]
+    def __iadd__(self, other: Any) -> SparseVolume:  # noqa: PYI034 - a rule gives a new volume
+        return RULES[Tensor.add_](self, other)
 
     def __mul__(self, other: Any) -> SparseVolume:
-        return torch.mul(self, other)  # type: ignore[call-overload, no-any-return]
+        return RULES[torch.mul](self, other)
 
     __rmul__ = __mul__
 
-    def __imul__(self, other: Any) -> SparseVolume:
-        return RULES[Tensor.mul_](self, other)  # type: ignore[no-any-return]
+    def __imul__(self, other: Any) -> SparseVolume:  # noqa: PYI034 - a rule gives a new volume
+        return RULES[Tensor.mul_](self, other)
+
+    def __sub__(self, other: Any) -> SparseVolume:
+        return RULES[torch.sub](self, other)
+
+    def __rsub__(self, other: Any) -> SparseVolume:
+        return RULES[torch.sub](other, self)
+
+    def __truediv__(self, other: Any) -> SparseVolume:
+        return RULES[torch.div](self, other)
+
+    def __pow__(self, exponent: float) -> SparseVolume:
+        return RULES[torch.pow](self, exponent)
+
+    def __neg__(self) -> SparseVolume:
+        return RULES[torch.neg](self)
 
     def _like(self, features: Tensor, block: Triple | None = None) -> SparseVolume:
         return type(self)(features, self.layout, self.block if block is None else block)

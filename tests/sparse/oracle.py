@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -34,4 +35,26 @@ def submanifold_conv(x, mask_in, mask_out, weight, bias, stride, padding, dilati
                 if 0 <= p < d and 0 <= q < h and 0 <= r < w and mask_in[n, p, q, r]:
                     total += (weight[o, :, i, j, k] * x[n, first : first + per_group, p, q, r]).sum()
             out[n, o, z, y, xx] = total
+    return out
+
+
+def pool(x, counted, mask_out, kernel, stride, padding, statistic: Callable[[np.ndarray], np.ndarray]):
+    """Pooling window by window: `statistic` ([sites, C] to [C]) of the window's counted sites. All numpy.
+
+    Args:
+        x: [B, C, D, H, W].
+        counted: bool [B, D + 2p, H + 2p, W + 2p] or more, sites that take part; those in the padding are zeros.
+        mask_out: bool [B, d, h, w], which sites to give.
+        kernel: of the window.
+        stride: of the window.
+        padding: of the layer.
+        statistic: of the values that take part.
+    """
+    beyond = [(p, n - p - size) for p, n, size in zip(padding, counted.shape[1:], x.shape[2:])]
+    padded = np.pad(x, [(0, 0), (0, 0), *beyond])
+    out = np.zeros((*x.shape[:2], *mask_out.shape[1:]))
+    for n, z, y, xx in zip(*np.nonzero(mask_out)):
+        window = (n, *(slice(o * s, o * s + k) for o, s, k in zip((z, y, xx), stride, kernel)))
+        values = padded[window[0], :, window[1], window[2], window[3]][:, counted[window]]
+        out[n, :, z, y, xx] = statistic(values.T)
     return out

@@ -1,5 +1,5 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
-"""Every rule, on every executor, against plain formulas: convolution by loops, norms on the gathered visible rows."""
+"""Convolution, activations, sums and channels, on every executor, against loops and plain formulas."""
 
 from __future__ import annotations
 
@@ -9,30 +9,14 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from monai.networks.layers import Act, DropPath
+from monai.networks.nets.efficientnet import drop_connect
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from bundle.sparse import SparseVolume
+from bundle.sparse import SparseVolume, UnsupportedOperation
+from tests.sparse.examples import BLOCK, EXECUTORS, example, run, visible_rows
 from tests.sparse.oracle import site_mask, submanifold_conv
-
-EXECUTORS = sorted(SparseVolume.executors)
-BLOCK = (4, 2, 4)
-
-
-@pytest.fixture(params=EXECUTORS)
-def executor(request) -> str:
-    return request.param
-
-
-def example(seed: int = 0, channels: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    visible = torch.rand(2, 1, 2, 3, 2, generator=generator) > 0.5
-    visible[0, 0, 0, 0, 0] = visible[1, 0, 1, 2, 1] = True
-    return torch.randn(2, channels, 8, 6, 8, dtype=torch.float64, generator=generator), visible
-
-
-def run(layer, image: torch.Tensor, visible: torch.Tensor, executor: str) -> torch.Tensor:
-    return layer(SparseVolume.from_dense(image, visible, executor)).to_dense()
-
 
 CONVOLUTIONS = {
     "3x3x3": dict(kernel_size=3, padding=1),
@@ -84,72 +68,25 @@ def test_convolution_gradients_are_right_by_finite_differences(executor, argumen
     assert torch.autograd.gradcheck(forward, (image, *parameters), fast_mode=True)
 
 
-def visible_rows(x: torch.Tensor, visible: torch.Tensor, sample: int | None = None) -> torch.Tensor:
-    mask = site_mask(visible, BLOCK)
-    if sample is not None:
-        mask[torch.arange(len(mask)) != sample] = False
-    return x.permute(0, 2, 3, 4, 1)[mask]  # [M, C]
-
-
-def test_batch_norm_is_over_all_visible_sites_and_updates_running_statistics(executor):
-    image, visible = example()
-    layer = nn.BatchNorm3d(4).double()
-    nn.init.normal_(layer.weight), nn.init.normal_(layer.bias)
-    out = run(layer, image, visible, executor)
-    rows = visible_rows(image, visible)
-    normal = (rows - rows.mean(0)) / (rows.var(0, unbiased=False) + layer.eps).sqrt() * layer.weight + layer.bias
-    torch.testing.assert_close(visible_rows(out, visible), normal, rtol=0, atol=1e-12)
-    assert (out.permute(0, 2, 3, 4, 1)[~site_mask(visible, BLOCK)] == 0).all()
-    torch.testing.assert_close(layer.running_mean, 0.1 * rows.mean(0))
-    torch.testing.assert_close(layer.running_var, 0.9 + 0.1 * rows.var(0))
-
-
-def test_batch_norm_in_eval_uses_running_statistics(executor):
-    image, visible = example()
-    layer = nn.BatchNorm3d(4).double().eval()
-    layer.running_mean.fill_(0.5), layer.running_var.fill_(4.0)
-    rows = visible_rows(run(layer, image, visible, executor), visible)
-    torch.testing.assert_close(rows, (visible_rows(image, visible) - 0.5) / (4 + layer.eps) ** 0.5)
-
-
-def test_instance_norm_is_per_sample_over_its_visible_sites(executor):
-    image, visible = example()
-    image[1] = image[1] * 5 + 3  # a statistic pooled over the batch would show
-    out = run(nn.InstanceNorm3d(4).double(), image, visible, executor)
-    for sample in range(2):
-        rows = visible_rows(image, visible, sample)
-        normal = (rows - rows.mean(0)) / (rows.var(0, unbiased=False) + 1e-5).sqrt()
-        torch.testing.assert_close(visible_rows(out, visible, sample), normal, rtol=0, atol=1e-12)
-
-
-def test_group_norm_is_per_sample_and_group_over_visible_sites(executor):
-    image, visible = example()
-    layer = nn.GroupNorm(2, 4).double()
-    nn.init.normal_(layer.weight), nn.init.normal_(layer.bias)
-    out = run(layer, image, visible, executor)
-    for sample in range(2):
-        rows = visible_rows(image, visible, sample).view(-1, 2, 2)
-        mean, var = rows.mean((0, 2), keepdim=True), rows.var((0, 2), unbiased=False, keepdim=True)
-        normal = ((rows - mean) / (var + 1e-5).sqrt()).flatten(1) * layer.weight + layer.bias
-        torch.testing.assert_close(visible_rows(out, visible, sample), normal, rtol=0, atol=1e-12)
-
-
-def test_a_sample_with_nothing_visible_changes_nothing_for_the_others(executor):
-    image, visible = example()
-    alone = run(nn.InstanceNorm3d(4).double(), image[1:], visible[1:], executor)
-    visible[0] = False
-    both = run(nn.InstanceNorm3d(4).double(), image, visible, executor)
-    assert torch.equal(both[1:], alone) and (both[0] == 0).all()
-
-
 POINTWISE = [
     nn.ReLU(),
     nn.ReLU(inplace=True),
     nn.LeakyReLU(0.1),
     nn.LeakyReLU(0.1, inplace=True),
+    nn.PReLU(),
+    nn.PReLU(4),
+    nn.RReLU().eval(),
     nn.ELU(),
+    nn.ELU(inplace=True),
+    nn.CELU(),
+    nn.SELU(inplace=True),
     nn.GELU(),
     nn.SiLU(),
+    nn.Hardswish(),
+    nn.Hardsigmoid(),
+    nn.Tanh(),
+    Act["swish"](alpha=1.5),
+    Act["memswish"](inplace=True),
     nn.Mish(),
     nn.Sigmoid(),
     nn.Softplus(),
@@ -160,6 +97,9 @@ POINTWISE = [
 @pytest.mark.parametrize("layer", POINTWISE, ids=str)
 def test_activations_act_on_visible_sites_and_leave_the_rest_absent(executor, layer):
     image, visible = example()
+    layer = layer.double()
+    for parameter in layer.parameters():
+        nn.init.uniform_(parameter)
     out = run(layer, image.clone(), visible, executor)
     mask = site_mask(visible, BLOCK)[:, None]
     assert torch.equal(out, torch.where(mask, layer(image.clone()), 0.0))
@@ -175,18 +115,120 @@ def test_sums_and_products_with_volumes_and_numbers(executor):
         (2 * volume, 2 * image),
         (volume * volume, image * image),
         (torch.add(volume, volume, alpha=3), 4 * image),
+        (1 - volume, 1 - image),
+        (volume - 3 * volume, image - 3 * image),
+        (-volume / 4, -image / 4),
+        (volume**2, image**2),
     ):
         assert torch.equal(got.to_dense(), torch.where(mask, expected, 0.0))
     volume += volume
     assert torch.equal(volume.to_dense(), torch.where(mask, 2 * image, 0.0))
 
 
-def test_average_pooling_within_a_cell_is_the_plain_mean(executor):
+def test_dense_values_per_sample_and_channel_and_site_broadcast_as_with_a_tensor(executor):
     image, visible = example()
-    out = run(nn.AvgPool3d((2, 1, 4)), image, visible, executor)
-    mask = site_mask(visible, (2, 2, 1))[:, None]
-    expected = image.unflatten(4, (2, 4)).unflatten(2, (4, 2)).mean((3, 6))
-    torch.testing.assert_close(out, torch.where(mask, expected, 0.0))
+    volume = SparseVolume.from_dense(image, visible, executor)
+    mask = site_mask(visible, BLOCK)[:, None]
+    shapes = [(2, 4, 1, 1, 1), (1, 4, 1, 1, 1), (4, 1, 1, 1), (2, 1, 1, 1, 1), (1,), (), image.shape, image.shape[1:]]
+    for shape in shapes:
+        dense = torch.randn(shape, dtype=torch.float64)
+        for got, expected in (
+            (volume * dense, image * dense),
+            (dense * volume, image * dense),
+            (dense - volume, dense - image),
+            (volume + dense, image + dense),
+        ):
+            assert torch.equal(got.to_dense(), torch.where(mask, expected, 0.0)), shape
+
+
+def test_the_gradient_of_a_value_per_sample_is_that_of_its_visible_sites(executor):
+    image, visible = example()
+    gate = torch.randn(2, 4, 1, 1, 1, dtype=torch.float64, requires_grad=True)
+    (SparseVolume.from_dense(image, visible, executor) * gate).to_dense().sum().backward()
+    expected = torch.where(site_mask(visible, BLOCK)[:, None], image, 0.0).sum((2, 3, 4), keepdim=True)
+    torch.testing.assert_close(gate.grad, expected)
+
+
+def test_channels_are_joined_repeated_and_parted(executor):
+    image, visible = example()
+    volume = SparseVolume.from_dense(image, visible, executor)
+    mask = site_mask(visible, BLOCK)[:, None]
+    for got, expected in (
+        (torch.cat([volume, 2 * volume], dim=1), torch.cat([image, 2 * image], dim=1)),
+        (torch.cat((volume, torch.ones_like(image)), 1), torch.cat([image, torch.ones_like(image)], dim=1)),
+        (volume.repeat([1, 3, 1, 1, 1]), image.repeat(1, 3, 1, 1, 1)),
+        (volume.chunk(2, 1)[1], image[:, 2:]),
+        (torch.split(volume, [1, 3], dim=1)[1], image[:, 1:]),
+        (F.pad(volume, (0, 0, 0, 0)), image),
+        (volume.data, image),
+    ):
+        assert torch.equal(got.to_dense(), torch.where(mask, expected, 0.0))
+    assert [part.channels for part in volume.split(3, dim=1)] == [3, 1]
+
+
+@pytest.mark.parametrize(("kernel", "low", "high"), [(3, 0, 1), (5, 1, 2), (2, 1, 0)])
+def test_uneven_padding_before_a_convolution_is_carried_to_it(executor, kernel, low, high):
+    image, visible = example()
+    stride = 1 if kernel == 2 else 2
+    layer = nn.Sequential(nn.ConstantPad3d((low, high) * 3, 0.0), nn.Conv3d(4, 4, kernel, stride)).double()
+    forward = lambda x: run(layer, x, visible, executor)  # noqa: E731
+    in_mask, out_mask = (site_mask(visible, tuple(b // s for b in BLOCK)).numpy() for s in (1, stride))
+    weight, bias = (p.detach().numpy() for p in layer.parameters())
+    expected = submanifold_conv(image.numpy(), in_mask, out_mask, weight, bias, (stride,) * 3, (low,) * 3, (1, 1, 1))
+    np.testing.assert_allclose(forward(image).detach().numpy(), expected, rtol=0, atol=1e-12)
+    assert torch.autograd.gradcheck(forward, image.requires_grad_(), fast_mode=True)
+
+
+def test_dropout_scales_what_it_keeps_of_visible_sites(executor):
+    image, visible = example()
+    image = image + 10
+    rows = visible_rows(run(nn.Dropout(0.25), image, visible, executor), visible)
+    kept = rows != 0
+    assert 0.6 < kept.double().mean() < 0.9
+    torch.testing.assert_close(rows[kept], visible_rows(image, visible)[kept] / 0.75)
+
+
+def test_channel_dropout_drops_whole_channels_of_a_sample(executor):
+    torch.manual_seed(0)
+    visible = torch.ones(8, 1, 1, 1, 1, dtype=torch.bool)
+    out = run(nn.Dropout3d(0.5), torch.ones(8, 8, 2, 2, 2), visible, executor)
+    assert torch.equal(out, out[..., :1, :1, :1].expand_as(out)) and set(out.unique().tolist()) == {0.0, 2.0}
+    assert (out[0] != out[1]).any()
+    assert (run(nn.Dropout3d(0.5).eval(), torch.ones(8, 8, 2, 2, 2), visible, executor) == 1).all()
+
+
+@pytest.mark.parametrize("drop", [DropPath(0.5), lambda x: drop_connect(x, 0.5, training=True)])
+def test_drop_path_drops_whole_samples(executor, drop):
+    torch.manual_seed(0)
+    visible = torch.ones(16, 1, 1, 1, 1, dtype=torch.bool)
+    out = run(drop, torch.ones(16, 3, 2, 2, 2), visible, executor)
+    assert torch.equal(out, out[:, :1, :1, :1, :1].expand_as(out)) and set(out.unique().tolist()) == {0.0, 2.0}
+
+
+def test_gradient_checkpointing_changes_no_gradient(executor):
+    image, visible = example()
+    layer = nn.Sequential(nn.Conv3d(4, 4, 3, padding=1), nn.InstanceNorm3d(4), nn.GELU()).double()
+    gradients = []
+    for forward in (layer, lambda x: checkpoint(layer, x, use_reentrant=False)):
+        layer.zero_grad()
+        x = image.clone().requires_grad_()
+        run(forward, x, visible, executor).square().sum().backward()
+        gradients.append([x.grad, layer[0].weight.grad.clone()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients))
+
+
+def test_what_has_no_place_on_cells_is_refused(executor):
+    volume = SparseVolume.from_dense(*example(), executor)
+    for operation, message in (
+        (lambda: torch.cat([volume, volume], dim=2), "only along the channels"),
+        (lambda: volume.chunk(2, 4), "only along the channels"),
+        (lambda: volume.repeat(1, 1, 2, 1, 1), "only its channels"),
+        (lambda: volume * torch.ones(1, 4, 8, 1, 1), "1 on each spatial axis"),
+        (lambda: F.pad(volume, (1, 1), mode="reflect"), "padded with zeros"),
+        (lambda: F.relu(F.pad(volume, (1, 1))), "only a convolution"),
+    ):
+        with pytest.raises(UnsupportedOperation, match=message):
+            operation()
 
 
 @st.composite

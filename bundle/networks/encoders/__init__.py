@@ -1,0 +1,10 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""Encoders: unmodified MONAI networks behind one contract.
+
+A new encoder is a function from the network to its stages, and a line in `build.ENCODERS`.
+"""
+
+from bundle.networks.encoders.build import ENCODERS, build_encoder
+from bundle.networks.encoders.encoder import Encoder, Level
+
+__all__ = ["ENCODERS", "Encoder", "Level", "build_encoder"]

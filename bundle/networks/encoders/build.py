@@ -1,0 +1,85 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""Encoders by the name a config gives."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from monai.networks import nets
+from torch import nn
+
+from bundle.errors import UserError
+from bundle.networks.encoders.densenet import densenet_stages
+from bundle.networks.encoders.efficientnet import efficientnet_stages
+from bundle.networks.encoders.encoder import Encoder, Stage
+from bundle.networks.encoders.resnet import resnet_stages, senet_stages
+from bundle.networks.encoders.segresnet import segres_encoder_stages, segresnet_ds_stages, segresnet_stages
+from bundle.networks.encoders.unet import basic_unet_stages, dynunet_stages, mednext_stages, vnet_stages
+
+__all__ = ["ENCODERS", "Family", "build_encoder"]
+
+
+@dataclass(frozen=True)
+class Family:
+    """How an encoder is built.
+
+    Attributes:
+        network: the MONAI network.
+        stages: where its levels are.
+        defaults: arguments that a config need not give; one that is there and differs has its way.
+    """
+
+    network: Callable[..., nn.Module]
+    stages: Callable[[Any], list[Stage]]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
+_CT = {"spatial_dims": 3, "in_channels": 1}
+_SEGMENTATION = {**_CT, "out_channels": 2}
+_BACKBONE = {**_CT, "pretrained": False}  # MONAI's own default fetches weights
+
+#: encoders by their MONAI names; each takes that network's own arguments
+ENCODERS: dict[str, Family] = {
+    "SegResEncoder": Family(nets.segresnet_ds.SegResEncoder, segres_encoder_stages),
+    "SegResNetDS": Family(nets.SegResNetDS, segresnet_ds_stages),
+    "SegResNet": Family(nets.SegResNet, segresnet_stages),
+    "ResNet": Family(nets.ResNet, resnet_stages, {"n_input_channels": 1, "feed_forward": False}),
+    "ResNetFeatures": Family(nets.ResNetFeatures, resnet_stages, {"pretrained": False}),
+    "SENet": Family(nets.SENet, senet_stages, _CT),
+    "SEResNet50": Family(nets.SEResNet50, senet_stages, _CT),
+    "DenseNet": Family(nets.DenseNet, densenet_stages, _SEGMENTATION),
+    "DenseNet121": Family(nets.DenseNet121, densenet_stages, _SEGMENTATION),
+    "EfficientNet": Family(nets.EfficientNet, efficientnet_stages, _CT),
+    "EfficientNetBN": Family(nets.EfficientNetBN, efficientnet_stages, _BACKBONE),
+    "EfficientNetBNFeatures": Family(nets.EfficientNetBNFeatures, efficientnet_stages, _BACKBONE),
+    "DynUNet": Family(nets.DynUNet, dynunet_stages, _SEGMENTATION),
+    "MedNeXt": Family(nets.MedNeXt, mednext_stages),
+    "VNet": Family(nets.VNet, vnet_stages),
+    "BasicUNet": Family(nets.BasicUNet, basic_unet_stages),
+}
+
+
+def build_encoder(name: str, **arguments: Any) -> Encoder:
+    """Builds an encoder by its MONAI name with that network's own arguments.
+
+    Raises:
+        UserError: for an unknown name or an argument the network does not take.
+    """
+    if name not in ENCODERS:
+        near = difflib.get_close_matches(name, ENCODERS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(ENCODERS)}"
+        raise UserError(f"unknown encoder {name!r} in encoder#name: {hint}")
+    family = ENCODERS[name]
+    arguments = {**family.defaults, **arguments}
+    try:
+        network = family.network(**arguments)
+    except TypeError as error:
+        raise UserError(
+            f"encoder {name} does not take its arguments: {error}; correct `encoder` in the config"
+        ) from error
+    encoder = Encoder(network, family.stages(network))
+    encoder.settings = {"name": name, **arguments}
+    return encoder

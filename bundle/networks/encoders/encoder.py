@@ -1,0 +1,103 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""The one contract that every encoder meets: a MONAI network, the facts of its levels and the list of its features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from bundle.sparse import SparseVolume, sync_over_visible_sites
+
+__all__ = ["Encoder", "Level", "Stage", "Triple"]
+
+Triple = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level of an encoder: its channels, and the voxels per site on each axis."""
+
+    channels: int
+    stride: Triple
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The part of a network between two levels' features.
+
+    Attributes:
+        modules: of the network, in the order they run.
+        channels: of the features they give.
+        step: sites of the level before, or voxels, per site on each axis.
+    """
+
+    modules: tuple[nn.Module, ...]
+    channels: int
+    step: Triple
+
+
+class Encoder(nn.Module):
+    """A MONAI network as a pre-training encoder: its stages run one after the other, each gives a level's features.
+
+    The network itself stays as MONAI built it, keys and all, so what no stage uses, the decoder half of a U-Net or a
+    classifier, is still there. Its parameters are frozen, so neither optimizer nor DistributedDataParallel waits for
+    gradients they never get, and `network_state_dict` leaves them out.
+
+    Args:
+        network: the MONAI network.
+        stages: its encoder half, finest first.
+
+    Attributes:
+        levels: of what `forward` returns, finest first.
+        settings: the name and arguments that `build_encoder` was given.
+    """
+
+    settings: dict[str, Any]
+
+    def __init__(self, network: nn.Module, stages: Sequence[Stage]) -> None:
+        super().__init__()
+        sync_over_visible_sites(network)
+        self.network = network
+        self.stages = list(stages)  # a plain list: the modules are registered once, as the network's
+        self.levels: list[Level] = []
+        stride = (1, 1, 1)
+        for stage in self.stages:
+            stride = (stride[0] * stage.step[0], stride[1] * stage.step[1], stride[2] * stage.step[2])
+            self.levels.append(Level(stage.channels, stride))
+        used = self._used()
+        for parameter in network.parameters():
+            parameter.requires_grad_(parameter.requires_grad and id(parameter) in used)
+
+    @property
+    def total_stride(self) -> Triple:
+        """Voxels of a cell on each axis."""
+        return self.levels[-1].stride
+
+    def forward(self, x: Tensor | SparseVolume) -> list[Any]:
+        """Features of every level, finest first, as sparse or dense as `x`."""
+        features: list[Any] = []
+        for stage in self.stages:
+            for module in stage.modules:
+                x = module(x)
+            features.append(x)
+        return features
+
+    def network_state_dict(self) -> dict[str, Tensor]:
+        """The encoder half's weights under the network's own keys, detached but not copied.
+
+        A network may hold one module under two names, as DynUNet does; all its keys are here, so that the weights also
+        survive being merged into another network's state dict.
+        """
+        used = self._used()
+        tensors = {
+            **dict(self.network.named_parameters(remove_duplicate=False)),
+            **dict(self.network.named_buffers(remove_duplicate=False)),
+        }
+        return {key: value for key, value in self.network.state_dict().items() if id(tensors[key]) in used}
+
+    def _used(self) -> set[int]:
+        modules = [module for stage in self.stages for module in stage.modules]
+        return {id(t) for module in modules for t in (*module.parameters(), *module.buffers())}

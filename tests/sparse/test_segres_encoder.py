@@ -15,7 +15,7 @@ NORMS = ["batch", "instance", ("group", {"num_groups": 4})]
 
 def encoder(norm) -> SegResEncoder:
     torch.manual_seed(0)
-    return SegResEncoder(init_filters=8, blocks_down=(1, 2, 1, 1, 1), norm=norm).double()
+    return SegResEncoder(init_filters=4, blocks_down=(1, 2, 1, 1, 1), norm=norm).double()
 
 
 def masked_batch() -> tuple[torch.Tensor, torch.Tensor]:

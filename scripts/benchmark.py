@@ -154,8 +154,12 @@ def _peak_memory(what: str, candidate: str, options: dict[str, Any]) -> float:
         base = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()  # held now, not at most
     for _ in range(2):
         step()
-    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
-    return ((peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) - base) / 2**20
+    if device.type == "cuda":
+        return (torch.cuda.max_memory_allocated() - base) / 2**20
+    # not getrusage: its maximum is inherited from the process that started this one
+    status = Path("/proc/self/status").read_text().splitlines()
+    peak = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+    return (peak - base) / 2**20
 
 
 def measure(

@@ -130,6 +130,13 @@ def test_global_pooling_of_a_sample_with_nothing_visible_is_zero_with_finite_gra
     assert image.grad.isfinite().all() and (image.grad[0] == 0).all()
 
 
+def test_the_norm_of_a_channel_that_is_zero_everywhere_has_a_finite_gradient(executor):
+    image, visible = example()
+    image = (image * 0).requires_grad_()  # as after a ReLU that nothing passes
+    torch.norm(SparseVolume.from_dense(image, visible, executor), dim=(2, 3, 4)).sum().backward()
+    assert image.grad.isfinite().all()
+
+
 def test_squeeze_and_excitation_weighs_channels_by_the_visible_mean(executor):
     image, visible = example()
     torch.manual_seed(0)

@@ -54,8 +54,8 @@ def wrap(network: nn.Module, device: torch.device) -> nn.Module:
     """Moves the network to the device and, with several processes, averages its gradients over them (DDP).
 
     BatchNorm statistics stay those of each process's own crops, and each forward starts from rank 0's running averages,
-    so every process validates the same network. With few crops per GPU choose instance or group norm, or an encoder with
-    `SyncBatchNorm`, which counts visible sites over all processes.
+    so every process validates the same network. With few crops per GPU choose instance or group norm, or an encoder
+    with `SyncBatchNorm`, which counts visible sites over all processes.
 
     Give the trainer this network, and the evaluator the unwrapped one: ranks may validate unequal numbers of batches,
     and DDP's forward waits for all ranks.

@@ -40,7 +40,7 @@ from scripts.spark_baseline import SparKStep, make_spark
 
 ENCODER = {"init_filters": 32, "blocks_down": (1, 2, 2, 4, 4), "norm": "batch"}
 CELL = 16
-ENCODERS = ("cells", "masked", "minkowski", "dense", "dense channels-last", "spark")
+ENCODERS = ("cells", "auto", "masked", "minkowski", "dense", "dense channels-last", "spark")
 STEPS = ("cells", "spark")
 
 
@@ -61,7 +61,7 @@ def encoder_pass(candidate: str, case: Case) -> Callable[[], None]:
     """Forward and backward of the encoder."""
     torch.manual_seed(0)
     network = SegResEncoder(**ENCODER).to(case.device)
-    if candidate == "dense channels-last":
+    if candidate in {"cells", "auto", "dense channels-last"}:
         network = network.to(memory_format=torch.channels_last_3d)
     mask = make_spark(network) if candidate == "spark" else None
 

@@ -44,6 +44,8 @@ class PretrainingNetwork(nn.Module):
         decoder: from the encoder's features to voxels.
         alignment: heads for cross-level alignment, or None.
         executor: how the encoder runs sparsely, one of `SparseVolume.known_executors()`.
+        recompute_levels: of so many of the encoder's finest levels keep nothing but the features for the backward pass
+            and compute the rest again: about a third more time for the encoder, far less memory.
         autocast: data type of automatic mixed precision in the forward pass, or None for full precision. bfloat16
             needs no gradient scaler, so the trainer's own `amp` stays off.
     """
@@ -55,12 +57,15 @@ class PretrainingNetwork(nn.Module):
         decoder: Decoder,
         alignment: DepthAlignmentHeads | None = None,
         executor: str = "cells",
+        recompute_levels: int = 0,
         autocast: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         SparseVolume.executor_class(executor)  # a wrong name or a missing library shows now, not in the first step
         self.encoder, self.decoder, self.alignment = encoder, decoder, alignment
-        self.executor, self.autocast = executor, autocast
+        self.executor, self.recompute_levels, self.autocast = executor, recompute_levels, autocast
+        # the order in which sparse convolution reads weights
+        self.encoder.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # missing in torch's stub
 
     def forward(self, image: Tensor, *, visible: Tensor, hidden: Tensor, spacing: Tensor) -> PretrainingOutput:
         """One masked pass.
@@ -72,7 +77,8 @@ class PretrainingNetwork(nn.Module):
             spacing: ``[B, 3]``, voxel size in mm.
         """
         with torch.autocast(image.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            features = self.encoder(SparseVolume.from_dense(image, CellLayout(visible), self.executor))
+            volume = SparseVolume.from_dense(image, CellLayout(visible), self.executor)
+            features = self.encoder(volume, self.recompute_levels)
             reconstruction = self.decoder(features)
             pairs = [] if self.alignment is None else self.alignment(features, spacing)
         return {
@@ -85,4 +91,7 @@ class PretrainingNetwork(nn.Module):
 
     def encoder_state_dict(self) -> dict[str, Tensor]:
         """The product: the encoder half's weights under the MONAI network's own keys, on the CPU."""
-        return {key: value.detach().cpu().clone() for key, value in self.encoder.network_state_dict().items()}
+        return {
+            key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for key, value in self.encoder.network_state_dict().items()
+        }

@@ -10,10 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bundle.sparse.block_convolution import convolve_blocks, widen
+from bundle.sparse.block_convolution import widen
+from bundle.sparse.convolution import convolve
+from bundle.sparse.dense_convolution import blocks_of, dense_of
 from bundle.sparse.layout import CellLayout, Triple
+from bundle.sparse.site_rows import as_rows
 from bundle.sparse.volume import SparseVolume
-from bundle.sparse.windows import high_widths
+from bundle.sparse.windows import Window, high_widths, triple
 
 __all__ = ["CellsVolume"]
 
@@ -27,23 +30,13 @@ class CellsVolume(SparseVolume, executor="cells"):
 
     @classmethod
     def _from_dense(cls, image: Tensor, layout: CellLayout, block: Triple) -> CellsVolume:
-        b, c, _, _, _ = image.shape
-        gd, gh, gw = layout.grid
-        d, h, w = block
-        blocks = image.view(b, c, gd, d, gh, h, gw, w).permute(0, 2, 4, 6, 3, 5, 7, 1)[layout.visible]
-        return cls(blocks.permute(0, 4, 1, 2, 3), layout, block)  # [N, C, d, h, w], channels last in memory
+        return cls(blocks_of(image, layout, block), layout, block)
 
     def to_dense(self, fill: Tensor | None = None) -> Tensor:
-        b, (gd, gh, gw), (d, h, w) = self.layout.batch, self.layout.grid, self.block
-        blocks = self.features.permute(0, 2, 3, 4, 1)
-        every = blocks.new_zeros(()) if fill is None else fill.to(self.dtype)
-        every = every.expand(b * gd * gh * gw, d, h, w, self.channels).index_copy(0, self.layout.cell_numbers, blocks)
-        dense = every.view(b, gd, gh, gw, d, h, w, -1).permute(0, 7, 1, 4, 2, 5, 3, 6)
-        return dense.reshape(b, -1, gd * d, gh * h, gw * w)
+        return dense_of(self.features, self.layout, self.block, fill)
 
     def at(self, sites: Tensor) -> Tensor:
-        rows = self.features.permute(0, 2, 3, 4, 1).reshape(-1, self.channels)
-        return rows[self.layout.site_rows(sites, self.block)]
+        return as_rows(self.features)[self.layout.site_rows(sites, self.block)]
 
     @property
     def channels(self) -> int:
@@ -56,10 +49,14 @@ class CellsVolume(SparseVolume, executor="cells"):
         self, weight: Tensor, bias: Tensor | None, stride: Triple, padding: Triple, dilation: Triple, groups: int
     ) -> SparseVolume:
         block = self.strided_block(stride)
-        features = convolve_blocks(
-            self.features, weight, bias, self.layout, self.block, stride, padding, dilation, groups
-        )
-        return self._like(features, block)
+        window = Window(triple(weight.shape[2:]), stride, padding, dilation)
+        return self._like(self.convolve_blocks(self.features, weight, bias, window, groups), block)
+
+    def convolve_blocks(
+        self, blocks: Tensor, weight: Tensor, bias: Tensor | None, window: Window, groups: int
+    ) -> Tensor:
+        """The convolution of the stored blocks."""
+        return convolve(blocks, weight, bias, self.layout, self.block, window, groups)
 
     def normalize_batch(
         self,

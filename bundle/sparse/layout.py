@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["CellLayout", "HaloTable", "NeighbourTable", "Triple"]
+__all__ = ["CellLayout", "HaloTable", "Triple"]
 
 Triple = tuple[int, int, int]
 T = TypeVar("T")
@@ -27,28 +27,13 @@ class HaloTable:
             seen as ``[N * d * h * w, C]``; row 0 stands in where the site is absent.
         absent: ``[K]`` int64, the positions in ``rows`` whose site is absent.
         block: the widened block's sites per axis, ``P`` in all.
+        cells: ``N``, how many blocks are widened.
     """
 
     rows: Tensor
     absent: Tensor
     block: Triple
-
-
-@dataclass(frozen=True)
-class NeighbourTable:
-    """Where each visible site's ``K`` kernel neighbours, itself among them, are read from.
-
-    Attributes:
-        rows: ``[sites * K]`` int64, rows of features seen as ``[N * d * h * w, C]``; 0 stands in where absent.
-        absent: int64, the positions in `rows` whose site is absent.
-        opposite_rows: as `rows`, each site's neighbours in reverse order of the kernel.
-        opposite_absent: as `absent`, for `opposite_rows`.
-    """
-
-    rows: Tensor
-    absent: Tensor
-    opposite_rows: Tensor
-    opposite_absent: Tensor
+    cells: int
 
 
 class CellLayout:
@@ -127,53 +112,33 @@ class CellLayout:
 
         A negative width leaves out that many of the block's own sites. Sites outside the volume are absent.
         """
-        return self.keep(("halo", block, low, high), lambda: self._halo(block, low, high))
+        return self.halos(block, low, high, parts=1)[0]
 
-    def _halo(self, block: Triple, low: Triple, high: Triple) -> HaloTable:
+    def halos(self, block: Triple, low: Triple, high: Triple, parts: int) -> list[HaloTable]:
+        """As `halo`, in so many tables of about as many cells each, in the cells' order."""
+        return self.keep(
+            ("halos", block, low, high, parts),
+            lambda: [self._halo(cells, block, low, high) for cells in self.cells.tensor_split(parts)],
+        )
+
+    def _halo(self, cells: Tensor, block: Triple, low: Triple, high: Triple) -> HaloTable:
         # per axis: the sites of the widened block, the cell they lie in relative to their own, the place inside it
         sites = [torch.arange(-lo, b + hi, device=self.device) for b, lo, hi in zip(block, low, high)]
         steps = [torch.div(s, b, rounding_mode="floor") for s, b in zip(sites, block)]
         inside = [s - k * b for s, k, b in zip(sites, steps, block)]
         reach = [max(int(abs(k).max()) if len(k) else 0, 0) for k in (step.cpu() for step in steps)]
         slots = F.pad(self.slots, [r for axis in reversed(reach) for r in (axis, axis)], value=-1)
-        place = [self.cells[:, 1 + axis, None] + reach[axis] + steps[axis] for axis in range(3)]  # each [N, P_axis]
+        place = [cells[:, 1 + axis, None] + reach[axis] + steps[axis] for axis in range(3)]  # each [N, P_axis]
         slot = slots[
-            self.cells[:, 0, None, None, None],
+            cells[:, 0, None, None, None],
             place[0][:, :, None, None],
             place[1][:, None, :, None],
             place[2][:, None, None],
         ]
         offset = (inside[0][:, None, None] * block[1] + inside[1][:, None]) * block[2] + inside[2]
         rows = torch.where(slot < 0, 0, slot * (block[0] * block[1] * block[2]) + offset).flatten()
-        return HaloTable(rows, (slot.flatten() < 0).nonzero()[:, 0], (len(sites[0]), len(sites[1]), len(sites[2])))
-
-    def neighbours(self, block: Triple, kernel: Triple, dilation: Triple) -> NeighbourTable:
-        """The neighbours that a convolution of an odd kernel, stride 1, reads for every visible site of a level."""
-        return self.keep(("neighbours", block, kernel, dilation), lambda: self._neighbours(block, kernel, dilation))
-
-    def _neighbours(self, block: Triple, kernel: Triple, dilation: Triple) -> NeighbourTable:
-        d, h, w = (dil * (k - 1) // 2 for k, dil in zip(kernel, dilation))
-        halo = self.halo(block, (d, h, w), (d, h, w))
-        present = torch.ones(len(halo.rows), dtype=torch.bool, device=self.device)
-        present[halo.absent] = False
-        # per axis: the place in the widened block of the k-th neighbour of each site, [sites, kernel]
-        places = [
-            torch.arange(b, device=self.device)[:, None] + dil * torch.arange(k, device=self.device)
-            for b, k, dil in zip(block, kernel, dilation)
-        ]
-        z, y, x = (
-            places[0][:, None, None, :, None, None],
-            places[1][None, :, None, None, :, None],
-            places[2][None, None, :, None, None, :],
-        )
-        place = ((z * halo.block[1] + y) * halo.block[2] + x).view(-1, kernel[0] * kernel[1] * kernel[2])
-        rows, there = (t.view(len(self), -1)[:, place] for t in (halo.rows, present))  # [N, sites of a block, K]
-        return NeighbourTable(
-            rows.flatten(),
-            (~there).flatten().nonzero()[:, 0],
-            rows.flip(2).flatten(),
-            (~there).flip(2).flatten().nonzero()[:, 0],
-        )
+        absent = (slot.flatten() < 0).nonzero()[:, 0]
+        return HaloTable(rows, absent, (len(sites[0]), len(sites[1]), len(sites[2])), len(cells))
 
     def site_rows(self, sites: Tensor, block: Triple) -> Tensor:
         """Rows of the given visible sites in features seen as ``[N * d * h * w, C]``.

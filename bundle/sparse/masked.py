@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bundle.sparse.dense_convolution import frame
 from bundle.sparse.layout import CellLayout, Triple
 from bundle.sparse.volume import SparseVolume
-from bundle.sparse.windows import high_widths, triple
+from bundle.sparse.windows import Window, triple
 
 __all__ = ["MaskedVolume"]
 
@@ -44,7 +45,7 @@ class MaskedVolume(SparseVolume, executor="masked"):
         self, weight: Tensor, bias: Tensor | None, stride: Triple, padding: Triple, dilation: Triple, groups: int
     ) -> SparseVolume:
         block = self.strided_block(stride)
-        framed = _frame(self.features, triple(weight.shape[2:]), stride, padding, dilation)
+        framed = frame(self.features, Window(triple(weight.shape[2:]), stride, padding, dilation))
         return self._masked(F.conv3d(framed, weight, bias, stride, 0, dilation, groups), block)
 
     def normalize_batch(
@@ -86,11 +87,11 @@ class MaskedVolume(SparseVolume, executor="masked"):
     def pool(
         self, kind: Literal["max", "sum"], kernel: Triple, stride: Triple, padding: Triple, dilation: Triple
     ) -> SparseVolume:
-        block = self.strided_block(stride)
+        block, window = self.strided_block(stride), Window(kernel, stride, padding, dilation)
         if kind == "max":
-            framed = _frame(self._or_lowest(), kernel, stride, padding, dilation, value=-torch.inf)
+            framed = frame(self._or_lowest(), window, value=-torch.inf)
             return self._masked(F.max_pool3d(framed, kernel, stride, 0, dilation), block)
-        framed = _frame(self.features, kernel, stride, padding, dilation)
+        framed = frame(self.features, window)
         return self._masked(F.avg_pool3d(framed, kernel, stride, divisor_override=1), block)
 
     def sample_sum(self) -> Tensor:
@@ -125,12 +126,6 @@ class MaskedVolume(SparseVolume, executor="masked"):
 
 def _zero_unless(mask: Tensor, x: Tensor) -> Tensor:
     return torch.where(mask, x, x.new_zeros(()))  # not a product: NaN times zero would be NaN
-
-
-def _frame(x: Tensor, kernel: Triple, stride: Triple, low: Triple, dilation: Triple, value: float = 0.0) -> Tensor:
-    """Pads `x` by what windows read beyond it, so that ``sites / stride`` of them fit."""
-    high = high_widths(kernel, stride, low, dilation)
-    return F.pad(x, (low[2], high[2], low[1], high[1], low[0], high[0]), value=value)
 
 
 def _moments(x: Tensor, mask: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from bundle.errors import UserError
 from bundle.sparse.cells import CellsVolume
 from bundle.sparse.layout import CellLayout, Triple
+from bundle.sparse.site_rows import as_blocks, as_rows
 from bundle.sparse.unsupported import UnsupportedOperation
 from bundle.sparse.volume import SparseVolume
 
@@ -48,12 +49,12 @@ class MinkowskiVolume(CellsVolume, executor="minkowski"):
                 f"MinkowskiEngine's convolution has no groups ({groups} asked for): choose the executor cells or masked"
             )
         block = self.strided_block(stride)
-        rows = self.features.permute(0, 2, 3, 4, 1).reshape(-1, self.channels)
+        rows = as_rows(self.features)
         if prod(weight.shape[2:]) == prod(stride) == 1:  # no neighbours: MinkowskiEngine would do the same
             rows = F.linear(rows, weight.flatten(1), bias)
         else:
             rows = self._convolve(rows, weight, bias, block, stride, padding, dilation)
-        return self._like(rows.view(len(self.layout), *block, -1).permute(0, 4, 1, 2, 3), block)
+        return self._like(as_blocks(rows, block), block)
 
     def _convolve(
         self,

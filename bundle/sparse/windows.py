@@ -4,11 +4,46 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
 
 from bundle.sparse.layout import Triple
 from bundle.sparse.unsupported import UnsupportedOperation
 
-__all__ = ["high_widths", "require_whole_cells", "triple"]
+__all__ = ["Window", "high_widths", "require_whole_cells", "triple"]
+
+
+@dataclass(frozen=True)
+class Window:
+    """What a convolution reads: output ``o`` reads inputs ``o * stride - padding + k * dilation``, k below `kernel`.
+
+    Attributes:
+        kernel: places on each axis.
+        stride: input sites from one output to the next.
+        padding: zeros before the first site; after the last one come as many as ``sites / stride`` outputs read.
+        dilation: input sites from one place of the kernel to the next.
+    """
+
+    kernel: Triple
+    stride: Triple
+    padding: Triple
+    dilation: Triple
+
+    @property
+    def high(self) -> Triple:
+        """Sites past the last one that the window reads."""
+        return high_widths(self.kernel, self.stride, self.padding, self.dilation)
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether every output reads the input at its own site and nothing else."""
+        return prod(self.kernel) == prod(self.stride) == 1 and not any(self.padding)
+
+    @property
+    def keeps_size(self) -> bool:
+        """Whether the window is centred on its own site and goes from site to site."""
+        reach = zip(self.padding, self.dilation, self.kernel)
+        return prod(self.stride) == 1 and all(2 * p == d * (k - 1) for p, d, k in reach)
 
 
 def triple(value: int | Sequence[int]) -> Triple:

@@ -228,7 +228,9 @@ for executor in ("cells", "masked", "minkowski"):
 print(*sorted(SparseVolume.executors))
 """
     done = python(code)
-    assert done.stdout.splitlines() == ["cells False", "masked False", "minkowski True", "cells masked"], done.stderr
+    assert done.stdout.splitlines() == ["cells False", "masked False", "minkowski True", "auto cells masked"], (
+        done.stderr
+    )
 
 
 def test_where_it_is_not_installed_one_line_says_how_to_build_it():
@@ -246,9 +248,9 @@ SparseVolume.executor_class("minkowski")
     assert "`python scripts/build_minkowski.py`" in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_an_unknown_executor_names_all_three():
-    assert SparseVolume.known_executors() == ["cells", "masked", "minkowski"]
-    with pytest.raises(UserError, match="unknown executor 'dense': choose one of cells, masked, minkowski"):
+def test_an_unknown_executor_names_them_all():
+    assert SparseVolume.known_executors() == ["cells", "auto", "masked", "minkowski"]
+    with pytest.raises(UserError, match="unknown executor 'dense': choose one of cells, auto, masked, minkowski"):
         SparseVolume.from_dense(*example(), executor="dense")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from bundle.networks.encoders.checkpointing import checkpointed, run
 from bundle.sparse import SparseVolume, sync_over_visible_sites
 
 __all__ = ["Encoder", "Level", "Stage", "Triple"]
@@ -76,12 +77,17 @@ class Encoder(nn.Module):
         """Voxels of a cell on each axis."""
         return self.levels[-1].stride
 
-    def forward(self, x: Tensor | SparseVolume) -> list[Any]:
-        """Features of every level, finest first, as sparse or dense as `x`."""
+    def forward(self, x: Tensor | SparseVolume, recompute: int = 0) -> list[Any]:
+        """Features of every level, finest first, as sparse or dense as `x`.
+
+        Args:
+            x: a batch of volumes.
+            recompute: for so many of the finest levels keep only the features and compute all between them anew in the
+                backward pass: less memory for more time (gradient checkpointing, Chen et al. 2016, arXiv:1604.06174).
+        """
         features: list[Any] = []
-        for stage in self.stages:
-            for module in stage.modules:
-                x = module(x)
+        for i, stage in enumerate(self.stages):
+            x = checkpointed(stage.modules, x) if i < recompute else run(stage.modules, x)
             features.append(x)
         return features
 

@@ -1,0 +1,90 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""Submanifold convolution over the blocks of the visible cells: which of the ways to compute it, and when.
+
+A new way is a function with the arguments of those in `METHODS`, a line there, and if it is to be used unasked a case
+in `usual_method`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bundle.sparse.block_convolution import convolve_blocks
+from bundle.sparse.dense_convolution import convolve_dense
+from bundle.sparse.layout import CellLayout, Triple
+from bundle.sparse.pair_convolution import convolve_pairs
+from bundle.sparse.row_convolution import convolve_rows
+from bundle.sparse.windows import Window
+
+__all__ = ["METHODS", "applicable", "convolve", "usual_method"]
+
+METHODS: dict[str, Callable[..., Tensor]] = {
+    "blocks": convolve_blocks,
+    "rows": convolve_rows,
+    "pairs": convolve_pairs,
+    "dense": convolve_dense,
+}
+
+_WITH_GROUPS = {"blocks", "dense"}
+
+
+def convolve(
+    blocks: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    layout: CellLayout,
+    block: Triple,
+    window: Window,
+    groups: int = 1,
+    method: str | None = None,
+) -> Tensor:
+    """Convolves ``[N, C_in, d, h, w]``, the blocks of the visible cells, to ``[N, C_out, d/s, h/s, w/s]``.
+
+    Equal to a dense convolution of the volume with absent sites zero, read off at the visible sites.
+
+    Args:
+        blocks: features, one block per visible cell.
+        weight: ``[C_out, C_in / groups, kd, kh, kw]``.
+        bias: ``[C_out]`` or None.
+        layout: which cells are visible.
+        block: sites per cell and axis of the input.
+        window: what an output reads; its stride must divide `block`.
+        groups: as a dense layer's.
+        method: of `METHODS`; None takes the one that is usually fastest.
+    """
+    if torch.is_autocast_enabled(blocks.device.type):  # a custom function must cast for itself
+        dtype = torch.get_autocast_dtype(blocks.device.type)
+        blocks, weight, bias = blocks.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    if window.is_pointwise:
+        return F.conv3d(blocks, weight, bias, groups=groups)
+    if method is None:
+        method = usual_method(blocks, block, window, groups)
+    if method in _WITH_GROUPS:
+        return METHODS[method](blocks, weight, bias, layout, block, window, groups)
+    return METHODS[method](blocks, weight, bias, layout, block, window)
+
+
+def applicable(window: Window, groups: int) -> list[str]:
+    """The methods that can compute a convolution of this kind."""
+    return [
+        method
+        for method in METHODS
+        if (groups == 1 or method in _WITH_GROUPS) and (window.keeps_size or method != "rows")
+    ]
+
+
+def usual_method(blocks: Tensor, block: Triple, window: Window, groups: int) -> str:
+    """The method that is usually fastest, as measured on a CPU with 3x3x3 kernels (the executor `auto` measures)."""
+    sites, channels = prod(block) // prod(window.stride), blocks.shape[1]
+    # on a GPU for few launches; in half precision because each place of the kernel would round the sum
+    in_one_go = blocks.device.type != "cpu" or blocks.dtype not in {torch.float32, torch.float64}
+    if groups == 1 and sites <= 64 and channels >= 128 and not in_one_go:
+        return "pairs"
+    if groups == 1 and sites <= 8 and window.keeps_size:
+        return "rows"
+    return "blocks"

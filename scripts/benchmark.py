@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
 import platform
 import resource
@@ -29,6 +30,7 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 from monai.networks.nets.segresnet_ds import SegResEncoder
+from spark_baseline import SparKStep, make_spark
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
@@ -36,12 +38,14 @@ from tqdm import tqdm
 from bundle.losses import AlignmentLoss, PretrainingLoss, ReconstructionLoss
 from bundle.networks import Decoder, PretrainingNetwork, build_encoder
 from bundle.sparse import CellLayout, SparseVolume
-from scripts.spark_baseline import SparKStep, make_spark
 
 ENCODER = {"init_filters": 32, "blocks_down": (1, 2, 2, 4, 4), "norm": "batch"}
 CELL = 16
 ENCODERS = ("cells", "auto", "masked", "minkowski", "dense", "dense channels-last", "spark")
-STEPS = ("cells", "spark")
+#: of the whole step: also our network with the two finest levels computed again in the backward pass, and with the
+#: decoder compiled
+STEPS = ("cells", "cells recomputing", "cells compiled", "auto", "masked", "minkowski", "spark")
+CANDIDATES = list(dict.fromkeys((*ENCODERS, *STEPS)))
 
 
 class Case:
@@ -99,8 +103,15 @@ def training_step(candidate: str, case: Case) -> Callable[[], None]:
             output = network(case.image, case.visible)
             return reconstruction(output.float(), case.image, everywhere, ~case.visible, everywhere)[0]
     else:
-        network = PretrainingNetwork(encoder=encoder, decoder=Decoder(levels=encoder.levels), executor=candidate)
-        network = network.to(case.device)
+        executor, _, variant = candidate.partition(" ")
+        network = PretrainingNetwork(
+            encoder=encoder,
+            decoder=Decoder(levels=encoder.levels),
+            executor=executor,
+            recompute_levels=2 if variant == "recomputing" else 0,
+        ).to(case.device)
+        if variant == "compiled":
+            network.decoder.refine = nn.ModuleList(torch.compile(m) for m in network.decoder.refine)
         whole = PretrainingLoss(reconstruction=reconstruction, alignment=AlignmentLoss())
         spacing = torch.ones(len(case.image), 3, device=case.device)
 
@@ -108,7 +119,7 @@ def training_step(candidate: str, case: Case) -> Callable[[], None]:
             output = network(case.image, visible=case.visible, hidden=~case.visible, spacing=spacing)
             return whole(output, target)
 
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -200,6 +211,19 @@ def with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
+def growth(rows: list[dict[str, Any]]) -> list[str]:
+    """How the time of `cells` grows with the visible voxels: the slope of a line through their logarithms."""
+    lines = []
+    for what, ratio in sorted({(r["what"], r["ratio"]) for r in rows}):
+        chosen = [r for r in rows if (r["what"], r["ratio"], r["candidate"]) == (what, ratio, "cells")]
+        if len({r["size"] for r in chosen}) > 1:
+            voxels = [math.log(r["size"] ** 3 * (1 - ratio)) for r in chosen]
+            slope, _ = statistics.linear_regression(voxels, [math.log(r["seconds"]) for r in chosen])
+            sizes = ", ".join(f"{r['size']}³ {r['seconds']:.2f} s" for r in chosen)
+            lines.append(f"{what}, {ratio:.0%} masked: cells {sizes}; time grows as visible voxels ^ {slope:.2f}")
+    return lines
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as a Markdown table."""
     lines = [
@@ -248,25 +272,28 @@ def main() -> None:
     parser.add_argument("--what", nargs="+", choices=WHAT, default=list(WHAT))
     parser.add_argument("--sizes", nargs="+", type=int, default=[64, 96, 128])
     parser.add_argument("--ratios", nargs="+", type=float, default=[0.6, 0.75, 0.9])
-    parser.add_argument("--candidates", nargs="+", choices=ENCODERS, default=list(ENCODERS))
+    parser.add_argument("--candidates", nargs="+", choices=CANDIDATES, default=CANDIDATES)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--flops", action="store_true", help="count floating-point operations too")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, default=Path("docs/figures/benchmark"), help="path without extension")
+    parser.add_argument("--add", action="store_true", help="keep the cases that the output file has already")
     options = parser.parse_args()
 
     cases = [(w, s, r) for w in options.what for s in options.sizes for r in options.ratios]
-    rows: list[dict[str, Any]] = []
+    figures = options.output.with_suffix(".json")
+    rows: list[dict[str, Any]] = json.loads(figures.read_text())["rows"] if options.add and figures.exists() else []
+    rows = [r for r in rows if (r["what"], r["size"], r["ratio"]) not in cases]
     for what, size, ratio in tqdm(cases, desc="cases"):
-        candidates = [c for c in options.candidates if what == "encoder" or c in STEPS]
+        candidates = [c for c in options.candidates if c in (ENCODERS if what == "encoder" else STEPS)]
         case = {"size": size, "ratio": ratio, "batch": options.batch, "device": options.device}
         rows += measure(what, candidates, case, options.repeats, options.flops)
-    rows = with_ratios(rows)
-    print(machine(torch.device(options.device)), table(rows), sep="\n\n")
+    rows = with_ratios(sorted(rows, key=lambda r: (r["what"], r["size"], r["ratio"])))
+    print(machine(torch.device(options.device)), table(rows), *growth(rows), sep="\n\n")
     options.output.parent.mkdir(parents=True, exist_ok=True)
     content = {"machine": machine(torch.device(options.device)), "rows": rows}
-    options.output.with_suffix(".json").write_text(json.dumps(content, indent=1))
+    figures.write_text(json.dumps(content, indent=1))
     plot(rows, options.output.with_suffix(".png"))
 
 

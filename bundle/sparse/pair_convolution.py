@@ -68,7 +68,7 @@ class _PairConvolution(torch.autograd.Function):
             if grad_rows is not None:
                 grad_rows.index_add_(0, inputs, picked @ matrix)
             if grad_weight is not None:
-                grad_matrix.copy_(picked.T @ rows.index_select(0, inputs))
+                torch.mm(picked.T, rows.index_select(0, inputs), out=grad_matrix)
         return grad_rows, grad_weight, grad.sum(0) if ctx.needs_input_grad[2] else None, None, None
 
 

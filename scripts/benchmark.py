@@ -109,9 +109,8 @@ def training_step(candidate: str, case: Case) -> Callable[[], None]:
             decoder=Decoder(levels=encoder.levels),
             executor=executor,
             recompute_levels=2 if variant == "recomputing" else 0,
+            compile_decoder=variant == "compiled",
         ).to(case.device)
-        if variant == "compiled":
-            network.decoder.refine = nn.ModuleList(torch.compile(m) for m in network.decoder.refine)
         whole = PretrainingLoss(reconstruction=reconstruction, alignment=AlignmentLoss())
         spacing = torch.ones(len(case.image), 3, device=case.device)
 

@@ -7,6 +7,7 @@ from bundle.data.geometry import OptionalSpacingd, PadToCropd, ToPlainTensorsd, 
 from bundle.data.intensity import Foregroundd, Modalityd, NormalizeByModalityd
 from bundle.data.read import ReadVolumed, read_volume
 from bundle.data.volume_set import PreparedVolume, SkippedVolume, VolumeSet
+from bundle.data.weight_map import WeightMapd
 
 __all__ = [
     "CropDataset",
@@ -23,6 +24,7 @@ __all__ = [
     "SkippedVolume",
     "ToPlainTensorsd",
     "VolumeSet",
+    "WeightMapd",
     "crop_size",
     "find_volumes",
     "make_loader",

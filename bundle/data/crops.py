@@ -29,6 +29,7 @@ class RandForegroundCropd(Randomizable, MapTransform):
         foreground_key: uint8 mask of the body.
         min_foreground: share of the crop's voxels.
         tries: places to look at.
+        allow_missing_keys: whether some of the keys may not be there.
     """
 
     def __init__(
@@ -39,8 +40,9 @@ class RandForegroundCropd(Randomizable, MapTransform):
         foreground_key: str = "foreground",
         min_foreground: float = 0.3,
         tries: int = 10,
+        allow_missing_keys: bool = False,
     ) -> None:
-        super().__init__(keys)
+        super().__init__(keys, allow_missing_keys)
         self.spatial_size, self.foreground_key = tuple(spatial_size), foreground_key
         self.min_foreground, self.tries = min_foreground, tries
 
@@ -93,8 +95,10 @@ class CropDataset(Dataset[dict[str, Any]]):
         seed = np.random.SeedSequence((self.seed, _CROP_STREAM, draw)).generate_state(1)
         self.transform.set_random_state(seed=int(seed[0]))
         crop = self.transform(item)
-        plain = {key: crop[key].as_subclass(torch.Tensor) for key in ("image", "valid", "foreground")}
-        return {
+        keys = ("image", "valid", "foreground", "weight_map")
+        plain = {key: crop[key].as_subclass(torch.Tensor) for key in keys if key in crop}
+        weights = {"weight_map": plain["weight_map"].contiguous()} if "weight_map" in plain else {}
+        return weights | {
             "image": plain["image"].contiguous(),
             "valid": plain["valid"] > 0,
             "foreground": plain["foreground"] > 0,

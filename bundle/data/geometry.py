@@ -17,6 +17,8 @@ __all__ = ["OptionalSpacingd", "PadToCropd", "ToPlainTensorsd", "crop_size"]
 
 Triple = tuple[int, int, int]
 
+_MASKS = {"foreground", "valid"}
+
 
 def crop_size(size: Sequence[int], cell: Sequence[int]) -> Triple:
     """Checks a crop size, voxels per axis, against the encoder's total stride.
@@ -66,7 +68,7 @@ class PadToCropd(MapTransform):
     The padding has the image's lowest value, which is air or background, and is not foreground.
 
     Args:
-        keys: of the image; `foreground` is padded along.
+        keys: of the image; `foreground`, and `weight_map` if there is one, are padded along.
         spatial_size: of the crop, voxels per axis.
     """
 
@@ -78,20 +80,23 @@ class PadToCropd(MapTransform):
         item = dict(data)
         image = item[self.first_key(item)]
         item["valid"] = self.pad(torch.ones(image.shape, dtype=torch.uint8), value=0)
-        item["foreground"] = self.pad(item["foreground"], value=0)
+        for key in {"foreground", "weight_map"} & item.keys():
+            item[key] = self.pad(item[key], value=0)
         for key in self.key_iterator(item):
             item[key] = self.pad(item[key], value=float(item[key].min()))
         return item
 
 
 class ToPlainTensorsd(MapTransform):
-    """Keeps the volume as plain tensors: `image` float32, `foreground` and `valid` uint8, `spacing` [3] in mm.
+    """Keeps the volume as plain tensors: masks as uint8, all else as float32, and `spacing` [3] in mm.
 
     File names, affine and every other piece of metadata are dropped: what is cached cannot name a patient.
     """
 
-    def __init__(self, keys: KeysCollection = ("image", "foreground", "valid")) -> None:
-        super().__init__(keys)
+    def __init__(
+        self, keys: KeysCollection = ("image", "foreground", "valid"), allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         first = data[self.first_key(dict(data))]
@@ -99,6 +104,6 @@ class ToPlainTensorsd(MapTransform):
         plain: dict[Hashable, Any] = {"spacing": torch.as_tensor(spacing, dtype=torch.float32).clone()}
         for key in self.key_iterator(dict(data)):
             tensor = data[key].as_tensor() if isinstance(data[key], MetaTensor) else data[key]
-            plain[key] = tensor.to(torch.float32 if key == self.keys[0] else torch.uint8).contiguous()
+            plain[key] = tensor.to(torch.uint8 if key in _MASKS else torch.float32).contiguous()
         plain["modality"] = data["modality"]
         return plain

@@ -1,18 +1,26 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
 """Encoders, the decoder and the pre-training network. A new encoder is an adapter in `encoders`."""
 
-from bundle.networks.alignment_heads import DepthAlignmentHeads, Pairs
 from bundle.networks.decoder import Decoder
+from bundle.networks.depth_pairs import EncoderDepthPairs, average_at, plain_depth_pairs
 from bundle.networks.encoders import Encoder, Level, build_encoder
+from bundle.networks.level_pairs import VolumeLevelPairs
+from bundle.networks.pairs import Pairs, View
 from bundle.networks.pretraining import PretrainingNetwork, PretrainingOutput
+from bundle.networks.teacher import Teacher
 
 __all__ = [
     "Decoder",
-    "DepthAlignmentHeads",
     "Encoder",
+    "EncoderDepthPairs",
     "Level",
     "Pairs",
     "PretrainingNetwork",
     "PretrainingOutput",
+    "Teacher",
+    "View",
+    "VolumeLevelPairs",
+    "average_at",
     "build_encoder",
+    "plain_depth_pairs",
 ]

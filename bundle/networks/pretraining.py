@@ -3,14 +3,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
 
-from bundle.networks.alignment_heads import DepthAlignmentHeads, Pairs
+from bundle.errors import UserError
+from bundle.masking import LevelBatch
 from bundle.networks.decoder import Decoder
+from bundle.networks.depth_pairs import EncoderDepthPairs
 from bundle.networks.encoders import Encoder
+from bundle.networks.level_pairs import VolumeLevelPairs
+from bundle.networks.pairs import Pairs, View
+from bundle.networks.teacher import Teacher
 from bundle.sparse import CellLayout, SparseVolume
 
 __all__ = ["PretrainingNetwork", "PretrainingOutput"]
@@ -23,13 +29,15 @@ class PretrainingOutput(TypedDict):
         reconstruction: ``[B, C, D, H, W]`` in the units of the normalised target.
         visible: bool ``[B, 1, d, h, w]`` on cells.
         hidden: bool ``[B, 1, d, h, w]`` on cells: the part to be reconstructed.
-        pairs: features to be aligned, one entry per two adjacent depths; empty without alignment heads.
+        children: reconstructions ``[N, C, D, H, W]`` of the children, level by level.
+        pairs: features to be aligned, one entry per two adjacent depths or levels; empty without alignment heads.
         terms: the loss writes its terms here, detached scalars, for whoever logs them.
     """
 
     reconstruction: Tensor
     visible: Tensor
     hidden: Tensor
+    children: list[Tensor]
     pairs: list[Pairs]
     terms: dict[str, Tensor]
 
@@ -42,12 +50,20 @@ class PretrainingNetwork(nn.Module):
     Args:
         encoder: a MONAI network behind the `Encoder` contract.
         decoder: from the encoder's features to voxels.
-        alignment: heads for cross-level alignment, or None.
+        alignment: draws pairs of features to be aligned, or None.
+        teacher_momentum: of a teacher, the moving average of encoder and alignment heads, that makes the keys of the
+            alignment from the whole volume; None has no teacher.
+        sparse: False encodes the crop densely with its hidden voxels set to zero: a plain masked autoencoder, for
+            comparison. The same network, masks and losses.
         executor: how the encoder runs sparsely, one of `SparseVolume.known_executors()`.
         recompute_levels: of so many of the encoder's finest levels keep nothing but the features for the backward pass
             and compute the rest again: about a third more time for the encoder, far less memory.
+        compile_decoder: compiles the decoder's blocks with `torch.compile`; the sparse part has nothing to gain from it.
         autocast: data type of automatic mixed precision in the forward pass, or None for full precision. bfloat16
             needs no gradient scaler, so the trainer's own `amp` stays off.
+
+    Raises:
+        UserError: for an unknown executor, or a teacher without alignment heads.
     """
 
     def __init__(
@@ -55,43 +71,91 @@ class PretrainingNetwork(nn.Module):
         *,
         encoder: Encoder,
         decoder: Decoder,
-        alignment: DepthAlignmentHeads | None = None,
+        alignment: EncoderDepthPairs | VolumeLevelPairs | None = None,
+        teacher_momentum: float | None = None,
+        sparse: bool = True,
         executor: str = "cells",
         recompute_levels: int = 0,
+        compile_decoder: bool = False,
         autocast: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         SparseVolume.executor_class(executor)  # a wrong name or a missing library shows now, not in the first step
-        self.encoder, self.decoder, self.alignment = encoder, decoder, alignment
+        self.encoder, self.decoder, self.alignment, self.sparse = encoder, decoder, alignment, sparse
         self.executor, self.recompute_levels, self.autocast = executor, recompute_levels, autocast
         # the order in which sparse convolution reads weights
         self.encoder.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # missing in torch's stub
+        if compile_decoder:
+            for block in decoder.refine:
+                block.compile()  # in place: the keys of the state dict stay
+        self.teacher: Teacher | None = None
+        if teacher_momentum is not None:
+            if alignment is None:
+                raise UserError("network_def#teacher_momentum is set, but there are no alignment heads to teach")
+            self.teacher = Teacher(encoder, alignment, teacher_momentum)
 
-    def forward(self, image: Tensor, *, visible: Tensor, hidden: Tensor, spacing: Tensor) -> PretrainingOutput:
-        """One masked pass.
+    def forward(
+        self, image: Tensor, *, visible: Tensor, hidden: Tensor, spacing: Tensor, children: Sequence[LevelBatch] = ()
+    ) -> PretrainingOutput:
+        """One masked pass over the crops, and one over each level of children.
 
         Args:
-            image: ``[B, C, D, H, W]``; voxels outside visible cells are never read.
+            image: ``[B, C, D, H, W]``; voxels outside visible cells are never read, but by a teacher.
             visible: bool ``[B, 1, d, h, w]`` on cells.
             hidden: bool ``[B, 1, d, h, w]`` on cells, passed on to the loss.
             spacing: ``[B, 3]``, voxel size in mm.
+            children: levels of volumes cut from the hidden part.
         """
         with torch.autocast(image.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            volume = SparseVolume.from_dense(image, CellLayout(visible), self.executor)
-            features = self.encoder(volume, self.recompute_levels)
-            reconstruction = self.decoder(features)
-            pairs = [] if self.alignment is None else self.alignment(features, spacing)
+            sample = torch.arange(len(image), device=image.device)
+            view = View(self._encode(image, visible, hidden), None, spacing, sample, torch.zeros_like(spacing))
+            views, seen = [view], [(image, visible, hidden)]
+            for level in children:
+                above = views[-1]
+                views.append(
+                    View(
+                        features=self._encode(level.image, level.visible, level.hidden),
+                        full=None,
+                        spacing=level.spacing,
+                        volume=above.volume[level.parent],
+                        origin=above.origin[level.parent] + level.corner * above.spacing[level.parent],
+                        parent=level.parent,
+                    )
+                )
+                seen.append((level.image, level.visible, level.hidden))
+            reconstructions = [self.decoder(view.features).to(image.dtype) for view in views]
+            pairs = self._pairs(views, seen)
         return {
-            "reconstruction": reconstruction.to(image.dtype),
+            "reconstruction": reconstructions[0],
             "visible": visible,
             "hidden": hidden,
+            "children": reconstructions[1:],
             "pairs": pairs,
             "terms": {},
         }
 
+    def _encode(self, image: Tensor, visible: Tensor, hidden: Tensor) -> list[SparseVolume]:
+        layout = CellLayout(visible if self.sparse else visible | hidden)
+        if not self.sparse:
+            image = SparseVolume.from_dense(image, CellLayout(visible), "masked").to_dense()
+        return self.encoder(SparseVolume.from_dense(image, layout, self.executor), self.recompute_levels)
+
+    def _pairs(self, views: list[View], seen: list[tuple[Tensor, Tensor, Tensor]]) -> list[Pairs]:
+        if self.alignment is None:
+            return []
+        if self.teacher is None:
+            return self.alignment(views)
+        # of the levels that keys are taken from: all but the last for level pairs, the crops for depth pairs
+        for view, (image, visible, hidden) in zip(views[: max(1, len(views) - 1)], seen):
+            view.full = self.teacher.encode(SparseVolume.from_dense(image, CellLayout(visible | hidden), self.executor))
+        return self.alignment(views, self.teacher.heads)
+
+    def update_teacher(self) -> None:
+        """Moves the teacher, if there is one, towards the encoder: to be called after every step of the optimizer."""
+        if self.teacher is not None and self.alignment is not None:
+            self.teacher.update(self.encoder, self.alignment)
+
     def encoder_state_dict(self) -> dict[str, Tensor]:
         """The product: the encoder half's weights under the MONAI network's own keys, on the CPU."""
-        return {
-            key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-            for key, value in self.encoder.network_state_dict().items()
-        }
+        weights = self.encoder.network_state_dict()
+        return {key: w.detach().cpu().clone(memory_format=torch.contiguous_format) for key, w in weights.items()}

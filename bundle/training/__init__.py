@@ -1,12 +1,15 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
 """What surrounds MONAI's trainer: starting a run, watching it, and keeping its state and its product."""
 
+from bundle.training.alignment_schedule import AlignmentWarmUp, UpdateTeacher
 from bundle.training.checkpoint import RunCheckpoint
 from bundle.training.clipping import ClipGradients
+from bundle.training.cost import CostReport
 from bundle.training.curves import LearningCurves
 from bundle.training.device import autocast_dtype, pick_device
 from bundle.training.distributed import is_not_main_rank, stop_distributed, wrap
 from bundle.training.export import ExportEncoder
+from bundle.training.health import RepresentationHealth
 from bundle.training.history import History
 from bundle.training.panels import ReconstructionPanels
 from bundle.training.parameters import parameter_groups
@@ -22,7 +25,9 @@ from bundle.training.summary import Summary
 from bundle.training.validation import ValidationLoss
 
 __all__ = [
+    "AlignmentWarmUp",
     "ClipGradients",
+    "CostReport",
     "ExportEncoder",
     "History",
     "LearningCurves",
@@ -30,11 +35,13 @@ __all__ = [
     "Progress",
     "ReconstructionPanels",
     "RecordConfig",
+    "RepresentationHealth",
     "RunCheckpoint",
     "RunFolder",
     "Scalars",
     "SetSamplerEpoch",
     "Summary",
+    "UpdateTeacher",
     "ValidationLoss",
     "autocast_dtype",
     "is_not_main_rank",

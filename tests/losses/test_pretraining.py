@@ -20,6 +20,7 @@ def example(with_pairs: bool):
         "reconstruction": torch.randn_like(image),
         "visible": visible,
         "hidden": hidden,
+        "children": [],
         "pairs": [features] if with_pairs else [],
         "terms": {},
     }

@@ -1,9 +1,11 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
 from __future__ import annotations
 
+import pytest
 import torch
 
-from bundle.masking import AdaptiveBlocks, MaskSampler
+from bundle.errors import UserError
+from bundle.masking import AdaptiveBlocks, MaskSampler, PhysicalBlocks, UniformCells
 from bundle.masking.sampler import valid_cells
 
 SAMPLER = MaskSampler(rule=AdaptiveBlocks(), cell=(4, 4, 2), seed=7)
@@ -42,3 +44,30 @@ def test_a_volume_thinner_than_half_a_cell_still_has_cells():
     valid = torch.zeros(1, 1, 16, 16, 16, dtype=torch.bool)
     valid[..., :3] = True
     assert valid_cells(valid, (8, 8, 8)).flatten().tolist() == [True, False] * 4
+
+
+def test_fixed_ratio_masks_do_not_depend_on_spacing_and_physical_ones_do():
+    valid = torch.ones(1, 1, 32, 32, 16, dtype=torch.bool)
+    draw, isotropic, thick = torch.tensor([3]), torch.ones(1, 3), torch.tensor([[1.0, 1.0, 8.0]])
+    assert torch.equal(SAMPLER(valid, draw, isotropic).hidden, SAMPLER(valid, draw, thick).hidden)
+    physical = MaskSampler(rule=PhysicalBlocks(block_mm=16), cell=(4, 4, 2), seed=7)
+    assert not torch.equal(physical(valid, draw, isotropic).hidden, physical(valid, draw, thick).hidden)
+
+
+def test_a_weight_map_on_voxels_draws_the_mask_to_itself():
+    valid = torch.ones(64, 1, 16, 16, 8, dtype=torch.bool)
+    weight = torch.zeros(64, 1, 16, 16, 8)
+    weight[:, :, :8] = 3.0
+    sampler = MaskSampler(rule=UniformCells(ratio=0.4), cell=(4, 4, 2), weight_floor=0.1)
+    hidden = sampler(valid, torch.arange(64), weight=weight).hidden.float()
+    assert hidden[:, :, :2].mean() > 3 * hidden[:, :, 2:].mean() > 0
+    only = MaskSampler(rule=UniformCells(ratio=0.4), cell=(4, 4, 2), weight_floor=0)
+    assert not only(valid, torch.arange(64), weight=weight).hidden[:, :, 2:].any()
+
+
+def test_wrong_weights_are_refused():
+    valid = torch.ones(1, 1, 16, 16, 8, dtype=torch.bool)
+    with pytest.raises(UserError, match="weight map"):
+        SAMPLER(valid, torch.tensor([0]), weight=-torch.ones(1, 1, 16, 16, 8))
+    with pytest.raises(UserError, match="weight_floor"):
+        MaskSampler(rule=AdaptiveBlocks(), cell=(4, 4, 4), weight_floor=-1)

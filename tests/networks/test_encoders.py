@@ -10,7 +10,7 @@ import torch
 from monai.networks.nets.segresnet_ds import SegResEncoder, SegResNetDS
 
 from bundle.errors import UserError
-from bundle.networks import Decoder, DepthAlignmentHeads, Encoder, PretrainingNetwork, build_encoder
+from bundle.networks import Decoder, Encoder, EncoderDepthPairs, PretrainingNetwork, build_encoder
 from bundle.sparse import SparseVolume
 from tests.networks.encoder_cases import CASES, Case, dense_features
 
@@ -113,7 +113,7 @@ def test_it_pretrains_with_every_trained_parameter_receiving_a_gradient(name: st
     network = PretrainingNetwork(
         encoder=encoder,
         decoder=Decoder(levels=encoder.levels, width=4),
-        alignment=DepthAlignmentHeads(levels=encoder.levels, dim=8, samples=16),
+        alignment=EncoderDepthPairs(levels=encoder.levels, dim=8, samples=16),
     )
     image, visible = batch(encoder, CASES[name])
     out = network(image.float(), visible=visible, hidden=~visible, spacing=torch.ones(2, 3))

@@ -8,7 +8,7 @@ import torch
 
 from bundle.losses import AlignmentLoss, PretrainingLoss, ReconstructionLoss
 from bundle.masking import AdaptiveBlocks, MaskSampler
-from bundle.networks import Decoder, DepthAlignmentHeads, PretrainingNetwork, build_encoder
+from bundle.networks import Decoder, EncoderDepthPairs, PretrainingNetwork, build_encoder
 from bundle.sparse import SparseVolume
 
 LOSS = PretrainingLoss(reconstruction=ReconstructionLoss(), alignment=AlignmentLoss())
@@ -20,7 +20,7 @@ def network(filters: int = 4, blocks=(1, 1, 1, 1, 1), executor: str = "cells", *
     return PretrainingNetwork(
         encoder=encoder,
         decoder=Decoder(levels=encoder.levels, width=8),
-        alignment=DepthAlignmentHeads(levels=encoder.levels, dim=16, samples=64),
+        alignment=EncoderDepthPairs(levels=encoder.levels, dim=16, samples=64),
         executor=executor,
         **options,
     )
@@ -99,3 +99,13 @@ def test_the_product_is_the_plain_encoders_state_dict():
     build_encoder("SegResEncoder", init_filters=4, blocks_down=(1,) * 5, norm="instance").network.load_state_dict(
         product
     )
+
+
+def test_a_compiled_decoder_reconstructs_the_same_under_the_same_keys():
+    data = batch(32)
+    plain, compiled = network(), network(compile_decoder=True)
+    assert plain.state_dict().keys() == compiled.state_dict().keys()
+    torch.manual_seed(2)
+    expected = forward(plain, data)["reconstruction"]
+    torch.manual_seed(2)
+    torch.testing.assert_close(forward(compiled, data)["reconstruction"], expected, rtol=1e-4, atol=1e-5)

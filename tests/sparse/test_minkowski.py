@@ -15,7 +15,7 @@ from torch import nn
 from bundle.errors import UserError
 from bundle.losses import AlignmentLoss, PretrainingLoss, ReconstructionLoss
 from bundle.masking import AdaptiveBlocks, MaskSampler
-from bundle.networks import Decoder, DepthAlignmentHeads, PretrainingNetwork, build_encoder
+from bundle.networks import Decoder, EncoderDepthPairs, PretrainingNetwork, build_encoder
 from bundle.sparse import CellLayout, SparseVolume, UnsupportedOperation
 from tests.sparse.oracle import site_mask
 
@@ -197,7 +197,7 @@ def test_the_whole_network_has_the_loss_and_gradients_of_cells():
         network = PretrainingNetwork(
             encoder=encoder,
             decoder=Decoder(levels=encoder.levels, width=8),
-            alignment=DepthAlignmentHeads(levels=encoder.levels, dim=16, samples=64),
+            alignment=EncoderDepthPairs(levels=encoder.levels, dim=16, samples=64),
             executor=executor,
         ).double()
         out = network(image, visible=mask.visible, hidden=mask.hidden, spacing=torch.ones(2, 3))

@@ -1,10 +1,12 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 
-from bundle.networks import DepthAlignmentHeads, Level
+from bundle.errors import UserError
+from bundle.networks import EncoderDepthPairs, Level, View, plain_depth_pairs
 from bundle.sparse import CellLayout, SparseVolume
 
 LEVELS = [Level(4, (1, 1, 1)), Level(6, (2, 2, 1)), Level(6, (4, 2, 2))]
@@ -14,6 +16,10 @@ def volumes(layout: CellLayout, dense: list[torch.Tensor]) -> list[SparseVolume]
     return [SparseVolume.from_dense(x, layout) for x in dense]
 
 
+def view(features: list[SparseVolume], spacing: torch.Tensor, full: list[SparseVolume] | None = None) -> View:
+    return View(features, full, spacing, torch.arange(len(spacing)), torch.zeros(len(spacing), 3))
+
+
 def dense_features() -> list[torch.Tensor]:
     torch.manual_seed(0)
     return [torch.randn(2, level.channels, *(8 // s for s in level.stride)) for level in LEVELS]
@@ -21,9 +27,9 @@ def dense_features() -> list[torch.Tensor]:
 
 def test_pairs_are_the_projected_features_of_one_place_at_two_depths():
     layout, dense = CellLayout(torch.rand(2, 1, 2, 4, 4) > 0.4), dense_features()
-    heads = DepthAlignmentHeads(levels=LEVELS, dim=5, samples=10)
+    heads = EncoderDepthPairs(levels=LEVELS, dim=5, samples=10)
     spacing = torch.tensor([[1.0, 2.0, 3.0], [0.5, 0.5, 5.0]])
-    pairs = heads(volumes(layout, dense), spacing)
+    pairs = heads([view(volumes(layout, dense), spacing)])
     assert len(pairs) == 2
     for depth, pair in enumerate(pairs):
         ratio = [c // f for f, c in zip(LEVELS[depth].stride, LEVELS[depth + 1].stride)]
@@ -42,13 +48,40 @@ def test_pairs_are_the_projected_features_of_one_place_at_two_depths():
 def test_fewer_visible_sites_than_samples_are_all_taken():
     visible = torch.zeros(2, 1, 2, 4, 4, dtype=torch.bool)
     visible[1, 0, 0, 0, 0] = True
-    pairs = DepthAlignmentHeads(levels=LEVELS)(volumes(CellLayout(visible), dense_features()), torch.ones(2, 3))
+    pairs = EncoderDepthPairs(levels=LEVELS)([view(volumes(CellLayout(visible), dense_features()), torch.ones(2, 3))])
     assert [len(pair.query) for pair in pairs] == [4, 1]
 
 
 def test_the_gradient_reaches_both_depths():
     dense = [x.requires_grad_() for x in dense_features()]
     layout = CellLayout(torch.ones(2, 1, 2, 4, 4, dtype=torch.bool))
-    pairs = DepthAlignmentHeads(levels=LEVELS)(volumes(layout, dense), torch.ones(2, 3))
+    pairs = EncoderDepthPairs(levels=LEVELS)([view(volumes(layout, dense), torch.ones(2, 3))])
     sum((pair.query * pair.key).sum() for pair in pairs).backward()
     assert all(x.grad.abs().sum() > 0 for x in dense)
+
+
+def test_with_a_teacher_the_keys_are_its_own_at_the_same_sites_and_carry_no_gradient():
+    seen, everything = torch.rand(2, 1, 2, 4, 4) > 0.4, torch.ones(2, 1, 2, 4, 4, dtype=torch.bool)
+    dense, taught = dense_features(), [x + 5 for x in dense_features()]
+    torch.manual_seed(3)
+    heads, teacher = (EncoderDepthPairs(levels=LEVELS, dim=5, samples=10, predictor=p) for p in (True, False))
+    full = volumes(CellLayout(everything), taught)
+    spacing = torch.ones(2, 3)
+    for depth, pair in enumerate(heads([view(volumes(CellLayout(seen), dense), spacing, full)], teacher)):
+        place = (pair.position / torch.tensor(LEVELS[depth + 1].stride) - 0.5).round().long()
+        expected = teacher.project[depth + 1](taught[depth + 1][(pair.volume, slice(None), *place.unbind(1))])
+        torch.testing.assert_close(pair.key, expected)
+        assert not pair.key.requires_grad
+        assert pair.query.requires_grad
+
+
+def test_the_plain_form_has_the_designs_numbers():
+    heads = plain_depth_pairs(LEVELS)
+    assert heads.samples == 256
+    assert all(isinstance(p, torch.nn.Linear) and p.out_features == 128 for p in heads.project)
+    assert all(isinstance(p, torch.nn.Identity) for p in heads.predict)
+
+
+def test_an_unknown_head_is_named():
+    with pytest.raises(UserError, match="unknown alignment head 'deep': choose linear or mlp"):
+        EncoderDepthPairs(levels=LEVELS, head="deep")

@@ -1,0 +1,70 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""A user's map of what to hide more often: anatomy, vessels, lesions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.transforms import MapTransform, ResampleToMatch
+
+from bundle.data.read import read_volume
+from bundle.errors import UserError, VolumeError
+
+__all__ = ["WeightMapd"]
+
+_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
+
+
+class WeightMapd(MapTransform):
+    """Reads a volume's map of weights, on the image's own grid, under the key `weight_map`; without a folder, nothing.
+
+    The map of `a/b.nii.gz` is the file of the same name below `folder`, or one that differs in the ending; of the DICOM
+    series `a/b` it is `a/b.nii.gz`. It is brought to the image's grid in space, so it may have another voxel size.
+
+    Args:
+        folder: of the maps, or None.
+        keys: of the image.
+
+    Raises:
+        UserError: if there is no such folder.
+        VolumeError: for a volume without a map, or with one that has values below 0.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str] | None = None, keys: KeysCollection = "image") -> None:
+        super().__init__(keys)
+        self.folder = None if folder is None else Path(folder)
+        # read by whoever keys a cache on this transform: another map is another result
+        self.files: list[tuple[str, int, int]] = []
+        if self.folder is not None:
+            if not self.folder.is_dir():
+                raise UserError(f"--weight_maps {folder} is no folder: give the one that holds the maps, or null")
+            for file in sorted(self.folder.rglob("*")):
+                if file.is_file():
+                    state = file.stat()
+                    self.files.append((str(file.relative_to(self.folder)), state.st_size, state.st_mtime_ns))
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        if self.folder is None:
+            return item
+        name = str(item["name"])
+        file = self._file(name)
+        if file is None:
+            raise VolumeError(name, f"has no map below --weight_maps {self.folder}", "add it or leave the volume out")
+        image = item[self.first_key(item)]
+        weights = ResampleToMatch(mode="bilinear", padding_mode="zeros")(read_volume([str(file)], name), image)
+        if weights.min() < 0:
+            raise VolumeError(name, "has weights below 0 in its map", "give weights from 0 up")
+        item["weight_map"] = weights.to(torch.float32)
+        return item
+
+    def _file(self, name: str) -> Path | None:
+        assert self.folder is not None
+        stem = next((name.removesuffix(ending) for ending in _ENDINGS if name.lower().endswith(ending)), name)
+        candidates = [self.folder / name, *(self.folder / f"{stem}{ending}" for ending in _ENDINGS)]
+        return next((file for file in candidates if file.is_file()), None)

@@ -1,0 +1,264 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""Mask-in-Mask: children volumes, cut where their parent could not see, and masked in their turn.
+
+After MiM (Zhuang et al. 2024, arXiv:2404.15580, section 3.2), with what its published code gets wrong set right: a
+child's centre always lies in a masked cell of its parent, and which one is drawn anew each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bundle.errors import UserError
+from bundle.masking.sampler import BatchMask, MaskSampler, generator_of
+
+__all__ = ["ChildLevel", "LevelBatch", "MaskInMask"]
+
+#: sets the places of children apart from masks and crops, which derive from the same seed and draw
+_PLACE_STREAM = 3
+
+Triple = tuple[int, int, int]
+
+
+class ChildLevel:
+    """One level of children.
+
+    Args:
+        masking: masks the children; with a ratio of its own.
+        children: number of children per parent.
+        size: voxels of a child as the network gets it, on each axis; whole multiples of the encoder's total stride.
+        extent: voxels of the parent's that a child covers on each axis; None takes `size`. Another than `size` is
+            resampled, so that children show more or less detail than the parent.
+        extent_mm: the same in mm, on all axes or on each, rounded to voxels of the parent's; instead of `extent`.
+
+    Raises:
+        UserError: if a size does not fit.
+    """
+
+    def __init__(
+        self,
+        *,
+        masking: MaskSampler,
+        children: int = 2,
+        size: Sequence[int] = (32, 32, 32),
+        extent: Sequence[int] | None = None,
+        extent_mm: float | Sequence[float] | None = None,
+    ) -> None:
+        cell = masking.cell
+        if len(size) != 3 or any(s <= 0 or s % c for s, c in zip(size, cell)) or tuple(size) == tuple(cell):
+            raise UserError(
+                f"a child's size {list(size)} does not fit: give three whole multiples of the encoder's total stride "
+                f"{list(cell)}, and more than one cell in all"
+            )
+        if children < 1:
+            raise UserError(f"children {children} does not fit: give at least 1, or leave the level out")
+        if extent is not None and extent_mm is not None:
+            raise UserError("a child has both extent and extent_mm: give one of them")
+        self.masking, self.children, self.size = masking, children, _triple(size)
+        self.extent = None if extent is None else _triple(extent)
+        self.extent_mm: tuple[float, ...] | None = None
+        if extent_mm is not None:
+            self.extent_mm = (float(extent_mm),) * 3 if isinstance(extent_mm, (int, float)) else tuple(extent_mm)
+
+    def extent_of(self, spacing: Sequence[float], parent: Triple) -> Triple:
+        """Voxels of the parent's that a child covers, at the parent's voxel size in mm.
+
+        Raises:
+            UserError: if that is more than the parent has.
+        """
+        extent = self.size if self.extent is None else self.extent
+        if self.extent_mm is not None:
+            extent = _triple(max(1, round(wide / mm)) for wide, mm in zip(self.extent_mm, spacing))
+        if any(e > p for e, p in zip(extent, parent)):
+            raise UserError(
+                f"a child of {list(extent)} voxels does not fit into its parent of {list(parent)}: choose a smaller "
+                "extent or a larger --crop_size"
+            )
+        return extent
+
+
+@dataclass
+class LevelBatch:
+    """The children of one level, of all samples, as one batch of ``B * children`` rows.
+
+    Attributes:
+        image: ``[N, C, D, H, W]``.
+        valid: bool ``[N, 1, D, H, W]``.
+        foreground: bool ``[N, 1, D, H, W]``.
+        visible: bool ``[N, 1, d, h, w]`` on cells.
+        hidden: bool ``[N, 1, d, h, w]`` on cells.
+        spacing: ``[N, 3]``, voxel size in mm.
+        parent: int64 ``[N]``, the row of the level before that a child was cut from.
+        corner: ``[N, 3]``, the child's first corner in voxels of that parent.
+        extent: ``[N, 3]``, what it covers in voxels of that parent.
+    """
+
+    image: Tensor
+    valid: Tensor
+    foreground: Tensor
+    visible: Tensor
+    hidden: Tensor
+    spacing: Tensor
+    parent: Tensor
+    corner: Tensor
+    extent: Tensor
+
+    def to(self, *args: object, **kwargs: object) -> LevelBatch:
+        """With every tensor moved as `torch.Tensor.to` does."""
+        return LevelBatch(**{name: value.to(*args, **kwargs) for name, value in vars(self).items()})
+
+
+class MaskInMask:
+    """Masks the crops of a batch, and the children cut from what is hidden there, level by level.
+
+    Args:
+        masking: masks the crops.
+        levels: of children, each cut from the one before; none is plain masked reconstruction.
+        weight: the batch's key of a map, on voxels, of what to hide more often in the crops, such as "foreground" or
+            "weight_map"; None hides evenly.
+    """
+
+    def __init__(self, *, masking: MaskSampler, levels: Sequence[ChildLevel] = (), weight: str | None = None) -> None:
+        if len(levels) > 2:
+            raise UserError(f"{len(levels)} levels of children: at most two, so three levels in all")
+        self.masking, self.levels, self.weight = masking, list(levels), weight
+
+    @property
+    def passes(self) -> list[int]:
+        """Forward passes per crop at each level, the crop itself first."""
+        passes = [1]
+        for level in self.levels:
+            passes.append(passes[-1] * level.children)
+        return passes
+
+    def __call__(
+        self, image: Tensor, valid: Tensor, foreground: Tensor, draw: Tensor, spacing: Tensor, weight: Tensor | None
+    ) -> tuple[BatchMask, list[LevelBatch]]:
+        """The crops' masks and the levels of children.
+
+        Args:
+            image: ``[B, C, D, H, W]``.
+            valid: bool ``[B, 1, D, H, W]``.
+            foreground: bool ``[B, 1, D, H, W]``.
+            draw: int64 ``[B]``, the number of each sample's draw, on which all randomness depends.
+            spacing: ``[B, 3]``, voxel size in mm.
+            weight: ``[B, 1, D, H, W]`` or None.
+        """
+        mask = self.masking(valid, draw, spacing, weight)
+        batches: list[LevelBatch] = []
+        parent = _Parent(image, valid, foreground, spacing, draw, mask, self.masking.cell)
+        for number, level in enumerate(self.levels, 1):
+            batch, draws, seen_anew = self._cut(number, level, parent)
+            if number == 1:
+                mask = seen_anew
+            else:
+                batches[-1].visible, batches[-1].hidden = seen_anew
+            batches.append(batch)
+            own = BatchMask(batch.visible, batch.hidden)
+            parent = _Parent(batch.image, batch.valid, batch.foreground, batch.spacing, draws, own, level.masking.cell)
+        return mask, batches
+
+    def _cut(self, number: int, level: ChildLevel, parent: _Parent) -> tuple[LevelBatch, Tensor, BatchMask]:
+        """The children of one level, the numbers of their draws, and their parents' mask, which may have changed."""
+        size = _triple(parent.image.shape[2:])
+        hidden, valid = parent.mask.hidden.clone(), parent.mask.visible | parent.mask.hidden
+        cut: dict[str, list[Tensor]] = {"image": [], "valid": [], "foreground": []}
+        corners, extents, draws = [], [], []
+        for row, draw in enumerate(parent.draw.tolist()):
+            extent = level.extent_of(parent.spacing[row].tolist(), size)
+            generator = generator_of(self.masking.seed, _PLACE_STREAM, number, draw)
+            for child in range(level.children):
+                corner = _place(hidden[row, 0], valid[row, 0], parent.cell, size, extent, generator)
+                place = [slice(c, c + e) for c, e in zip(corner, extent)]
+                window = (row, slice(None), place[0], place[1], place[2])
+                cut["image"].append(_resized(parent.image[window], level.size))
+                cut["valid"].append(_resized(parent.valid[window].float(), level.size) >= 0.5)
+                cut["foreground"].append(_resized(parent.foreground[window].float(), level.size) >= 0.5)
+                corners.append(corner)
+                extents.append(extent)
+                draws.append(draw * level.children + child)
+        tensors = {key: torch.stack(values) for key, values in cut.items()}
+        empty = ~tensors["valid"].flatten(1).any(1)  # nothing but padding: then the padding is what there is
+        tensors["valid"] = tensors["valid"] | empty[:, None, None, None, None]
+        own_draws, wide = torch.tensor(draws), torch.tensor(extents)
+        spacing = parent.spacing.repeat_interleave(level.children, 0) * wide / torch.tensor(level.size)
+        own = level.masking(tensors["valid"], own_draws, spacing, stream=(number,))
+        batch = LevelBatch(
+            **tensors,
+            visible=own.visible,
+            hidden=own.hidden,
+            spacing=spacing.to(parent.spacing.dtype),
+            parent=torch.arange(len(parent.image)).repeat_interleave(level.children),
+            corner=torch.tensor(corners),
+            extent=wide,
+        )
+        return batch, own_draws, BatchMask(visible=valid & ~hidden, hidden=hidden)
+
+
+class _Parent(NamedTuple):
+    """What children are cut from: a batch of crops, or of children."""
+
+    image: Tensor
+    valid: Tensor
+    foreground: Tensor
+    spacing: Tensor
+    draw: Tensor
+    mask: BatchMask
+    cell: Sequence[int]
+
+
+def _place(
+    hidden: Tensor, valid: Tensor, cell: Sequence[int], size: Triple, extent: Triple, generator: torch.Generator
+) -> Triple:
+    """The first corner of a child that lies in the parent and has its centre in a hidden cell.
+
+    Where no hidden cell can hold a centre, because all lie too near the border, one of them changes places with a
+    visible one that can: the tensor `hidden` is changed.
+    """
+    # per axis and cell: the corners that put the centre, corner + extent / 2, into it
+    ranges = []
+    for voxels, wide, width in zip(size, extent, cell):
+        first = torch.arange(0, voxels, width)
+        low = (first - wide / 2).ceil().clamp(min=0).long()
+        high = ((first + width - wide / 2).ceil().long() - 1).clamp(max=voxels - wide)
+        ranges.append((low, high))
+    can = [high >= low for low, high in ranges]
+    possible = can[0][:, None, None] & can[1][:, None] & can[2]
+    if not (hidden & possible).any():
+        if not (valid & possible).any():  # a volume of a few voxels in the corner of its crop: as near as can be
+            middle = hidden.nonzero()[0] * torch.tensor(cell) + torch.tensor(cell) // 2 - torch.tensor(extent) // 2
+            return _triple(middle.clamp(min=0).minimum(torch.tensor(size) - torch.tensor(extent)).tolist())
+        hidden[_one_of(hidden, generator)] = False
+        hidden[_one_of(valid & possible, generator)] = True
+    corner = []
+    for (low, high), index in zip(ranges, _one_of(hidden & possible, generator)):
+        least, most = int(low[index]), int(high[index])
+        corner.append(least + int(torch.randint(most - least + 1, (1,), generator=generator)))
+    return _triple(corner)
+
+
+def _one_of(cells: Tensor, generator: torch.Generator) -> Triple:
+    """The place of one of the cells that are True, drawn evenly."""
+    places = cells.nonzero()
+    return _triple(places[int(torch.randint(len(places), (1,), generator=generator))].tolist())
+
+
+def _resized(x: Tensor, size: Triple) -> Tensor:
+    """``[C, d, h, w]`` on a grid of `size` voxels over the same extent; untouched if it has that many already."""
+    if tuple(x.shape[1:]) == size:
+        return x.clone()
+    shrinks = all(a >= b for a, b in zip(x.shape[1:], size))
+    if shrinks:
+        return F.interpolate(x[None], size=size, mode="area")[0]
+    return F.interpolate(x[None], size=size, mode="trilinear", align_corners=False)[0]
+
+
+def _triple(values: Iterable[int]) -> Triple:
+    a, b, c = values
+    return int(a), int(b), int(c)

@@ -1,0 +1,66 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""What an alignment loss compares, and the views of a volume that it is drawn from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from bundle.errors import UserError
+from bundle.sparse import SparseVolume
+
+__all__ = ["Pairs", "View", "make_head"]
+
+
+@dataclass
+class Pairs:
+    """Features that should agree: row i of `query` and row i of `key` show the same place.
+
+    Attributes:
+        query: ``[N, C]``.
+        key: ``[N, C]``; detached if a teacher made it.
+        volume: int64 ``[N]``, the sample in the batch that the place lies in.
+        position: ``[N, 3]``, the place's centre in mm from the crop's corner.
+    """
+
+    query: Tensor
+    key: Tensor
+    volume: Tensor
+    position: Tensor
+
+
+@dataclass
+class View:
+    """One level of volumes as the encoder sees them.
+
+    Attributes:
+        features: the encoder's on what is visible, finest first.
+        full: the teacher's on all that has data, finest first; None without a teacher.
+        spacing: ``[N, 3]``, voxel size in mm.
+        volume: int64 ``[N]``, the sample in the batch that each row was cut from.
+        origin: ``[N, 3]``, the first corner in mm from that sample's.
+        parent: int64 ``[N]``, the row of the level before that each was cut from; None for the crops themselves.
+    """
+
+    features: Sequence[SparseVolume]
+    full: Sequence[SparseVolume] | None
+    spacing: Tensor
+    volume: Tensor
+    origin: Tensor
+    parent: Tensor | None = None
+
+
+def make_head(kind: str, channels: int, dim: int) -> nn.Module:
+    """A projection of ``[N, channels]`` to ``[N, dim]``: "linear", or "mlp" with one hidden layer and a LayerNorm.
+
+    Raises:
+        UserError: for another kind.
+    """
+    if kind == "linear":
+        return nn.Linear(channels, dim, bias=False)
+    if kind == "mlp":
+        hidden = max(channels, dim)
+        return nn.Sequential(nn.Linear(channels, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Linear(hidden, dim))
+    raise UserError(f"unknown alignment head {kind!r}: choose linear or mlp")

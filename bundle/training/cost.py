@@ -1,0 +1,107 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""What an epoch will cost, told before it starts."""
+
+from __future__ import annotations
+
+import logging
+import time
+from math import prod
+
+import torch
+from ignite.engine import Engine, Events
+from torch import Tensor, nn
+
+from bundle.losses import PretrainingLoss
+from bundle.masking import MaskInMask
+from bundle.training.distributed import unwrap
+from bundle.training.prepare_batch import MaskedBatch
+
+__all__ = ["CostReport", "cost_lines"]
+
+logger = logging.getLogger(__name__)
+
+
+class CostReport:
+    """Logs, when training starts, the forward passes per crop and the time that an epoch's steps will take.
+
+    The time is that of a forward and backward pass over a batch of noise, without loading and validation; weights,
+    running statistics and random generators stay as they are.
+
+    Args:
+        network: the pre-training network, wrapped or not.
+        masked_batch: as the trainer's.
+        loss: as the trainer's.
+        crop_size: voxels per axis.
+        batch_size: crops per step.
+        steps_per_epoch: steps.
+    """
+
+    def __init__(
+        self,
+        *,
+        network: nn.Module,
+        masked_batch: MaskedBatch,
+        loss: PretrainingLoss,
+        crop_size: tuple[int, int, int],
+        batch_size: int,
+        steps_per_epoch: int,
+    ) -> None:
+        self.network, self.masked_batch, self.loss = unwrap(network), masked_batch, loss
+        self.crop_size, self.batch_size, self.steps_per_epoch = tuple(crop_size), batch_size, steps_per_epoch
+
+    def attach(self, engine: Engine) -> None:
+        """Registers with the trainer."""
+        engine.add_event_handler(Events.STARTED, self._report)
+
+    def _report(self, engine: Engine) -> None:
+        device = torch.device(engine.state.device)
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            seconds = min(self._seconds(device) for _ in range(2))
+        for line in cost_lines(self.masked_batch.masking, self.crop_size):
+            logger.info("%s", line)
+        logger.info(
+            "a step of %d crops takes about %.2f s, an epoch of %d steps about %.1f min, loading and validation apart",
+            self.batch_size,
+            seconds,
+            self.steps_per_epoch,
+            seconds * self.steps_per_epoch / 60,
+        )
+
+    def _seconds(self, device: torch.device) -> float:
+        was_training = self.network.training
+        self.network.eval()  # running statistics stay
+        try:
+            _wait(device)
+            begin = time.perf_counter()
+            image, target, _, arguments = self.masked_batch(self._noise(), device)
+            loss = self.loss(self.network(image, **arguments), target)
+            parameters = [p for p in self.network.parameters() if p.requires_grad]
+            torch.autograd.grad(loss, parameters, allow_unused=True)
+            _wait(device)
+            return time.perf_counter() - begin
+        finally:
+            self.network.train(was_training)
+
+    def _noise(self) -> dict[str, Tensor]:
+        image = torch.randn(self.batch_size, 1, *self.crop_size)
+        everywhere = torch.ones_like(image, dtype=torch.bool)
+        batch = {"image": image, "valid": everywhere, "foreground": everywhere, "weight_map": everywhere.float()}
+        return batch | {"draw": torch.arange(self.batch_size), "spacing": torch.ones(self.batch_size, 3)}
+
+
+def cost_lines(masking: MaskInMask, crop_size: tuple[int, ...]) -> list[str]:
+    """One line per level: forward passes per crop, and their voxels in per cent of the crop's."""
+    sizes = [tuple(crop_size), *(level.size for level in masking.levels)]
+    lines = []
+    for number, (passes, size) in enumerate(zip(masking.passes, sizes), 1):
+        share = passes * prod(size) / prod(crop_size)
+        shape = "x".join(map(str, size))
+        lines.append(f"level {number}: {passes} of {shape} voxels per crop, {share:.0%} of the crop's voxels")
+    total = sum(n * prod(size) for n, size in zip(masking.passes, sizes)) / prod(crop_size)
+    lines.append(f"in all {sum(masking.passes)} forward passes and {total:.0%} of the crop's voxels per crop")
+    return lines
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,382 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""What the parts of the method do: the bundle's own training with one thing changed at a time, several seeds.
+
+    python scripts/method_study.py                                      every arm, three seeds
+    python scripts/method_study.py --arms base dense --seeds 0 1 --steps 100
+
+Every arm runs configs/train.yaml on the volumes that scripts/fetch_data.py fetches, for the same number of steps, with
+two volumes held out (a chest CT and a brain MR). Measured on those, in the same way for all arms:
+
+- reconstruction: squared error on hidden voxels in raw intensities over that of the constant 0, under the same crops
+  and masks (adaptive, 60 %) for all; the arm's own masks and targets are only for training;
+- probe: a linear map from the frozen encoder's features to labels, fitted on one half of a held-out volume and tried
+  on the other across a gap: CSF, grey and white matter (brain), six groups of organs (chest). Mean Dice;
+- fine-tuned: the same with encoder and linear map trained together for some steps;
+- the health figures of docs/method_study.md.
+
+Finished runs are kept in the output file: a second call does what is missing. Writes a table, JSON and a plot.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from monai.bundle import ConfigWorkflow
+from monai.transforms import ResampleToMatch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from bundle.data import CropDataset, read_volume
+from bundle.masking import AdaptiveBlocks, MaskSampler
+from bundle.networks import PretrainingNetwork
+
+ROOT = Path(__file__).resolve().parents[1]
+HELD_OUT = ("ct_chest_lidc", "mr_brain_mni152")
+
+CHILD = {
+    "_target_": "bundle.masking.ChildLevel",
+    "children": 2,
+    "size": [32, 32, 32],
+    "masking": {
+        "_target_": "bundle.masking.MaskSampler",
+        "rule": {"_target_": "bundle.masking.AdaptiveBlocks", "ratio": 0.6},
+        "cell": "$@encoder.total_stride",
+        "seed": "@seed",
+    },
+}
+#: children of children: half the extent, seen twice as large
+GRANDCHILD = {**CHILD, "extent": [16, 16, 16]}
+RULE = {"ratio": "@mask_ratio"}
+DEPTH_TEACHER = {
+    "alignment_heads#head": "mlp",
+    "alignment_heads#predictor": True,
+    "network_def#teacher_momentum": 0.99,
+    "loss#alignment#exclusion_mm": 20,
+}
+LEVEL_TEACHER = {
+    "alignment_heads": {"_target_": "bundle.networks.VolumeLevelPairs", "levels": "$@encoder.levels"},
+    "network_def#teacher_momentum": 0.99,
+    "loss#alignment#exclusion_mm": 20,
+    "mask_in_mask#levels": [CHILD],
+}
+#: what each arm changes against `base`: sparse, adaptive masks, one level, no alignment, per_volume target, stride 4
+ARMS: dict[str, dict[str, Any]] = {
+    "base": {},
+    "untrained": {},
+    "dense": {"sparse": False},
+    "uniform masks": {"masking#rule": {"_target_": "bundle.masking.UniformCells", **RULE}},
+    "physical masks": {"masking#rule": {"_target_": "bundle.masking.PhysicalBlocks", "block_mm": 48, **RULE}},
+    "ratio 0.6-0.9": {"mask_ratio": [0.6, 0.9]},
+    "foreground weight": {"mask_weight": "foreground"},
+    "2 levels": {"mask_in_mask#levels": [CHILD]},
+    "3 levels": {"mask_in_mask#levels": [CHILD, GRANDCHILD]},
+    "depth alignment": {"network_def#alignment": "@alignment_heads"},
+    "depth, teacher": {"network_def#alignment": "@alignment_heads", **DEPTH_TEACHER},
+    "level, teacher": {"network_def#alignment": "@alignment_heads", **LEVEL_TEACHER},
+    "target none": {"loss#reconstruction#target": "none"},
+    "target per_patch": {"loss#reconstruction#target": "per_patch"},
+    "decoder stride 2": {"decoder#stride": 2},
+    "decoder stride 8": {"decoder#stride": 8},
+}
+COMMON = {
+    "crop_size": [48, 48, 48],
+    "spacing": [3, 3, 3],
+    "num_workers": 0,
+    "lr": 1.0e-3,
+    "encoder#init_filters": 16,
+    "encoder#blocks_down": [1, 1, 1, 2, 2],
+    "decoder#width": 32,
+    "network_def#alignment": None,
+    "alignment_warmup": 0,
+    "warmup_epochs": 0.1,
+    "epochs": 1,
+    "val_interval": 1,
+    "device": "auto",
+}
+#: TotalSegmentator's numbers of the chest CT's labels, in groups
+ORGANS = {"lung": range(10, 15), "heart and vessels": range(51, 69), "liver": [5], "vertebrae": range(25, 51),
+          "ribs": range(92, 116), "muscle": range(80, 90)}  # fmt: skip
+
+
+def data_list(folder: Path) -> Path:
+    """An MSD-style list that holds out `HELD_OUT`."""
+    files = sorted((ROOT / "data/volumes").iterdir())
+    parts: dict[str, list[dict[str, str]]] = {"training": [], "validation": []}
+    for file in files:
+        part = "validation" if file.name.split(".")[0] in HELD_OUT else "training"
+        parts[part].append({"image": str(file)})
+    path = folder / "volumes.json"
+    path.write_text(json.dumps(parts))
+    return path
+
+
+def train(arm: str, seed: int, steps: int, folder: Path) -> tuple[ConfigWorkflow, dict[str, float]]:
+    """Runs the bundle's training; the workflow, and what it measured itself."""
+    workflow = ConfigWorkflow(
+        config_file=str(ROOT / "configs/train.yaml"),
+        meta_file=str(ROOT / "configs/metadata.json"),
+        logging_file=False,
+        workflow_type="train",
+        bundle_root=str(ROOT),
+        output_dir=str(folder / "run"),
+        dataset_dir=str(data_list(folder)),
+        cache_dir=str(ROOT / ".cache/study"),
+        seed=seed,
+        steps_per_epoch=steps,
+        **{**COMMON, **ARMS[arm]},
+    )
+    workflow.initialize()
+    trainer = workflow.parser.get_parsed_content("train#trainer")
+    if arm == "untrained":
+        return workflow, {}
+    trainer.run()
+    rate = trainer.state.metrics["train/volumes_per_second"]
+    figures = {"step seconds": workflow.parser.get_parsed_content("batch_size") / rate}
+    metrics = workflow.parser.get_parsed_content("validate#evaluator").state.metrics
+    return workflow, figures | {k.split("/")[1]: v for k, v in metrics.items() if "health" in k or "alignment" in k}
+
+
+@torch.no_grad()
+def held_out_reconstruction(workflow: ConfigWorkflow, crops: int = 8) -> dict[str, float]:
+    """Raw squared error over that of the constant 0 on hidden voxels, under masks that are the same for all arms."""
+    parser = workflow.parser
+    network: PretrainingNetwork = parser.get_parsed_content("network_def").eval()
+    loss, device = parser.get_parsed_content("loss"), parser.get_parsed_content("run_device")
+    transform = parser.get_parsed_content("validate#preprocessing")
+    volumes = parser.get_parsed_content("volumes").validation
+    cell = network.encoder.total_stride
+    masking = MaskSampler(rule=AdaptiveBlocks(), cell=cell, seed=1234)
+    dataset = CropDataset(data=volumes, transform=transform, seed=1234, shuffle=False)
+    ratios: dict[str, list[float]] = {}
+    for draw in range(crops * len(volumes)):
+        crop = dataset[draw]
+        batch = {k: v[None].to(device) for k, v in crop.items() if isinstance(v, Tensor)}
+        mask = masking(batch["valid"].cpu(), torch.tensor([draw]))
+        visible, hidden = mask.visible.to(device), mask.hidden.to(device)
+        out = network(batch["image"], visible=visible, hidden=hidden, spacing=batch["spacing"])
+        restored = loss.restore(out, batch)
+        where = batch["valid"] & hidden.repeat_interleave(cell[0], 2).repeat_interleave(cell[1], 3).repeat_interleave(
+            cell[2], 4
+        )
+        error = (restored - batch["image"])[where].square().mean() / batch["image"][where].square().mean()
+        ratios.setdefault(volumes[crop["volume"]].modality, []).append(error.item())
+    return {f"reconstruction {modality}": statistics.mean(values) for modality, values in ratios.items()}
+
+
+def labels_of(name: str, prepared: dict[str, Tensor], workflow: ConfigWorkflow) -> Tensor:
+    """int64 ``[D, H, W]``: 0 is unlabelled, on the prepared volume's grid."""
+    spatial = workflow.parser.get_parsed_content("prepare").transforms[:3]  # read, orient, resample
+    item: dict[str, Any] = {"image": [str(next((ROOT / "data/volumes").glob(f"{name}.*")))], "name": name}
+    for step in spatial:
+        item = step(item)
+    reference = item["image"]
+
+    def on_grid(file: str, mode: str) -> Tensor:
+        volume = read_volume([str(ROOT / "data/labels" / file)], file)
+        return ResampleToMatch(mode=mode, padding_mode="zeros")(volume, reference)[0].as_tensor()
+
+    if name.startswith("mr_brain"):
+        grey, white = (on_grid(f"{name}_{tissue}.nii.gz", "bilinear") / 255 for tissue in ("grey", "white"))
+        tissue = torch.stack([(1 - grey - white).clamp(min=0), grey, white]).argmax(0) + 1
+        labels = torch.where(reference[0].as_tensor() > 0, tissue, 0)
+    else:
+        numbers = on_grid(f"{name}.nii.gz", "nearest").round().long()
+        labels = torch.zeros_like(numbers)
+        for group, members in enumerate(ORGANS.values(), 1):
+            labels[torch.isin(numbers, torch.tensor(list(members)))] = group
+    return _cropped_alike(labels, reference, prepared, workflow)
+
+
+def _cropped_alike(labels: Tensor, reference: Any, prepared: dict[str, Tensor], workflow: ConfigWorkflow) -> Tensor:
+    """The labels after the same foreground crop and padding as the prepared volume."""
+    steps = workflow.parser.get_parsed_content("prepare").transforms[3:]
+    item: dict[str, Any] = {"image": reference, "name": "labels", "modality": ""}
+    for step in steps:
+        if type(step).__name__ == "CropForegroundd":
+            item["labels"] = type(reference)(labels[None].float(), affine=reference.affine)
+            step.keys = (*step.keys, "labels")
+            item = step(item)
+            step.keys = step.keys[:-1]
+        elif type(step).__name__ == "PadToCropd":
+            item = step(item)
+            item["labels"] = step.pad(item["labels"], value=0)
+        elif type(step).__name__ != "ToPlainTensorsd":
+            item = step(item)
+    assert item["labels"].shape == prepared["image"].shape
+    return item["labels"][0].as_tensor().round().long()
+
+
+def dense_features(network: PretrainingNetwork, image: Tensor) -> Tensor:
+    """``[C, D, H, W]``: every level's features of a whole volume on its own grid, and the intensity."""
+    stride = network.encoder.total_stride
+    size = image.shape[1:]
+    padded = F.pad(image[None], [p for s, n in zip(stride[::-1], size[::-1]) for p in (0, -n % s)])
+    levels = [image[None]]
+    for level in network.encoder(padded):
+        whole = F.interpolate(level, size=padded.shape[2:], mode="trilinear", align_corners=False)
+        levels.append(whole[:, :, : size[0], : size[1], : size[2]])
+    return torch.cat(levels, 1)[0]
+
+
+def halves(labels: Tensor, gap: int = 4) -> tuple[Tensor, Tensor]:
+    """Bool masks of the labelled voxels of two halves, left and right, with a gap between them."""
+    labelled = labels > 0
+    middle = int(labelled.any(2).any(1).nonzero().float().mean().round())
+    first, second = labelled.clone(), labelled.clone()
+    first[middle - gap :] = False
+    second[: middle + gap] = False
+    return first, second
+
+
+def dice(predicted: Tensor, truth: Tensor, classes: int) -> float:
+    """Mean Dice over the classes that the truth has."""
+    scores = []
+    for label in range(1, classes + 1):
+        a, b = predicted == label, truth == label
+        if b.any():
+            scores.append((2 * (a & b).sum() / (a.sum() + b.sum())).item())
+    return statistics.mean(scores)
+
+
+def probe(network: PretrainingNetwork, image: Tensor, labels: Tensor, seed: int, samples: int = 6000) -> float:
+    """Ridge regression from frozen features to one-hot labels: fitted on one half, mean Dice on the other."""
+    network.eval()
+    with torch.no_grad():
+        features = dense_features(network, image).flatten(1)
+    fit, held_out = (half.flatten() for half in halves(labels))
+    truth, classes = labels.flatten(), int(labels.max())
+    generator = torch.Generator().manual_seed(seed)
+    chosen = fit.nonzero()[:, 0]
+    chosen = chosen[torch.randperm(len(chosen), generator=generator)[:samples]]
+    x = features[:, chosen].T.double()
+    mean, sd = x.mean(0), x.std(0).clamp(min=1e-6)
+    x = torch.cat([(x - mean) / sd, torch.ones(len(x), 1, dtype=torch.float64)], 1)
+    y = F.one_hot(truth[chosen] - 1, classes).double()
+    weights = torch.linalg.solve(x.T @ x + 1e-2 * len(x) * torch.eye(x.shape[1], dtype=x.dtype), x.T @ y)
+    test = held_out.nonzero()[:, 0]
+    z = (features[:, test].T.double() - mean) / sd
+    predicted = (z @ weights[:-1] + weights[-1]).argmax(1) + 1
+    return dice(predicted, truth[test], classes)
+
+
+def fine_tune(network: PretrainingNetwork, image: Tensor, labels: Tensor, seed: int, steps: int) -> float:
+    """Encoder and a linear map trained together on crops of one half; mean Dice on the other half."""
+    torch.manual_seed(seed)
+    fit, held_out = halves(labels)
+    classes, size = int(labels.max()), 48
+    channels = 1 + sum(level.channels for level in network.encoder.levels)
+    head = nn.Sequential(nn.BatchNorm3d(channels, affine=False), nn.Conv3d(channels, classes, 1))
+    groups = [{"params": network.encoder.parameters(), "lr": 3e-4}, {"params": head.parameters(), "lr": 3e-3}]
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.01)
+    wanted = torch.where(fit, labels - 1, -1)
+    places = fit.nonzero()
+    network.train()
+    for _ in range(steps):
+        centre = places[int(torch.randint(len(places), ()))]
+        corner = [min(max(0, int(c) - size // 2), max(0, n - size)) for c, n in zip(centre, labels.shape)]
+        window = tuple(slice(c, c + size) for c in corner)
+        logits = head(dense_features(network, image[(slice(None), *window)])[None])
+        loss = F.cross_entropy(logits, wanted[window][None], ignore_index=-1)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    network.eval()
+    head.eval()
+    with torch.no_grad():
+        predicted = head(dense_features(network, image)[None])[0].argmax(0) + 1
+    return dice(predicted[held_out], labels[held_out], classes)
+
+
+def one_run(arm: str, seed: int, steps: int, tune_steps: int) -> dict[str, float]:
+    """Trains and measures one arm with one seed."""
+    with tempfile.TemporaryDirectory() as folder:
+        workflow, figures = train(arm, seed, steps, Path(folder))
+        network = workflow.parser.get_parsed_content("network_def")
+        figures |= held_out_reconstruction(workflow)
+        for volume in workflow.parser.get_parsed_content("volumes").validation:
+            name = Path(volume.name).name.split(".")[0]
+            prepared = torch.load(volume.file, weights_only=True)
+            labels = labels_of(name, prepared, workflow)
+            figures[f"probe {volume.modality}"] = probe(network, prepared["image"], labels, seed)
+            if tune_steps:
+                state = {k: v.clone() for k, v in network.state_dict().items()}
+                score = fine_tune(network, prepared["image"], labels, seed, tune_steps)
+                figures[f"fine-tuned {volume.modality}"] = score
+                network.load_state_dict(state)
+        workflow.finalize()
+    return figures
+
+
+SHOWN = ("reconstruction CT", "reconstruction MR", "probe CT", "probe MR", "fine-tuned CT", "fine-tuned MR",
+         "health_top1", "health_top1_position", "health_top1_untrained", "health_effective_rank",
+         "step seconds")  # fmt: skip
+
+
+def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
+    """Mean and standard deviation over seeds, as Markdown."""
+    lines = ["| arm | " + " | ".join(SHOWN) + " |", "|" + "---|" * (len(SHOWN) + 1)]
+    for arm, seeds in results.items():
+        cells = []
+        for name in SHOWN:
+            values = [figures[name] for figures in seeds.values() if name in figures]
+            spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.3f}{spread}" if values else "")
+        lines.append(f"| {arm} ({len(seeds)}) | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def plot(results: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
+    """A dot per seed for each arm and figure."""
+    names = SHOWN[:6]
+    figure = Figure(figsize=(14, 0.32 * len(results) + 1.6), layout="constrained", dpi=100)
+    axes = figure.subplots(1, len(names), sharey=True)
+    for ax, name in zip(axes, names):
+        for row, seeds in enumerate(results.values()):
+            values = [figures[name] for figures in seeds.values() if name in figures]
+            ax.plot(values, [row] * len(values), "o", alpha=0.7)
+        base = [f[name] for f in results.get("base", {}).values() if name in f]
+        if base:
+            ax.axvline(statistics.mean(base), color="grey", linestyle=":")
+        ax.set(title=name, yticks=range(len(results)), yticklabels=list(results))
+        ax.invert_yaxis() if ax is axes[0] else None
+    figure.savefig(path)
+
+
+def main() -> None:
+    """Runs the command."""
+    parser = argparse.ArgumentParser(description="The bundle's training with one thing changed at a time.")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=150, help="optimizer steps of pre-training")
+    parser.add_argument("--tune-steps", type=int, default=30, help="steps of fine-tuning; 0 leaves it out")
+    parser.add_argument("--output", type=Path, default=ROOT / "docs/figures/method_study", help="without extension")
+    options = parser.parse_args()
+    if missing := [name for name in HELD_OUT if not list((ROOT / "data/volumes").glob(f"{name}.*"))]:
+        sys.exit(f"error: {missing[0]} is not in data/volumes: run python scripts/fetch_data.py --all")
+
+    file = options.output.with_suffix(".json")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    content = json.loads(file.read_text()) if file.exists() else {}
+    setting = {"steps": options.steps, "tune_steps": options.tune_steps}
+    if content and {k: content[k] for k in setting} != setting:
+        sys.exit(f"error: {file} holds runs of other lengths: choose another --output")
+    results = content.get("results", {})
+    todo = [(arm, seed) for seed in options.seeds for arm in options.arms if str(seed) not in results.get(arm, {})]
+    for arm, seed in tqdm(todo, desc="runs"):
+        results.setdefault(arm, {})[str(seed)] = one_run(arm, seed, options.steps, options.tune_steps)
+        file.write_text(json.dumps({**setting, "results": results}, indent=1))
+    print(table(results))
+    plot(results, options.output.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()

@@ -31,6 +31,7 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from monai.bundle import ConfigWorkflow
+from monai.data import MetaTensor
 from monai.transforms import ResampleToMatch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -126,7 +127,7 @@ def train(arm: str, seed: int, steps: int, folder: Path) -> tuple[ConfigWorkflow
         meta_file=str(ROOT / "configs/metadata.json"),
         logging_file=False,
         workflow_type="train",
-        bundle_root=str(ROOT),
+        bundle_root=str(folder),
         output_dir=str(folder / "run"),
         dataset_dir=str(data_list(folder)),
         cache_dir=str(ROOT / ".cache/study"),
@@ -172,59 +173,48 @@ def held_out_reconstruction(workflow: ConfigWorkflow, crops: int = 8) -> dict[st
     return {f"reconstruction {modality}": statistics.mean(values) for modality, values in ratios.items()}
 
 
-def labels_of(name: str, prepared: dict[str, Tensor], workflow: ConfigWorkflow) -> Tensor:
-    """int64 ``[D, H, W]``: 0 is unlabelled, on the prepared volume's grid."""
-    spatial = workflow.parser.get_parsed_content("prepare").transforms[:3]  # read, orient, resample
-    item: dict[str, Any] = {"image": [str(next((ROOT / "data/volumes").glob(f"{name}.*")))], "name": name}
-    for step in spatial:
+def labels_of(name: str, workflow: ConfigWorkflow) -> Tensor:
+    """int64 ``[D, H, W]`` on the prepared volume's grid; 0 is unlabelled."""
+    steps = workflow.parser.get_parsed_content("prepare").transforms
+    file = next((ROOT / "data/volumes").glob(f"{name}.*"))
+    item: dict[str, Any] = {"image": [str(file)], "name": name, "modality": ""}
+    for step in steps[:3]:  # read, orient, resample
         item = step(item)
-    reference = item["image"]
+    image = item["image"]
 
     def on_grid(file: str, mode: str) -> Tensor:
         volume = read_volume([str(ROOT / "data/labels" / file)], file)
-        return ResampleToMatch(mode=mode, padding_mode="zeros")(volume, reference)[0].as_tensor()
+        return ResampleToMatch(mode=mode, padding_mode="zeros")(volume, image)[0].as_tensor()
 
     if name.startswith("mr_brain"):
         grey, white = (on_grid(f"{name}_{tissue}.nii.gz", "bilinear") / 255 for tissue in ("grey", "white"))
         tissue = torch.stack([(1 - grey - white).clamp(min=0), grey, white]).argmax(0) + 1
-        labels = torch.where(reference[0].as_tensor() > 0, tissue, 0)
+        labels = torch.where(image[0].as_tensor() > 0, tissue, 0)
     else:
         numbers = on_grid(f"{name}.nii.gz", "nearest").round().long()
         labels = torch.zeros_like(numbers)
         for group, members in enumerate(ORGANS.values(), 1):
             labels[torch.isin(numbers, torch.tensor(list(members)))] = group
-    return _cropped_alike(labels, reference, prepared, workflow)
+    item["weight_map"] = MetaTensor(labels[None].float(), affine=image.affine)  # cropped and padded like the image
+    for step in steps[3:]:
+        item = step(item)
+    return item["weight_map"][0].round().long()
 
 
-def _cropped_alike(labels: Tensor, reference: Any, prepared: dict[str, Tensor], workflow: ConfigWorkflow) -> Tensor:
-    """The labels after the same foreground crop and padding as the prepared volume."""
-    steps = workflow.parser.get_parsed_content("prepare").transforms[3:]
-    item: dict[str, Any] = {"image": reference, "name": "labels", "modality": ""}
-    for step in steps:
-        if type(step).__name__ == "CropForegroundd":
-            item["labels"] = type(reference)(labels[None].float(), affine=reference.affine)
-            step.keys = (*step.keys, "labels")
-            item = step(item)
-            step.keys = step.keys[:-1]
-        elif type(step).__name__ == "PadToCropd":
-            item = step(item)
-            item["labels"] = step.pad(item["labels"], value=0)
-        elif type(step).__name__ != "ToPlainTensorsd":
-            item = step(item)
-    assert item["labels"].shape == prepared["image"].shape
-    return item["labels"][0].as_tensor().round().long()
-
-
-def dense_features(network: PretrainingNetwork, image: Tensor) -> Tensor:
-    """``[C, D, H, W]``: every level's features of a whole volume on its own grid, and the intensity."""
-    stride = network.encoder.total_stride
-    size = image.shape[1:]
+def features_at(network: PretrainingNetwork, image: Tensor, places: Tensor) -> Tensor:
+    """``[M, C]``: every level's features of a whole volume, interpolated at voxels ``[M, 3]``, and the intensity."""
+    stride, size = network.encoder.total_stride, image.shape[1:]
     padded = F.pad(image[None], [p for s, n in zip(stride[::-1], size[::-1]) for p in (0, -n % s)])
-    levels = [image[None]]
-    for level in network.encoder(padded):
-        whole = F.interpolate(level, size=padded.shape[2:], mode="trilinear", align_corners=False)
-        levels.append(whole[:, :, : size[0], : size[1], : size[2]])
-    return torch.cat(levels, 1)[0]
+    whole = torch.tensor(padded.shape[2:])
+    grid = ((2 * places + 1) / whole - 1).flip(1).view(1, -1, 1, 1, 3).float()
+    levels = [padded, *network.encoder(padded)]
+    return torch.cat([F.grid_sample(x, grid, align_corners=False)[0, :, :, 0, 0] for x in levels]).T
+
+
+def drawn(where: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Up to `count` of the voxels that are True, ``[M, 3]``."""
+    places = where.nonzero()
+    return places[torch.randperm(len(places), generator=generator)[:count]]
 
 
 def halves(labels: Tensor, gap: int = 4) -> tuple[Tensor, Tensor]:
@@ -247,53 +237,47 @@ def dice(predicted: Tensor, truth: Tensor, classes: int) -> float:
     return statistics.mean(scores)
 
 
-def probe(network: PretrainingNetwork, image: Tensor, labels: Tensor, seed: int, samples: int = 6000) -> float:
+@torch.no_grad()
+def probe(network: PretrainingNetwork, image: Tensor, labels: Tensor, seed: int) -> float:
     """Ridge regression from frozen features to one-hot labels: fitted on one half, mean Dice on the other."""
     network.eval()
-    with torch.no_grad():
-        features = dense_features(network, image).flatten(1)
-    fit, held_out = (half.flatten() for half in halves(labels))
-    truth, classes = labels.flatten(), int(labels.max())
-    generator = torch.Generator().manual_seed(seed)
-    chosen = fit.nonzero()[:, 0]
-    chosen = chosen[torch.randperm(len(chosen), generator=generator)[:samples]]
-    x = features[:, chosen].T.double()
+    generator, classes = torch.Generator().manual_seed(seed), int(labels.max())
+    fit, test = (drawn(half, 8000, generator) for half in halves(labels))
+    x, z = features_at(network, image, torch.cat([fit, test])).double().split([len(fit), len(test)])
     mean, sd = x.mean(0), x.std(0).clamp(min=1e-6)
-    x = torch.cat([(x - mean) / sd, torch.ones(len(x), 1, dtype=torch.float64)], 1)
-    y = F.one_hot(truth[chosen] - 1, classes).double()
-    weights = torch.linalg.solve(x.T @ x + 1e-2 * len(x) * torch.eye(x.shape[1], dtype=x.dtype), x.T @ y)
-    test = held_out.nonzero()[:, 0]
-    z = (features[:, test].T.double() - mean) / sd
-    predicted = (z @ weights[:-1] + weights[-1]).argmax(1) + 1
-    return dice(predicted, truth[test], classes)
+    x, z = ((side - mean) / sd for side in (x, z))
+    y = F.one_hot(labels[tuple(fit.T)] - 1, classes).double()
+    strength = 1e-2 * len(x) * torch.eye(x.shape[1], dtype=x.dtype)
+    weights = torch.linalg.solve(x.T @ x + strength, x.T @ (y - y.mean(0)))
+    return dice((z @ weights + y.mean(0)).argmax(1) + 1, labels[tuple(test.T)], classes)
 
 
 def fine_tune(network: PretrainingNetwork, image: Tensor, labels: Tensor, seed: int, steps: int) -> float:
     """Encoder and a linear map trained together on crops of one half; mean Dice on the other half."""
     torch.manual_seed(seed)
-    fit, held_out = halves(labels)
-    classes, size = int(labels.max()), 48
+    generator = torch.Generator().manual_seed(seed)
+    (fit, held_out), classes, size = halves(labels), int(labels.max()), 48
     channels = 1 + sum(level.channels for level in network.encoder.levels)
-    head = nn.Sequential(nn.BatchNorm3d(channels, affine=False), nn.Conv3d(channels, classes, 1))
+    head = nn.Sequential(nn.BatchNorm1d(channels, affine=False), nn.Linear(channels, classes))
     groups = [{"params": network.encoder.parameters(), "lr": 3e-4}, {"params": head.parameters(), "lr": 3e-3}]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.01)
-    wanted = torch.where(fit, labels - 1, -1)
-    places = fit.nonzero()
     network.train()
     for _ in range(steps):
-        centre = places[int(torch.randint(len(places), ()))]
-        corner = [min(max(0, int(c) - size // 2), max(0, n - size)) for c, n in zip(centre, labels.shape)]
+        centre = drawn(fit, 1, generator)[0].tolist()
+        corner = [min(max(0, c - size // 2), max(0, n - size)) for c, n in zip(centre, labels.shape)]
         window = tuple(slice(c, c + size) for c in corner)
-        logits = head(dense_features(network, image[(slice(None), *window)])[None])
-        loss = F.cross_entropy(logits, wanted[window][None], ignore_index=-1)
+        places = drawn(fit[window], 4000, generator)
+        logits = head(features_at(network, image[(slice(None), *window)], places))
+        loss = F.cross_entropy(logits, labels[window][tuple(places.T)] - 1)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     network.eval()
     head.eval()
     with torch.no_grad():
-        predicted = head(dense_features(network, image)[None])[0].argmax(0) + 1
-    return dice(predicted[held_out], labels[held_out], classes)
+        places = drawn(held_out, 8000, generator)
+        predicted = head(features_at(network, image, places)).argmax(1) + 1
+    return dice(predicted, labels[tuple(places.T)], classes)
 
 
 def one_run(arm: str, seed: int, steps: int, tune_steps: int) -> dict[str, float]:
@@ -305,7 +289,7 @@ def one_run(arm: str, seed: int, steps: int, tune_steps: int) -> dict[str, float
         for volume in workflow.parser.get_parsed_content("volumes").validation:
             name = Path(volume.name).name.split(".")[0]
             prepared = torch.load(volume.file, weights_only=True)
-            labels = labels_of(name, prepared, workflow)
+            labels = labels_of(name, workflow)
             figures[f"probe {volume.modality}"] = probe(network, prepared["image"], labels, seed)
             if tune_steps:
                 state = {k: v.clone() for k, v in network.state_dict().items()}

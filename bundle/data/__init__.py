@@ -3,7 +3,7 @@
 
 from bundle.data.crops import CropDataset, DrawSampler, RandForegroundCropd, make_loader
 from bundle.data.find import FoundVolume, find_volumes
-from bundle.data.geometry import OptionalSpacingd, PadToCropd, ToPlainTensorsd, crop_size
+from bundle.data.geometry import OptionalSpacingd, PadToCropd, ToPlainTensorsd, crop_size, valid_cells
 from bundle.data.intensity import Foregroundd, Modalityd, NormalizeByModalityd
 from bundle.data.read import ReadVolumed, read_volume
 from bundle.data.volume_set import PreparedVolume, SkippedVolume, VolumeSet
@@ -29,4 +29,5 @@ __all__ = [
     "find_volumes",
     "make_loader",
     "read_volume",
+    "valid_cells",
 ]

@@ -7,13 +7,14 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Spacing, SpatialPad
 
-from bundle.errors import UserError
+from bundle.errors import UserError, VolumeError
 
-__all__ = ["OptionalSpacingd", "PadToCropd", "ToPlainTensorsd", "crop_size"]
+__all__ = ["OptionalSpacingd", "PadToCropd", "ToPlainTensorsd", "crop_size", "valid_cells"]
 
 Triple = tuple[int, int, int]
 
@@ -70,16 +71,28 @@ class PadToCropd(MapTransform):
     Args:
         keys: of the image; `foreground`, and `weight_map` if there is one, are padded along.
         spatial_size: of the crop, voxels per axis.
+        cell: voxels of a cell on each axis.
+
+    Raises:
+        VolumeError: for a volume that fills fewer than two cells, so that no part of it could be hidden.
     """
 
-    def __init__(self, keys: KeysCollection = "image", *, spatial_size: Sequence[int]) -> None:
+    def __init__(
+        self, keys: KeysCollection = "image", *, spatial_size: Sequence[int], cell: Sequence[int] = (1, 1, 1)
+    ) -> None:
         super().__init__(keys)
-        self.pad = SpatialPad(spatial_size)
+        self.pad, self.cell = SpatialPad(spatial_size), tuple(cell)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
         image = item[self.first_key(item)]
         item["valid"] = self.pad(torch.ones(image.shape, dtype=torch.uint8), value=0)
+        if valid_cells(item["valid"][None], self.cell).sum() < 2:
+            raise VolumeError(
+                str(item["name"]),
+                f"has {' x '.join(map(str, image.shape[1:]))} voxels, less than two cells of the encoder's stride",
+                "set a finer --spacing or leave it out",
+            )
         for key in {"foreground", "weight_map"} & item.keys():
             item[key] = self.pad(item[key], value=0)
         for key in self.key_iterator(item):
@@ -107,3 +120,17 @@ class ToPlainTensorsd(MapTransform):
             plain[key] = tensor.to(torch.uint8 if key in _MASKS else torch.float32).contiguous()
         plain["modality"] = data["modality"]
         return plain
+
+
+def valid_cells(valid: torch.Tensor, cell: Sequence[int]) -> torch.Tensor:
+    """Which cells have data: at least half as many valid voxels as the sample's fullest cell.
+
+    Args:
+        valid: bool ``[B, 1, D, H, W]`` on voxels.
+        cell: voxels of a cell on each axis.
+
+    Returns:
+        bool ``[B, 1, d, h, w]`` on cells.
+    """
+    share = F.avg_pool3d(valid.float(), tuple(cell))
+    return (share > 0) & (share >= share.amax(dim=(1, 2, 3, 4), keepdim=True) / 2)

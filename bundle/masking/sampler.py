@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bundle.data import valid_cells
 from bundle.errors import UserError
 from bundle.masking.rules import MaskRule
 
-__all__ = ["BatchMask", "MaskSampler", "generator_of", "valid_cells"]
+__all__ = ["BatchMask", "MaskSampler", "generator_of"]
 
 #: sets the random stream of masks apart from that of crops, which derives from the same seed and draw
 _MASK_STREAM = 1
@@ -91,17 +92,3 @@ def generator_of(*numbers: int) -> torch.Generator:
     """A random generator whose state derives from the numbers alone."""
     seed = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(seed[0] >> np.uint64(1)))
-
-
-def valid_cells(valid: Tensor, cell: Sequence[int]) -> Tensor:
-    """Which cells have data: at least half as many valid voxels as the sample's fullest cell.
-
-    Args:
-        valid: bool ``[B, 1, D, H, W]`` on voxels.
-        cell: voxels of a cell on each axis.
-
-    Returns:
-        bool ``[B, 1, d, h, w]`` on cells.
-    """
-    share = F.avg_pool3d(valid.float(), tuple(cell))
-    return (share > 0) & (share >= share.amax(dim=(1, 2, 3, 4), keepdim=True) / 2)

@@ -58,8 +58,10 @@ class VolumeLevelPairs(nn.Module):
             teacher: whose projection makes the keys.
 
         Raises:
-            UserError: without children or without a teacher.
+            UserError: in training, without children; always, without a teacher.
         """
+        if len(views) < 2 and not self.training:
+            return []  # a reconstruction to look at
         if len(views) < 2:
             raise UserError("VolumeLevelPairs needs children: give mask_in_mask#levels at least one level")
         return [self._pair(parent, child, teacher) for parent, child in pairwise(views)]

@@ -58,7 +58,7 @@ class PretrainingNetwork(nn.Module):
         executor: how the encoder runs sparsely, one of `SparseVolume.known_executors()`.
         recompute_levels: of so many of the encoder's finest levels keep nothing but the features for the backward pass
             and compute the rest again: about a third more time for the encoder, far less memory.
-        compile_decoder: compiles the decoder's blocks with `torch.compile`; the sparse part has nothing to gain from it.
+        compile_decoder: compiles the decoder's blocks with `torch.compile`.
         autocast: data type of automatic mixed precision in the forward pass, or None for full precision. bfloat16
             needs no gradient scaler, so the trainer's own `amp` stays off.
 

@@ -11,7 +11,7 @@ import torch
 from monai.data import MetaTensor
 
 from bundle.data import OptionalSpacingd, PadToCropd, ToPlainTensorsd, crop_size
-from bundle.errors import UserError
+from bundle.errors import UserError, VolumeError
 from tests.data.volumes import ct_phantom
 
 
@@ -79,3 +79,12 @@ def test_crop_that_the_encoder_cannot_take_names_the_option(size: list[int]) -> 
 
 def test_crop_of_whole_cells_is_taken() -> None:
     assert crop_size([64, 32, 16], [16, 16, 8]) == (64, 32, 16)
+
+
+def test_a_volume_of_less_than_two_cells_is_left_out_with_its_size() -> None:
+    pad = PadToCropd(spatial_size=(48, 48, 48), cell=(16, 16, 16))
+    small = item(shape=(11, 15, 15))
+    with pytest.raises(VolumeError, match="11 x 15 x 15 voxels, less than two cells"):
+        pad({**small, "name": "small.nii.gz", "foreground": small["image"] > 0})
+    enough = item(shape=(11, 27, 32))
+    pad({**enough, "name": "enough.nii.gz", "foreground": enough["image"] > 0})

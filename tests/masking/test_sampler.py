@@ -4,9 +4,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from bundle.data import valid_cells
 from bundle.errors import UserError
 from bundle.masking import AdaptiveBlocks, MaskSampler, PhysicalBlocks, UniformCells
-from bundle.masking.sampler import valid_cells
 
 SAMPLER = MaskSampler(rule=AdaptiveBlocks(), cell=(4, 4, 2), seed=7)
 

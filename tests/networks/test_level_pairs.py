@@ -83,6 +83,7 @@ def test_without_children_or_teacher_it_says_what_is_missing():
     crops, children = views()
     with pytest.raises(UserError, match="needs children"):
         pairs([crops], Same())
+    assert pairs.eval()([crops], Same()) == []
     with pytest.raises(UserError, match="teacher_momentum"):
         pairs([crops, children])
     with pytest.raises(UserError, match="depth 3"):

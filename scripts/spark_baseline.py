@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["SparKStep", "make_spark"]
+__all__ = ["SparKPretraining", "SparKStep", "make_spark"]
 
 
 class _Mask:
@@ -118,3 +119,29 @@ class SparKStep(nn.Module):
             skip = self.project[i](filled)
             x = skip if x is None else self.decode[i - 1](x) + skip
         return self.predict(x)  # type: ignore[no-any-return]
+
+
+class SparKPretraining(nn.Module):
+    """`SparKStep` with the calls and the output of the bundle's own network, so that the bundle can train it.
+
+    Args:
+        encoder: as `build_encoder` makes it, with BatchNorm; it is changed in place.
+    """
+
+    def __init__(self, *, encoder: Any) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.step = SparKStep(encoder, [level.channels for level in encoder.levels])
+
+    def forward(self, image: Tensor, *, visible: Tensor, hidden: Tensor, **_: Any) -> dict[str, Any]:
+        """As `bundle.networks.PretrainingNetwork`, of the crops alone."""
+        reconstruction = self.step(image, visible)
+        output = {"reconstruction": reconstruction, "visible": visible, "hidden": hidden}
+        return output | {"children": [], "pairs": [], "terms": {}}
+
+    def update_teacher(self) -> None:
+        """There is none."""
+
+    def encoder_state_dict(self) -> dict[str, Tensor]:
+        """The converted encoder's weights."""
+        return {key: value.detach().cpu().clone() for key, value in self.encoder.state_dict().items()}

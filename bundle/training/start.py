@@ -12,6 +12,7 @@ from bundle.errors import install_excepthook
 from bundle.training.config_source import calling_config
 from bundle.training.device import pick_device
 from bundle.training.distributed import is_main_rank, start_distributed
+from bundle.training.memory import keep_freed_memory
 from bundle.training.overrides import check_overrides
 
 __all__ = ["start_run"]
@@ -37,7 +38,10 @@ def start_run(*, device: str | torch.device = "auto", seed: int | None = None, c
     source = calling_config(config_name)
     if source is not None:
         check_overrides(source)
-    start_distributed(pick_device(device))
+    picked = pick_device(device)
+    if picked.type == "cpu":
+        keep_freed_memory()
+    start_distributed(picked)
     if not is_main_rank():
         logging.getLogger().setLevel(logging.WARNING)
     if seed is not None:

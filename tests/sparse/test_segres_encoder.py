@@ -73,15 +73,23 @@ def test_running_statistics_agree_between_executors():
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12, msg=name)
 
 
-def test_bfloat16_autocast_stays_near_float32():
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("executor", sorted(SparseVolume.executors))
+def test_half_precision_autocast_stays_near_float32_forward_and_backward(executor, dtype):
     image, visible = masked_batch()
-    network = encoder("instance").float()
-    volume = SparseVolume.from_dense(image.float(), visible)
-    exact = network(volume)[-1].to_dense()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        rough = network(volume)[-1]
-    assert rough.dtype == torch.bfloat16
+    networks = [encoder("instance").float() for _ in range(2)]
+    volume = SparseVolume.from_dense(image.float(), visible, executor)
+    exact = networks[0](volume)[-1].to_dense()
+    with torch.autocast("cpu", dtype=dtype):
+        rough = networks[1](volume)[-1]
+    assert rough.dtype == dtype
     assert (rough.to_dense() - exact).abs().mean() < 0.05 * exact.abs().mean()
+    weights = torch.randn(exact.shape, generator=torch.Generator().manual_seed(4))
+    for output in (exact, rough.to_dense().float()):
+        (output * weights).sum().backward()
+    for (name, a), b in zip(networks[1].named_parameters(), networks[0].parameters(), strict=True):
+        assert a.grad.isfinite().all(), name
+        assert (a.grad - b.grad).norm() < 0.2 * b.grad.norm() + 1e-3, name
 
 
 def test_a_metatensor_is_taken_as_its_plain_tensor():

@@ -1,0 +1,141 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""Loads a flat encoder state dict into any network that contains that encoder.
+
+MONAI's `CheckpointLoader(strict_shape=False)` takes a file of which nothing fits without a word; this one finds where
+the keys belong, says what it did, and fails when too little fits.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from zipfile import BadZipFile
+
+import torch
+from torch import Tensor, nn
+
+from bundle.errors import UserError
+from bundle.transfer.report import TransferReport
+
+__all__ = ["load_encoder", "read_weights"]
+
+logger = logging.getLogger(__name__)
+
+#: names under which others' checkpoints keep the weights
+_NESTS = ("state_dict", "model_state_dict", "network_weights", "model", "network", "net")
+
+
+def load_encoder(
+    network: nn.Module,
+    weights: str | os.PathLike[str] | Mapping[str, Tensor],
+    *,
+    prefix: str | None = None,
+    least: float = 0.9,
+) -> TransferReport:
+    """Copies an encoder's weights into `network`, and logs a table of what went where.
+
+    The file's keys are looked for at the top of the network and below each of its modules (`encoder.` in SegResNetDS
+    and FlexibleUNet, `feature_extractor.body.` in a RetinaNet); the place where most of them fit is taken. A first
+    convolution for another number of input channels is adapted: the weight is averaged over its inputs, repeated, and
+    scaled so that the same image on every channel gives the same features.
+
+    Args:
+        network: to be loaded into; its other tensors stay as they are.
+        weights: a file that `read_weights` reads, or a state dict.
+        prefix: what stands before the keys in the network; None finds it.
+        least: share of the file's tensors that must fit.
+
+    Raises:
+        UserError: if the file cannot be read, or less than `least` of it fits; the network is then untouched.
+    """
+    name = "the weights" if isinstance(weights, Mapping) else os.fspath(weights)
+    given = dict(weights) if isinstance(weights, Mapping) else read_weights(weights)
+    own = network.state_dict()
+    if prefix is None:
+        places = ["", *(f"{path}." for path, _ in network.named_modules() if path)]
+        prefix = max(places, key=lambda place: _fitting(given, own, place))
+    report, fitted = _match(given, own, prefix)
+    if report.share < least:
+        raise UserError(
+            f"{name}: {report.share:.0%} of its {len(given)} tensors fit into {type(network).__name__}, at least "
+            f"{least:.0%} must: build the network with the encoder's own arguments (they are in the json beside the "
+            f"weights){_example(report)}"
+        )
+    network.load_state_dict(own | fitted)
+    logger.info("%s into %s:\n%s", name, type(network).__name__, report.table())
+    return report
+
+
+def read_weights(file: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Reads a state dict of tensors, with `weights_only=True`: nothing in the file is executed.
+
+    A dict that holds the state dict under a usual name ("state_dict", "model", ...), and keys that all begin with
+    "module." (DistributedDataParallel), are unpacked.
+
+    Raises:
+        UserError: if there is no such file, it is damaged, or holds something else.
+    """
+    path = Path(file)
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: give the path of a model.pt, or pre-train one with scripts/train.sh")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, BadZipFile, ValueError, KeyError) as error:
+        hint = "holds more than tensors" if "weights_only" in str(error).lower() else "is damaged or no weights file"
+        raise UserError(f"{path} {hint}: copy or download it again, or export its state dict alone") from error
+    for name in _NESTS:
+        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
+            content = content[name]
+    tensors = isinstance(content, Mapping) and bool(content) and all(isinstance(v, Tensor) for v in content.values())
+    if not tensors:
+        raise UserError(f"{path} holds no state dict of tensors: give the model.pt that pre-training wrote")
+    weights = dict(content)
+    if all(key.startswith("module.") for key in weights):
+        weights = {key.removeprefix("module."): value for key, value in weights.items()}
+    return weights
+
+
+def _fitting(given: Mapping[str, Tensor], own: Mapping[str, Tensor], prefix: str) -> int:
+    return sum(f"{prefix}{key}" in own and own[f"{prefix}{key}"].shape == value.shape for key, value in given.items())
+
+
+def _match(
+    given: Mapping[str, Tensor], own: Mapping[str, Tensor], prefix: str
+) -> tuple[TransferReport, dict[str, Tensor]]:
+    report, fitted = TransferReport(prefix), dict[str, Tensor]()
+    for key, value in given.items():
+        target = own.get(f"{prefix}{key}")
+        if target is None:
+            report.unexpected.append(key)
+            continue
+        if target.shape == value.shape:
+            report.loaded.append(key)
+            fitted[f"{prefix}{key}"] = value
+        elif _differs_in_inputs(value, target):
+            channels = target.shape[1]
+            fitted[f"{prefix}{key}"] = value.mean(1, keepdim=True).expand_as(target) * (value.shape[1] / channels)
+            report.adapted[key] = f"{value.shape[1]} -> {channels} input channels"
+        else:
+            report.reshaped[key] = f"{list(value.shape)} -> {list(target.shape)}"
+    report.missing.extend(
+        key for key in own if key.startswith(prefix) and key.removeprefix(prefix) not in given and key not in fitted
+    )
+    return report, fitted
+
+
+def _differs_in_inputs(value: Tensor, target: Tensor) -> bool:
+    """Whether these are a stem's weights that differ in the number of input channels only, one or few on each side."""
+    few = value.ndim == target.ndim == 5 and max(value.shape[1], target.shape[1]) <= 8
+    return few and value.shape[0] == target.shape[0] and value.shape[2:] == target.shape[2:]
+
+
+def _example(report: TransferReport) -> str:
+    if report.reshaped:
+        key, shapes = next(iter(report.reshaped.items()))
+        return f"; for example {key} {shapes}"
+    if report.unexpected:
+        return f"; for example the network has no {report.prefix}{report.unexpected[0]}"
+    return ""

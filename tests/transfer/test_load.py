@@ -1,0 +1,153 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""Encoder weights find their place in downstream networks, and nothing goes wrong silently."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from monai.networks import nets
+from torch import nn
+
+from bundle.errors import UserError
+from bundle.networks import build_encoder
+from bundle.transfer import load_encoder, read_weights
+
+RESNET = {"block": "basic", "layers": [1, 1, 1, 1], "block_inplanes": [4, 8, 16, 32], "conv1_t_stride": 2}
+SEGRES = {"init_filters": 4, "blocks_down": (1, 1, 1), "norm": "instance"}
+
+
+def pretrained(name: str = "SegResEncoder", **arguments) -> dict[str, torch.Tensor]:
+    torch.manual_seed(7)
+    return build_encoder(name, **(arguments or SEGRES)).network_state_dict()
+
+
+class Detector(nn.Module):
+    """Where torchvision's feature extractors, and so MONAI's RetinaNet, keep the backbone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        body = nets.ResNet(**RESNET, n_input_channels=1, feed_forward=False)
+        self.feature_extractor = nn.ModuleDict({"body": body, "fpn": nn.Conv3d(32, 8, 1)})
+
+
+@pytest.mark.parametrize(
+    ("weights", "network", "prefix"),
+    [
+        (pretrained(), nets.SegResNetDS(init_filters=4, blocks_down=(1, 1, 1), norm="instance"), "encoder."),
+        (pretrained(), nets.segresnet_ds.SegResEncoder(**SEGRES), ""),
+        (pretrained("ResNet", **RESNET), nets.ResNet(**RESNET, n_input_channels=1, num_classes=14), ""),
+        (pretrained("ResNet", **RESNET), Detector(), "feature_extractor.body."),
+        (
+            pretrained("ResNetFeatures", model_name="resnet10"),
+            nets.FlexibleUNet(1, 2, "resnet10", spatial_dims=3),
+            "encoder.",
+        ),
+        (
+            pretrained(
+                "DynUNet", kernel_size=(3, 3, 3), strides=(1, 2, 2), upsample_kernel_size=(2, 2), filters=(4, 6, 8)
+            ),
+            nets.DynUNet(3, 1, 5, (3, 3, 3), (1, 2, 2), (2, 2), filters=(4, 6, 8)),
+            "",
+        ),
+    ],
+    ids=["SegResNetDS", "SegResEncoder", "ResNet classifier", "detector", "FlexibleUNet", "DynUNet"],
+)
+def test_every_tensor_arrives_where_the_network_reads_it(weights, network, prefix):
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    report = load_encoder(network, weights)
+    assert report.prefix == prefix
+    assert report.share == 1 and not report.unexpected and not report.reshaped
+    after = network.state_dict()
+    for key, value in weights.items():
+        assert torch.equal(after[prefix + key], value), key
+    for key in report.missing:
+        assert torch.equal(after[key], before[key]), key
+    assert len(report.loaded) + len(report.missing) == len([key for key in after if key.startswith(prefix)])
+
+
+def test_a_loaded_encoder_gives_the_same_features():
+    encoder = build_encoder("SegResEncoder", **SEGRES).eval()
+    network = nets.SegResNetDS(init_filters=4, blocks_down=(1, 1, 1), norm="instance").eval()
+    load_encoder(network, encoder.network_state_dict())
+    image = torch.randn(1, 1, 16, 16, 16)
+    with torch.no_grad():
+        for a, b in zip(network.encoder(image), encoder(image), strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_a_stem_for_more_channels_gives_the_same_features_of_the_same_image_on_each(channels: int):
+    encoder = build_encoder("SegResEncoder", **SEGRES).eval()
+    network = nets.segresnet_ds.SegResEncoder(in_channels=channels, **SEGRES).eval()
+    report = load_encoder(network, encoder.network_state_dict())
+    assert list(report.adapted) == ["conv_init.weight"]
+    image = torch.randn(1, 1, 16, 16, 16)
+    with torch.no_grad():
+        for a, b in zip(network(image.expand(-1, channels, -1, -1, -1)), encoder(image), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_too_little_that_fits_is_an_error_that_names_an_example_and_changes_nothing():
+    network = nets.segresnet_ds.SegResEncoder(init_filters=8, blocks_down=(1, 1, 1), norm="instance")
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    with pytest.raises(UserError, match=r"fit into SegResEncoder, at least 90%.*for example \S+ \[4"):
+        load_encoder(network, pretrained())
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+def test_foreign_weights_are_refused():
+    with pytest.raises(UserError, match="0% of its"):
+        load_encoder(nets.UNet(3, 1, 2, (4, 8), (2,)), pretrained())
+
+
+def test_the_report_is_a_table_of_all_kinds():
+    network = nets.SegResNetDS(in_channels=2, init_filters=4, blocks_down=(1, 1, 1), norm="instance")
+    table = load_encoder(network, pretrained()).table(most=2)
+    assert "| loaded |" in table and "1 -> 2 input channels" in table and "more |" in table
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("nest", [None, "state_dict", "model"])
+@pytest.mark.parametrize("parallel", [False, True])
+def test_usual_checkpoints_are_unpacked(nest: str | None, parallel: bool, tmp_path: Path):
+    weights = pretrained()
+    content = {f"module.{k}": v for k, v in weights.items()} if parallel else weights
+    torch.save(content if nest is None else {nest: content, "epoch": 3}, tmp_path / "model.pt")
+    found = read_weights(tmp_path / "model.pt")
+    assert found.keys() == weights.keys()
+    assert all(torch.equal(found[key], weights[key]) for key in weights)
+
+
+def test_a_missing_file_says_how_to_get_one(tmp_path: Path):
+    with pytest.raises(UserError, match="does not exist"):
+        read_weights(tmp_path / "model.pt")
+
+
+def test_a_truncated_file_is_damaged(tmp_path: Path):
+    torch.save(pretrained(), tmp_path / "model.pt")
+    whole = (tmp_path / "model.pt").read_bytes()
+    for size in (0, 10, len(whole) // 2, len(whole) - 50):
+        (tmp_path / "cut.pt").write_bytes(whole[:size])
+        with pytest.raises(UserError, match="damaged"):
+            read_weights(tmp_path / "cut.pt")
+
+
+class Code:
+    """What an unsafe checkpoint could hold."""
+
+
+def test_code_in_a_file_is_never_run(tmp_path: Path):
+    torch.save({"state_dict": Code()}, tmp_path / "model.pt")
+    with pytest.raises(UserError, match="more than tensors"):
+        read_weights(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("content", [{}, {"epoch": 3}, [1, 2], {"a": torch.ones(1), "b": 2}])
+def test_a_file_without_weights_says_so(content, tmp_path: Path):
+    torch.save(content, tmp_path / "model.pt")
+    with pytest.raises(UserError, match="no state dict"):
+        read_weights(tmp_path / "model.pt")

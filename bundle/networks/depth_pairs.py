@@ -18,9 +18,10 @@ __all__ = ["EncoderDepthPairs", "plain_depth_pairs"]
 class EncoderDepthPairs(nn.Module):
     """Draws visible sites and projects their features at each two adjacent depths of the encoder.
 
-    The query is the finer depth, brought to the coarser one's grid by averaging; the key is the coarser depth: the
-    encoder's own, or where the network has a teacher, the teacher's on the whole volume. Projections keep the grid and
-    so does averaging, hence both are done on the drawn sites alone.
+    The query is the finer depth, brought to the coarser one's grid by averaging, the key the coarser depth. Where the
+    network has a teacher, its features of the whole volume are the keys, and each two depths make pairs both ways, so
+    that every depth's projection is trained as a query. Projections keep the grid and so does averaging, hence both are
+    done on the drawn sites alone.
 
     Args:
         levels: the encoder's levels, finest first.
@@ -42,9 +43,7 @@ class EncoderDepthPairs(nn.Module):
         super().__init__()
         self.levels, self.samples = list(levels), samples
         self.project = nn.ModuleList(make_head(head, level.channels, dim) for level in levels)
-        self.predict = nn.ModuleList(
-            make_head("mlp", dim, dim) if predictor else nn.Identity() for _ in self.levels[1:]
-        )
+        self.predict = nn.ModuleList(make_head("mlp", dim, dim) if predictor else nn.Identity() for _ in self.levels)
 
     def forward(self, views: Sequence[View], teacher: EncoderDepthPairs | None = None) -> list[Pairs]:
         """Pairs for each two adjacent depths of the crops.
@@ -53,19 +52,31 @@ class EncoderDepthPairs(nn.Module):
             views: of which the first, the crops, is used.
             teacher: whose projections make the keys from the teacher's features.
         """
-        return [self._pair(depth, views[0], teacher) for depth in range(len(self.levels) - 1)]
+        depths = range(len(self.levels) - 1)
+        return [pair for depth in depths for pair in self._pairs(depth, views[0], teacher)]
 
-    def _pair(self, depth: int, view: View, teacher: EncoderDepthPairs | None) -> Pairs:
-        fine, coarse = view.features[depth], view.features[depth + 1]
-        sites = coarse.layout.draw_sites(self.samples, coarse.block)
-        query = self.predict[depth](self.project[depth](average_at(fine, coarse, sites)))
-        if teacher is None or view.full is None:
-            key = self.project[depth + 1](coarse.at(sites))
-        else:
-            key = teacher.project[depth + 1](view.full[depth + 1].at(sites)).detach()
-        stride = view.spacing.new_tensor(self.levels[depth + 1].stride)
+    def _pairs(self, depth: int, view: View, teacher: EncoderDepthPairs | None) -> list[Pairs]:
+        below = depth + 1
+        sites = view.features[below].layout.draw_sites(self.samples, view.features[below].block)
+        stride = view.spacing.new_tensor(self.levels[below].stride)
         position = (sites[:, 1:] + 0.5) * stride * view.spacing[sites[:, 0]]
-        return Pairs(query, key, volume=view.volume[sites[:, 0]], position=position)
+        volume = view.volume[sites[:, 0]]
+
+        def projected(heads: EncoderDepthPairs, features: Sequence[SparseVolume], level: int) -> Tensor:
+            at_sites = (
+                features[level].at(sites) if level == below else average_at(features[level], features[below], sites)
+            )
+            projection: Tensor = heads.project[level](at_sites)
+            return projection
+
+        if teacher is None or view.full is None:
+            query = self.predict[depth](projected(self, view.features, depth))
+            return [Pairs(query, projected(self, view.features, below), volume, position)]
+        pairs = []
+        for level, other in ((depth, below), (below, depth)):
+            query = self.predict[level](projected(self, view.features, level))
+            pairs.append(Pairs(query, projected(teacher, view.full, other).detach(), volume, position))
+        return pairs
 
 
 def plain_depth_pairs(levels: Sequence[Level]) -> EncoderDepthPairs:

@@ -93,6 +93,8 @@ class PretrainingNetwork(nn.Module):
             if alignment is None:
                 raise UserError("network_def#teacher_momentum is set, but there are no alignment heads to teach")
             self.teacher = Teacher(encoder, alignment, teacher_momentum)
+        elif isinstance(alignment, EncoderDepthPairs):
+            alignment.predict[-1].requires_grad_(False)  # the coarsest depth is a query only against a teacher
 
     def forward(
         self, image: Tensor, *, visible: Tensor, hidden: Tensor, spacing: Tensor, children: Sequence[LevelBatch] = ()

@@ -68,8 +68,9 @@ class CostReport:
         )
 
     def _seconds(self, device: torch.device) -> float:
-        was_training = self.network.training
+        was_training, across_ranks = self.network.training, self.loss.alignment.across_ranks
         self.network.eval()  # running statistics stay
+        self.loss.alignment.across_ranks = False  # the other processes do not measure
         try:
             _wait(device)
             begin = time.perf_counter()
@@ -81,6 +82,7 @@ class CostReport:
             return time.perf_counter() - begin
         finally:
             self.network.train(was_training)
+            self.loss.alignment.across_ranks = across_ranks
 
     def _noise(self) -> dict[str, Tensor]:
         image = torch.randn(self.batch_size, 1, *self.crop_size)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from bundle.networks import Encoder, PretrainingNetwork, average_at
 from bundle.sparse import CellLayout, SparseVolume
-from bundle.training.distributed import gather, unwrap
+from bundle.training.distributed import gather, is_main_rank, unwrap
 
 __all__ = ["RepresentationHealth", "SiteFeatures", "effective_rank", "feature_deviation", "retrieval", "uniformity"]
 
@@ -100,7 +100,7 @@ class RepresentationHealth:
         figures = figures_of(trained, untrained, pairs)
         engine.state.metrics.update({f"validation/{name}": value for name, value in figures.items()})
         same = engine.state.metrics.get("validation/alignment_same", 0.0)
-        for warning in warnings_of(figures, same):
+        for warning in warnings_of(figures, same) if is_main_rank() else []:
             logger.warning("%s", warning)
 
 

@@ -67,7 +67,9 @@ def test_with_a_teacher_the_keys_are_its_own_at_the_same_sites_and_carry_no_grad
     heads, teacher = (EncoderDepthPairs(levels=LEVELS, dim=5, samples=10, predictor=p) for p in (True, False))
     full = volumes(CellLayout(everything), taught)
     spacing = torch.ones(2, 3)
-    for depth, pair in enumerate(heads([view(volumes(CellLayout(seen), dense), spacing, full)], teacher)):
+    pairs = heads([view(volumes(CellLayout(seen), dense), spacing, full)], teacher)
+    assert len(pairs) == 4  # both ways
+    for depth, pair in enumerate(pairs[::2]):
         place = (pair.position / torch.tensor(LEVELS[depth + 1].stride) - 0.5).round().long()
         expected = teacher.project[depth + 1](taught[depth + 1][(pair.volume, slice(None), *place.unbind(1))])
         torch.testing.assert_close(pair.key, expected)
@@ -85,3 +87,18 @@ def test_the_plain_form_has_the_designs_numbers():
 def test_an_unknown_head_is_named():
     with pytest.raises(UserError, match="unknown alignment head 'deep': choose linear or mlp"):
         EncoderDepthPairs(levels=LEVELS, head="deep")
+
+
+def test_the_way_back_asks_the_teachers_finer_depth():
+    everything = torch.ones(2, 1, 2, 4, 4, dtype=torch.bool)
+    dense, taught = dense_features(), [x + 5 for x in dense_features()]
+    heads, teacher = (EncoderDepthPairs(levels=LEVELS, dim=5, samples=10) for _ in range(2))
+    layout = CellLayout(everything)
+    pairs = heads([view(volumes(layout, dense), torch.ones(2, 3), volumes(layout, taught))], teacher)
+    for depth, pair in enumerate(pairs[1::2]):
+        stride = LEVELS[depth + 1].stride
+        place = (pair.position / torch.tensor(stride) - 0.5).round().long()
+        pooled = F.avg_pool3d(taught[depth], [c // f for f, c in zip(LEVELS[depth].stride, stride)])
+        at = (pair.volume, slice(None), *place.unbind(1))
+        torch.testing.assert_close(pair.key, teacher.project[depth](pooled[at]))
+        torch.testing.assert_close(pair.query, heads.project[depth + 1](dense[depth + 1][at]))

@@ -62,6 +62,8 @@ def test_the_gradient_reaches_the_encoder_and_not_the_teacher():
         if name.startswith("teacher."):
             assert not parameter.requires_grad and parameter.grad is None, name
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.encoder.parameters() if p.ndim > 1)
+    for name, parameter in net.alignment.named_parameters():  # DistributedDataParallel waits for each
+        assert parameter.grad is not None, name
 
 
 def test_the_teacher_is_the_moving_average():
@@ -167,4 +169,7 @@ def test_every_parameter_of_the_dense_one_gets_a_gradient():
     net = network(sparse=False, momentum=None)
     loss, _ = loss_of(net, prepared())
     loss.backward()
-    assert all(p.grad is not None for p in net.parameters())
+    for name, parameter in net.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+    frozen = {name for name, parameter in net.named_parameters() if not parameter.requires_grad}
+    assert all(name.startswith("alignment.predict.2") for name in frozen)

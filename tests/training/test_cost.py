@@ -9,7 +9,7 @@ from ignite.engine import Engine
 
 from bundle.losses import AlignmentLoss, PretrainingLoss, ReconstructionLoss
 from bundle.masking import AdaptiveBlocks, ChildLevel, MaskInMask, MaskSampler
-from bundle.networks import Decoder, PretrainingNetwork, build_encoder
+from bundle.networks import Decoder, EncoderDepthPairs, PretrainingNetwork, build_encoder
 from bundle.training import AlignmentWarmUp, CostReport, MaskedBatch, UpdateTeacher
 from bundle.training.cost import cost_lines
 
@@ -53,6 +53,30 @@ def test_the_report_leaves_network_and_randomness_as_they_were(caplog: pytest.Lo
     assert torch.equal(torch.get_rng_state(), state) and net.training
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
     assert all(p.grad is None for p in net.parameters())
+
+
+def test_the_report_does_not_wait_for_other_processes():
+    """Only the first process reports: its loss must not gather the others' keys meanwhile."""
+    encoder = build_encoder("SegResEncoder", init_filters=4, blocks_down=(1, 1, 1), norm="instance")
+    net = PretrainingNetwork(
+        encoder=encoder,
+        decoder=Decoder(levels=encoder.levels, width=4, stride=2),
+        alignment=EncoderDepthPairs(levels=encoder.levels, dim=4, samples=8),
+    )
+    whole = loss()
+    whole.alignment.across_ranks = True
+    seen: list[bool] = []
+    whole.alignment.register_forward_pre_hook(lambda module, _: seen.append(module.across_ranks))
+    report = CostReport(
+        network=net,
+        masked_batch=MaskedBatch(masking(0)),
+        loss=whole,
+        crop_size=(16, 16, 16),
+        batch_size=1,
+        steps_per_epoch=1,
+    )
+    report._seconds(torch.device("cpu"))
+    assert seen == [False] and whole.alignment.across_ranks
 
 
 def test_the_alignments_weight_rises_and_stays():

@@ -87,9 +87,9 @@ def test_half_precision_autocast_stays_near_float32_forward_and_backward(executo
     weights = torch.randn(exact.shape, generator=torch.Generator().manual_seed(4))
     for output in (exact, rough.to_dense().float()):
         (output * weights).sum().backward()
-    for (name, a), b in zip(networks[1].named_parameters(), networks[0].parameters(), strict=True):
-        assert a.grad.isfinite().all(), name
-        assert (a.grad - b.grad).norm() < 0.2 * b.grad.norm() + 1e-3, name
+    gradients = [torch.cat([p.grad.flatten() for p in net.parameters()]) for net in networks]
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert torch.nn.functional.cosine_similarity(*gradients, dim=0) > 0.95
 
 
 def test_a_metatensor_is_taken_as_its_plain_tensor():

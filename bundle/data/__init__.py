@@ -3,8 +3,10 @@
 
 from bundle.data.crops import CropDataset, DrawSampler, RandForegroundCropd, make_loader
 from bundle.data.find import FoundVolume, find_volumes
+from bundle.data.find_labelled import find_boxes, find_findings, find_segmentations
 from bundle.data.geometry import OptionalSpacingd, PadToCropd, ToPlainTensorsd, crop_size, valid_cells
 from bundle.data.intensity import Foregroundd, Modalityd, NormalizeByModalityd
+from bundle.data.labels import FindingsTensord, ReadLabelMapd, check_classes
 from bundle.data.read import ReadVolumed, read_volume
 from bundle.data.volume_set import PreparedVolume, SkippedVolume, VolumeSet
 from bundle.data.weight_map import WeightMapd
@@ -12,6 +14,7 @@ from bundle.data.weight_map import WeightMapd
 __all__ = [
     "CropDataset",
     "DrawSampler",
+    "FindingsTensord",
     "Foregroundd",
     "FoundVolume",
     "Modalityd",
@@ -20,12 +23,17 @@ __all__ = [
     "PadToCropd",
     "PreparedVolume",
     "RandForegroundCropd",
+    "ReadLabelMapd",
     "ReadVolumed",
     "SkippedVolume",
     "ToPlainTensorsd",
     "VolumeSet",
     "WeightMapd",
+    "check_classes",
     "crop_size",
+    "find_boxes",
+    "find_findings",
+    "find_segmentations",
     "find_volumes",
     "make_loader",
     "read_volume",

@@ -77,12 +77,20 @@ class CropDataset(Dataset[dict[str, Any]]):
         transform: random transforms from a volume's tensors to a crop's.
         seed: of the run.
         shuffle: False draws the volumes in their own order: for validation.
+        keys: of the tensors to hand on, where a crop has them.
     """
 
     def __init__(
-        self, *, data: Sequence[PreparedVolume], transform: Compose, seed: int = 0, shuffle: bool = True
+        self,
+        *,
+        data: Sequence[PreparedVolume],
+        transform: Compose,
+        seed: int = 0,
+        shuffle: bool = True,
+        keys: Sequence[str] = ("image", "valid", "foreground", "weight_map"),
     ) -> None:
         self.data, self.transform, self.seed, self.shuffle = list(data), transform, seed, shuffle
+        self.keys = tuple(keys)
 
     def __len__(self) -> int:
         """The number of volumes; draws go on for ever."""
@@ -95,17 +103,11 @@ class CropDataset(Dataset[dict[str, Any]]):
         seed = np.random.SeedSequence((self.seed, _CROP_STREAM, draw)).generate_state(1)
         self.transform.set_random_state(seed=int(seed[0]))
         crop = self.transform(item)
-        keys = ("image", "valid", "foreground", "weight_map")
-        plain = {key: crop[key].as_subclass(torch.Tensor) for key in keys if key in crop}
-        weights = {"weight_map": plain["weight_map"].contiguous()} if "weight_map" in plain else {}
-        return weights | {
-            "image": plain["image"].contiguous(),
-            "valid": plain["valid"] > 0,
-            "foreground": plain["foreground"] > 0,
-            "spacing": crop["spacing"],
-            "draw": draw,
-            "volume": volume,
-        }
+        if isinstance(crop, list):  # MONAI's random crops give lists, here of one
+            (crop,) = crop
+        plain = {key: crop[key].as_subclass(torch.Tensor).contiguous() for key in self.keys if key in crop}
+        masks = {key: plain[key] > 0 for key in ("valid", "foreground") if key in plain}
+        return plain | masks | {"spacing": crop["spacing"], "draw": draw, "volume": volume}
 
     def volume_of(self, draw: int) -> int:
         """The number of the volume that a draw is taken from."""

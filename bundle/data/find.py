@@ -6,9 +6,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import itk
 import pydicom
@@ -16,7 +17,7 @@ from pydicom.errors import InvalidDicomError
 
 from bundle.errors import UserError
 
-__all__ = ["FoundVolume", "find_volumes"]
+__all__ = ["VOLUME_SUFFIXES", "FoundVolume", "find_listed", "find_volumes", "modality_named", "volume_files"]
 
 VOLUME_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 _TAGS = ["Modality", "PatientID", "StudyInstanceUID", "Rows"]
@@ -34,6 +35,7 @@ class FoundVolume:
         group: volumes of one group stay on one side of the train/validation split. For DICOM, a digest of the
             patient, or of the study where the patient was removed; it lives in memory only, neither logged nor stored.
         part: "training" or "validation" where a json tells, else "".
+        annotations: what a data list says of it for fine-tuning, such as the file of its label map.
     """
 
     name: str
@@ -41,6 +43,7 @@ class FoundVolume:
     modality: str = ""
     group: str = ""
     part: str = ""
+    annotations: Mapping[str, Any] = field(default_factory=dict)
 
 
 def find_volumes(dataset_dir: str | os.PathLike[str]) -> list[FoundVolume]:
@@ -73,10 +76,20 @@ def find_volumes(dataset_dir: str | os.PathLike[str]) -> list[FoundVolume]:
     return sorted(volumes, key=lambda volume: volume.name)
 
 
+def volume_files(root: Path) -> list[Path]:
+    """The files in a folder and its subfolders that hold one volume each, by their names; hidden ones are left out."""
+    files = (path for path in root.rglob("*") if path.name.lower().endswith(VOLUME_SUFFIXES) and path.is_file())
+    return sorted(path for path in files if not _hidden(path, root))
+
+
+def modality_named(name: object) -> str:
+    """What a list or a tag says, as "CT" or "MR", or "" if it says nothing known."""
+    return _MODALITIES.get(str(name or "").upper(), "")
+
+
 def _image_files(root: Path) -> Iterator[FoundVolume]:
-    for path in root.rglob("*"):
-        if path.name.lower().endswith(VOLUME_SUFFIXES) and path.is_file() and not _hidden(path, root):
-            yield FoundVolume(name=str(path.relative_to(root)), files=(str(path),))
+    for path in volume_files(root):
+        yield FoundVolume(name=str(path.relative_to(root)), files=(str(path),))
 
 
 def _dicom_series(root: Path, prefix: str = "") -> Iterator[FoundVolume]:
@@ -146,20 +159,44 @@ def _from_json(path: Path) -> list[FoundVolume]:
             entry = {"image": listed} if isinstance(listed, str) else listed
             if not isinstance(entry, dict) or not isinstance(entry.get("image"), str):
                 raise UserError(f"--dataset_dir {path} lists {entry!r} in {part!r}: give a path or {{'image': path}}")
-            file = path.parent / entry["image"]
-            modality = _MODALITIES.get(str(entry.get("modality", "")).upper(), "")
-            volumes += _listed(file, entry["image"], modality, part if has_split else "")
+            volumes += find_listed(
+                path.parent / entry["image"],
+                entry["image"],
+                modality=modality_named(entry.get("modality")),
+                part=part if has_split else "",
+            )
     return volumes
 
 
-def _listed(file: Path, name: str, modality: str, part: str) -> list[FoundVolume]:
-    """An entry of a json: a file, or a folder with DICOM series."""
+def find_listed(
+    file: Path,
+    name: str,
+    *,
+    modality: str = "",
+    part: str = "",
+    group: str = "",
+    annotations: Mapping[str, Any] | None = None,
+) -> list[FoundVolume]:
+    """What an entry of a data list names: a file, or a folder with DICOM series.
+
+    Args:
+        file: the entry's file or folder.
+        name: what the list calls it.
+        modality: as the list says, or "".
+        part: as the list says, or "".
+        group: as the list says, or "".
+        annotations: what the list says of it besides.
+    """
+    told = FoundVolume(name, (), modality, group, part, annotations or {})
     if not file.is_dir():
-        return [FoundVolume(name=name, files=(str(file),), modality=modality, part=part)]
+        return [replace(told, files=(str(file),))]
     series = [
-        replace(found, modality=modality or found.modality, part=part) for found in _dicom_series(file, prefix=name)
+        replace(
+            told, name=found.name, files=found.files, modality=modality or found.modality, group=group or found.group
+        )
+        for found in _dicom_series(file, prefix=name)
     ]
-    return series or [FoundVolume(name=name, files=(), part=part)]  # reading it says what is wrong
+    return series or [told]  # reading it says what is wrong
 
 
 def _hidden(path: Path, root: Path) -> bool:

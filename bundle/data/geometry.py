@@ -69,7 +69,7 @@ class PadToCropd(MapTransform):
     The padding has the image's lowest value, which is air or background, and is not foreground.
 
     Args:
-        keys: of the image; `foreground`, and `weight_map` if there is one, are padded along.
+        keys: of the image; `foreground`, and `weight_map` and `label` maps if there are any, are padded along.
         spatial_size: of the crop, voxels per axis.
         cell: voxels of a cell on each axis.
 
@@ -93,15 +93,16 @@ class PadToCropd(MapTransform):
                 f"has {' x '.join(map(str, image.shape[1:]))} voxels, less than two cells of the encoder's stride",
                 "set a finer --spacing or leave it out",
             )
-        for key in {"foreground", "weight_map"} & item.keys():
-            item[key] = self.pad(item[key], value=0)
+        for key in {"foreground", "weight_map", "label"} & item.keys():
+            if item[key].ndim == image.ndim:  # a label may be a list of findings
+                item[key] = self.pad(item[key], value=0)
         for key in self.key_iterator(item):
             item[key] = self.pad(item[key], value=float(item[key].min()))
         return item
 
 
 class ToPlainTensorsd(MapTransform):
-    """Keeps the volume as plain tensors: masks as uint8, all else as float32, and `spacing` [3] in mm.
+    """Keeps the volume as plain tensors: masks and label maps as uint8, all else as float32, and `spacing` [3] in mm.
 
     File names, affine and every other piece of metadata are dropped: what is cached cannot name a patient.
     """
@@ -117,7 +118,8 @@ class ToPlainTensorsd(MapTransform):
         plain: dict[Hashable, Any] = {"spacing": torch.as_tensor(spacing, dtype=torch.float32).clone()}
         for key in self.key_iterator(dict(data)):
             tensor = data[key].as_tensor() if isinstance(data[key], MetaTensor) else data[key]
-            plain[key] = tensor.to(torch.uint8 if key in _MASKS else torch.float32).contiguous()
+            is_mask = key in _MASKS or tensor.dtype == torch.uint8
+            plain[key] = tensor.to(torch.uint8 if is_mask else torch.float32).contiguous()
         plain["modality"] = data["modality"]
         return plain
 

@@ -40,12 +40,13 @@ class ReadVolumed(MapTransform):
         return item
 
 
-def read_volume(files: Sequence[str], name: str) -> MetaTensor:
+def read_volume(files: Sequence[str], name: str, *, constant: bool = False) -> MetaTensor:
     """Reads and checks a volume.
 
     Args:
         files: one NIfTI, NRRD or MetaImage file, or the slices of a DICOM series in order.
         name: what to call the volume in an error.
+        constant: whether it may have one value everywhere, as an empty label map has.
 
     Returns:
         Float32 ``[1, D, H, W]`` in the file's units (HU for CT) with an affine to RAS mm, and no other metadata: a
@@ -64,7 +65,7 @@ def read_volume(files: Sequence[str], name: str) -> MetaTensor:
     except Exception as error:  # readers raise anything on a broken file; all of it means the same to the user
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise VolumeError(name, f"cannot be read ({reason})", "copy it again or leave it out") from error
-    _check_values(array, affine, name)
+    _check_values(array, affine, name, constant)
     return MetaTensor(torch.from_numpy(array)[None], affine=torch.from_numpy(affine))
 
 
@@ -124,12 +125,12 @@ def _check_slices(files: Sequence[str], name: str) -> None:
         )
 
 
-def _check_values(array: np.ndarray, affine: np.ndarray, name: str) -> None:
+def _check_values(array: np.ndarray, affine: np.ndarray, name: str, constant: bool) -> None:
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     if not np.isfinite(affine).all() or (spacing < 1e-3).any() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise VolumeError(name, "has no valid affine (a voxel size of zero, say)", "correct its header or leave it out")
     bad = int(np.count_nonzero(~np.isfinite(array)))
     if bad:
         raise VolumeError(name, f"holds {bad} voxels that are NaN or infinite", "repair it or leave it out")
-    if array.min() == array.max():
+    if not constant and array.min() == array.max():
         raise VolumeError(name, f"is constant (every voxel is {array.flat[0]:g})", "leave it out")

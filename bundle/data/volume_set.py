@@ -79,6 +79,7 @@ class VolumeSet:
         val_fraction: share of volumes for validation, unless a data list names them.
         seed: of the split.
         workers: volumes prepared at a time.
+        find: what finds the volumes; their annotations are handed to `transform` under their own names.
 
     Attributes:
         training: volumes to train on.
@@ -98,11 +99,12 @@ class VolumeSet:
         val_fraction: float = 0.2,
         seed: int = 0,
         workers: int = 1,
+        find: Callable[[str | os.PathLike[str]], list[FoundVolume]] = find_volumes,
     ) -> None:
         if not 0 <= val_fraction < 1:
             raise UserError(f"--val_fraction {val_fraction} does not fit: give a share from 0 to below 1, such as 0.2")
         self.transform, self.cache_dir = transform, Path(cache_dir)
-        found = find_volumes(dataset_dir)
+        found = find(dataset_dir)
         results = self._prepare(found, workers)
         self.skipped = [result for result in results if isinstance(result, SkippedVolume)]
         for skipped in self.skipped:
@@ -137,7 +139,7 @@ class VolumeSet:
         return sorted(results, key=lambda result: result.name)
 
     def _prepare_one(self, found: FoundVolume) -> PreparedVolume | SkippedVolume:
-        item = {"image": list(found.files), "name": found.name, "modality": found.modality}
+        item = {**found.annotations, "image": list(found.files), "name": found.name, "modality": found.modality}
         try:
             file = self.cache_dir / f"{self._key(item)}.pt"
             kept = _read(file)
@@ -157,11 +159,13 @@ class VolumeSet:
         )
 
     def _key(self, item: dict[str, Any]) -> str:
-        files = [Path(file).absolute() for file in item["image"]]
+        told = {key: value for key, value in item.items() if key not in ("image", "name", "modality")}
+        named = [value for value in told.values() if isinstance(value, str)]  # files of annotations
+        files = [Path(file).absolute() for file in (*item["image"], *named)]
         stamp = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         # the steps of a Compose, not itself: it holds a random state, another one in each process
         steps = self.transform.flatten().transforms if isinstance(self.transform, Compose) else self.transform
-        return pickle_hashing([_CACHE_VERSION, stamp, item["modality"], steps]).decode()
+        return pickle_hashing([_CACHE_VERSION, stamp, item["modality"], steps, *([told] if told else [])]).decode()
 
 
 def _skipped(name: str, error: Exception) -> SkippedVolume:

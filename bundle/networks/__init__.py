@@ -1,6 +1,7 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
 """Encoders, the decoder and the pre-training network. A new encoder is an adapter in `encoders`."""
 
+from bundle.networks.batch_norm import reestimate_batch_norm
 from bundle.networks.decoder import Decoder
 from bundle.networks.depth_pairs import EncoderDepthPairs, average_at, plain_depth_pairs
 from bundle.networks.encoders import Encoder, Level, build_encoder
@@ -23,4 +24,5 @@ __all__ = [
     "average_at",
     "build_encoder",
     "plain_depth_pairs",
+    "reestimate_batch_norm",
 ]

@@ -2,6 +2,8 @@
 """What surrounds MONAI's trainer: starting a run, watching it, and keeping its state and its product."""
 
 from bundle.training.alignment_schedule import AlignmentWarmUp, UpdateTeacher
+from bundle.training.batch_norm import ReestimateBatchNorm
+from bundle.training.best_model import ExportBest
 from bundle.training.checkpoint import RunCheckpoint
 from bundle.training.clipping import ClipGradients
 from bundle.training.cost import CostReport
@@ -20,6 +22,8 @@ from bundle.training.rundir import RunFolder, open_run_folder
 from bundle.training.sampling import SetSamplerEpoch
 from bundle.training.scalars import Scalars, latest_scalars
 from bundle.training.schedule import training_steps
+from bundle.training.segmentation_metrics import PerClass, SurfaceDistanceInMm
+from bundle.training.segmentation_panels import SegmentationPanels
 from bundle.training.start import start_run
 from bundle.training.summary import Summary
 from bundle.training.validation import ValidationLoss
@@ -28,19 +32,24 @@ __all__ = [
     "AlignmentWarmUp",
     "ClipGradients",
     "CostReport",
+    "ExportBest",
     "ExportEncoder",
     "History",
     "LearningCurves",
     "MaskedBatch",
+    "PerClass",
     "Progress",
     "ReconstructionPanels",
     "RecordConfig",
+    "ReestimateBatchNorm",
     "RepresentationHealth",
     "RunCheckpoint",
     "RunFolder",
     "Scalars",
+    "SegmentationPanels",
     "SetSamplerEpoch",
     "Summary",
+    "SurfaceDistanceInMm",
     "UpdateTeacher",
     "ValidationLoss",
     "autocast_dtype",

@@ -29,7 +29,7 @@ _SCHEDULE_SETTINGS = ("base_lrs", "warmup_steps", "warmup_multiplier", "t_total"
 
 
 class RunCheckpoint:
-    """Writes `checkpoints/last.pt` after each epoch, and `best.pt` after each with the lowest validation loss so far.
+    """Writes `checkpoints/last.pt` after each epoch, and `best.pt` after each with the best validation so far.
 
     A checkpoint holds the network, optimizer, schedule, the random generators of every process, epoch, iteration and
     the best loss. It is written to a temporary file first, so a kill leaves the one before. It holds tensors and plain
@@ -47,7 +47,8 @@ class RunCheckpoint:
         optimizer: its optimizer.
         lr_scheduler: its schedule.
         validator: the engine that validates.
-        key_metric: which of the validator's metrics tells the best epoch; lower is better.
+        key_metric: which of the validator's metrics tells the best epoch.
+        higher_is_better: as of a Dice; else lower is better, as of a loss.
     """
 
     def __init__(
@@ -59,10 +60,11 @@ class RunCheckpoint:
         lr_scheduler: LRScheduler,
         validator: Engine | None = None,
         key_metric: str = "validation/reconstruction",
+        higher_is_better: bool = False,
     ) -> None:
         self.run_folder, self.network = run_folder, unwrap(network)
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
-        self.validator, self.key_metric = validator, key_metric
+        self.validator, self.key_metric, self.sign = validator, key_metric, -1 if higher_is_better else 1
         self.best_loss, self.best_epoch = math.inf, 0
 
     def attach(self, engine: Engine) -> None:
@@ -93,7 +95,7 @@ class RunCheckpoint:
     def _update_best(self, epoch: int) -> bool:
         if self.validator is None or self.validator.state.epoch != epoch:
             return False
-        loss = self.validator.state.metrics[self.key_metric]
+        loss = self.sign * self.validator.state.metrics[self.key_metric]
         is_best: bool = loss < self.best_loss
         if is_best:
             self.best_loss, self.best_epoch = loss, epoch

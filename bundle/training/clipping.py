@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -50,7 +51,9 @@ class ClipGradients:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_norm)
         assert self._engine is not None
-        self._engine.state.output[CommonKeys.PRED]["terms"]["gradient_norm"] = norm.detach()
+        pred = self._engine.state.output.get(CommonKeys.PRED)
+        if isinstance(pred, Mapping):  # pre-training's; a segmentation network gives tensors
+            pred["terms"]["gradient_norm"] = norm.detach()
 
         finite = torch.isfinite(norm)
         self._all_finite = finite if self._all_finite is None else self._all_finite & finite

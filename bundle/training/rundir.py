@@ -87,20 +87,22 @@ def open_run_folder(
     bundle_root: str | os.PathLike[str] = ".",
     output_dir: str | os.PathLike[str] | None = None,
     resume: bool | str = False,
+    runs: str = "runs",
 ) -> RunFolder:
     """Picks the folder for this run. Under torchrun, rank 0 picks for all.
 
     Args:
-        bundle_root: new runs go to `runs/<date>_<time>` below it.
+        bundle_root: new runs go to `<runs>/<date>_<time>` below it.
         output_dir: the folder instead of that.
         resume: False starts a new run. True continues the run in `output_dir` or, without one, the newest run under
             `runs/` that has a checkpoint; with an `output_dir` that has no checkpoint yet, training starts from the
             beginning, so that a scheduler may always restart one and the same command. A path continues that run.
+        runs: folder of the runs of one kind, so that fine-tuning does not continue a pre-training.
 
     Raises:
         UserError: if there is nothing to continue, or a new run would write over another one.
     """
-    return _decided_by_rank_0(lambda: _pick(Path(bundle_root) / "runs", output_dir, resume))
+    return _decided_by_rank_0(lambda: _pick(Path(bundle_root) / runs, output_dir, resume))
 
 
 def _pick(runs: Path, output_dir: str | os.PathLike[str] | None, resume: bool | str) -> RunFolder:

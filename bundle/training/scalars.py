@@ -26,7 +26,7 @@ def latest_scalars(output: Mapping[str, Any]) -> dict[str, float] | None:
 
 
 class Scalars:
-    """Collects the figures of an engine whose output holds `PretrainOutput` as its prediction.
+    """Collects the figures of an engine: the terms in its prediction (pre-training), or else its loss (fine-tuning).
 
     Every `interval` iterations, and in the first of an epoch, `engine.state.output["scalars"]` holds the iteration's
     figures, and `engine.state.metrics` holds the epoch's when it ends: means over its crops and over all processes, as
@@ -65,7 +65,9 @@ class Scalars:
         self._epoch, self._window = _Throughput(), _Throughput()
 
     def _add(self, engine: Engine) -> None:
-        terms: dict[str, torch.Tensor] = engine.state.output[CommonKeys.PRED]["terms"]
+        pred = engine.state.output[CommonKeys.PRED]
+        has_terms = isinstance(pred, Mapping) and "terms" in pred
+        terms: dict[str, torch.Tensor] = pred["terms"] if has_terms else {"loss": engine.state.output["loss"]}
         image: torch.Tensor = engine.state.output[CommonKeys.IMAGE]
         names, crops = tuple(sorted(terms)), image.shape[0]
         values = torch.stack([terms[name].detach().double() for name in names])

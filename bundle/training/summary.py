@@ -49,6 +49,8 @@ class Summary:
         training: the training volumes, to be counted by modality.
         validation: likewise.
         skipped: the volumes that could not be used.
+        title: of the page.
+        figures: of the last epoch to show, their names in the history and what to call them; None for pre-training's.
     """
 
     def __init__(
@@ -59,9 +61,13 @@ class Summary:
         training: Sequence[PreparedVolume] = (),
         validation: Sequence[PreparedVolume] = (),
         skipped: Sequence[SkippedVolume] = (),
+        title: str = "Pre-training summary",
+        figures: Mapping[str, str] | None = None,
     ) -> None:
         self.run_folder, self.network = run_folder, unwrap(network)
         self.training, self.validation, self.skipped = training, validation, skipped
+        self.title = title
+        self.figures = _FIGURES if figures is None else {name: (label, ".4g") for name, label in figures.items()}
         self._handled: BaseException | None = None
 
     def attach(self, engine: Engine) -> None:
@@ -88,12 +94,12 @@ class Summary:
     def _write(self, engine: Engine, outcome: str) -> None:
         rows = read_history(self.run_folder.history)
         text = "\n".join([
-            "# Pre-training summary",
+            f"# {self.title}",
             "",
             f"Training {outcome}.",
             *self._trained(engine.state.device, rows),
             *self._data(),
-            *_results(rows),
+            *_results(rows, self.figures),
             *self._files(),
             "",
         ])  # fmt: skip
@@ -129,10 +135,10 @@ class Summary:
     def _files(self) -> list[str]:
         folder = self.run_folder
         files = {
-            folder.model: "the encoder's weights, a flat state dict of the plain MONAI network",
+            folder.model: "the weights, a flat state dict of the plain MONAI network",
             folder.last_checkpoint: "the whole state, for a resume",
-            folder.best_checkpoint: "the same after the epoch with the lowest validation loss",
-            folder.panels: "pictures of what the network reconstructs",
+            folder.best_checkpoint: "the same after the epoch with the best validation",
+            folder.panels: "pictures of what the network predicts",
             folder.curves: "learning curves",
             folder.history: "every epoch's figures",
             folder.config: "the settings",
@@ -143,16 +149,16 @@ class Summary:
             lines += [
                 f"- to go on: the same command with `--resume {folder.path}` (and more `--epochs` if it completed)"
             ]
-        if folder.model.exists():
+        if folder.model.exists() and self.figures is _FIGURES:
             lines += [f'- to fine-tune: `torch.load("{folder.model}", weights_only=True)` fits the encoder key for key']
         return lines
 
 
-def _results(rows: Sequence[Mapping[str, float]]) -> list[str]:
+def _results(rows: Sequence[Mapping[str, float]], shown: Mapping[str, tuple[str, str]]) -> list[str]:
     if not rows:
         return ["", "No epoch was completed, so there are no figures."]
     row = rows[-1]
-    figures = [f"| {label} | {row[name]:{form}} |" for name, (label, form) in _FIGURES.items() if name in row]
+    figures = [f"| {label} | {row[name]:{form}} |" for name, (label, form) in shown.items() if name in row]
     return ["", f"## Figures of epoch {row['epoch']:.0f}", "", "| | |", "|---|---|", *figures]
 
 

@@ -1,7 +1,19 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
 """From pre-trained weights to a downstream network, with a report of what went where."""
 
+from bundle.transfer.groups import layer_wise_groups
 from bundle.transfer.load import load_encoder, read_weights
 from bundle.transfer.report import TransferReport
+from bundle.transfer.schedule import FineTuneSchedule
+from bundle.transfer.settings import PretrainedSettings
+from bundle.transfer.transfer import Transfer
 
-__all__ = ["TransferReport", "load_encoder", "read_weights"]
+__all__ = [
+    "FineTuneSchedule",
+    "PretrainedSettings",
+    "Transfer",
+    "TransferReport",
+    "layer_wise_groups",
+    "load_encoder",
+    "read_weights",
+]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from bundle.errors import UserError
 from bundle.transfer.report import TransferReport
 
-__all__ = ["load_encoder", "read_weights"]
+__all__ = ["find_prefix", "load_encoder", "read_weights"]
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +55,7 @@ def load_encoder(
     given = dict(weights) if isinstance(weights, Mapping) else read_weights(weights)
     own = network.state_dict()
     if prefix is None:
-        places = ["", *(f"{path}." for path, _ in network.named_modules() if path)]
-        prefix = max(places, key=lambda place: _fitting(given, own, place))
+        prefix = find_prefix(given, own)
     report, fitted = _match(given, own, prefix)
     if report.share < least:
         raise UserError(
@@ -67,6 +66,18 @@ def load_encoder(
     network.load_state_dict(own | fitted)
     logger.info("%s into %s:\n%s", name, type(network).__name__, report.table())
     return report
+
+
+def find_prefix(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    """What stands before the given keys in a network, such as "encoder.": the place where most of them fit.
+
+    Args:
+        given: an encoder's state dict.
+        own: the network's.
+    """
+    parts = (key.split(".")[:-1] for key in own)
+    places = {".".join([*part[:depth], ""]) for part in parts for depth in range(len(part) + 1)}
+    return max(sorted(places, key=len), key=lambda place: _fitting(given, own, place))
 
 
 def read_weights(file: str | os.PathLike[str]) -> dict[str, Tensor]:

@@ -1,0 +1,55 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""The product of fine-tuning: the network's weights after its best epoch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import monai
+import torch
+from ignite.engine import Engine, Events
+
+from bundle.training.atomic import replace_file
+from bundle.training.distributed import is_main_rank
+from bundle.training.rundir import RunFolder
+
+__all__ = ["ExportBest"]
+
+
+class ExportBest:
+    """Writes `model.pt` and `model.json` into the run folder when training completes or is interrupted.
+
+    The weights are those of `checkpoints/best.pt`, a flat state dict of the plain MONAI network; the json says how
+    volumes are to be prepared for it and what its outputs mean. Put it after `RunCheckpoint`.
+
+    Args:
+        run_folder: where to, and where the checkpoints are.
+        settings: for `model.json`; values that are no JSON become text.
+    """
+
+    def __init__(self, *, run_folder: RunFolder, settings: Mapping[str, Any]) -> None:
+        self.run_folder, self.settings = run_folder, settings
+
+    def attach(self, engine: Engine) -> None:
+        """Registers with the trainer."""
+        engine.add_event_handler(Events.COMPLETED, self._write)
+
+    def _write(self, engine: Engine) -> None:  # noqa: ARG002 - the signature of a handler
+        best = self.run_folder.best_checkpoint
+        if not is_main_rank() or not best.exists():
+            return
+        checkpoint = torch.load(best, map_location="cpu", weights_only=True)
+        with replace_file(self.run_folder.model) as temporary:
+            torch.save(checkpoint["network"], temporary)
+            digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
+        about = {
+            **self.settings,
+            "epoch": checkpoint["epoch"],
+            "sha256": digest,
+            "versions": {"monai": monai.__version__, "torch": torch.__version__},
+        }
+        with replace_file(self.run_folder.model.with_suffix(".json")) as temporary:
+            temporary.write_text(json.dumps(about, indent=4, default=str) + "\n")

@@ -1,0 +1,55 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""Parameter groups for fine-tuning: smaller learning rates the nearer a layer is to the image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bundle.errors import UserError
+from bundle.transfer.transfer import Transfer
+
+__all__ = ["layer_wise_groups"]
+
+
+def layer_wise_groups(
+    transfer: Transfer, *, lr: float, encoder_factor: float = 1.0, decay: float = 1.0, weight_decay: float = 0.0
+) -> list[dict[str, Any]]:
+    """Groups for a PyTorch optimizer, by level and by whether weight decay applies.
+
+    The rest of the network (decoder, head) has `lr`; level ``i`` of an encoder with ``L`` levels has
+    ``lr * encoder_factor * decay ** (L - 1 - i)``: layer-wise learning-rate decay as in Clark et al. (ELECTRA,
+    arXiv:2003.10555), used for fine-tuning in SparK. Norms and biases have no weight decay.
+
+    Args:
+        transfer: network and depth of its parameters; parameters without gradient are left out.
+        lr: of the rest of the network.
+        encoder_factor: of the deepest level, relative to the rest.
+        decay: from each level to the one above it; 1 is none.
+        weight_decay: of weights with more than one axis.
+
+    Returns:
+        Groups with `params`, `lr`, `weight_decay`, and `part`, "encoder" or "rest", which `FineTuneSchedule` reads.
+    """
+    if not 0 < decay <= 1 or encoder_factor <= 0:
+        raise UserError(
+            f"--layer_decay {decay} or --encoder_lr_factor {encoder_factor} does not fit: give a decay above 0 and up "
+            "to 1, and a factor above 0"
+        )
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for name, parameter in transfer.network.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        depth = transfer.depths.get(name, transfer.levels)
+        factor = 1.0 if depth == transfer.levels else encoder_factor * decay ** (transfer.levels - 1 - depth)
+        decays = parameter.ndim > 1
+        group = groups.setdefault(
+            (depth, decays),
+            {
+                "params": [],
+                "lr": lr * factor,
+                "weight_decay": weight_decay if decays else 0.0,
+                "part": "rest" if depth == transfer.levels else "encoder",
+            },
+        )
+        group["params"].append(parameter)
+    return [groups[key] for key in sorted(groups, reverse=True)]  # the rest first: its rate is the one that is logged

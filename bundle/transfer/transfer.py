@@ -1,0 +1,100 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""A downstream network with a pre-trained encoder in it, and which of its parameters are the encoder's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from bundle.errors import UserError
+from bundle.networks import build_encoder
+from bundle.transfer.load import find_prefix, load_encoder
+from bundle.transfer.report import TransferReport
+
+__all__ = ["SCHEDULES", "Transfer"]
+
+SCHEDULES = ("full", "sawtooth", "frozen")
+
+
+class Transfer:
+    """Loads an encoder's weights into `network`, and knows how deep in the encoder each parameter is.
+
+    Args:
+        network: contains the encoder, such as a SegResNetDS.
+        pretrained: the weights file; None leaves the network as it is, for training from scratch.
+        encoder: name and arguments of the encoder, as for `build_encoder`.
+        schedule: "full", "sawtooth" or "frozen". With the last the encoder's parameters get no gradient, and its
+            BatchNorms keep their running statistics.
+        least: share of the file's tensors that must fit.
+
+    Attributes:
+        network: the same network, loaded.
+        report: what went where, or None from scratch.
+        depths: of each of the encoder's tensors, by its name in the network: 0 for the finest level's.
+        levels: of the encoder.
+
+    Raises:
+        UserError: if too little fits, the network does not contain the encoder, or the schedule is unknown.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        pretrained: str | os.PathLike[str] | None = None,
+        *,
+        encoder: Mapping[str, Any],
+        schedule: str = "full",
+        least: float = 0.9,
+    ) -> None:
+        if schedule not in SCHEDULES:
+            raise UserError(f"--schedule {schedule!r} is not known: choose one of {', '.join(SCHEDULES)}")
+        self.network = network
+        self.report: TransferReport | None = None
+        if pretrained is not None:
+            self.report = load_encoder(network, pretrained, least=least)
+        with torch.random.fork_rng(devices=[]):  # weights to be thrown away must not change those that follow
+            plain = build_encoder(**encoder)
+        weights = plain.network_state_dict()
+        prefix = find_prefix(weights, network.state_dict()) if self.report is None else self.report.prefix
+        self.levels = len(plain.stages)
+        self.depths = {f"{prefix}{key}": depth for key, depth in _depths(plain).items()}
+        self.depths = {key: depth for key, depth in self.depths.items() if key in network.state_dict()}
+        if not self.depths:
+            raise UserError(
+                f"{type(network).__name__} does not contain the encoder {encoder.get('name')}: build it with the "
+                "encoder's own arguments (docs/finetune.md names the networks for each encoder)"
+            )
+        if schedule == "frozen":
+            self._freeze()
+
+    def _freeze(self) -> None:
+        for name, parameter in self.network.named_parameters():
+            if name in self.depths:
+                parameter.requires_grad_(False)
+        for path, module in self.network.named_modules():
+            if isinstance(module, _BatchNorm) and f"{path}.running_mean" in self.depths:
+                # the trainer calls train() on the whole network at every step
+                module.register_forward_pre_hook(_evaluate)
+
+
+def _depths(encoder: Any) -> dict[str, int]:
+    """Level of each of the encoder's tensors, by its name in the plain network."""
+    level_of: dict[int, int] = {}
+    for depth, stage in enumerate(encoder.stages):
+        for module in stage.modules:
+            tensors: list[Tensor] = [*module.parameters(), *module.buffers()]
+            level_of.update({id(tensor): depth for tensor in tensors})
+    tensors_by_name = {
+        **dict(encoder.network.named_parameters(remove_duplicate=False)),
+        **dict(encoder.network.named_buffers(remove_duplicate=False)),
+    }
+    return {key: level_of[id(tensor)] for key, tensor in tensors_by_name.items() if id(tensor) in level_of}
+
+
+def _evaluate(module: nn.Module, inputs: tuple[Any, ...]) -> None:  # noqa: ARG001 - the signature of a hook
+    module.eval()

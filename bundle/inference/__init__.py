@@ -9,7 +9,7 @@ from bundle.inference.save import CellStatisticsd, SaveEmbeddingd, SaveFeatureMa
 from bundle.inference.settings import ModelSettings, read_settings
 from bundle.inference.start import start_inference
 from bundle.inference.volumes import VolumeDataset, list_volumes
-from bundle.inference.weights import load_strictly
+from bundle.inference.weights import load_strictly, sha256_of
 from bundle.inference.windows import whole_cell_overlap
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "list_volumes",
     "load_strictly",
     "read_settings",
+    "sha256_of",
     "start_inference",
     "whole_cell_overlap",
 ]

@@ -17,7 +17,7 @@ from torch import nn
 from bundle.errors import UserError
 from bundle.transfer import read_weights
 
-__all__ = ["load_strictly"]
+__all__ = ["load_strictly", "sha256_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def load_strictly(
     problems = [
         *(
             f"{key} {list(given[key].shape)}, not {list(own[key].shape)}"
-            for key in given.keys() & own.keys()
+            for key in sorted(given.keys() & own.keys())
             if given[key].shape != own[key].shape
         ),
         *(f"no {key}" for key in sorted(own.keys() - given.keys())),
@@ -51,7 +51,12 @@ def load_strictly(
             f"{weights} does not fit the network in {len(problems)} of its {len(own)} tensors (it holds {problems[0]}):"
             " put the model.json of these weights beside them, or correct `encoder`"
         )
-    if sha256 and hashlib.sha256(Path(weights).read_bytes()).hexdigest() != sha256:
+    if sha256 and sha256_of(weights) != sha256:
         logger.warning("%s is not the file that the json beside it was written for: are its settings right?", weights)
     network.load_state_dict(given)
     return network.to(device).eval()
+
+
+def sha256_of(file: str | os.PathLike[str]) -> str:
+    """The file's sha256 in hexadecimal digits."""
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()

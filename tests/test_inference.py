@@ -19,7 +19,7 @@ import numpy as np
 import pydicom
 import pytest
 import torch
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.data import MetaTensor
 from monai.networks.nets.segresnet_ds import SegResEncoder
 
@@ -168,6 +168,22 @@ def test_the_embedding_is_what_plain_monai_and_numpy_compute(models: Path, folde
         assert arrays["cells"] == chosen.shape[1] == int(row["cells"])
         np.testing.assert_allclose(arrays["mean"], chosen.mean(1), rtol=1e-3, atol=1e-4)
         np.testing.assert_allclose(arrays["std"], chosen.std(1), rtol=1e-3, atol=1e-4)
+
+
+def test_volumes_are_prepared_by_the_steps_of_pre_training():
+    def steps(config: str, path: tuple[str, ...]) -> list[dict[str, Any]]:
+        content = ConfigParser.load_config_file(ROOT / "configs" / config)
+        for key in path:
+            content = content[key]
+        own = ("OriginalGeometryd", "WeightMapd", "PadToCropd", "PadToWindowd", "ToPlainTensorsd", "ToPlainItemd")
+        rest = [dict(step) for step in content if step["_target_"].rpartition(".")[2] not in own]
+        crop = next(step for step in rest if step["_target_"].endswith("CropForegroundd"))
+        crop["keys"] = [key for key in crop["keys"] if key != "weight_map"]
+        crop.pop("allow_missing_keys", None)
+        return rest
+
+    prepared = steps("train.yaml", ("prepare", "transforms"))
+    assert len(prepared) == 7 and steps("inference.yaml", ("preprocessing", "transforms")) == prepared
 
 
 def cell_means(size: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from bundle.data.geometry import OptionalSpacingd, PadToCropd, ToPlainTensorsd, 
 from bundle.data.intensity import Foregroundd, Modalityd, NormalizeByModalityd
 from bundle.data.labels import FindingsTensord, ReadLabelMapd, check_classes
 from bundle.data.read import ReadVolumed, read_volume
-from bundle.data.volume_set import PreparedVolume, SkippedVolume, VolumeSet
+from bundle.data.volume_set import PreparedVolume, SkippedVolume, VolumeSet, skipped_because
 from bundle.data.weight_map import WeightMapd
 
 __all__ = [
@@ -37,5 +37,6 @@ __all__ = [
     "find_volumes",
     "make_loader",
     "read_volume",
+    "skipped_because",
     "valid_cells",
 ]

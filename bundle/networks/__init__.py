@@ -5,6 +5,7 @@ from bundle.networks.batch_norm import reestimate_batch_norm
 from bundle.networks.decoder import Decoder
 from bundle.networks.depth_pairs import EncoderDepthPairs, average_at, plain_depth_pairs
 from bundle.networks.encoders import Encoder, Level, build_encoder
+from bundle.networks.feature_map import build_feature_map, total_stride
 from bundle.networks.level_pairs import VolumeLevelPairs
 from bundle.networks.pairs import Pairs, View
 from bundle.networks.pretraining import PretrainingNetwork, PretrainingOutput
@@ -23,6 +24,8 @@ __all__ = [
     "VolumeLevelPairs",
     "average_at",
     "build_encoder",
+    "build_feature_map",
     "plain_depth_pairs",
     "reestimate_batch_norm",
+    "total_stride",
 ]

@@ -62,6 +62,6 @@ class Progress:
         self._last_line = now
         done = state.iteration - self._done_at_start
         seconds_to_go = (now - self._epoch_start) / done * (state.epoch_length - done)
-        figures = ", ".join(f"{name} {value:.4g}" for name, value in self._figures.items())
+        figures = "".join(f"{name} {value:.4g}, " for name, value in self._figures.items())
         where = f"{self.name} epoch {state.epoch}, iteration {done}/{state.epoch_length}"
-        logger.info("%s: %s, %d s to go in this epoch", where, figures, seconds_to_go)
+        logger.info("%s: %s%d s to go in this epoch", where, figures, seconds_to_go)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ignite.distributed as idist
@@ -20,9 +20,9 @@ from bundle.training.distributed import gather
 __all__ = ["Scalars", "latest_scalars"]
 
 
-def latest_scalars(output: Mapping[str, Any]) -> dict[str, float] | None:
+def latest_scalars(output: Mapping[str, Any] | Sequence[Any]) -> dict[str, float] | None:
     """The figures of this iteration, for `output_transform` of MONAI's handlers; None if it has none."""
-    return output.get("scalars")
+    return output.get("scalars") if isinstance(output, Mapping) else None
 
 
 class Scalars:

@@ -1,0 +1,33 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""From trained weights and a folder of volumes to embeddings and feature maps."""
+
+from bundle.inference.evaluator import VolumeEvaluator
+from bundle.inference.manifest import Manifest
+from bundle.inference.output import OutputFolder
+from bundle.inference.prepare import OriginalGeometryd, PadToWindowd, ToPlainItemd
+from bundle.inference.save import CellStatisticsd, SaveEmbeddingd, SaveFeatureMapd
+from bundle.inference.settings import ModelSettings, read_settings
+from bundle.inference.start import start_inference
+from bundle.inference.volumes import VolumeDataset, list_volumes
+from bundle.inference.weights import load_strictly, sha256_of
+from bundle.inference.windows import whole_cell_overlap
+
+__all__ = [
+    "CellStatisticsd",
+    "Manifest",
+    "ModelSettings",
+    "OriginalGeometryd",
+    "OutputFolder",
+    "PadToWindowd",
+    "SaveEmbeddingd",
+    "SaveFeatureMapd",
+    "ToPlainItemd",
+    "VolumeDataset",
+    "VolumeEvaluator",
+    "list_volumes",
+    "load_strictly",
+    "read_settings",
+    "sha256_of",
+    "start_inference",
+    "whole_cell_overlap",
+]

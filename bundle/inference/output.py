@@ -1,0 +1,51 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""Where inference writes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from bundle.errors import UserError
+
+__all__ = ["OutputFolder"]
+
+
+class OutputFolder:
+    """A folder of results, and what lies where in it.
+
+    Args:
+        path: the folder.
+        overwrite: whether it may hold results already; those of the same names are then replaced.
+
+    Raises:
+        UserError: if it holds results and may not.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        self.path = Path(path)
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"--output_dir {path} is a file: give a folder")
+        old = [p.name for p in (self.manifest, self.path / "embeddings", self.path / "feature_maps") if p.exists()]
+        if old and not overwrite:
+            raise UserError(
+                f"--output_dir {path} already holds {', '.join(old)}: give another folder, or --overwrite True"
+            )
+
+    @property
+    def manifest(self) -> Path:
+        """The table of volumes."""
+        return self.path / "manifest.csv"
+
+    @property
+    def about(self) -> Path:
+        """Which weights and settings the results were made with."""
+        return self.path / "about.json"
+
+    def embedding(self, name: str) -> Path:
+        """The file of a volume's embedding."""
+        return self.path / "embeddings" / f"{name}.npz"
+
+    def feature_map(self, name: str) -> Path:
+        """The file of a volume's feature map."""
+        return self.path / "feature_maps" / f"{name}.nii.gz"

@@ -1,0 +1,32 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""What happens before inference builds anything."""
+
+from __future__ import annotations
+
+import torch
+
+from bundle.errors import install_excepthook
+from bundle.training.config_source import calling_config
+from bundle.training.device import pick_device
+from bundle.training.memory import keep_freed_memory
+from bundle.training.overrides import check_overrides
+
+__all__ = ["start_inference"]
+
+
+def start_inference(*, device: str | torch.device = "auto", config_name: str = "inference.yaml") -> None:
+    """Checks the options; from here on a mistake of the user's ends the program with one line.
+
+    Args:
+        device: as for `bundle.training.pick_device`.
+        config_name: name of the base config, for when MONAI does not tell it.
+
+    Raises:
+        UserError: if an option is unknown or the device is not there.
+    """
+    install_excepthook()
+    source = calling_config(config_name)
+    if source is not None:
+        check_overrides(source)
+    if pick_device(device).type == "cpu":
+        keep_freed_memory()

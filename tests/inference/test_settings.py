@@ -1,0 +1,55 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""The json beside the weights decides; without it, the config does."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bundle.errors import UserError
+from bundle.inference import read_settings
+
+WRITTEN: dict[str, Any] = {
+    "encoder": {"name": "VNet"},
+    "crop_size": [64, 64, 32],
+    "spacing": None,
+    "ct_window": [-500, 500],
+    "mr_percentiles": [1, 99],
+    "epochs": 3,
+    "sha256": "abc",
+}
+DEFAULTS = {**WRITTEN, "encoder": {"name": "SegResEncoder"}, "sha256": ""}
+
+
+def test_the_json_beside_the_weights_wins(tmp_path: Path):
+    (tmp_path / "model.json").write_text(json.dumps(WRITTEN))
+    settings = read_settings(tmp_path / "model.pt", DEFAULTS)
+    assert settings.encoder == {"name": "VNet"} and settings.spacing is None and settings.sha256 == "abc"
+    assert (settings.crop_size, settings.ct_window, settings.mr_percentiles) == ([64, 64, 32], [-500, 500], [1, 99])
+
+
+def test_without_weights_the_defaults_hold_without_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    assert read_settings(tmp_path / "model.pt", DEFAULTS).encoder == {"name": "SegResEncoder"}
+    assert not caplog.records
+
+
+def test_weights_without_their_json_are_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    (tmp_path / "model.pt").touch()
+    with caplog.at_level(logging.WARNING):
+        assert read_settings(tmp_path / "model.pt", DEFAULTS).encoder == {"name": "SegResEncoder"}
+    assert "no model.json" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{", "no readable json"), ("[]", "lacks encoder"), ('{"encoder": {}}', "lacks crop_size, spacing")],
+)
+def test_a_json_that_cannot_be_used_is_named(tmp_path: Path, text: str, message: str):
+    (tmp_path / "model.json").write_text(text)
+    with pytest.raises(UserError, match=message) as error:
+        read_settings(tmp_path / "model.pt", DEFAULTS)
+    assert "model.json" in str(error.value)

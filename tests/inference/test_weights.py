@@ -1,0 +1,59 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""All weights or none, and one line that says why."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from bundle.errors import UserError
+from bundle.inference import load_strictly, sha256_of
+
+
+def network() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    torch.save(network().state_dict(), tmp_path / "model.pt")
+    return tmp_path / "model.pt"
+
+
+def test_every_tensor_is_the_files_and_the_network_is_ready_to_infer(weights: Path):
+    loaded = load_strictly(network(), weights)
+    assert not loaded.training
+    expected = torch.load(weights, weights_only=True)
+    assert all(torch.equal(value, expected[key]) for key, value in loaded.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.pop("1.bias"), "in 1 of its 4 tensors (it holds no 1.bias)"),
+        (lambda w: w.update({"2.bias": torch.ones(1)}), "(it holds 2.bias, which it has not)"),
+        (lambda w: w.update({"0.weight": torch.ones(5, 3)}), "(it holds 0.weight [5, 3], not [2, 3])"),
+    ],
+)
+def test_another_networks_weights_change_nothing_and_are_named(weights: Path, change, message: str):
+    content = torch.load(weights, weights_only=True)
+    change(content)
+    torch.save(content, weights)
+    into = network()
+    before = {key: value.clone() for key, value in into.state_dict().items()}
+    with pytest.raises(UserError) as error:
+        load_strictly(into, weights)
+    assert message in str(error.value) and str(weights) in str(error.value) and "\n" not in str(error.value)
+    assert all(torch.equal(value, before[key]) for key, value in into.state_dict().items())
+
+
+def test_a_json_of_other_weights_is_warned_about(weights: Path, caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.WARNING):
+        load_strictly(network(), weights, sha256=sha256_of(weights))
+        assert not caplog.records
+        load_strictly(network(), weights, sha256="0" * 64)
+    assert "is not the file" in caplog.text

@@ -12,9 +12,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "bundle").rglob("*.py"))
 
-PIPELINE = ("errors", "data", "masking", "sparse", "networks", "losses", "training")
+PIPELINE = ("errors", "atomic", "data", "masking", "sparse", "networks", "losses", "training")
 MAY_IMPORT = {name: set(PIPELINE[:position]) for position, name in enumerate(PIPELINE)}
-MAY_IMPORT["transfer"] = {"errors", "networks"}
+MAY_IMPORT["transfer"] = {"errors", "atomic", "networks"}
 MAY_IMPORT["__init__"] = set()  # importing `bundle` must stay cheap: configs name the components one by one
 
 

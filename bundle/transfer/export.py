@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from bundle.atomic import replace_file
 from bundle.errors import UserError
-from bundle.transfer.formats import example_image, get_format
+from bundle.transfer.formats import example_image, get_format, settings_text
 from bundle.transfer.plain import PlainModel
 
 __all__ = ["Exported", "export_model", "verify_file"]
@@ -95,12 +94,11 @@ def verify_file(
     chosen = get_format(name)
     try:
         network, settings = chosen.read(Path(path))
-        about = json.loads(settings)
     except UserError:
         raise
     except Exception as error:  # the readers raise anything on a damaged file
         raise UserError(f"the {name} file cannot be read back ({_first_line(error)}): export it again") from error
-    if about != model.settings:
+    if settings != settings_text(model):
         raise UserError(f"the {name} file holds other settings than model.json: export it again")
     difference = relative = 0.0
     for image in (example_image(model, (2, 2, 2), batch=1), example_image(model), *images):
@@ -110,21 +108,25 @@ def verify_file(
                 given = list(network(image))
             except Exception as error:  # as above
                 raise UserError(
-                    f"the {name} file does not run on {list(image.shape)} ({_first_line(error)}): use another of "
-                    "--formats"
+                    f"the {name} file does not run on {list(image.shape)} ({_first_line(error)}): use another format"
                 ) from error
-        for level, mine in enumerate(expected):
-            alike = len(given) == len(expected) and given[level].shape == mine.shape
-            apart = float((mine - given[level]).abs().max()) if alike else float("inf")
-            share = apart / max(float(mine.abs().max()), 1e-30)
-            if not share <= chosen.allowed:  # nor if it is no number
-                raise UserError(
-                    f"the {name} file gives other features than the network: on {list(image.shape)}, level {level}, "
-                    f"apart by {apart:.1e}, {share:.1e} of the largest, at most {chosen.allowed:.0e} is rounding; the file "
-                    "is not kept; use another of --formats"
-                )
-            difference, relative = max(difference, apart), max(relative, share)
+        apart, share = _apart(expected, given)
+        if not share <= chosen.allowed:  # nor if it is no number
+            raise UserError(
+                f"the {name} file gives other features than the network: on {list(image.shape)} they are apart by "
+                f"{apart:.1e}, {share:.1e} of the largest, and {chosen.allowed:.0e} may be rounding: use another format"
+            )
+        difference, relative = max(difference, apart), max(relative, share)
     return difference, relative
+
+
+def _apart(expected: Sequence[Tensor], given: Sequence[Tensor]) -> tuple[float, float]:
+    """The largest difference of any level, and the largest as a share of its level's largest feature."""
+    if [level.shape for level in given] != [level.shape for level in expected]:
+        return float("inf"), float("inf")
+    apart = torch.stack([(its - mine).abs().max() for its, mine in zip(given, expected)])
+    largest = torch.stack([mine.abs().max() for mine in expected]).clamp(min=1e-30)
+    return float(apart.max()), float((apart / largest).max())  # not a number where any is
 
 
 def _first_line(error: Exception) -> str:

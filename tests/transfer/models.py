@@ -20,7 +20,9 @@ def write_model(folder: Path, case: Case, **settings: Any) -> tuple[Path, nn.Mod
     torch.manual_seed(11)
     encoder = build_encoder(case.name, **case.arguments)
     for name, buffer in encoder.network.named_buffers():
-        if name.endswith(("running_mean", "running_var")):  # such as training leaves, not 0 and 1
+        if name.endswith("running_mean"):  # such as training leaves, not 0 and 1
+            buffer.uniform_(-0.1, 0.1)
+        elif name.endswith("running_var"):
             buffer.uniform_(0.5, 1.5)
     path = folder / "model.pt"
     torch.save(encoder.network_state_dict(), path)

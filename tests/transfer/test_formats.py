@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -68,6 +69,7 @@ def test_a_file_gives_monais_features_on_a_size_it_has_not_seen(name: str, encod
         expected = dense_features(network, case.outputs, image)
         for mine, its in zip(run(name, done.file, image), expected, strict=True):
             torch.testing.assert_close(mine, its, rtol=1e-3, atol=1e-5)
+            assert its.std() > 0  # zeros would agree whatever the file holds
 
 
 @pytest.mark.parametrize(("encoder", "how"), [("SegResEncoder", "scripted"), ("MedNeXt", "traced")])
@@ -235,6 +237,14 @@ def test_a_package_that_is_missing_is_named_with_the_command(tiny: PlainModel, t
         UserError, match=r"onnx needs onnxscript: run \"python -m pip install -c constraints\.txt onnxs"
     ):
         export_model(tiny, "onnx", tmp_path / "out.onnx")
+
+
+def test_the_extra_installs_what_onnx_needs_and_the_tests_have_it():
+    root = Path(__file__).parents[2]
+    extra = re.search(r"^export = \[(.+?)\]", (root / "pyproject.toml").read_text(), flags=re.MULTILINE)
+    assert extra is not None
+    assert set(extra[1].replace('"', "").split(", ")) == set(FORMATS["onnx"].packages)
+    assert set(FORMATS["onnx"].packages) <= set((root / "requirements-dev.txt").read_text().splitlines())
 
 
 def test_an_unknown_format_lists_those_there_are(tiny: PlainModel, tmp_path: Path):

@@ -26,6 +26,7 @@ def test_features_are_those_inside_monais_own_forward(case: Case, tmp_path: Path
         given, expected = plain(image), dense_features(network, case.outputs, image)
     for mine, its in zip(given, expected, strict=True):
         torch.testing.assert_close(mine, its, rtol=1e-5, atol=1e-6)
+        assert its.std() > 0  # zeros would agree whatever the code does
     assert [level.shape[1] for level in given] == plain.channels
     for level, stride in zip(given, plain.strides, strict=True):
         assert [n * step for n, step in zip(level.shape[2:], stride)] == list(image.shape[2:])

@@ -12,10 +12,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "bundle").rglob("*.py"))
 
-PIPELINE = ("errors", "data", "masking", "sparse", "networks", "losses", "training")
+PIPELINE = ("errors", "atomic", "data", "masking", "sparse", "networks", "losses", "training")
 MAY_IMPORT = {name: set(PIPELINE[:position]) for position, name in enumerate(PIPELINE)}
-MAY_IMPORT["transfer"] = {"errors", "networks"}
-MAY_IMPORT["inference"] = {"errors", "data", "networks", "training", "transfer"}
+MAY_IMPORT["transfer"] = {"errors", "atomic", "networks"}
+MAY_IMPORT["inference"] = {"errors", "atomic", "data", "networks", "training", "transfer"}
 MAY_IMPORT["__init__"] = set()  # importing `bundle` must stay cheap: configs name the components one by one
 
 

@@ -16,6 +16,7 @@ from monai.bundle import ConfigWorkflow
 from monai.networks.nets.segresnet_ds import SegResNetDS
 
 from bundle.errors import user_error_in
+from bundle.transfer import plain_model
 
 ROOT = Path(__file__).parents[1]
 TRAIN, DEV = str(ROOT / "configs/train.yaml"), str(ROOT / "configs/preset_dev.yaml")
@@ -75,6 +76,18 @@ def test_the_product_loads_strictly_into_the_segmentation_network(finished: Path
     SegResNetDS(out_channels=3, **arguments).encoder.load_state_dict(weights, strict=True)
     assert (folder / "models/model.pt").read_bytes() == (finished / "model.pt").read_bytes()
     assert json.loads((finished / "model.json").read_text())["encoder"]["name"] == "SegResEncoder"
+
+
+def test_the_products_settings_say_all_that_its_use_needs(finished: Path):
+    model = plain_model(finished / "model.pt")
+    about = model.settings
+    assert about["spacing"] == [3, 3, 3] and about["orientation"] == "RAS" and about["crop_size"] == [32, 32, 32]
+    assert about["ct_window"] == [-1000, 1000] and about["intensity"].keys() == {"CT", "MR"}
+    assert [level["stride"] for level in about["levels"]] == [[2**n] * 3 for n in range(5)]
+    assert [level["channels"] for level in about["levels"]] == model.network.channels == [8, 16, 32, 64, 128]
+    assert about["total_stride"] == [16, 16, 16]
+    assert about["volumes"]["training"] == {"CT": 1, "MR": 1}
+    assert about["licence"] == "Apache-2.0" and about["version"].count(".") == 2
 
 
 def test_the_summary_names_the_broken_file_and_the_figures(finished: Path):

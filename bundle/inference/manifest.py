@@ -12,9 +12,9 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 
+from bundle.atomic import replace_file
 from bundle.errors import UserError
 from bundle.inference.output import OutputFolder
-from bundle.training.atomic import replace_file
 
 __all__ = ["Manifest"]
 

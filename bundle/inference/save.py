@@ -12,9 +12,9 @@ import numpy as np
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
+from bundle.atomic import replace_file
 from bundle.data import valid_cells
 from bundle.inference.output import OutputFolder
-from bundle.training.atomic import replace_file
 
 __all__ = ["CellStatisticsd", "SaveEmbeddingd", "SaveFeatureMapd"]
 

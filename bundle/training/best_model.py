@@ -12,7 +12,7 @@ import monai
 import torch
 from ignite.engine import Engine, Events
 
-from bundle.training.atomic import replace_file
+from bundle.atomic import replace_file
 from bundle.training.distributed import is_main_rank
 from bundle.training.rundir import RunFolder
 

@@ -14,8 +14,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from bundle.atomic import replace_file
 from bundle.errors import UserError
-from bundle.training.atomic import replace_file
 from bundle.training.distributed import gather, is_main_rank, unwrap
 from bundle.training.randomness import random_state, restore_random_state
 from bundle.training.rundir import RunFolder

@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from bundle.training.atomic import replace_file
+from bundle.atomic import replace_file
 from bundle.training.history import read_history
 from bundle.training.rundir import RunFolder
 

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import importlib.metadata
 import json
 import logging
 import os
@@ -17,7 +19,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
-from bundle.training.atomic import free_path, replace_file
+from bundle.atomic import free_path, replace_file
 from bundle.training.distributed import unwrap
 from bundle.training.rundir import RunFolder
 
@@ -32,7 +34,7 @@ class ExportEncoder:
     So a run that is stopped early has a product, too, and the published one is always a complete run's: the weights
     after the last epoch, when the learning rate has come down, not those of the lowest reconstruction loss, which does
     not tell which features transfer best. `model.json` beside it says how the network wants its input, what it was
-    trained on, and the sha256 of `model.pt`.
+    trained on, this project's version, and the sha256 of `model.pt`.
 
     A published model is never lost: without `replace_model` it stays, with it it is kept as `model_previous.pt`
     (`model_previous_2.pt`, ...).
@@ -42,7 +44,7 @@ class ExportEncoder:
         network: the trainable whole; its `encoder_state_dict()` returns the encoder's weights by the plain network's
             names.
         models_dir: where models are published.
-        settings: for `model.json`; values that are no JSON become text.
+        settings: for `model.json`; dataclasses become their fields, other values that are no JSON text.
         replace_model: whether to publish where a model is already.
     """
 
@@ -72,6 +74,7 @@ class ExportEncoder:
             digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
         about = {
             **self.settings,
+            "version": _version(),
             "epochs": engine.state.epoch,
             "iterations": engine.state.iteration,
             "parameters": sum(parameter.numel() for parameter in weights.values()),
@@ -79,7 +82,7 @@ class ExportEncoder:
             "versions": {"monai": monai.__version__, "torch": torch.__version__},
         }
         with replace_file(self.model.with_suffix(".json")) as temporary:
-            temporary.write_text(json.dumps(about, indent=4, default=str) + "\n")
+            temporary.write_text(json.dumps(about, indent=4, default=_as_json) + "\n")
 
     def _publish(self, engine: Engine) -> None:  # noqa: ARG002 - the signature of a handler
         if self.published.exists():
@@ -96,6 +99,23 @@ class ExportEncoder:
             logger.info("kept the earlier model as %s", kept)
         _copy(self.model, self.published)
         logger.info("published %s", self.published)
+
+
+def _version() -> str:
+    """This project's version: as the bundle's metadata says, or where only the package is installed, the package's."""
+    metadata = Path(__file__).parents[2] / "configs" / "metadata.json"
+    if metadata.is_file():
+        return str(json.loads(metadata.read_text())["version"])
+    try:
+        return importlib.metadata.version("ct_mr_sparse_mim_pretraining")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _as_json(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    return str(value)
 
 
 def _copy(model: Path, target: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ignite.engine import Engine, Events
 
-from bundle.training.atomic import replace_file
+from bundle.atomic import replace_file
 from bundle.training.rundir import RunFolder
 
 __all__ = ["History", "clock", "read_history"]

@@ -12,7 +12,7 @@ from ignite.engine import Engine, Events
 from matplotlib.image import imsave
 from monai.utils.enums import CommonKeys
 
-from bundle.training.atomic import replace_file
+from bundle.atomic import replace_file
 from bundle.training.panel_figure import PanelCrop, draw_panels
 from bundle.training.rundir import RunFolder
 

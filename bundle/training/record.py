@@ -10,7 +10,7 @@ import yaml
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser
 
-from bundle.training.atomic import free_path, replace_file
+from bundle.atomic import free_path, replace_file
 from bundle.training.config_source import calling_config
 from bundle.training.rundir import RunFolder
 

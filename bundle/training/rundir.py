@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from bundle.atomic import free_path
 from bundle.errors import UserError
-from bundle.training.atomic import free_path
 
 __all__ = ["RunFolder", "open_run_folder"]
 

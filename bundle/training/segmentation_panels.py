@@ -17,7 +17,7 @@ from matplotlib.patches import Patch
 from monai.transforms.utils import rescale_array
 from monai.utils.enums import CommonKeys
 
-from bundle.training.atomic import replace_file
+from bundle.atomic import replace_file
 from bundle.training.panel_figure import PLANES
 from bundle.training.rundir import RunFolder
 

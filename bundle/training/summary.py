@@ -11,9 +11,9 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
+from bundle.atomic import replace_file
 from bundle.data import PreparedVolume, SkippedVolume
 from bundle.errors import user_error_in
-from bundle.training.atomic import replace_file
 from bundle.training.distributed import unwrap
 from bundle.training.history import clock, read_history
 from bundle.training.rundir import RunFolder

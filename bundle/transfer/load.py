@@ -15,6 +15,8 @@ from pathlib import Path
 from zipfile import BadZipFile
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bundle.errors import UserError
@@ -83,8 +85,8 @@ def find_prefix(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
 def read_weights(file: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Reads a state dict of tensors, with `weights_only=True`: nothing in the file is executed.
 
-    A dict that holds the state dict under a usual name ("state_dict", "model", ...), and keys that all begin with
-    "module." (DistributedDataParallel), are unpacked.
+    A `.safetensors` file is read, too. A dict that holds the state dict under a usual name ("state_dict", "model",
+    ...), and keys that all begin with "module." (DistributedDataParallel), are unpacked.
 
     Raises:
         UserError: if there is no such file, it is damaged, or holds something else.
@@ -93,8 +95,18 @@ def read_weights(file: str | os.PathLike[str]) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"{path} does not exist: give the path of a model.pt, or pre-train one with scripts/train.sh")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, BadZipFile, ValueError, KeyError) as error:
+        safe = path.suffix == ".safetensors"
+        content = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        OSError,
+        BadZipFile,
+        ValueError,
+        KeyError,
+        SafetensorError,
+    ) as error:
         hint = "holds more than tensors" if "weights_only" in str(error).lower() else "is damaged or no weights file"
         raise UserError(f"{path} {hint}: copy or download it again, or export its state dict alone") from error
     for name in _NESTS:

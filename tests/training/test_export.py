@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from ignite.engine import Events
 from torch.optim import SGD
 
+from bundle.networks.encoders import Level
 from bundle.training.export import ExportEncoder
 from bundle.training.rundir import RunFolder
 
@@ -45,6 +47,18 @@ def test_the_encoder_is_published_as_a_flat_state_dict_with_its_settings(tmp_pat
     assert about["crop_size"] == [8, 8, 8]
     assert (about["epochs"], about["iterations"]) == (2, 8)
     assert about["parameters"] == sum(tensor.numel() for tensor in network.encoder.state_dict().values())
+
+
+def test_the_settings_name_the_projects_version_and_the_levels(tmp_path):
+    network = ToyNetwork()
+    export = ExportEncoder(
+        run_folder=RunFolder(tmp_path / "run"), network=network, models_dir=tmp_path / "models",
+        settings={"levels": [Level(8, (1, 1, 1)), Level(16, (2, 2, 1))]},
+    )  # fmt: skip
+    toy_trainer(network, SGD(network.parameters(), lr=0.1), toy_loader(), 1, [export]).run()
+    about = json.loads((tmp_path / "run" / "model.json").read_text())
+    assert about["levels"] == [{"channels": 8, "stride": [1, 1, 1]}, {"channels": 16, "stride": [2, 2, 1]}]
+    assert about["version"] == importlib.metadata.version("ct_mr_sparse_mim_pretraining")
 
 
 def test_a_published_model_stays_and_the_log_says_how_to_replace_it(tmp_path, caplog):

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import pytest
 
-from bundle.training.atomic import free_path, replace_file
+from bundle.atomic import free_path, replace_file
 
 
 def test_the_file_is_replaced_when_the_block_ends(tmp_path):

@@ -1,0 +1,154 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""Exports a pre-trained encoder to other file formats, each verified against the network it comes from.
+
+    python scripts/export_model.py models/model.pt
+    python scripts/export_model.py models/model.pt --formats onnx safetensors --output_dir exports --input volume.nii.gz
+
+Each file is read back and must give the network's features on noise of two sizes and, with --input, on crops of a real
+volume, prepared as in pre-training. A file that does not is not kept. What the formats are for: docs/export.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from monai.transforms import CenterSpatialCrop, Compose, CropForegroundd, Orientationd
+from torch import Tensor
+from tqdm import tqdm
+
+from bundle.atomic import replace_file
+from bundle.data import (
+    Foregroundd,
+    FoundVolume,
+    Modalityd,
+    NormalizeByModalityd,
+    OptionalSpacingd,
+    PadToCropd,
+    ReadVolumed,
+    ToPlainTensorsd,
+    find_volumes,
+)
+from bundle.errors import UserError, install_excepthook, user_error_in
+from bundle.transfer import FORMATS, PlainModel, export_model, plain_model
+
+
+def real_images(model: PlainModel, volume: Path) -> list[Tensor]:
+    """Two crops ``[1, 1, D, H, W]`` of a volume, prepared as in pre-training: of the crop's size, and of about half.
+
+    Args:
+        model: with the settings of its pre-training.
+        volume: a NIfTI or NRRD file, or the folder of a DICOM series.
+
+    Raises:
+        UserError: if the volume cannot be used.
+    """
+    cell = model.network.strides[-1]
+    crop = model.settings.get("crop_size") or [4 * step for step in cell]
+    half = [max(2, size // step // 2) * step for size, step in zip(crop, cell)]
+    image = _prepared(model.settings, _found(volume), crop, cell)
+    return [CenterSpatialCrop(size)(image)[None] for size in dict.fromkeys([tuple(crop), tuple(half)])]
+
+
+def _found(volume: Path) -> FoundVolume:
+    if not volume.exists():
+        raise UserError(f"--input {volume} does not exist: give a NIfTI or NRRD file, or the folder of a DICOM series")
+    if volume.is_dir():
+        volumes = find_volumes(volume)
+        if len(volumes) > 1:
+            raise UserError(f"--input {volume} holds {len(volumes)} volumes: give one, such as {volumes[0].name} in it")
+        return volumes[0]
+    return FoundVolume(name=volume.name, files=(str(volume),))
+
+
+def _prepared(settings: Mapping[str, Any], found: FoundVolume, crop: Sequence[int], cell: Sequence[int]) -> Tensor:
+    """What configs/train.yaml's `prepare` makes of a volume, ``[1, D, H, W]``."""
+    window, percentiles = settings.get("ct_window", (-1000, 1000)), settings.get("mr_percentiles", (0.5, 99.5))
+    prepare = Compose(
+        [
+            ReadVolumed("image"),
+            Orientationd("image", axcodes=settings.get("orientation", "RAS"), labels=None),
+            OptionalSpacingd("image", pixdim=settings.get("spacing")),
+            Modalityd("image", modality=settings.get("modality", "auto")),
+            Foregroundd("image"),
+            NormalizeByModalityd("image", ct_window=window, mr_percentiles=percentiles),
+            CropForegroundd(["image", "foreground"], source_key="foreground", margin=4, allow_smaller=True),
+            PadToCropd("image", spatial_size=crop, cell=cell),
+            ToPlainTensorsd("image"),
+        ]
+    )
+    try:
+        image: Tensor = prepare({"image": list(found.files), "name": found.name, "modality": found.modality})["image"]
+    except RuntimeError as error:  # MONAI wraps what a transform raises
+        raise user_error_in(error) or error from error
+    return image
+
+
+def copy_settings(model: Path, output_dir: Path, replace: bool) -> Path:
+    """Puts `model.json` beside the exported files; where it is the same already, nothing happens.
+
+    Raises:
+        UserError: if another one is there and may not be replaced.
+    """
+    source, target = model.with_suffix(".json"), output_dir / f"{model.stem}.json"
+    if target.exists() and target.read_bytes() == source.read_bytes():
+        return target
+    if target.exists() and not replace:
+        raise UserError(f"{target} is of another model: pass --replace to write it anew, or another --output_dir")
+    with replace_file(target) as temporary:
+        temporary.write_bytes(source.read_bytes())
+    return target
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Markdown, columns aligned."""
+    head = ("format", "file", "MiB", "max difference", "of the largest", "remark")
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    lines = [head, tuple("-" * width for width in widths), *rows]
+    return "\n".join(f"| {' | '.join(cell.ljust(width) for cell, width in zip(line, widths))} |" for line in lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; returns its exit code: 1 if a format could not be written."""
+    parser = argparse.ArgumentParser(description="Exports a pre-trained encoder and verifies each file.")
+    parser.add_argument("model", type=Path, help="model.pt of a run, with its model.json beside it")
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS), help="default: all")
+    parser.add_argument("--output_dir", type=Path, help="default: the model's folder")
+    parser.add_argument("--input", type=Path, help="a volume to compare on as well: NIfTI, NRRD, or a DICOM folder")
+    parser.add_argument("--replace", action="store_true", help="write files anew that are there already")
+    options = parser.parse_args(arguments)
+    output_dir: Path = options.output_dir or options.model.parent
+
+    try:
+        model = plain_model(options.model)
+        images = real_images(model, options.input) if options.input else []
+        settings = copy_settings(options.model, output_dir, options.replace)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    rows, failed = [], False
+    for name in (bar := tqdm(dict.fromkeys(options.formats), desc="exporting", unit="format")):
+        bar.set_postfix_str(name)
+        path = output_dir / f"{options.model.stem}{FORMATS[name].suffix}"
+        try:
+            done = export_model(model, name, path, images, replace=options.replace)
+        except UserError as error:
+            rows.append((name, "-", "-", "-", "-", str(error)))
+            failed = True
+            continue
+        mib = f"{done.size / 2**20:.1f}"
+        rows.append((name, str(done.file), mib, f"{done.difference:.1e}", f"{done.relative:.1e}", done.how))
+    sizes = ["noise", *(" x ".join(map(str, image.shape[2:])) for image in images)]
+    print(table(rows))
+    print(f"compared with the network in PyTorch on {', '.join(sizes)}; settings: {settings}")
+    if not images:
+        print("no --input: no real volume was compared")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    install_excepthook()
+    sys.exit(main())

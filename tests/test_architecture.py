@@ -14,6 +14,7 @@ FILES = sorted((ROOT / "bundle").rglob("*.py"))
 
 PIPELINE = ("errors", "data", "masking", "sparse", "networks", "losses", "training")
 MAY_IMPORT = {name: set(PIPELINE[:position]) for position, name in enumerate(PIPELINE)}
+MAY_IMPORT["reconstruction"] = set(PIPELINE)
 MAY_IMPORT["transfer"] = {"errors", "networks"}
 MAY_IMPORT["__init__"] = set()  # importing `bundle` must stay cheap: configs name the components one by one
 

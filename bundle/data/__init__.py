@@ -6,7 +6,7 @@ from bundle.data.find import FoundVolume, find_volumes
 from bundle.data.geometry import OptionalSpacingd, PadToCropd, ToPlainTensorsd, crop_size, valid_cells
 from bundle.data.intensity import Foregroundd, Modalityd, NormalizeByModalityd
 from bundle.data.read import ReadVolumed, read_volume
-from bundle.data.volume_set import PreparedVolume, SkippedVolume, VolumeSet
+from bundle.data.volume_set import PreparedVolume, SkippedVolume, VolumeSet, skipped_volume
 from bundle.data.weight_map import WeightMapd
 
 __all__ = [
@@ -29,5 +29,6 @@ __all__ = [
     "find_volumes",
     "make_loader",
     "read_volume",
+    "skipped_volume",
     "valid_cells",
 ]

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from bundle.data.find import FoundVolume, find_volumes
 from bundle.errors import UserError, VolumeError, user_error_in
 
-__all__ = ["PreparedVolume", "SkippedVolume", "VolumeSet"]
+__all__ = ["PreparedVolume", "SkippedVolume", "VolumeSet", "skipped_volume"]
 
 logger = logging.getLogger(__name__)
 
@@ -145,7 +145,7 @@ class VolumeSet:
                 _write(self.transform(item), file)
                 kept = torch.load(file, mmap=True, weights_only=True)
         except Exception as error:  # noqa: BLE001  one broken volume must not end the run
-            return _skipped(found.name, error)
+            return skipped_volume(found.name, error)
         return PreparedVolume(
             name=found.name,
             file=str(file),
@@ -164,7 +164,8 @@ class VolumeSet:
         return pickle_hashing([_CACHE_VERSION, stamp, item["modality"], steps]).decode()
 
 
-def _skipped(name: str, error: Exception) -> SkippedVolume:
+def skipped_volume(name: str, error: Exception) -> SkippedVolume:
+    """What to tell the user of a volume whose preparation raised `error`."""
     known = user_error_in(error)
     if isinstance(known, VolumeError):
         return SkippedVolume(name, known.problem, known.remedy)

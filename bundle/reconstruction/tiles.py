@@ -42,9 +42,9 @@ class Reconstructed:
 class TiledReconstruction:
     """Masks and reconstructs windows of the crop's size, and puts them together.
 
-    Where windows overlap (always at the far ends, where the last one is moved inwards), reconstructions of one voxel
-    are averaged, towards the windows' borders with less weight if `overlap` is above 0. A voxel is never reconstructed
-    by a pass that saw it.
+    The last window on an axis is moved inwards where the volume ends; a voxel then belongs to the first window that
+    holds it. With `overlap`, the reconstructions of one voxel are averaged instead, with less weight towards the
+    windows' borders. A voxel is never reconstructed by a pass that saw it.
 
     Args:
         network: the pre-training network.
@@ -54,7 +54,8 @@ class TiledReconstruction:
         crop_size: voxels of a window.
         device: where the network is.
         complementary: whether to hide every cell once, in as many passes as that takes.
-        overlap: of neighbouring windows, a share of their size from 0 to below 1.
+        overlap: of neighbouring windows, a share of their size from 0 to below 1; for complementary masks only, as two
+            windows' masks would hide more together than the run's ratio.
         seed: of the masks.
 
     Raises:
@@ -75,6 +76,8 @@ class TiledReconstruction:
     ) -> None:
         if not 0 <= overlap < 1:
             raise UserError(f"--overlap {overlap} does not fit: give a share from 0 to below 1, such as 0.25")
+        if overlap and not complementary:
+            raise UserError(f"--overlap {overlap} is for --complementary True: add that, or leave --overlap out")
         self.network, self.loss, self.masking = network, loss, masking
         self.crop_size, self.device = tuple(crop_size), device
         self.complementary, self.overlap, self.seed = complementary, overlap, seed
@@ -88,6 +91,7 @@ class TiledReconstruction:
         image = volume.image.as_subclass(Tensor)
         totals = torch.zeros(2, *image.shape)  # reconstruction, mean predictor
         weights, first = torch.zeros_like(image), torch.zeros_like(image, dtype=torch.bool)
+        done = torch.zeros_like(first)
         mode = "gaussian" if self.overlap else "constant"
         importance = compute_importance_map(self.crop_size, mode=mode, device="cpu", dtype=torch.float32)[None]
         terms: dict[str, float] = {}
@@ -96,9 +100,12 @@ class TiledReconstruction:
         for number, window in enumerate(tqdm(windows, desc=volume.name, unit="window", leave=False, disable=None)):
             place = (slice(None), *window)
             values, wanted, found = self._window(volume, place, number)
+            first[place] |= wanted[0] & ~done[place]
+            if not self.overlap:
+                wanted = wanted & ~done[place]
+            done[place] = True
             totals[:, place[0], place[1], place[2], place[3]] += (values * wanted * importance).sum(1)
             weights[place] += (wanted * importance).sum(0)
-            first[place] |= wanted[0]
             passes += len(wanted)
             terms = {name: terms.get(name, 0.0) + value * len(wanted) for name, value in found.items()}
         hidden = (weights > 0) & volume.valid

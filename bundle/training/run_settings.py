@@ -24,10 +24,11 @@ def use_run_settings(
     checkpoint: str = "last",
     config_names: Sequence[str] = ("train.yaml", "evaluate.yaml"),
 ) -> None:
-    """Merges anew, with the run's recorded config as the base, then the files after the base, then the options.
+    """Merges anew, with the run's recorded config as the base, then the evaluation's file and those after it, then options.
 
     It must be the first entry of `initialize`. So a run is evaluated with its own crop size, spacing, network, masks
-    and split, whatever presets and options it was trained with, and `train.yaml` only has to be named. Where the
+    and split, whatever presets and options it was trained with; presets named before the evaluation's file, as they may
+    have been in training, make no difference. Where the
     volumes are other ones than the run's, none of them was trained on, and all are evaluated.
 
     Args:
@@ -50,7 +51,8 @@ def use_run_settings(
     run = TrainedRun(bundle_root=bundle_root, run_folder=run_folder, checkpoint=checkpoint)
     given = _given(source)
     merged = ConfigParser()
-    merged.read_config([str(run.config), *map(str, source.files[1:])])
+    own = next((i for i, file in enumerate(source.files) if file.name in config_names[1:]), len(source.files))
+    merged.read_config([str(run.config), *map(str, source.files[own:])])
     trained_on = merged.get("dataset_dir")
     merged.update(given)
     # the later start_run must not look for another run than the one whose settings these are

@@ -24,7 +24,7 @@ def use_run_settings(
     checkpoint: str = "last",
     config_names: Sequence[str] = ("train.yaml", "evaluate.yaml"),
 ) -> None:
-    """Merges anew, with the run's recorded config as the base, then the evaluation's file and those after it, then options.
+    """Merges anew: the run's recorded config, on it the evaluation's file and those after it, on these the options.
 
     It must be the first entry of `initialize`. So a run is evaluated with its own crop size, spacing, network, masks
     and split, whatever presets and options it was trained with; presets named before the evaluation's file, as they may

@@ -16,6 +16,7 @@ PIPELINE = ("errors", "atomic", "data", "masking", "sparse", "networks", "losses
 MAY_IMPORT = {name: set(PIPELINE[:position]) for position, name in enumerate(PIPELINE)}
 MAY_IMPORT["transfer"] = {"errors", "atomic", "networks"}
 MAY_IMPORT["inference"] = {"errors", "atomic", "data", "networks", "training", "transfer"}
+MAY_IMPORT["reconstruction"] = set(PIPELINE)
 MAY_IMPORT["__init__"] = set()  # importing `bundle` must stay cheap: configs name the components one by one
 
 

@@ -18,6 +18,7 @@ __all__ = ["Foregroundd", "Modalityd", "NormalizeByModalityd"]
 
 #: a volume with this much of it below this many units is CT: MR has no large negative values, CT air is -1000 HU
 _CT_BELOW, _CT_SHARE = -100.0, 0.005
+_Normalized = tuple[torch.Tensor, float, float]  # the image, offset and scale
 _CT_BODY = -500.0  # HU between air and everything else
 
 
@@ -82,6 +83,8 @@ class NormalizeByModalityd(MapTransform):
     MR, which has no units, is clipped to percentiles of its foreground and z-scored on it, so that its mean is 0 and
     standard deviation 1 there. Clipping bounds the background too, a few deviations below the foreground.
 
+    Under the key `intensity` is how to get back to the file's units, but for the clipping: ``value * scale + offset``.
+
     Args:
         keys: of the image.
         ct_window: HU, lowest and highest.
@@ -104,14 +107,16 @@ class NormalizeByModalityd(MapTransform):
         item = dict(data)
         for key in self.key_iterator(item):
             normalize = self._ct if item["modality"] == "CT" else self._mr
-            item[key] = normalize(item[key].float(), item["foreground"] > 0, str(item["name"]))
+            image, offset, scale = normalize(item[key].float(), item["foreground"] > 0, str(item["name"]))
+            item[key], item["intensity"] = image, {"offset": offset, "scale": scale}
         return item
 
-    def _ct(self, image: torch.Tensor, foreground: torch.Tensor, name: str) -> torch.Tensor:  # noqa: ARG002
+    def _ct(self, image: torch.Tensor, foreground: torch.Tensor, name: str) -> _Normalized:  # noqa: ARG002
         low, high = self.ct_window
-        return (image.clamp(low, high) - low) * (2 / (high - low)) - 1
+        normalized = (image.clamp(low, high) - low) * (2 / (high - low)) - 1
+        return normalized, (low + high) / 2, (high - low) / 2
 
-    def _mr(self, image: torch.Tensor, foreground: torch.Tensor, name: str) -> torch.Tensor:
+    def _mr(self, image: torch.Tensor, foreground: torch.Tensor, name: str) -> _Normalized:
         inside = image[foreground].numpy()
         low, high = np.percentile(inside, self.mr_percentiles)
         inside = inside.clip(low, high)
@@ -119,8 +124,9 @@ class NormalizeByModalityd(MapTransform):
         if deviation < 1e-6 * max(1.0, abs(high)):
             raise VolumeError(name, "is constant inside the body", "leave it out")
         # the background may lie below the foreground's percentiles: clipped only where it is far from all tissue
-        low = min(low, float(inside.mean(dtype=np.float64)) - 3 * deviation)
-        return (image.clamp(low, high) - float(inside.mean(dtype=np.float64))) / deviation
+        mean = float(inside.mean(dtype=np.float64))
+        low = min(low, mean - 3 * deviation)
+        return (image.clamp(low, high) - mean) / deviation, mean, deviation
 
 
 def _threshold(image: torch.Tensor, modality: str) -> float:

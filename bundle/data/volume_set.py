@@ -207,7 +207,7 @@ def _split(
         named = [[v for v in volumes if v.part == part] for part in ("training", "validation")]
         return _both(*named, remedy="correct the lists in the json")
     if val_fraction == 0:
-        logger.warning("val_fraction is 0: validation runs on the training volumes, its figures are not held out")
+        logger.warning("val_fraction is 0: validation takes all volumes, those to train on as well")
         return list(volumes), list(volumes)
     held_out: set[str] = set()
     for modality in ("CT", "MR"):

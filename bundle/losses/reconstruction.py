@@ -23,7 +23,10 @@ _TARGETS = ("none", "per_patch", "per_volume")
 
 
 class ReconstructionLoss(nn.Module):
-    """Mean distance between prediction and target over hidden, valid voxels.
+    """Mean distance between prediction and target over a crop's hidden, valid voxels, averaged over the crops.
+
+    Each crop counts alike, however many of its voxels are hidden or padded: so a batch has the same loss whether one
+    process computes it or several share it, and a validation the same figures at any batch size.
 
     The target is the image, shifted and scaled: ``(x - mean) / max(sd, floor)`` with mean and standard deviation over
     the valid voxels of each cell (`per_patch`, as in MAE and SparK), of the sample's whole crop (`per_volume`), or not
@@ -69,18 +72,18 @@ class ReconstructionLoss(nn.Module):
         target = (x - mean) / sd
         wanted = valid & hidden
         error = self.distance(prediction, target)
-        loss = _mean_where(error, wanted)
+        loss = _mean_of_crops(error, wanted)
         with torch.no_grad():
             visible_mean = (_mean_where(x, valid & ~hidden, dims=(1, 3)) - mean) / sd
             zero = torch.zeros_like(x)
             terms = {
                 "reconstruction": loss.detach(),
-                "reconstruction_foreground": _mean_where(error, wanted & foreground),
-                "reconstruction_air": _mean_where(error, wanted & ~foreground),
-                "reconstruction_raw": _mean_where(self.distance(prediction * sd + mean, x), wanted),
-                "zero_predictor": _mean_where(self.distance(zero, target), wanted),
-                "zero_predictor_raw": _mean_where(self.distance(zero, x), wanted),
-                "mean_predictor": _mean_where(self.distance(visible_mean.expand_as(x), target), wanted),
+                "reconstruction_foreground": _mean_of_crops(error, wanted & foreground),
+                "reconstruction_air": _mean_of_crops(error, wanted & ~foreground),
+                "reconstruction_raw": _mean_of_crops(self.distance(prediction * sd + mean, x), wanted),
+                "zero_predictor": _mean_of_crops(self.distance(zero, target), wanted),
+                "zero_predictor_raw": _mean_of_crops(self.distance(zero, x), wanted),
+                "mean_predictor": _mean_of_crops(self.distance(visible_mean.expand_as(x), target), wanted),
             }
         return loss, terms
 
@@ -113,10 +116,15 @@ def from_cells(x: Tensor, size: Sequence[int], cell: Sequence[int]) -> Tensor:
     return x.reshape(b, c, d, h, w)
 
 
-def _mean_where(x: Tensor, where: Tensor, dims: tuple[int, ...] | None = None) -> Tensor:
-    """Mean of `x` where `where`, and 0 where nothing is; over everything, or over `dims`, which are kept."""
+def _mean_of_crops(x: Tensor, where: Tensor) -> Tensor:
+    """Mean over the crops of each one's mean of ``[B, ...]`` where `where`, of the crops where anything is."""
+    means = _mean_where(x, where, tuple(range(1, x.ndim))).flatten()
+    some = where.flatten(1).any(1)
+    return means.sum() / some.sum().clamp(min=1)  # a crop where nothing is has the mean 0
+
+
+def _mean_where(x: Tensor, where: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """Mean of `x` where `where`, and 0 where nothing is; over `dims`, which are kept."""
     where = where.expand_as(x)
     x = torch.where(where, x, x.new_zeros(()))  # not a product: NaN times zero would be NaN
-    if dims is None:
-        return x.sum() / where.sum().clamp(min=1)
     return x.sum(dims, keepdim=True) / where.sum(dims, keepdim=True).clamp(min=1)

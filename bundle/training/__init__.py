@@ -10,6 +10,7 @@ from bundle.training.cost import CostReport
 from bundle.training.curves import LearningCurves
 from bundle.training.device import autocast_dtype, pick_device
 from bundle.training.distributed import is_not_main_rank, stop_distributed, wrap
+from bundle.training.evaluation import EvaluationReport, RunCheckpointLoader
 from bundle.training.export import ExportEncoder
 from bundle.training.health import RepresentationHealth
 from bundle.training.history import History
@@ -18,6 +19,7 @@ from bundle.training.parameters import parameter_groups
 from bundle.training.prepare_batch import MaskedBatch
 from bundle.training.progress import Progress
 from bundle.training.record import RecordConfig
+from bundle.training.run_settings import use_run_settings
 from bundle.training.rundir import RunFolder, open_run_folder
 from bundle.training.sampling import SetSamplerEpoch
 from bundle.training.scalars import Scalars, latest_scalars
@@ -26,12 +28,14 @@ from bundle.training.segmentation_metrics import PerClass, SurfaceDistanceInMm
 from bundle.training.segmentation_panels import SegmentationPanels
 from bundle.training.start import start_run
 from bundle.training.summary import Summary
+from bundle.training.trained_run import TrainedRun
 from bundle.training.validation import ValidationLoss
 
 __all__ = [
     "AlignmentWarmUp",
     "ClipGradients",
     "CostReport",
+    "EvaluationReport",
     "ExportBest",
     "ExportEncoder",
     "History",
@@ -44,12 +48,14 @@ __all__ = [
     "ReestimateBatchNorm",
     "RepresentationHealth",
     "RunCheckpoint",
+    "RunCheckpointLoader",
     "RunFolder",
     "Scalars",
     "SegmentationPanels",
     "SetSamplerEpoch",
     "Summary",
     "SurfaceDistanceInMm",
+    "TrainedRun",
     "UpdateTeacher",
     "ValidationLoss",
     "autocast_dtype",
@@ -61,5 +67,6 @@ __all__ = [
     "start_run",
     "stop_distributed",
     "training_steps",
+    "use_run_settings",
     "wrap",
 ]

@@ -20,7 +20,7 @@ from bundle.training.distributed import gather, is_main_rank, unwrap
 from bundle.training.randomness import random_state, restore_random_state
 from bundle.training.rundir import RunFolder
 
-__all__ = ["RunCheckpoint"]
+__all__ = ["RunCheckpoint", "load_network", "read_checkpoint"]
 
 logger = logging.getLogger(__name__)
 
@@ -103,9 +103,9 @@ class RunCheckpoint:
 
     def _resume(self, engine: Engine) -> None:
         path = self.run_folder.last_checkpoint
-        checkpoint = _read(path)
+        checkpoint = read_checkpoint(path)
         try:
-            _load_network(self.network, checkpoint["network"], path)
+            load_network(self.network, checkpoint["network"], path)
             _load_optimizer(self.optimizer, checkpoint["optimizer"])
             _load_schedule(self.lr_scheduler, checkpoint["lr_scheduler"])
             restore_random_state(checkpoint["random_states"], engine.state.device)
@@ -129,8 +129,13 @@ class RunCheckpoint:
             logger.info("resuming %s after epoch %d of %d", self.run_folder.path, epoch, last_epoch)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    remedy = "resume another run, or put checkpoints/best.pt in its place if it is there"
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What `RunCheckpoint` wrote, its tensors on the CPU.
+
+    Raises:
+        UserError: if the file is no such checkpoint.
+    """
+    remedy = "name or resume another run, or put checkpoints/best.pt in its place if it is there"
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -140,8 +145,12 @@ def _read(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def _load_network(network: nn.Module, saved: dict[str, torch.Tensor], path: Path) -> None:
-    """Loads all of the network or nothing."""
+def load_network(network: nn.Module, saved: dict[str, torch.Tensor], path: Path) -> None:
+    """Loads all of the network or nothing.
+
+    Raises:
+        UserError: if one tensor is missing, superfluous or of another shape.
+    """
     current = network.state_dict()
     differences = [
         *(f"{name} is not in the checkpoint" for name in current if name not in saved),
@@ -156,7 +165,7 @@ def _load_network(network: nn.Module, saved: dict[str, torch.Tensor], path: Path
         more = f", and {len(differences) - 3} more" if len(differences) > 3 else ""
         raise UserError(
             f"{path} holds another network ({'; '.join(differences[:3])}{more}): "
-            "resume with the network settings of the run's config.yaml"
+            "use the network settings of the run's config.yaml"
         )
     network.load_state_dict(saved)
 

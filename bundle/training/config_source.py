@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from monai.bundle import ConfigParser, ConfigWorkflow, create_workflow
 from monai.utils import ensure_tuple
@@ -20,13 +22,19 @@ class ConfigSource:
     Args:
         parser: MONAI's parser, with all files and overrides merged.
         files: the config files in the order of merging, the base first; empty if unknown.
+        overrides: what was given beside the files, by id; None if unknown.
     """
 
     parser: ConfigParser
     files: tuple[Path, ...] = ()
+    overrides: Mapping[str, Any] | None = None
 
 
-def calling_config(config_name: str = "train.yaml") -> ConfigSource | None:
+#: what a workflow is given beside the overrides
+_WORKFLOW_ARGUMENTS = set(inspect.signature(ConfigWorkflow.__init__).parameters)
+
+
+def calling_config(config_name: str | Sequence[str] = "train.yaml") -> ConfigSource | None:
     """The config whose parser is calling, found on the call stack; None if no parser is.
 
     MONAI's parser makes every component, so it is always among the callers; this holds for the command line,
@@ -34,19 +42,25 @@ def calling_config(config_name: str = "train.yaml") -> ConfigSource | None:
     too, still knows the names of the files.
 
     Args:
-        config_name: name of the base config in the workflow's folder of configs, for when the files are not known.
+        config_name: name of the base config, or the names of the files to merge, in the workflow's folder of configs,
+            for when the files are not known.
     """
     parser: ConfigParser | None = None
     files: tuple[Path, ...] = ()
+    overrides: Mapping[str, Any] | None = None
     frame = inspect.currentframe()
     while frame is not None:
         caller = frame.f_locals.get("self")
         if parser is None and isinstance(caller, ConfigParser):
             parser = caller
         elif parser is not None and isinstance(caller, ConfigWorkflow):
-            files = (Path(caller.config_root_path) / config_name,)
+            files = tuple(Path(caller.config_root_path) / name for name in ensure_tuple(config_name))
         elif parser is not None and frame.f_code is create_workflow.__code__:
             files = tuple(Path(file) for file in ensure_tuple(frame.f_locals["config_file"]))
+            given = frame.f_locals.get("_args", {})
+            overrides = {key: value for key, value in given.items() if key not in _WORKFLOW_ARGUMENTS}
             break
         frame = frame.f_back
-    return None if parser is None else ConfigSource(parser, tuple(file for file in files if file.is_file()))
+    if parser is None:
+        return None
+    return ConfigSource(parser, tuple(file for file in files if file.is_file()), overrides)

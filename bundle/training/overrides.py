@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +22,22 @@ __all__ = ["check_overrides"]
 _ADDED_BY_MONAI = {ConfigParser.meta_key, *DEFAULT_MLFLOW_SETTINGS["configs"]}
 
 
-def check_overrides(source: ConfigSource) -> None:
-    """Compares the merged config with its base file, the first of its files.
+def check_overrides(source: ConfigSource, own: Sequence[str] = ()) -> None:
+    """Compares the merged config with its base: the first of its files, and those named in `own`.
 
     An id is known if the base file defines it, or if it is an argument that the component (`_target_`) it belongs to
     accepts. Lists may grow. A value may be replaced by anything, and an empty mapping may be filled with anything.
+
+    Args:
+        source: the config.
+        own: names of further files of the bundle's that define ids.
 
     Raises:
         UserError: for the first unknown id, with the nearest known one.
     """
     if not source.files:
         return
-    base = ConfigParser.load_config_file(source.files[0])
+    base = _load([file for number, file in enumerate(source.files) if number == 0 or file.name in own])
     merged = {key: value for key, value in source.parser.get().items() if key in base or key not in _ADDED_BY_MONAI}
     unknown, siblings = next(_unknown_ids(base, merged), ("", []))
     if not unknown:
@@ -43,6 +47,15 @@ def check_overrides(source: ConfigSource) -> None:
     dashes = "--" if file is None else ""
     hint = f"see {source.files[0]} for all options" if near is None else f"did you mean {dashes}{near}?"
     raise UserError(f"unknown option {dashes}{unknown}{'' if file is None else f' in {file}'}: {hint}")
+
+
+def _load(files: Sequence[Path]) -> dict[str, Any]:
+    """The files merged as MONAI merges them; a single one as it is."""
+    if len(files) == 1:
+        return dict(ConfigParser.load_config_file(files[0]))
+    parser = ConfigParser()
+    parser.read_config([str(file) for file in files])
+    return {key: value for key, value in parser.get().items() if key != ConfigParser.meta_key}
 
 
 def _unknown_ids(base: Any, merged: Any, prefix: str = "") -> Iterator[tuple[str, list[str]]]:

@@ -180,7 +180,12 @@ def _draw_plane(
 
 
 def _draw_cells(ax: Axes, crop: PanelCrop, plane: Plane) -> None:
-    """Thin lines at the borders of the cells; the grid starts at the picture's right and bottom, where axes start."""
+    """Thin lines at the borders of the cells; the grid starts at the picture's right and bottom, where axes start.
+
+    None where cells are single voxels, as those of a whole volume are whose windows' cells form no common grid.
+    """
+    if set(crop.cell_size) == {1}:
+        return
     width, height = crop.image.shape[plane.across], crop.image.shape[plane.up]
     ax.set_xticks(width - 0.5 - np.arange(0, width + 1, crop.cell_size[plane.across]), minor=True)
     ax.set_yticks(height - 0.5 - np.arange(0, height + 1, crop.cell_size[plane.up]), minor=True)

@@ -18,7 +18,9 @@ from bundle.training.overrides import check_overrides
 __all__ = ["start_run"]
 
 
-def start_run(*, device: str | torch.device = "auto", seed: int | None = None, config_name: str = "train.yaml") -> None:
+def start_run(
+    *, device: str | torch.device = "auto", seed: int | None = None, config_name: str | None = "train.yaml"
+) -> None:
     """Checks the options, joins the process group under torchrun, and seeds.
 
     From here on a mistake of the user's ends the program with one line. Every rank gets the same seed: what must differ
@@ -29,13 +31,14 @@ def start_run(*, device: str | torch.device = "auto", seed: int | None = None, c
             has arranged for one-line errors.
         seed: for Python's, numpy's and PyTorch's generators; also makes cuDNN choose deterministic kernels. None leaves
             all of these alone.
-        config_name: name of the base config, in the folder of configs, for when MONAI does not tell it.
+        config_name: name of the base config, in the folder of configs, for when MONAI does not tell it; None checks no
+            options.
 
     Raises:
         UserError: if an option is unknown or the device is not there.
     """
     install_excepthook()
-    source = calling_config(config_name)
+    source = None if config_name is None else calling_config(config_name)
     if source is not None:
         check_overrides(source)
     picked = pick_device(device)

@@ -24,8 +24,9 @@ def example() -> dict[str, torch.Tensor]:
 
 def plain_loss(e: dict[str, torch.Tensor], target: str, distance, floor: float = 0.05) -> float:
     """The definition, voxel by voxel."""
-    total, count = 0.0, 0
+    crops = []
     for b in range(2):
+        total, count = 0.0, 0
         volume = e["image"][b, 0][e["valid"][b, 0]]
         for z, y, x in e["hidden"][b, 0].nonzero().tolist():
             at = (slice(4 * z, 4 * z + 4), slice(2 * y, 2 * y + 2), slice(4 * x, 4 * x + 4))
@@ -35,7 +36,8 @@ def plain_loss(e: dict[str, torch.Tensor], target: str, distance, floor: float =
             if source is not None and len(voxels):
                 voxels = (voxels - source.mean()) / max(source.std(unbiased=False).item(), floor)
             total, count = total + distance(guess - voxels).sum().item(), count + len(voxels)
-    return total / count
+        crops.append(total / count)
+    return sum(crops) / len(crops)
 
 
 @pytest.mark.parametrize("target", ["none", "per_patch", "per_volume"])
@@ -47,7 +49,7 @@ def plain_loss(e: dict[str, torch.Tensor], target: str, distance, floor: float =
         ("huber", lambda d: torch.where(d.abs() < 1, d.square() / 2, d.abs() - 0.5)),
     ],
 )
-def test_it_is_the_mean_over_hidden_valid_voxels(example, target, name, distance):
+def test_it_is_the_mean_over_crops_of_their_hidden_valid_voxels(example, target, name, distance):
     loss, _ = ReconstructionLoss(target=target, distance=name)(**example)
     assert loss.item() == pytest.approx(plain_loss(example, target, distance), rel=1e-12)
 
@@ -77,16 +79,36 @@ def test_visible_and_padded_voxels_do_not_count(example):
 
 def test_the_mean_predictor_knows_the_visible_mean_only(example):
     _, terms = ReconstructionLoss(target="none")(**example)
-    total, count = 0.0, 0
+    errors = []
     for b in range(2):
         hidden = example["hidden"][b, 0].repeat_interleave(4, 0).repeat_interleave(2, 1).repeat_interleave(4, 2)
         valid, image = example["valid"][b, 0], example["image"][b, 0]
-        error = (image[hidden & valid] - image[~hidden & valid].mean()).square()
-        total, count = total + error.sum().item(), count + len(error)
-    assert terms["mean_predictor"].item() == pytest.approx(total / count)
+        errors.append((image[hidden & valid] - image[~hidden & valid].mean()).square().mean().item())
+    assert terms["mean_predictor"].item() == pytest.approx(sum(errors) / 2)
 
 
-def test_foreground_and_air_are_reported_apart(example):
+def rows(example: dict[str, torch.Tensor], row: int) -> dict[str, torch.Tensor]:
+    return {key: value[row : row + 1] for key, value in example.items()}
+
+
+def test_a_batch_loses_as_much_as_its_crops_one_by_one_on_average(example):
+    loss, terms = ReconstructionLoss()(**example)
+    alone = [ReconstructionLoss()(**rows(example, row)) for row in range(2)]
+    assert loss.item() == pytest.approx((alone[0][0].item() + alone[1][0].item()) / 2, rel=1e-12)
+    for name, term in terms.items():
+        assert term.item() == pytest.approx((alone[0][1][name].item() + alone[1][1][name].item()) / 2), name
+
+
+def test_a_crop_without_air_has_no_part_in_the_error_of_air(example):
+    example["foreground"][1] = True
+    _, terms = ReconstructionLoss()(**example)
+    _, first = ReconstructionLoss()(**rows(example, 0))
+    assert terms["reconstruction_air"].item() == pytest.approx(first["reconstruction_air"].item())
+
+
+@pytest.mark.parametrize("row", [0, 1])
+def test_foreground_and_air_are_reported_apart(example, row):
+    example = rows(example, row)
     loss, terms = ReconstructionLoss()(**example)
     inside = example["valid"] & example["hidden"].repeat_interleave(4, 2).repeat_interleave(2, 3).repeat_interleave(
         4, 4

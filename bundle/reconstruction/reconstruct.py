@@ -1,0 +1,157 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""From a folder of volumes to their reconstructions, pictures and errors."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.image import imsave
+from monai.transforms import Compose
+from torch import Tensor
+
+from bundle.atomic import free_path, replace_file
+from bundle.data import FoundVolume, SkippedVolume, skipped_because
+from bundle.errors import UserError
+from bundle.reconstruction.error_table import error_row, error_text, write_errors
+from bundle.reconstruction.original_grid import OriginalGrid
+from bundle.reconstruction.prepared import WholeVolume, find_inputs, prepare_volume
+from bundle.reconstruction.tiles import Reconstructed, TiledReconstruction
+from bundle.training.panel_figure import PanelCrop, draw_panels
+from bundle.training.trained_run import TrainedRun
+
+__all__ = ["Reconstruct"]
+
+logger = logging.getLogger(__name__)
+
+_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
+
+
+class Reconstruct:
+    """Reconstructs volumes with a trained run's network.
+
+    For each volume it writes, on the grid and in the units of its file, `<name>_masked.nii.gz` (hidden voxels have the
+    volume's lowest value) and `<name>_reconstruction.nii.gz` (hidden voxels are the network's, the others untouched),
+    and the picture `<name>.png`; for all together `errors.csv`. A volume that cannot be used is skipped and reported.
+
+    Args:
+        trained: the run, whose name heads the pictures and whose folder is the default for the results.
+        dataset_dir: a folder, an MSD-style json, or one file.
+        prepare: the run's transforms.
+        tiles: reconstructs a prepared volume.
+        output_dir: where to; None is `reconstruction` in the run's folder, or `reconstruction_2`, ...
+        overwrite: whether `output_dir` may hold files already.
+        panels: whether to draw pictures.
+
+    Raises:
+        UserError: when run, if `output_dir` holds files, or no volume can be used.
+    """
+
+    def __init__(
+        self,
+        *,
+        trained: TrainedRun,
+        dataset_dir: str | os.PathLike[str],
+        prepare: Compose,
+        tiles: TiledReconstruction,
+        output_dir: str | os.PathLike[str] | None = None,
+        overwrite: bool = False,
+        panels: bool = True,
+    ) -> None:
+        self.trained, self.dataset_dir, self.prepare, self.tiles = trained, dataset_dir, prepare, tiles
+        self.output_dir = None if output_dir is None else Path(output_dir)
+        self.overwrite, self.panels = overwrite, panels
+
+    def run(self) -> Path:
+        """Reconstructs all volumes; returns the folder of the results."""
+        found = find_inputs(self.dataset_dir)
+        folder = self._folder()
+        rows: list[dict[str, Any]] = []
+        skipped: list[SkippedVolume] = []
+        for number, (volume, stem) in enumerate(zip(found, _stems(found)), 1):
+            try:
+                row = self._one(volume, folder / stem)
+            except _Unusable as error:
+                skipped.append(error.skipped)
+                logger.warning("skipped %s: %s; %s", *error.skipped)
+                continue
+            rows.append(row)
+            write_errors(rows, folder / "errors.csv")  # after each volume: an interruption loses one at most
+            logger.info("%d of %d: %s", number, len(found), volume.name)
+        if not rows:
+            raise UserError(
+                f"none of the {len(found)} volumes in --dataset_dir {self.dataset_dir} can be reconstructed; the "
+                f"first: {skipped[0].name} {skipped[0].problem}; {skipped[0].remedy}"
+            )
+        logger.info("errors on hidden voxels, also in %s\n%s", folder / "errors.csv", error_text(rows))
+        if skipped:
+            lines = "\n".join(f"- {name}: {problem}; {remedy}" for name, problem, remedy in skipped)
+            logger.warning("%d of %d volumes were skipped:\n%s", len(skipped), len(found), lines)
+        return folder
+
+    def _folder(self) -> Path:
+        if self.output_dir is None:
+            return free_path(self.trained.folder.path / "reconstruction")
+        if self.output_dir.is_dir() and any(self.output_dir.iterdir()) and not self.overwrite:
+            raise UserError(f'--output_dir "{self.output_dir}" holds files: name another, or add --overwrite True')
+        return self.output_dir
+
+    def _one(self, found: FoundVolume, stem: Path) -> dict[str, Any]:
+        try:
+            volume = prepare_volume(found, self.prepare)
+        except Exception as error:  # one broken volume must not end the run
+            raise _Unusable(skipped_because(found.name, error)) from error
+        try:
+            result = self.tiles(volume)
+        except UserError as error:  # nothing to mask
+            raise _Unusable(SkippedVolume(found.name, str(error), "leave it out")) from error
+        self._write_volumes(volume, result, stem)
+        if self.panels:
+            self._write_panel(volume, result, stem)
+        return error_row(volume, result)
+
+    def _write_volumes(self, volume: WholeVolume, result: Reconstructed, stem: Path) -> None:
+        grid, original = OriginalGrid(volume.original, volume.image.affine), volume.original.as_subclass(Tensor)
+        values = grid.resample(volume.in_units(result.image))
+        hidden = grid.resample(result.hidden, nearest=True) > 0
+        grid.write(torch.where(hidden, values, original), stem.with_name(f"{stem.name}_reconstruction.nii.gz"))
+        masked = grid.resample(result.first_hidden, nearest=True) > 0
+        grid.write(torch.where(masked, original.min(), original), stem.with_name(f"{stem.name}_masked.nii.gz"))
+
+    def _write_panel(self, volume: WholeVolume, result: Reconstructed, stem: Path) -> None:
+        crop = PanelCrop(
+            name=volume.name,
+            spacing=tuple(volume.spacing.tolist()),
+            image=volume.in_units(volume.image.as_subclass(Tensor))[0].numpy(),
+            reconstruction=volume.in_units(result.image)[0].numpy(),
+            foreground=volume.foreground[0].numpy(),
+            visible=(~result.first_hidden)[0].numpy(),
+            hidden=result.hidden[0].numpy(),
+        )
+        with replace_file(stem.with_name(f"{stem.name}.png")) as temporary:
+            imsave(temporary, draw_panels([crop], title=self.trained.folder.path.name))
+
+
+class _Unusable(Exception):
+    """One volume is to be skipped."""
+
+    def __init__(self, skipped: SkippedVolume) -> None:
+        super().__init__(skipped)
+        self.skipped = skipped
+
+
+def _stems(found: Sequence[FoundVolume]) -> list[str]:
+    """The volumes' names without their endings, but where two would then be alike."""
+    stems = [_without_ending(volume.name) for volume in found]
+    count = Counter(stems)
+    return [stem if count[stem] == 1 else volume.name for stem, volume in zip(stems, found)]
+
+
+def _without_ending(name: str) -> str:
+    ending = next((ending for ending in _ENDINGS if name.lower().endswith(ending)), "")
+    return name[: len(name) - len(ending)]

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from bundle.networks.encoders.checkpointing import checkpointed, run
+from bundle.networks.encoders.scale import Stream, at_unit_scale
 from bundle.sparse import SparseVolume, sync_over_visible_sites
 
 __all__ = ["Encoder", "Level", "Stage", "Triple"]
@@ -33,11 +35,13 @@ class Stage:
         modules: of the network, in the order they run.
         channels: of the features they give.
         step: sites of the level before, or voxels, per site on each axis.
+        stream: what sets the scale of the features where no norm does, or None.
     """
 
     modules: tuple[nn.Module, ...]
     channels: int
     step: Triple
+    stream: Stream | None = None
 
 
 class Encoder(nn.Module):
@@ -103,6 +107,19 @@ class Encoder(nn.Module):
             **dict(self.network.named_buffers(remove_duplicate=False)),
         }
         return {key: value for key, value in self.network.state_dict().items() if id(tensors[key]) in used}
+
+    def unit_scale_state_dict(self, image: Tensor) -> dict[str, Tensor]:
+        """`network_state_dict` with every level's features brought to a deviation of 1, see `at_unit_scale`.
+
+        Args:
+            image: whole, unmasked crops ``[B, C, D, H, W]`` to measure the features on.
+        """
+        training = self.training
+        self.eval()
+        with torch.no_grad():
+            features = self(image)
+        self.train(training)
+        return at_unit_scale(self.network, [stage.stream for stage in self.stages], features, self.network_state_dict())
 
     def _used(self) -> set[int]:
         modules = [module for stage in self.stages for module in stage.modules]

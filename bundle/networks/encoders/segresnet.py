@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 from monai.networks.nets.segresnet import SegResNet
 from monai.networks.nets.segresnet_ds import SegResEncoder, SegResNetDS
 from torch import nn
 
 from bundle.networks.encoders.encoder import Stage
+from bundle.networks.encoders.scale import Stream
 from bundle.sparse.windows import triple
 
 __all__ = ["segres_encoder_stages", "segresnet_ds_stages", "segresnet_stages"]
@@ -19,7 +23,8 @@ def segres_encoder_stages(network: SegResEncoder) -> list[Stage]:
     before: nn.Module = network.conv_init
     for depth, layer in enumerate(network.layers):
         step = triple(getattr(before, "stride", 1))
-        stages.append(Stage((before, layer["blocks"]), network.init_filters * 2**depth, step))
+        blocks = layer["blocks"]
+        stages.append(Stage((before, blocks), network.init_filters * 2**depth, step, _stream(before, blocks)))
         before = layer["downsample"]
     return stages
 
@@ -35,6 +40,14 @@ def segresnet_stages(network: SegResNet) -> list[Stage]:
     stages = []
     for depth, layer in enumerate(network.down_layers):
         step = triple(1 if depth == 0 else 2)
-        stages.append(Stage((*before, layer), network.init_filters * 2**depth, step))
+        entry, *blocks = layer  # at the finest level an identity
+        stream = _stream(before[0] if depth == 0 else entry, blocks)
+        stages.append(Stage((*before, layer), network.init_filters * 2**depth, step, stream))
         before = []
     return stages
+
+
+def _stream(entry: nn.Module, blocks: Iterable[nn.Module]) -> Stream:
+    """Of pre-activation residual blocks."""
+    parts: list[Any] = list(blocks)
+    return Stream((entry,), tuple(block.conv2 for block in parts), tuple(block.norm1 for block in parts))

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from monai.networks.nets.basic_unet import BasicUNet
 from monai.networks.nets.dynunet import DynUNet
 from monai.networks.nets.mednext import MedNeXt
 from monai.networks.nets.vnet import VNet
 
 from bundle.networks.encoders.encoder import Stage
+from bundle.networks.encoders.scale import Stream
 from bundle.sparse.windows import triple
 
 __all__ = ["basic_unet_stages", "dynunet_stages", "mednext_stages", "vnet_stages"]
@@ -29,9 +32,18 @@ def mednext_stages(network: MedNeXt) -> list[Stage]:
     blocks = [*network.enc_stages, network.bottleneck]
     filters = network.stem.out_channels
     return [
-        Stage(pair, filters * 2**depth, triple(1 if depth == 0 else 2))
+        Stage(pair, filters * 2**depth, triple(1 if depth == 0 else 2), _mednext_stream(*pair))
         for depth, pair in enumerate(zip(before, blocks))
     ]
+
+
+def _mednext_stream(before: Any, blocks: Any) -> Stream | None:
+    """Of a down block and the blocks after it; none without the residual connections that make a stream."""
+    if not all(block.do_res for block in blocks) or not getattr(before, "resample_do_res", True):
+        return None
+    down = (before.conv3,) if hasattr(before, "res_conv") else ()  # the stem is a convolution
+    entry = (before.res_conv,) if hasattr(before, "res_conv") else (before,)
+    return Stream(entry, (*down, *(block.conv3 for block in blocks)))
 
 
 def vnet_stages(network: VNet) -> list[Stage]:

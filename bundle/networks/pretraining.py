@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import TypedDict
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from bundle.errors import UserError
 from bundle.masking import LevelBatch
+from bundle.networks.batch_norm import reestimate_batch_norm
 from bundle.networks.decoder import Decoder
 from bundle.networks.depth_pairs import EncoderDepthPairs
 from bundle.networks.encoders import Encoder
@@ -157,7 +159,16 @@ class PretrainingNetwork(nn.Module):
         if self.teacher is not None and self.alignment is not None:
             self.teacher.update(self.encoder, self.alignment)
 
-    def encoder_state_dict(self) -> dict[str, Tensor]:
-        """The product: the encoder half's weights under the MONAI network's own keys, on the CPU."""
+    def encoder_state_dict(self, images: Sequence[Tensor] = ()) -> dict[str, Tensor]:
+        """The product: the encoder half's weights under the MONAI network's own keys, on the CPU.
+
+        Args:
+            images: batches of whole, unmasked crops ``[B, C, D, H, W]`` on the encoder's device. With them BatchNorm's
+                statistics are those of whole crops, and every level's features have unit scale (`at_unit_scale`).
+        """
         weights = self.encoder.network_state_dict()
+        if images:
+            encoder = copy.deepcopy(self.encoder)
+            reestimate_batch_norm(encoder, images)
+            weights = encoder.unit_scale_state_dict(images)
         return {key: w.detach().cpu().clone(memory_format=torch.contiguous_format) for key, w in weights.items()}

@@ -6,11 +6,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,9 @@ class ExportEncoder:
         models_dir: where models are published.
         settings: for `model.json`; dataclasses become their fields, other values that are no JSON text.
         replace_model: whether to publish where a model is already.
+        loader: of unmasked crops under `image`. With it `encoder_state_dict` is given some of them, to bring features
+            to unit scale and BatchNorm's statistics to those of whole crops.
+        batches: of the loader.
     """
 
     def __init__(
@@ -56,10 +60,13 @@ class ExportEncoder:
         models_dir: str | os.PathLike[str],
         settings: Mapping[str, Any],
         replace_model: bool = False,
+        loader: Iterable[Mapping[str, Any]] | None = None,
+        batches: int = 8,
     ) -> None:
         self.model, self.network = run_folder.model, unwrap(network)
         self.published = Path(models_dir) / "model.pt"
         self.settings, self.replace_model = settings, replace_model
+        self.loader, self.batches = loader, batches
 
     def attach(self, engine: Engine) -> None:
         """Registers with the trainer."""
@@ -67,7 +74,7 @@ class ExportEncoder:
         engine.add_event_handler(Events.COMPLETED, self._publish)
 
     def _write(self, engine: Engine) -> None:
-        weights: Mapping[str, torch.Tensor] = self.network.encoder_state_dict()  # type: ignore[operator]
+        weights: Mapping[str, torch.Tensor] = self.network.encoder_state_dict(*self._images(engine))  # type: ignore[operator]
         weights = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
         with replace_file(self.model) as temporary:
             torch.save(weights, temporary)
@@ -83,6 +90,14 @@ class ExportEncoder:
         }
         with replace_file(self.model.with_suffix(".json")) as temporary:
             temporary.write_text(json.dumps(about, indent=4, default=_as_json) + "\n")
+
+    def _images(self, engine: Engine) -> tuple[list[torch.Tensor], ...]:
+        """The arguments of `encoder_state_dict`."""
+        if self.loader is None:
+            return ()
+        with torch.random.fork_rng(devices=[]):  # a loader draws a seed, which training would miss after a resume
+            batches = itertools.islice(self.loader, self.batches)
+            return ([batch["image"].to(engine.state.device) for batch in batches],)
 
     def _publish(self, engine: Engine) -> None:  # noqa: ARG002 - the signature of a handler
         if self.published.exists():

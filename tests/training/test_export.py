@@ -80,3 +80,26 @@ def test_a_run_that_stops_early_has_a_model_but_publishes_none(tmp_path):
         train(tmp_path, fail=True)
     assert json.loads((tmp_path / "run0" / "model.json").read_text())["epochs"] == 1
     assert not (tmp_path / "models").exists()
+
+
+def test_with_a_loader_the_weights_are_fitted_to_whole_crops_and_training_goes_on_unchanged(tmp_path):
+    given = []
+
+    class Network(ToyNetwork):
+        def encoder_state_dict(self, images=()):
+            given.append([image.shape[0] for image in images])
+            return super().encoder_state_dict()
+
+    def last_loss(loader):
+        torch.manual_seed(0)
+        network = Network()
+        export = ExportEncoder(
+            run_folder=RunFolder(tmp_path / f"run{loader is None}"), network=network, models_dir=tmp_path / "models",
+            settings={}, loader=loader, batches=2,
+        )  # fmt: skip
+        trainer = toy_trainer(network, SGD(network.parameters(), lr=0.1), toy_loader(), 2, [export])
+        trainer.run()
+        return torch.rand(1), trainer.state.output["loss"]
+
+    assert last_loss(toy_loader(draws=6, batch_size=2)) == last_loss(None)
+    assert given == [[2, 2], [2, 2], [], []]

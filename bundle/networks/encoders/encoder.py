@@ -108,18 +108,21 @@ class Encoder(nn.Module):
         }
         return {key: value for key, value in self.network.state_dict().items() if id(tensors[key]) in used}
 
-    def unit_scale_state_dict(self, image: Tensor) -> dict[str, Tensor]:
+    @torch.no_grad()
+    def unit_scale_state_dict(self, images: Sequence[Tensor]) -> dict[str, Tensor]:
         """`network_state_dict` with every level's features brought to a deviation of 1, see `at_unit_scale`.
 
         Args:
-            image: whole, unmasked crops ``[B, C, D, H, W]`` to measure the features on.
+            images: batches of whole, unmasked crops ``[B, C, D, H, W]`` to measure the features on.
         """
         training = self.training
         self.eval()
-        with torch.no_grad():
-            features = self(image)
+        squares = [[level.float().var() for level in self(image)] for image in images]
         self.train(training)
-        return at_unit_scale(self.network, [stage.stream for stage in self.stages], features, self.network_state_dict())
+        deviations = torch.tensor(squares).mean(0).sqrt().tolist()
+        return at_unit_scale(
+            self.network, [stage.stream for stage in self.stages], deviations, self.network_state_dict()
+        )
 
     def _used(self) -> set[int]:
         modules = [module for stage in self.stages for module in stage.modules]

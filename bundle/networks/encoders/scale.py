@@ -1,14 +1,15 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
 """Brings the features of every level to unit scale, without changing what they say.
 
-In a network of pre-activation residual blocks (SegResNet, MedNeXt) nothing normalises the stream that the blocks add to:
-each block normalises what it reads. The scale of the stream is therefore free, and pre-training lets it grow level by
-level; a deviation of 1 at the finest and above 1000 at the deepest level was seen. A decoder that starts from scratch on
-such features starts with losses far above those of chance, and forgets the encoder before it has learned anything.
+In a network of pre-activation residual blocks (SegResNet, MedNeXt) nothing normalises the stream that the blocks add
+to: each block normalises what it reads. The scale of the stream is therefore free, and pre-training lets it grow level
+by level; a deviation of 2 at the finest and above 1000 at the deepest level was seen. A decoder that starts from
+scratch on such features starts with losses far above those of chance.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,7 +36,7 @@ class Stream:
 
 @torch.no_grad()
 def at_unit_scale(
-    network: nn.Module, streams: list[Stream | None], features: list[Tensor], keys: dict[str, Tensor]
+    network: nn.Module, streams: Sequence[Stream | None], deviations: Sequence[float], keys: dict[str, Tensor]
 ) -> dict[str, Tensor]:
     """Weights with which every level's features have a standard deviation of 1, and are else the same.
 
@@ -45,7 +46,7 @@ def at_unit_scale(
     Args:
         network: that the streams are parts of.
         streams: of each level, finest first.
-        features: of each level, from a batch of whole, unmasked crops.
+        deviations: of each level's features, on whole, unmasked crops.
         keys: the network's tensors by their names, as to be returned.
 
     Returns:
@@ -55,7 +56,7 @@ def at_unit_scale(
     known = [stream for stream in streams if stream is not None]
     if len(known) < len(streams):
         return scaled
-    factors = [1 / max(float(level.float().std()), 1e-6) for level in features]
+    factors = [1 / max(deviation, 1e-6) for deviation in deviations]
     change: dict[int, float] = {}
     for depth, (stream, factor) in enumerate(zip(known, factors, strict=True)):
         before = factors[depth - 1] if depth else 1.0

@@ -11,6 +11,8 @@ from bundle.training.curves import LearningCurves
 from bundle.training.device import autocast_dtype, pick_device
 from bundle.training.distributed import is_not_main_rank, stop_distributed, wrap
 from bundle.training.export import ExportEncoder
+from bundle.training.findings_metrics import FindingsROCAUC, LossOfAllVolumes
+from bundle.training.findings_report import FindingsReport
 from bundle.training.health import RepresentationHealth
 from bundle.training.history import History
 from bundle.training.panels import ReconstructionPanels
@@ -27,6 +29,7 @@ from bundle.training.segmentation_panels import SegmentationPanels
 from bundle.training.start import start_run
 from bundle.training.summary import Summary
 from bundle.training.validation import ValidationLoss
+from bundle.training.window_mean import WindowMean
 
 __all__ = [
     "AlignmentWarmUp",
@@ -34,8 +37,11 @@ __all__ = [
     "CostReport",
     "ExportBest",
     "ExportEncoder",
+    "FindingsROCAUC",
+    "FindingsReport",
     "History",
     "LearningCurves",
+    "LossOfAllVolumes",
     "MaskedBatch",
     "PerClass",
     "Progress",
@@ -52,6 +58,7 @@ __all__ = [
     "SurfaceDistanceInMm",
     "UpdateTeacher",
     "ValidationLoss",
+    "WindowMean",
     "autocast_dtype",
     "is_not_main_rank",
     "latest_scalars",

@@ -19,7 +19,7 @@ _POOLING = ("mean", "mean+max")
 
 
 class EncoderClassifier(nn.Module):
-    """Image to one logit per finding: dense encoder, pooling over the coarsest level, dropout, linear head.
+    """Image to one logit per finding: dense encoder, pooling over the coarsest level, LayerNorm, dropout, linear head.
 
     The encoder's weights stand below `encoder.`, under the MONAI network's own keys. Any size of image will do that
     the encoder takes.
@@ -46,8 +46,12 @@ class EncoderClassifier(nn.Module):
         with torch.device("meta"):  # no memory, no random numbers
             channels = build_encoder(**encoder).levels[-1].channels
         self.with_maximum = pooling == "mean+max"
+        width = channels * (2 if self.with_maximum else 1)
+        # nothing sets the scale of the features of a pre-activation network such as SegResNet; without a norm, weights
+        # that pre-training left at a large one would start far above the loss of chance
+        self.norm = nn.LayerNorm(width)
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(channels * (2 if self.with_maximum else 1), findings)
+        self.head = nn.Linear(width, findings)
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits, float32 ``[B, findings]``.
@@ -61,5 +65,5 @@ class EncoderClassifier(nn.Module):
             pooled = features.mean(-1)
             if self.with_maximum:
                 pooled = torch.cat([pooled, features.amax(-1)], dim=1)
-            logits: Tensor = self.head(self.dropout(pooled))
+            logits: Tensor = self.head(self.dropout(self.norm(pooled)))
         return logits

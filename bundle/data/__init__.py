@@ -3,8 +3,10 @@
 
 from bundle.data.crops import CropDataset, DrawSampler, RandForegroundCropd, make_loader
 from bundle.data.find import FoundVolume, find_volumes
-from bundle.data.find_labelled import find_boxes, find_findings, find_segmentations
+from bundle.data.find_labelled import check_findings, find_boxes, find_findings, find_segmentations
+from bundle.data.finding_counts import FindingCounts
 from bundle.data.geometry import OptionalSpacingd, PadToCropd, ToPlainTensorsd, crop_size, valid_cells
+from bundle.data.input_size import FitInputd
 from bundle.data.intensity import Foregroundd, Modalityd, NormalizeByModalityd
 from bundle.data.labels import FindingsTensord, ReadLabelMapd, check_classes
 from bundle.data.read import ReadVolumed, read_volume
@@ -14,7 +16,9 @@ from bundle.data.weight_map import WeightMapd
 __all__ = [
     "CropDataset",
     "DrawSampler",
+    "FindingCounts",
     "FindingsTensord",
+    "FitInputd",
     "Foregroundd",
     "FoundVolume",
     "Modalityd",
@@ -30,6 +34,7 @@ __all__ = [
     "VolumeSet",
     "WeightMapd",
     "check_classes",
+    "check_findings",
     "crop_size",
     "find_boxes",
     "find_findings",

@@ -2,6 +2,7 @@
 """Encoders, the decoder and the pre-training network. A new encoder is an adapter in `encoders`."""
 
 from bundle.networks.batch_norm import reestimate_batch_norm
+from bundle.networks.classifier import EncoderClassifier
 from bundle.networks.decoder import Decoder
 from bundle.networks.depth_pairs import EncoderDepthPairs, average_at, plain_depth_pairs
 from bundle.networks.encoders import Encoder, Level, build_encoder
@@ -14,6 +15,7 @@ from bundle.networks.teacher import Teacher
 __all__ = [
     "Decoder",
     "Encoder",
+    "EncoderClassifier",
     "EncoderDepthPairs",
     "Level",
     "Pairs",

@@ -12,6 +12,8 @@ from bundle.training.device import autocast_dtype, pick_device
 from bundle.training.distributed import is_not_main_rank, stop_distributed, wrap
 from bundle.training.evaluation import EvaluationReport, RunCheckpointLoader
 from bundle.training.export import ExportEncoder
+from bundle.training.findings_metrics import FindingsROCAUC, LossOfAllVolumes
+from bundle.training.findings_report import FindingsReport
 from bundle.training.health import RepresentationHealth
 from bundle.training.history import History
 from bundle.training.panels import ReconstructionPanels
@@ -30,6 +32,7 @@ from bundle.training.start import start_run
 from bundle.training.summary import Summary
 from bundle.training.trained_run import TrainedRun
 from bundle.training.validation import ValidationLoss
+from bundle.training.window_mean import WindowMean
 
 __all__ = [
     "AlignmentWarmUp",
@@ -38,8 +41,11 @@ __all__ = [
     "EvaluationReport",
     "ExportBest",
     "ExportEncoder",
+    "FindingsROCAUC",
+    "FindingsReport",
     "History",
     "LearningCurves",
+    "LossOfAllVolumes",
     "MaskedBatch",
     "PerClass",
     "Progress",
@@ -58,6 +64,7 @@ __all__ = [
     "TrainedRun",
     "UpdateTeacher",
     "ValidationLoss",
+    "WindowMean",
     "autocast_dtype",
     "is_not_main_rank",
     "latest_scalars",

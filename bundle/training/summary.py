@@ -138,6 +138,7 @@ class Summary:
             folder.model: "the weights, a flat state dict of the plain MONAI network",
             folder.last_checkpoint: "the whole state, for a resume",
             folder.best_checkpoint: "the same after the epoch with the best validation",
+            folder.path / "predictions.csv": "what the network says of each validation volume",
             folder.panels: "pictures of what the network predicts",
             folder.curves: "learning curves",
             folder.history: "every epoch's figures",

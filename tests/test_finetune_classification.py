@@ -1,0 +1,163 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""Classification as a user runs it: the config, a table of findings, real volumes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from monai.bundle import ConfigWorkflow
+
+from bundle.errors import user_error_in
+from bundle.networks import EncoderClassifier
+from tests.networks.encoder_cases import Case
+from tests.transfer.models import write_model
+
+ROOT = Path(__file__).parents[1]
+CONFIG = ROOT / "configs/finetune_classification.yaml"
+VOLUMES = ("ct_body_totalseg", "ct_spine_tptbox", "mr_body_totalseg", "mr_spine_tptbox")
+TINY = {"init_filters": 4, "blocks_down": [1, 1, 1, 1], "norm": ["instance", {"affine": True}]}
+QUICK = {
+    "findings": ["ct", "body"],
+    "crop_size": [32, 32, 32],
+    "spacing": [6.0, 6.0, 6.0],
+    "encoder": {"name": "SegResEncoder", **TINY},
+    "epochs": 2,
+    "steps_per_epoch": 2,
+    "val_interval": 1,
+    "warmup_epochs": 1,
+    "num_workers": 0,
+    "device": "cpu",
+    "pretrained": None,
+}
+
+
+@pytest.fixture(scope="module")
+def folder(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle root with a table of four real volumes: which are CT is known of all, what they show of three."""
+    root = tmp_path_factory.mktemp("bundle")
+    (root / "images").symlink_to(data_dir / "volumes")
+    rows = [[f"images/{n}.nii.gz", int(n.startswith("ct")), int("body" in n), "validation"] for n in VOLUMES]
+    rows[2][2] = ""
+    rows[1][3] = rows[3][3] = "training"
+    with (root / "labels.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["image", "ct", "body", "part"], *rows])
+    return root
+
+
+def workflow(folder: Path, **overrides) -> ConfigWorkflow:
+    given = {"bundle_root": str(folder), "dataset_dir": str(folder), **QUICK, **overrides}
+    return ConfigWorkflow([str(CONFIG)], workflow_type="train", run_id="training", **given)
+
+
+def run(folder: Path, **overrides) -> Path:
+    """Trains for a moment; returns the run's folder."""
+    flow = workflow(folder, **overrides)
+    flow.initialize()
+    flow.run()
+    flow.finalize()
+    path: Path = flow.parser.get_parsed_content("run_folder").path
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(folder: Path) -> Path:
+    return run(folder)
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_run_leaves_everything_it_promises(finished: Path, folder: Path):
+    assert finished.parent == folder / "runs/classification"
+    names = ("config.yaml", "metrics.csv", "curves.png", "summary.md", "panels/epoch_0002.png", "predictions.csv")
+    for name in names:
+        assert (finished / name).stat().st_size > 0, name
+    assert "ROC AUC of the validation volumes" in (finished / "summary.md").read_text()
+
+
+def test_predictions_are_those_of_the_exported_network(finished: Path, folder: Path):
+    about = json.loads((finished / "model.json").read_text())
+    assert about["findings"] == ["ct", "body"] and about["counts"]["body"]["validation"]["unknown"] == 1
+    network = EncoderClassifier(about["encoder"], findings=2, pooling=about["pooling"])
+    network.load_state_dict(torch.load(finished / "model.pt", weights_only=True), strict=True)
+    rows = table(finished / "predictions.csv")
+    assert [row["volume"] for row in rows] == ["images/ct_body_totalseg.nii.gz", "images/mr_body_totalseg.nii.gz"]
+    assert [(row["ct label"], row["body label"]) for row in rows] == [("1", "1"), ("0", "")]
+    flow = workflow(folder)
+    flow.initialize()
+    volumes = flow.parser.get_parsed_content("volumes").validation
+    for row, volume in zip(rows, volumes, strict=True):
+        assert volume.size == (32, 32, 32)  # the whole, shrunk and padded
+        image = torch.load(volume.file, weights_only=True)["image"]
+        with torch.no_grad():
+            probabilities = network.eval()(image[None]).sigmoid()[0]
+        assert [float(row["ct"]), float(row["body"])] == pytest.approx(probabilities.tolist(), abs=1e-5)
+
+
+def test_the_area_in_the_table_of_metrics_is_that_of_the_best_epochs_predictions(finished: Path):
+    best = json.loads((finished / "model.json").read_text())["epoch"]
+    metrics = table(finished / "metrics.csv")[best - 1]
+    ct, mr = (float(row["ct"]) for row in table(finished / "predictions.csv"))
+    assert float(metrics["validation/auc"]) == float(metrics["validation/auc/ct"]) == (ct > mr)
+    assert not metrics.get("validation/auc/body")  # one class is known of the validation volumes
+    assert (finished / f"predictions/epoch_{best:04d}.csv").read_text() == (finished / "predictions.csv").read_text()
+
+
+def test_it_starts_from_the_pretrained_weights_and_a_frozen_encoder_keeps_them(folder: Path, tmp_path: Path):
+    file, _ = write_model(tmp_path, Case("SegResEncoder", TINY, ()), spacing=[6.0, 6.0, 6.0])
+    # windows of crops at full resolution, and a network that only the file describes
+    changes = {"encoder": {"name": "SegResNet"}, "spacing": None, "input": "crop", "crop_size": [24, 24, 24]}
+    done = run(folder, pretrained=str(file), schedule="frozen", pooling="mean+max", balance=True, epochs=1, **changes)
+    given, kept = torch.load(file, weights_only=True), torch.load(done / "model.pt", weights_only=True)
+    assert all(torch.equal(kept[f"encoder.{key}"], value) for key, value in given.items())
+    about = json.loads((done / "model.json").read_text())
+    assert about["spacing"] == [6, 6, 6] and about["encoder"]["init_filters"] == 4 and about["input"] == "crop"
+    assert kept["head.weight"].shape == (2, 2 * 32)
+
+
+def test_a_resumed_run_continues_where_it_stopped(finished: Path, folder: Path, tmp_path: Path):
+    part = run(folder, output_dir=str(tmp_path / "part"), **{"train#trainer#max_epochs": 1})
+    run(folder, output_dir=str(tmp_path / "part"), resume=True)
+    weights = [torch.load(path / "checkpoints/last.pt", weights_only=True)["network"] for path in (finished, part)]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    assert (part / "predictions.csv").read_text() == (finished / "predictions.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("findings", ["ct", "bone"], "labels.csv has no column bone"),
+        ("findings", [], "--findings"),
+        ("findings", ["body"], "none of body has both 1 and 0"),
+        ("dataset_dir", "/nowhere", "labels.csv"),
+        ("input", "resize", "--input"),
+        ("pooling", "sum", "--pooling"),
+        ("crop_size", [30, 32, 32], "--crop_size"),
+        ("dropouts", 0.1, "dropout"),
+    ],
+)
+def test_a_wrong_option_is_one_line_that_names_it(folder: Path, tmp_path: Path, option: str, value, message: str):
+    flow = workflow(folder, output_dir=str(tmp_path / "run"), **{option: value})
+    with pytest.raises((RuntimeError, ValueError)) as error:  # noqa: PT012 - some are found before, some while running
+        flow.initialize()
+        flow.run()
+    found = user_error_in(error.value)
+    assert found is not None, f"not a UserError: {error.value!r}"
+    assert message in str(found) and "\n" not in str(found)
+
+
+def test_the_page_explains_every_id_that_one_may_change():
+    page = (ROOT / "docs/finetune_classification.md").read_text()
+    changeable = CONFIG.read_text().partition("# ---- set-up")[0]
+    ids = list(yaml.safe_load(changeable))
+    assert {"findings", "input", "encoder"} <= set(ids)
+    lacking = [name for name in ids if not re.search(rf"^\| `{name}` \|", page, flags=re.MULTILINE)]
+    assert not lacking, f"docs/finetune_classification.md has no row for {', '.join(lacking)}"

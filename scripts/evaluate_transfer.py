@@ -38,6 +38,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ARMS: dict[str, dict[str, Any]] = {
     "scratch": {"pretrained": None},
     "pretrained": {},
+    "scratch, sawtooth": {"pretrained": None, "schedule": "sawtooth"},
     "scratch, frozen": {"pretrained": None, "schedule": "frozen"},
     "pretrained, frozen": {"schedule": "frozen"},
     "pretrained, sawtooth": {"schedule": "sawtooth"},

@@ -11,7 +11,12 @@ RESIDUAL = {
     "SegResEncoder, batch norm": {"init_filters": 8, "blocks_down": [1, 2, 1], "norm": "batch"},
     "SegResNetDS": {"init_filters": 8, "blocks_down": [1, 2, 1], "norm": ["instance", {"affine": True}]},
     "SegResNet": {"init_filters": 8, "blocks_down": [1, 2, 1]},
-    "MedNeXt": {"init_filters": 8, "blocks_down": [1, 1, 1, 1], "blocks_up": [1, 1, 1, 1]},
+    "MedNeXt": {
+        "init_filters": 8,
+        "blocks_down": [1, 1, 1, 1],
+        "blocks_up": [1, 1, 1, 1],
+        "use_residual_connection": True,
+    },
 }
 
 
@@ -25,7 +30,7 @@ def grown(name: str, arguments: dict):
                 parameter.mul_(4)
         encoder.train()
         encoder(images()[0])  # running statistics that fit
-    return encoder.eval()
+    return encoder.eval().requires_grad_(False)
 
 
 def images():
@@ -37,7 +42,7 @@ def images():
 def test_features_get_unit_scale_and_stay_else_the_same(name):
     encoder = grown(name, RESIDUAL[name])
     before = encoder(images()[0])
-    assert before[-1].std() > 3, "else there is nothing to do"
+    assert before[-1].std() > 1.5, "else there is nothing to do"
     weights = encoder.unit_scale_state_dict(images())
     assert weights.keys() == encoder.network_state_dict().keys()
     encoder.network.load_state_dict(encoder.network.state_dict() | weights)
@@ -47,7 +52,7 @@ def test_features_get_unit_scale_and_stay_else_the_same(name):
     for level, own in zip(encoder(images()[0]), before, strict=True):
         shape = own / own.std()
         # norms add 1e-5 to variances of about 1
-        torch.testing.assert_close(level / level.std(), shape, rtol=0, atol=2e-3 * float(shape.abs().max()))
+        torch.testing.assert_close(level / level.std(), shape, rtol=0, atol=5e-3 * float(shape.abs().max()))
 
 
 def test_the_encoder_itself_is_left_as_it_was():

@@ -8,6 +8,10 @@ from bundle.training.checkpoint import RunCheckpoint
 from bundle.training.clipping import ClipGradients
 from bundle.training.cost import CostReport
 from bundle.training.curves import LearningCurves
+from bundle.training.detection_batch import BoxBatch
+from bundle.training.detection_metrics import AveragePrecision
+from bundle.training.detection_panels import DetectionPanels
+from bundle.training.detection_table import PredictedBoxes
 from bundle.training.device import autocast_dtype, pick_device
 from bundle.training.distributed import is_not_main_rank, stop_distributed, wrap
 from bundle.training.export import ExportEncoder
@@ -30,14 +34,18 @@ from bundle.training.validation import ValidationLoss
 
 __all__ = [
     "AlignmentWarmUp",
+    "AveragePrecision",
+    "BoxBatch",
     "ClipGradients",
     "CostReport",
+    "DetectionPanels",
     "ExportBest",
     "ExportEncoder",
     "History",
     "LearningCurves",
     "MaskedBatch",
     "PerClass",
+    "PredictedBoxes",
     "Progress",
     "ReconstructionPanels",
     "RecordConfig",

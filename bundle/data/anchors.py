@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from bundle.data.volume_set import PreparedVolume
+from bundle.data.volume_set import PreparedVolume, SkippedVolume
 from bundle.errors import UserError
 
 __all__ = ["anchor_shapes"]
@@ -17,7 +17,12 @@ _SMALLEST = 2.0  # voxels: MONAI rounds half a side to whole voxels
 
 
 def anchor_shapes(
-    training: Sequence[PreparedVolume], validation: Sequence[PreparedVolume], *, count: int = 3, levels: int = 3
+    training: Sequence[PreparedVolume],
+    validation: Sequence[PreparedVolume],
+    *,
+    skipped: Sequence[SkippedVolume] = (),
+    count: int = 3,
+    levels: int = 3,
 ) -> list[list[float]]:
     """Sizes in voxels of the anchors of a detector's finest level; those of each next level are twice as large.
 
@@ -28,6 +33,7 @@ def anchor_shapes(
     Args:
         training: prepared volumes, whose files hold `box`, ``[N, 6]`` in voxels.
         validation: likewise; they must have a box, else there is nothing to measure.
+        skipped: volumes that could not be used, for the message if no box is left.
         count: number of shapes.
         levels: of the feature pyramid.
 
@@ -40,11 +46,11 @@ def anchor_shapes(
     sizes = _sizes(training)
     for part, found in (("training", sizes), ("validation", _sizes(validation))):
         if not len(found):
-            raise UserError(
-                f"the {part} volumes have no box: give the data list volumes with boxes in {part!r}, or another --seed"
-            )
+            first = f" ({len(skipped)} were left out; {skipped[0].name} {skipped[0].problem})" if skipped else ""
+            raise UserError(f"the {part} volumes have no box{first}: correct the data list, or try another --seed")
     side = np.prod(sizes, axis=1) ** (1 / 3)
-    level = np.floor(np.log2(side / np.quantile(side, 0.1))).clip(0, levels - 1)
+    ratio = side / np.quantile(side, 0.1, method="lower")
+    level = np.floor(np.log2(ratio) + 1e-6).clip(0, levels - 1)  # exactly twice as large is the next level's
     sizes = sizes / 2.0 ** level[:, None]
     order = np.argsort(np.prod(sizes, axis=1), kind="stable")
     parts = [part if len(part) else order for part in np.array_split(order, count)]  # fewer boxes than shapes

@@ -17,7 +17,7 @@ from monai.bundle import ConfigWorkflow
 
 from bundle.errors import user_error_in
 from bundle.networks import ResNetFPN, build_encoder
-from tests.data.organ_boxes import organ_box
+from tests.data.organ_boxes import labelled_part, organ_box
 
 ROOT = Path(__file__).parents[1]
 CONFIG = str(ROOT / "configs/finetune_detection.yaml")
@@ -43,7 +43,7 @@ QUICK = {
     "warmup_epochs": 1,
     "val_interval": 1,
     "num_workers": 0,
-    "pretrained": None,
+    "pretrained": False,
     "device": "cpu",
 }
 
@@ -55,7 +55,8 @@ def folder(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     entries = {}
     for name in ("ct_body_totalseg", "mr_body_totalseg"):
         shutil.copy(data_dir / "volumes" / f"{name}.nii.gz", root)
-        boxes = [organ_box(data_dir / "labels" / f"{name}.nii.gz", value) for value in (2, 3, 4)]
+        _, labels = labelled_part(data_dir, name)
+        boxes = [organ_box(labels, value) for value in (2, 3, 4)]
         entries[name] = {"image": f"{name}.nii.gz", "box": boxes, "label": [0, 0, 1]}
     shutil.copy(data_dir / "volumes/ct_spine_tptbox.nii.gz", root)
     empty = {"image": "ct_spine_tptbox.nii.gz", "box": [], "label": []}
@@ -110,8 +111,9 @@ def test_the_run_leaves_everything_it_promises(finished: Path, folder: Path):
 def test_the_product_is_the_state_dict_of_a_plain_retinanet(finished: Path):
     about = json.loads((finished / "model.json").read_text())
     assert about["classes"] == CLASSES and len(about["anchor_shapes"]) == 3 and about["spacing"] == [6, 6, 6]
-    extractor = ResNetFPN(about["encoder"], out_channels=8)
-    network = RetinaNet(3, num_classes=2, num_anchors=3, feature_extractor=extractor)
+    channels, layers = about["out_channels"], about["returned_layers"]
+    extractor = ResNetFPN(about["encoder"], returned_layers=layers, out_channels=channels)
+    network = RetinaNet(3, len(about["classes"]), len(about["anchor_shapes"]), extractor)
     network.load_state_dict(torch.load(finished / "model.pt", weights_only=True), strict=True)
 
 

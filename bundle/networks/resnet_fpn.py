@@ -31,6 +31,7 @@ class ResNetFPN(nn.Module):
         out_channels: of each level; a multiple of 8, as MONAI's heads need.
 
     Attributes:
+        returned_layers: as given.
         out_channels: of each level.
         size_divisible: voxels per site of the coarsest level, on each axis.
         scales: of the levels, relative to the finest.
@@ -48,7 +49,7 @@ class ResNetFPN(nn.Module):
         if encoder.get("name") not in ("ResNet", "ResNetFeatures"):
             raise UserError(
                 f"detection needs a ResNet, and the encoder is {encoder.get('name')!r}: pre-train one with "
-                "configs/encoder_resnet50.yaml and give its model.pt as --pretrained, or --pretrained None"
+                "configs/encoder_resnet50.yaml and give its model.pt as --pretrained, or --pretrained False"
             )
         layers = list(returned_layers)
         if not layers or layers != list(range(layers[0], layers[-1] + 1)) or layers[0] < 1 or layers[-1] > _LAYERS:
@@ -62,7 +63,7 @@ class ResNetFPN(nn.Module):
         used = {id(module) for stage in built.stages[:last] for module in stage.modules}
         children = {name: child for name, child in built.network.named_children() if id(child) in used}
         self.body = nn.ModuleDict(children)
-        self._returned = [f"layer{number}" for number in layers]
+        self.returned_layers = layers
         levels = built.levels[last - len(layers) : last]
         self.fpn = FeaturePyramidNetwork(
             spatial_dims=3,
@@ -82,9 +83,10 @@ class ResNetFPN(nn.Module):
         Args:
             x: ``[B, C, D, H, W]``.
         """
+        returned = {f"layer{number}" for number in self.returned_layers}
         features: dict[str, Tensor] = {}
         for name, module in self.body.items():
             x = module(x)
-            if name in self._returned:
+            if name in returned:
                 features[name] = x
         return list(self.fpn(features).values())

@@ -28,7 +28,7 @@ from bundle.data import (
     check_box_classes,
 )
 from bundle.errors import UserError, VolumeError
-from tests.data.organ_boxes import organ_box
+from tests.data.organ_boxes import labelled_part, organ_box
 
 ORGANS = (1, 2, 3, 4)
 SIZES = st.floats(1, 200)
@@ -36,9 +36,9 @@ SIZES = st.floats(1, 200)
 
 def prepared(data_dir: Path, folder: Path, name: str, spacing: list[float] | None, crop: list[int]) -> dict:
     """A real volume through the steps of the config, with its label map beside it as a `weight_map`."""
-    labels = data_dir / "labels" / f"{name}.nii.gz"
-    slices = nib.load(labels).shape[2]  # fewer than the volume has
-    nib.save(nib.load(data_dir / "volumes" / f"{name}.nii.gz").slicer[..., :slices], folder / "image.nii")
+    part, labels = labelled_part(data_dir, name)
+    nib.save(part, folder / "image.nii")
+    nib.save(labels, folder / "labels.nii")
     both = ["image", "weight_map"]
     steps = [
         ReadVolumed(keys="image"),
@@ -57,7 +57,7 @@ def prepared(data_dir: Path, folder: Path, name: str, spacing: list[float] | Non
     ]
     item = {
         "image": [str(folder / "image.nii")],
-        "weight_map": [str(labels)],
+        "weight_map": [str(folder / "labels.nii")],
         "name": name,
         "modality": "",
         "box": [organ_box(labels, organ) for organ in ORGANS],
@@ -88,7 +88,8 @@ def test_boxes_are_where_the_organs_are_at_another_spacing(data_dir: Path, tmp_p
 
 def test_prepared_boxes_return_to_the_mm_of_the_list(data_dir: Path, tmp_path: Path):
     item = prepared(data_dir, tmp_path, "mr_body_totalseg", spacing=[1.5, 2.0, 4.0], crop=[64, 64, 48])
-    listed = [organ_box(data_dir / "labels/mr_body_totalseg.nii.gz", organ) for organ in ORGANS]
+    _, labels = labelled_part(data_dir, "mr_body_totalseg")
+    listed = [organ_box(labels, organ) for organ in ORGANS]
     np.testing.assert_allclose(boxes_in_world(item["box"], item["affine"]), listed, atol=1e-2)
 
 

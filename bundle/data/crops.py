@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -159,6 +159,7 @@ def make_loader(
     steps: int | None = None,
     crops_per_volume: int | None = None,
     num_workers: int = 0,
+    collate_fn: Callable[[Any], dict[str, Any]] | None = None,
 ) -> DataLoader[dict[str, Any]]:
     """A loader of `steps` batches per epoch (training), or of the same few crops of each volume (validation).
 
@@ -168,6 +169,7 @@ def make_loader(
         steps: batches per epoch.
         crops_per_volume: instead of `steps`, and the same ones every epoch.
         num_workers: loading processes.
+        collate_fn: makes a batch of crops that do not simply stack; None stacks them.
     """
     if (steps is None) == (crops_per_volume is None):
         raise ValueError("give either steps or crops_per_volume")
@@ -182,4 +184,5 @@ def make_loader(
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),
+        collate_fn=collate_fn,
     )

@@ -5,15 +5,18 @@ from bundle.networks.batch_norm import reestimate_batch_norm
 from bundle.networks.classifier import EncoderClassifier
 from bundle.networks.decoder import Decoder
 from bundle.networks.depth_pairs import EncoderDepthPairs, average_at, plain_depth_pairs
+from bundle.networks.detector import Detector
 from bundle.networks.encoders import Encoder, Level, build_encoder
 from bundle.networks.feature_map import build_feature_map, total_stride
 from bundle.networks.level_pairs import VolumeLevelPairs
 from bundle.networks.pairs import Pairs, View
 from bundle.networks.pretraining import PretrainingNetwork, PretrainingOutput
+from bundle.networks.resnet_fpn import ResNetFPN
 from bundle.networks.teacher import Teacher
 
 __all__ = [
     "Decoder",
+    "Detector",
     "Encoder",
     "EncoderClassifier",
     "EncoderDepthPairs",
@@ -21,6 +24,7 @@ __all__ = [
     "Pairs",
     "PretrainingNetwork",
     "PretrainingOutput",
+    "ResNetFPN",
     "Teacher",
     "View",
     "VolumeLevelPairs",

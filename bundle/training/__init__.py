@@ -8,6 +8,10 @@ from bundle.training.checkpoint import RunCheckpoint
 from bundle.training.clipping import ClipGradients
 from bundle.training.cost import CostReport
 from bundle.training.curves import LearningCurves
+from bundle.training.detection_batch import BoxBatch
+from bundle.training.detection_metrics import AveragePrecision
+from bundle.training.detection_panels import DetectionPanels
+from bundle.training.detection_table import PredictedBoxes
 from bundle.training.device import autocast_dtype, pick_device
 from bundle.training.distributed import is_not_main_rank, stop_distributed, wrap
 from bundle.training.evaluation import EvaluationReport, RunCheckpointLoader
@@ -36,8 +40,11 @@ from bundle.training.window_mean import WindowMean
 
 __all__ = [
     "AlignmentWarmUp",
+    "AveragePrecision",
+    "BoxBatch",
     "ClipGradients",
     "CostReport",
+    "DetectionPanels",
     "EvaluationReport",
     "ExportBest",
     "ExportEncoder",
@@ -48,6 +55,7 @@ __all__ = [
     "LossOfAllVolumes",
     "MaskedBatch",
     "PerClass",
+    "PredictedBoxes",
     "Progress",
     "ReconstructionPanels",
     "RecordConfig",

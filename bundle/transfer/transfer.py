@@ -26,7 +26,7 @@ class Transfer:
 
     Args:
         network: contains the encoder, such as a SegResNetDS.
-        pretrained: the weights file; None leaves the network as it is, for training from scratch.
+        pretrained: the weights file; None or False leaves the network as it is, for training from scratch.
         encoder: name and arguments of the encoder, as for `build_encoder`.
         schedule: "full", "sawtooth" or "frozen". With the last the encoder's parameters get no gradient, and its
             BatchNorms keep their running statistics.
@@ -45,7 +45,7 @@ class Transfer:
     def __init__(
         self,
         network: nn.Module,
-        pretrained: str | os.PathLike[str] | None = None,
+        pretrained: str | os.PathLike[str] | bool | None = None,
         *,
         encoder: Mapping[str, Any],
         schedule: str = "full",
@@ -55,8 +55,8 @@ class Transfer:
             raise UserError(f"--schedule {schedule!r} is not known: choose one of {', '.join(SCHEDULES)}")
         self.network = network
         self.report: TransferReport | None = None
-        if pretrained is not None:
-            self.report = load_encoder(network, pretrained, least=least)
+        if pretrained:
+            self.report = load_encoder(network, str(pretrained), least=least)
         with torch.random.fork_rng(devices=[]):  # weights to be thrown away must not change those that follow
             plain = build_encoder(**encoder)
         weights = plain.network_state_dict()

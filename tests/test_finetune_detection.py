@@ -1,0 +1,184 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""Detection as a user runs it: config, data list, real volumes with boxes around real organs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.apps.detection.networks.retinanet_network import RetinaNet
+from monai.bundle import ConfigWorkflow
+
+from bundle.errors import user_error_in
+from bundle.networks import ResNetFPN, build_encoder
+from tests.data.organ_boxes import labelled_part, organ_box
+
+ROOT = Path(__file__).parents[1]
+CONFIG = str(ROOT / "configs/finetune_detection.yaml")
+ENCODER = {
+    "name": "ResNet",
+    "block": "basic",
+    "layers": [1, 1, 1, 1],
+    "block_inplanes": [8, 8, 16, 16],
+    "conv1_t_size": 3,
+    "conv1_t_stride": 2,
+    "norm": ["instance", {"affine": True}],
+}
+CLASSES = ["kidney", "gallbladder"]
+QUICK = {
+    "classes": CLASSES,
+    "encoder": ENCODER,
+    "feature_extractor#out_channels": 8,
+    "detector#score_threshold": 0.001,
+    "spacing": [6, 6, 6],
+    "crop_size": [32, 32, 16],
+    "epochs": 2,
+    "steps_per_epoch": 2,
+    "warmup_epochs": 1,
+    "val_interval": 1,
+    "num_workers": 0,
+    "pretrained": False,
+    "device": "cpu",
+}
+
+
+@pytest.fixture(scope="module")
+def folder(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle root with a data list: two volumes with boxes around organs, and one without a box."""
+    root = tmp_path_factory.mktemp("detection")
+    entries = {}
+    for name in ("ct_body_totalseg", "mr_body_totalseg"):
+        shutil.copy(data_dir / "volumes" / f"{name}.nii.gz", root)
+        _, labels = labelled_part(data_dir, name)
+        boxes = [organ_box(labels, value) for value in (2, 3, 4)]
+        entries[name] = {"image": f"{name}.nii.gz", "box": boxes, "label": [0, 0, 1]}
+    shutil.copy(data_dir / "volumes/ct_spine_tptbox.nii.gz", root)
+    empty = {"image": "ct_spine_tptbox.nii.gz", "box": [], "label": []}
+    lists = {"training": [entries["ct_body_totalseg"], empty], "validation": [entries["mr_body_totalseg"], empty]}
+    (root / "dataset.json").write_text(json.dumps(lists))
+    return root
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What pre-training would write, with weights that are not those of a new ResNet."""
+    file = tmp_path_factory.mktemp("pretrained") / "model.pt"
+    tensors = build_encoder(**ENCODER).network_state_dict()
+    torch.save({key: torch.full_like(value, 0.01) for key, value in tensors.items()}, file)
+    about = {"encoder": ENCODER, "spacing": [6, 6, 6], "ct_window": [-500, 500], "mr_percentiles": [0.5, 99.5]}
+    file.with_suffix(".json").write_text(json.dumps(about))
+    return file
+
+
+def workflow(folder: Path, **overrides) -> ConfigWorkflow:
+    given = {**QUICK, "bundle_root": str(folder), "dataset_dir": str(folder / "dataset.json"), **overrides}
+    return ConfigWorkflow(CONFIG, workflow_type="train", run_id="training", **given)
+
+
+def run(folder: Path, **overrides) -> Path:
+    flow = workflow(folder, **overrides)
+    flow.initialize()
+    flow.run()
+    flow.finalize()
+    path: Path = flow.parser.get_parsed_content("run_folder").path
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(folder: Path) -> Path:
+    return run(folder)
+
+
+def test_the_run_leaves_everything_it_promises(finished: Path, folder: Path):
+    assert finished.parent == folder / "runs/detection"
+    for name in ("config.yaml", "metrics.csv", "curves.png", "summary.md", "model.pt", "model.json", "boxes.json"):
+        assert (finished / name).stat().st_size > 0, name
+    assert (finished / "panels/epoch_0002.png").exists() and (finished / "checkpoints/best.pt").exists()
+    with (finished / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    figures = ("train/classes", "train/boxes", "train/loss", "validation/map", "validation/recall")
+    assert len(rows) == 2 and all(np.isfinite(float(row[figure])) for row in rows for figure in figures)
+    assert float(rows[0]["train/boxes"]) > 0, "no anchor matched a box"
+    assert {"validation/kidney", "validation/precision_iou_0.10"} <= rows[0].keys()
+
+
+def test_the_product_is_the_state_dict_of_a_plain_retinanet(finished: Path):
+    about = json.loads((finished / "model.json").read_text())
+    assert about["classes"] == CLASSES and len(about["anchor_shapes"]) == 3 and about["spacing"] == [6, 6, 6]
+    channels, layers = about["out_channels"], about["returned_layers"]
+    extractor = ResNetFPN(about["encoder"], returned_layers=layers, out_channels=channels)
+    network = RetinaNet(3, len(about["classes"]), len(about["anchor_shapes"]), extractor)
+    network.load_state_dict(torch.load(finished / "model.pt", weights_only=True), strict=True)
+
+
+def test_predicted_boxes_are_listed_in_mm_within_the_volume(finished: Path, data_dir: Path):
+    content = json.loads((finished / "boxes.json").read_text())
+    one = next(entry for entry in content["validation"] if entry["image"].startswith("mr_body"))
+    boxes, scores = np.array(one["box"]), one["score"]
+    assert 0 < len(boxes) == len(scores) == len(one["label"]) and scores == sorted(scores, reverse=True)
+    image = nib.load(data_dir / "volumes/mr_body_totalseg.nii.gz")
+    ends = nib.affines.apply_affine(image.affine, [[0, 0, 0], np.array(image.shape) - 1])
+    low, high = ends.min(0) - 6 * 32, ends.max(0) + 6 * 32  # with padding
+    assert (boxes[:, :3] > low).all() and (boxes[:, :3] < high).all() and (boxes[:, 3:] > 0).all()
+    with (finished / "boxes.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == sum(len(entry["box"]) for entry in content["validation"])
+
+
+def test_a_pretrained_resnet_is_found_in_the_detector(folder: Path, weights: Path):
+    flow = workflow(folder, pretrained=str(weights), spacing=None, schedule="frozen", layer_decay=0.5)
+    flow.initialize()
+    transfer = flow.parser.get_parsed_content("transfer")
+    assert transfer.report.prefix == "feature_extractor.body."
+    assert transfer.network.feature_extractor.body["conv1"].weight.eq(0.01).all()
+    given = set(torch.load(weights, weights_only=True))
+    assert {key for key in given if key.startswith(("layer3", "layer4"))} == set(transfer.report.unexpected)
+    assert not transfer.report.reshaped and not transfer.report.missing
+    flow.run()
+    encoder = {name: tensor for name, tensor in transfer.network.named_parameters() if name in transfer.depths}
+    assert encoder and all(tensor.eq(0.01).all() for tensor in encoder.values())  # frozen
+    assert transfer.network.regression_head.bbox_reg.weight.grad is not None
+
+
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(folder: Path, tmp_path: Path):
+    whole = run(folder, output_dir=str(tmp_path / "whole"))
+    part = str(tmp_path / "part")
+    run(folder, output_dir=part, **{"train#trainer#max_epochs": 1})
+    run(folder, output_dir=part, resume=True)
+    a, b = (torch.load(path / "checkpoints/last.pt", weights_only=True)["network"] for path in (whole, Path(part)))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_monai_finds_all_properties_of_a_training_bundle(folder: Path):
+    flow = workflow(folder)
+    flow.initialize()
+    assert flow.check_properties() == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"classes": []}, "--classes"),
+        ({"classes": ["kidney"]}, "label 1"),
+        ({"crop_size": [40, 32, 16]}, "--crop_size"),
+        ({"encoder": {"name": "SegResEncoder"}}, "encoder_resnet50.yaml"),
+        ({"feature_extractor#returned_layers": [1, 3]}, "returned_layers"),
+        ({"feature_extractor#out_channels": 12}, "out_channels"),
+        ({"dataset_dir": "/nowhere"}, "dataset.json"),
+        ({"detector#nms_treshold": 0.5}, "nms_threshold"),
+        ({"pretrained": "/nowhere/model.pt"}, "/nowhere/model.pt"),
+    ],
+)
+def test_a_wrong_option_is_one_line_that_names_it(folder: Path, changed: dict, message: str):
+    flow = workflow(folder, **changed)
+    with pytest.raises((RuntimeError, ValueError)) as error:  # noqa: PT012 - some are found before, some while running
+        flow.initialize()
+        flow.run()
+    found = user_error_in(error.value)
+    assert found is not None, repr(error.value)
+    assert message in str(found) and "\n" not in str(found)

@@ -95,8 +95,8 @@ def _check_weights(weights: Path | None, url: str | None) -> dict[str, str]:
         return {"path": "models/model.pt", "url": url, "hash_val": digest, "hash_type": "sha256"}
     if weights.stat().st_size > LARGEST_FILE:
         raise UserError(
-            f"{weights} has {weights.stat().st_size / 1e6:.0f} MB, the zoo takes files up to 25 MB: upload it and give its "
-            "address as --weights_url"
+            f"{weights} has {weights.stat().st_size / 1e6:.0f} MB, the zoo takes files up to 25 MB: upload it and give "
+            "its address as --weights_url"
         )
     return {}
 

@@ -44,9 +44,13 @@ def bundle_version(root: Path) -> str:
 def released_files(root: Path) -> list[str]:
     """The files under version control that a user of the bundle needs, by their paths in the repository."""
     tracked = _git(root, "ls-files", "-z").split("\0")
-    return [
-        file for file in tracked if file in _FILES or (file.partition("/")[0] in _FOLDERS and file not in _DEVELOPMENT)
-    ]
+    wanted = (file for file in tracked if file in _FILES or file.partition("/")[0] in _FOLDERS)
+    return [file for file in wanted if not _is_development(file)]
+
+
+def _is_development(file: str) -> bool:
+    drawn_of = re.fullmatch(r"docs/figures/.*\.json", file)  # the numbers behind a figure
+    return file in _DEVELOPMENT or drawn_of is not None
 
 
 def require_clean(root: Path) -> None:

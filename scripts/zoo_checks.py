@@ -106,7 +106,8 @@ def check(name: str) -> Callable[[Check], Check]:
     """Registers a check under its assertion's id; the first line of its docstring is what it asserts."""
 
     def register(function: Check) -> Check:
-        assert name not in CHECKS and function.__doc__
+        assert name not in CHECKS
+        assert function.__doc__ is not None
         CHECKS[name] = (function.__doc__.splitlines()[0].rstrip("."), function)
         return function
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,10 @@ def _training(release: Release) -> list[tuple[str, ConfigWorkflow]]:
 
 
 def _workflow(files: list[Path], kind: str) -> ConfigWorkflow:
-    return ConfigWorkflow([str(file) for file in files], workflow_type=kind, logging_file=False)
+    logging.getLogger(ConfigWorkflow.__module__).setLevel(logging.ERROR)  # it would remark on the next line
+    config = ConfigWorkflow([str(file) for file in files], workflow_type=kind, logging_file=False)
+    config.parser.parse()  # writes ids as the properties do
+    return config
 
 
 def _required(properties: dict[str, Any]) -> list[str]:

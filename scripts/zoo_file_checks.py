@@ -35,14 +35,14 @@ def licence(release: Release) -> Iterator[str]:
 
 @check("F2")
 def metadata(release: Release) -> Iterator[str]:
-    """Configs/metadata.json is JSON."""
+    """The file configs/metadata.json is JSON."""
     if not isinstance(release.metadata, dict):
         yield "it holds no mapping"
 
 
 @check("F3")
 def inference(release: Release) -> Iterator[str]:
-    """Configs/inference: the YAML that CI reads and the JSON that Label reads are equal."""
+    """Of configs/inference, the YAML that CI reads and the JSON that Label reads are equal."""
     content = yaml.safe_load(release.texts["configs/inference.yaml"])
     if json.loads(release.texts["configs/inference.json"]) != content:
         yield "they differ: python scripts/config_twins.py configs"
@@ -52,7 +52,7 @@ def inference(release: Release) -> Iterator[str]:
 
 @check("F4")
 def weights(release: Release) -> Iterator[str]:
-    """Models/model.pt, or its address in large_files.yml, and model.json beside it."""
+    """There are models/model.json and models/model.pt, or its address in large_files.yml."""
     if not release.with_weights:
         raise NotChecked("built without weights")
     about = json.loads(release.texts["models/model.json"])
@@ -85,7 +85,7 @@ def sizes(release: Release) -> Iterator[str]:
 
 @check("F7")
 def large_files(release: Release) -> Iterator[str]:
-    """Large_files.yml, where there is one, gives path, url and sha256."""
+    """If there is a large_files.yml, it gives path, url and sha256."""
     for entry in _large_files(release):
         if {"path", "url", "hash_val", "hash_type"} - set(entry) or set(entry) - _LARGE_FILE_KEYS:
             yield f"an entry has the keys {', '.join(entry)}, not {', '.join(sorted(_LARGE_FILE_KEYS))}"
@@ -101,7 +101,7 @@ def large_files(release: Release) -> Iterator[str]:
 
 @check("F8")
 def card(release: Release) -> Iterator[str]:
-    """Docs/README.md has the sections of the zoo's template."""
+    """The model card docs/README.md has the sections of the zoo's template."""
     text = release.texts["docs/README.md"]
     headings = re.findall(r"^#+ \**(.+?)\**$", text, flags=re.MULTILINE)
     lacking = [name for name in _CARD if name not in headings]
@@ -113,14 +113,14 @@ def card(release: Release) -> Iterator[str]:
 
 @check("F9")
 def data_licence(release: Release) -> Iterator[str]:
-    """Docs/data_license.txt says under which terms the training data is."""
+    """The file docs/data_license.txt says under which terms the training data is."""
     if not re.search(r"licen[cs]e", release.texts["docs/data_license.txt"], flags=re.IGNORECASE):
         yield "it names no licence"
 
 
 @check("F10")
 def logging_file(release: Release) -> Iterator[str]:
-    """Configs/logging.conf is one that MONAI accepts."""
+    """The file configs/logging.conf is one that MONAI accepts."""
     reject_executable(str(release.path / "configs/logging.conf"))  # raises ValueError
     parser = configparser.ConfigParser(interpolation=None)
     parser.read_string(release.texts["configs/logging.conf"])
@@ -143,7 +143,7 @@ def personal_paths(release: Release) -> Iterator[str]:
 
 @check("F12")
 def exports(release: Release) -> Iterator[str]:
-    """Docs/README.md says what cannot be exported to TorchScript and TensorRT."""
+    """The model card says what cannot be exported to TorchScript and TensorRT."""
     text = release.texts["docs/README.md"].partition("Limitations")[2]
     for word in ("TorchScript", "TensorRT"):
         if word not in text:

@@ -77,7 +77,7 @@ def monai_requirement(release: Release) -> Iterator[str]:
 
 @check("M1")
 def schema(release: Release) -> Iterator[str]:
-    """Metadata.json has the required keys and passes the schema."""
+    """The metadata have the required keys and pass the schema."""
     for key in _REQUIRED.split():
         if key not in release.metadata:
             yield f"no {key}"
@@ -129,7 +129,7 @@ def pins(release: Release) -> Iterator[str]:
 
 @check("M6")
 def apps(release: Release) -> Iterator[str]:
-    """Supported_apps is empty: no app asks for properties of its own."""
+    """There are no supported_apps: no app asks for properties of its own."""
     if release.metadata.get("supported_apps") != {}:
         yield "it is not"
 

@@ -42,14 +42,14 @@ pathlib.Path(export + ".json").write_text(json.dumps(results))
 
 @check("B1")
 def net_in_out(release: Release) -> Iterator[str]:
-    """Verify_net_in_out: image in, pred out, in the shapes of metadata.json."""
+    """By verify_net_in_out: image in, pred out, in the shapes of metadata.json."""
     if problem := _verified(release.path)["verify_net_in_out"]:
         yield problem
 
 
 @check("B2")
 def ckpt_export(release: Release) -> Iterator[str]:
-    """Ckpt_export: model.pt loads and network_def compiles to TorchScript."""
+    """By ckpt_export: model.pt loads and network_def compiles to TorchScript."""
     if not (release.path / "models/model.pt").is_file():
         raise NotChecked("the weights are not in the folder")
     if problem := _verified(release.path)["ckpt_export"]:

@@ -56,7 +56,7 @@ def validation_ids(release: Release) -> Iterator[str]:
         yield from _lacking(name, config, wanted)
         for argument, part in parts.items():
             given = config.parser.get(f"validate#evaluator#{argument}")
-            if given not in (None, f"@validate#{part}"):
+            if given not in (None, f"@validate::{part}"):  # as the parser writes it
                 yield f"{name}: validate#evaluator#{argument} is not @validate#{part}"
         for handler in config.parser["train#handlers"]:
             if handler["_target_"].endswith("ValidationHandler") and handler["interval"] != "@val_interval":

@@ -26,10 +26,10 @@ def use_run_settings(
 ) -> None:
     """Merges anew: the run's recorded config, on it the evaluation's file and those after it, on these the options.
 
-    It must be the first entry of `initialize`. So a run is evaluated with its own crop size, spacing, network, masks
-    and split, whatever presets and options it was trained with; presets named before the evaluation's file, as they may
-    have been in training, make no difference. Where the
-    volumes are other ones than the run's, none of them was trained on, and all are evaluated.
+    It must come before all else of ours in `initialize`. So a run is evaluated with its own crop size, spacing,
+    network, masks and split, whatever presets and options it was trained with; presets named before the evaluation's
+    file, as they may have been in training, make no difference. Where the volumes are other ones than the run's, none
+    of them was trained on, and all are evaluated.
 
     Args:
         bundle_root: where `runs/` is.

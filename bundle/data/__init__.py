@@ -6,7 +6,7 @@ from bundle.data.find import FoundVolume, find_volumes
 from bundle.data.find_labelled import find_boxes, find_findings, find_segmentations
 from bundle.data.geometry import OptionalSpacingd, PadToCropd, ToPlainTensorsd, crop_size, valid_cells
 from bundle.data.intensity import Foregroundd, Modalityd, NormalizeByModalityd
-from bundle.data.labels import FindingsTensord, ReadLabelMapd, check_classes
+from bundle.data.labels import FindingsTensord, LabelsInForegroundd, ReadLabelMapd, check_classes, check_labelled
 from bundle.data.read import ReadVolumed, read_volume
 from bundle.data.volume_set import PreparedVolume, SkippedVolume, VolumeSet, skipped_because
 from bundle.data.weight_map import WeightMapd
@@ -17,6 +17,7 @@ __all__ = [
     "FindingsTensord",
     "Foregroundd",
     "FoundVolume",
+    "LabelsInForegroundd",
     "Modalityd",
     "NormalizeByModalityd",
     "OptionalSpacingd",
@@ -30,6 +31,7 @@ __all__ = [
     "VolumeSet",
     "WeightMapd",
     "check_classes",
+    "check_labelled",
     "crop_size",
     "find_boxes",
     "find_findings",

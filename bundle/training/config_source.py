@@ -12,6 +12,8 @@ from monai.utils import ensure_tuple
 
 __all__ = ["ConfigSource", "calling_config"]
 
+_WORKFLOW_ARGUMENTS = set(inspect.signature(ConfigWorkflow).parameters)
+
 
 @dataclass(frozen=True)
 class ConfigSource:
@@ -20,10 +22,20 @@ class ConfigSource:
     Args:
         parser: MONAI's parser, with all files and overrides merged.
         files: the config files in the order of merging, the base first; empty if unknown.
+        dropped: the overrides with the value None, which `create_workflow` leaves out without a word.
     """
 
     parser: ConfigParser
     files: tuple[Path, ...] = ()
+    dropped: tuple[str, ...] = ()
+
+    def restore_dropped(self) -> None:
+        """Sets the dropped overrides to None, so that `--pretrained None` means what it says.
+
+        Call it before anything is built: what the parser has made so far is made again.
+        """
+        for name in self.dropped:
+            self.parser.set(None, name)
 
 
 def calling_config(config_name: str = "train.yaml") -> ConfigSource | None:
@@ -38,6 +50,7 @@ def calling_config(config_name: str = "train.yaml") -> ConfigSource | None:
     """
     parser: ConfigParser | None = None
     files: tuple[Path, ...] = ()
+    dropped: tuple[str, ...] = ()
     frame = inspect.currentframe()
     while frame is not None:
         caller = frame.f_locals.get("self")
@@ -47,6 +60,8 @@ def calling_config(config_name: str = "train.yaml") -> ConfigSource | None:
             files = (Path(caller.config_root_path) / config_name,)
         elif parser is not None and frame.f_code is create_workflow.__code__:
             files = tuple(Path(file) for file in ensure_tuple(frame.f_locals["config_file"]))
+            given = frame.f_locals["kwargs"].items()
+            dropped = tuple(name for name, value in given if value is None and name not in _WORKFLOW_ARGUMENTS)
             break
         frame = frame.f_back
-    return None if parser is None else ConfigSource(parser, tuple(file for file in files if file.is_file()))
+    return None if parser is None else ConfigSource(parser, tuple(file for file in files if file.is_file()), dropped)

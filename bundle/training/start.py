@@ -21,6 +21,7 @@ __all__ = ["start_run"]
 def start_run(*, device: str | torch.device = "auto", seed: int | None = None, config_name: str = "train.yaml") -> None:
     """Checks the options, joins the process group under torchrun, and seeds.
 
+    An option `--name None`, which MONAI would leave out without a word, is set before.
     From here on a mistake of the user's ends the program with one line. Every rank gets the same seed: what must differ
     between samples is drawn from the number of the sample's draw. Ranks other than the first log warnings only.
 
@@ -37,6 +38,7 @@ def start_run(*, device: str | torch.device = "auto", seed: int | None = None, c
     install_excepthook()
     source = calling_config(config_name)
     if source is not None:
+        source.restore_dropped()
         check_overrides(source)
     picked = pick_device(device)
     if picked.type == "cpu":

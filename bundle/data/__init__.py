@@ -11,7 +11,7 @@ from bundle.data.finding_counts import FindingCounts
 from bundle.data.geometry import OptionalSpacingd, PadToCropd, ToPlainTensorsd, crop_size, valid_cells
 from bundle.data.input_size import FitInputd
 from bundle.data.intensity import Foregroundd, Modalityd, NormalizeByModalityd
-from bundle.data.labels import FindingsTensord, ReadLabelMapd, check_classes
+from bundle.data.labels import FindingsTensord, LabelsInForegroundd, ReadLabelMapd, check_classes, check_labelled
 from bundle.data.read import ReadVolumed, read_volume
 from bundle.data.volume_set import PreparedVolume, SkippedVolume, VolumeSet, skipped_because
 from bundle.data.weight_map import WeightMapd
@@ -25,6 +25,7 @@ __all__ = [
     "FitInputd",
     "Foregroundd",
     "FoundVolume",
+    "LabelsInForegroundd",
     "Modalityd",
     "NormalizeByModalityd",
     "OptionalSpacingd",
@@ -46,6 +47,7 @@ __all__ = [
     "check_box_classes",
     "check_classes",
     "check_findings",
+    "check_labelled",
     "collate_boxes",
     "crop_size",
     "find_boxes",

@@ -13,6 +13,7 @@ from monai.transforms import Compose, MapTransform, Randomizable
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from bundle.data.volume_set import PreparedVolume
+from bundle.errors import UserError
 
 __all__ = ["CropDataset", "DrawSampler", "RandForegroundCropd", "make_loader"]
 
@@ -170,10 +171,18 @@ def make_loader(
         crops_per_volume: instead of `steps`, and the same ones every epoch.
         num_workers: loading processes.
         collate_fn: makes a batch of crops that do not simply stack; None stacks them.
+
+    Raises:
+        UserError: if there is less to validate on than there are processes, each of which must have something.
     """
     if (steps is None) == (crops_per_volume is None):
         raise ValueError("give either steps or crops_per_volume")
     sampler = DrawSampler(len(dataset) * (crops_per_volume or 0), same_every_epoch=True)
+    if crops_per_volume is not None and sampler.draws < sampler.world:
+        raise UserError(
+            f"{sampler.draws} crops or volumes to validate on do not go round {sampler.world} processes: raise "
+            "--val_fraction, or start fewer processes"
+        )
     if steps is not None:
         sampler = DrawSampler(1)
         sampler.draws = steps * batch_size * sampler.world

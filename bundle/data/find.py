@@ -36,6 +36,7 @@ class FoundVolume:
             patient, or of the study where the patient was removed; it lives in memory only, neither logged nor stored.
         part: "training" or "validation" where a json tells, else "".
         annotations: what a data list says of it for fine-tuning, such as the file of its label map.
+        channels: the file, or the files of the DICOM series, of each further image of the same grid.
     """
 
     name: str
@@ -44,6 +45,7 @@ class FoundVolume:
     group: str = ""
     part: str = ""
     annotations: Mapping[str, Any] = field(default_factory=dict)
+    channels: tuple[tuple[str, ...], ...] = ()
 
 
 def find_volumes(dataset_dir: str | os.PathLike[str]) -> list[FoundVolume]:

@@ -6,7 +6,9 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +18,19 @@ from bundle.errors import UserError
 __all__ = ["check_findings", "find_boxes", "find_findings", "find_segmentations"]
 
 _LAYOUTS = (("imagesTr", "labelsTr"), ("images", "labels"))
+_CHANNEL = re.compile(r"_\d{4}$")  # nnU-Net's number of the channel
 
 
 def find_segmentations(dataset_dir: str | os.PathLike[str]) -> list[FoundVolume]:
     """Volumes with a label map each.
 
+    Several images of one grid (T1, T2, ...) are the channels of one volume: an `image` that lists their files, or
+    nnU-Net's files `<case>_0000`, `<case>_0001`, ...
+
     Args:
         dataset_dir: an MSD-style json (`training`, and optionally `validation`, list objects with `image` and `label`,
             relative to it), a folder that holds such a `dataset.json`, or a folder with `imagesTr` and `labelsTr` (or
-            `images` and `labels`) in which a volume and its label map have one name; nnU-Net's `_0000` is understood.
+            `images` and `labels`) in which a volume and its label map have one name, nnU-Net's number apart.
 
     Returns:
         Volumes whose annotations hold the file `label`, sorted by name.
@@ -34,10 +40,12 @@ def find_segmentations(dataset_dir: str | os.PathLike[str]) -> list[FoundVolume]
     """
     root = Path(dataset_dir)
     listed = root / "dataset.json" if (root / "dataset.json").is_file() else root
-    if listed.is_file():
+    # nnU-Net has a dataset.json, too, which lists no volumes
+    if listed.is_file() and (listed == root or "training" in _json(listed)):
         volumes = _from_list(listed, ("label",))
     else:
-        volumes = [pair for images, labels in _LAYOUTS for pair in _pairs(root / images, root / labels)]
+        modality = _modality_of_all(_json(listed)) if listed.is_file() else ""
+        volumes = [pair for images, labels in _LAYOUTS for pair in _pairs(root / images, root / labels, modality)]
     if not volumes:
         raise UserError(
             f"--dataset_dir {root} holds no labelled volumes: give an MSD-style dataset.json with training: "
@@ -138,12 +146,11 @@ def find_boxes(dataset_dir: str | os.PathLike[str]) -> list[FoundVolume]:
 
 
 def _from_list(listed: Path, wanted: tuple[str, ...]) -> list[FoundVolume]:
-    try:
-        content = json.loads(listed.read_text())
-    except (ValueError, OSError) as error:
-        raise UserError(f"--dataset_dir {listed} is no readable json ({error}): correct or replace it") from error
-    if not isinstance(content, Mapping) or not isinstance(content.get("training"), list):
+    content = _json(listed)
+    if not isinstance(content.get("training"), list):
         raise UserError(f"--dataset_dir {listed} has no list 'training': list objects with image, {', '.join(wanted)}")
+    if not isinstance(content.get("validation") or [], list):
+        raise UserError(f"--dataset_dir {listed} has a 'validation' that is no list: list its volumes or remove it")
     has_split = bool(content.get("validation"))
     volumes: list[FoundVolume] = []
     for part in ("training", "validation"):
@@ -152,33 +159,69 @@ def _from_list(listed: Path, wanted: tuple[str, ...]) -> list[FoundVolume]:
                 raise UserError(f"{listed} lists {entry!r} in {part!r}: give objects with image, {', '.join(wanted)}")
             annotations: dict[str, Any] = {key: entry[key] for key in wanted}
             if wanted == ("label",):
-                annotations["label"] = str(listed.parent / entry["label"])
-            volumes += find_listed(
-                listed.parent / entry["image"],
-                entry["image"],
-                modality=modality_named(entry.get("modality")),
+                annotations["label"] = str(listed.parent / _paths(entry["label"], listed)[0])
+            image, *others = _paths(entry["image"], listed)
+            channels = [find_listed(listed.parent / other, other)[0].files for other in others]
+            found = find_listed(
+                listed.parent / image,
+                image,
+                modality=modality_named(entry.get("modality")) or _modality_of_all(content),
                 part=part if has_split else "",
                 group=str(entry.get("group", "")),
                 annotations=annotations,
             )
+            volumes += [replace(volume, channels=tuple(channels)) for volume in found]
     return volumes
 
 
-def _pairs(images: Path, labels: Path) -> Iterator[FoundVolume]:
+def _json(file: Path) -> Mapping[str, Any]:
+    try:
+        content = json.loads(file.read_text())
+    except (ValueError, OSError) as error:
+        raise UserError(f"--dataset_dir {file} is no readable json ({error}): correct or replace it") from error
+    if not isinstance(content, Mapping):
+        raise UserError(f"--dataset_dir {file} is not the json of a dataset: give an object with a list 'training'")
+    return content
+
+
+def _modality_of_all(content: Mapping[str, Any]) -> str:
+    """What MSD's `modality` and nnU-Net's `channel_names` say of the first channel, such as {"0": "CT"}."""
+    channels = content.get("modality") or content.get("channel_names")
+    return modality_named(channels.get("0") if isinstance(channels, Mapping) else channels)
+
+
+def _paths(value: object, listed: Path) -> list[str]:
+    paths = [value] if isinstance(value, str) else value
+    if not isinstance(paths, list) or not paths or not all(isinstance(path, str) for path in paths):
+        raise UserError(f"{listed} lists {value!r} where a path belongs: give one, or a list of them as channels")
+    return paths
+
+
+def _pairs(images: Path, labels: Path, modality: str) -> Iterator[FoundVolume]:
     if not (images.is_dir() and labels.is_dir()):
         return
-    label_files = {_stem(path): path for path in volume_files(labels)}
+    label_files = {_stem(path, labels): path for path in volume_files(labels)}
+    cases: dict[str, list[Path]] = {}
     for path in volume_files(images):
-        stem = _stem(path)
-        if stem.endswith("_0000"):  # nnU-Net's number of the channel
-            stem = stem.removesuffix("_0000")
-        label = label_files.get(stem, labels / path.name)  # one that is not there is reported with its volume
-        yield FoundVolume(name=path.name, files=(str(path),), annotations={"label": str(label)})
+        stem = _stem(path, images)
+        case = _CHANNEL.sub("", stem)
+        cases.setdefault(case if stem not in label_files and case in label_files else stem, []).append(path)
+    for case, (path, *others) in cases.items():
+        name = path.relative_to(images)
+        label = label_files.get(case, labels / name)  # one that is not there is reported with its volume
+        yield FoundVolume(
+            name=str(name),
+            files=(str(path),),
+            modality=modality,
+            annotations={"label": str(label)},
+            channels=tuple((str(other),) for other in others),
+        )
 
 
-def _stem(path: Path) -> str:
+def _stem(path: Path, root: Path) -> str:
+    """The path below the folder, without the suffix."""
     suffix = max((s for s in VOLUME_SUFFIXES if path.name.lower().endswith(s)), key=len)
-    return path.name[: -len(suffix)]
+    return str(path.relative_to(root))[: -len(suffix)]
 
 
 def _finding(cell: str, where: str) -> float:

@@ -66,7 +66,7 @@ class OptionalSpacingd(MapTransform):
 class PadToCropd(MapTransform):
     """Pads a volume smaller than the crop, on both sides alike, and marks what is real under the key `valid`.
 
-    The padding has the image's lowest value, which is air or background, and is not foreground.
+    The padding has each channel's lowest value, which is air or background, and is not foreground.
 
     Args:
         keys: of the image; `foreground`, and `weight_map` and `label` maps if there are any, are padded along.
@@ -86,7 +86,7 @@ class PadToCropd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
         image = item[self.first_key(item)]
-        item["valid"] = self.pad(torch.ones(image.shape, dtype=torch.uint8), value=0)
+        item["valid"] = self.pad(torch.ones(image[:1].shape, dtype=torch.uint8), value=0)
         if valid_cells(item["valid"][None], self.cell).sum() < 2:
             raise VolumeError(
                 str(item["name"]),
@@ -97,7 +97,8 @@ class PadToCropd(MapTransform):
             if item[key].ndim == image.ndim:  # a label may be a list of findings
                 item[key] = self.pad(item[key], value=0)
         for key in self.key_iterator(item):
-            item[key] = self.pad(item[key], value=float(item[key].min()))
+            channels = [self.pad(channel, value=float(channel.min())) for channel in item[key].split(1)]
+            item[key] = channels[0] if len(channels) == 1 else torch.cat(channels)
         return item
 
 

@@ -81,7 +81,8 @@ class NormalizeByModalityd(MapTransform):
 
     CT is clipped to a window in HU and mapped to [-1, 1], so that air is -1 and a HU means the same in every volume.
     MR, which has no units, is clipped to percentiles of its foreground and z-scored on it, so that its mean is 0 and
-    standard deviation 1 there. Clipping bounds the background too, a few deviations below the foreground.
+    standard deviation 1 there. Clipping bounds the background too, a few deviations below the foreground. Each channel
+    of several is treated so by itself.
 
     Under the key `intensity` is how to get back to the file's units, but for the clipping: ``value * scale + offset``.
 
@@ -107,8 +108,10 @@ class NormalizeByModalityd(MapTransform):
         item = dict(data)
         for key in self.key_iterator(item):
             normalize = self._ct if item["modality"] == "CT" else self._mr
-            image, offset, scale = normalize(item[key].float(), item["foreground"] > 0, str(item["name"]))
-            item[key], item["intensity"] = image, {"offset": offset, "scale": scale}
+            image, foreground, name = item[key].float(), item["foreground"] > 0, str(item["name"])
+            channels, offsets, scales = zip(*(normalize(channel, foreground, name) for channel in image.split(1)))
+            item[key] = channels[0] if len(channels) == 1 else torch.cat(channels)
+            item["intensity"] = {"offset": offsets[0], "scale": scales[0]}  # of the first channel
         return item
 
     def _ct(self, image: torch.Tensor, foreground: torch.Tensor, name: str) -> _Normalized:  # noqa: ARG002

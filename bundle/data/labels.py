@@ -3,22 +3,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
-from bundle.data.read import read_volume
+from bundle.data.read import read_volume, same_grid
+from bundle.data.volume_set import PreparedVolume
 from bundle.errors import UserError, VolumeError
 
-__all__ = ["FindingsTensord", "ReadLabelMapd", "check_classes"]
-
-#: two grids are one if their voxels lie nearer than this, in voxels: writers round the affine differently
-_SAME_PLACE = 0.1
+__all__ = ["FindingsTensord", "LabelsInForegroundd", "ReadLabelMapd", "check_classes", "check_labelled"]
 
 
 def check_classes(classes: Mapping[str, int]) -> int:
@@ -60,11 +57,11 @@ class ReadLabelMapd(MapTransform):
         image, name = item[self.image_key], str(item["name"])
         for key in self.key_iterator(item):
             labels = read_volume([str(item[key])], f"{name}, its label map {item[key]}", constant=True)
-            if labels.shape != image.shape or not _same_grid(labels, image):
-                size, other = (" x ".join(map(str, volume.shape[1:])) for volume in (labels, image))
+            if not same_grid(labels, image):
+                other, size = (" x ".join(map(str, volume.shape[1:])) for volume in (labels, image))
                 raise VolumeError(
                     name,
-                    f"and its label map are not on one grid ({other} and {size} voxels)",
+                    f"and its label map are not on one grid ({size} and {other} voxels, or another place in space)",
                     "resample the label map to the image, nearest neighbour",
                 )
             if (labels != labels.round()).any():
@@ -72,7 +69,54 @@ class ReadLabelMapd(MapTransform):
             indices = torch.zeros(labels.shape, dtype=torch.uint8)
             for index, value in enumerate(self.values, start=1):
                 indices[labels.as_tensor() == value] = index
-            item[key] = MetaTensor(indices, affine=labels.affine)
+            # the image's: from one rounded otherwise, resampling could make another number of voxels
+            item[key] = MetaTensor(indices, affine=image.affine)
+        return item
+
+
+def check_labelled(volumes: Sequence[PreparedVolume], classes: Mapping[str, int]) -> Sequence[PreparedVolume]:
+    """The same volumes, if every class is somewhere in them: none can be learnt that is not.
+
+    Args:
+        volumes: prepared, with the `label_cls_indices` that MONAI's `ClassesToIndicesd` gives.
+        classes: value in the label maps by the name of each class.
+
+    Raises:
+        UserError: naming the classes that no volume has.
+    """
+    absent = dict(enumerate(classes, start=1))
+    for volume in volumes:
+        indices = torch.load(volume.file, mmap=True, weights_only=True)["label_cls_indices"]
+        absent = {index: name for index, name in absent.items() if not len(indices[index])}
+        if not absent:
+            return volumes
+    missing = ", ".join(f"{name} ({classes[name]})" for name in absent.values())
+    raise UserError(
+        f"none of the {len(volumes)} training volumes has a voxel of {missing}: correct the values in --classes, leave "
+        "the class out, or raise the number of training volumes"
+    )
+
+
+class LabelsInForegroundd(MapTransform):
+    """Counts labelled voxels as foreground, so that cropping to it cuts off none: a dark lesion at the skin, say.
+
+    Put it after the intensities have been normalised: they must not depend on labels.
+
+    Args:
+        keys: of the label map.
+        foreground_key: of the mask.
+    """
+
+    def __init__(self, keys: KeysCollection = "label", foreground_key: str = "foreground") -> None:
+        super().__init__(keys)
+        self.foreground_key = foreground_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        for key in self.key_iterator(item):
+            foreground = item[self.foreground_key]
+            inside = (foreground.as_tensor() > 0) | (item[key].as_tensor() > 0)
+            item[self.foreground_key] = MetaTensor(inside.to(torch.uint8), affine=foreground.affine)
         return item
 
 
@@ -91,12 +135,3 @@ class FindingsTensord(MapTransform):
         for key in self.key_iterator(item):
             item[key] = torch.tensor(item[key], dtype=torch.float32)
         return item
-
-
-def _same_grid(one: MetaTensor, other: MetaTensor) -> bool:
-    """Whether the corners of two volumes of one size lie in one place, to a tenth of a voxel."""
-    shape = np.asarray(one.shape[1:]) - 1
-    corners = np.array([[*(shape * np.array(bits)), 1] for bits in np.ndindex(2, 2, 2)], dtype=np.float64)
-    apart = (np.asarray(one.affine) - np.asarray(other.affine)) @ corners.T
-    spacing = np.linalg.norm(np.asarray(other.affine)[:3, :3], axis=0).min()
-    return bool(np.abs(apart).max() <= _SAME_PLACE * spacing)

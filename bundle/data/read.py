@@ -15,42 +15,63 @@ from monai.config import KeysCollection
 from monai.data import ITKReader, MetaTensor
 from monai.transforms import MapTransform
 
-from bundle.errors import VolumeError
+from bundle.errors import UserError, VolumeError
 
-__all__ = ["ReadVolumed", "read_volume"]
+__all__ = ["ReadVolumed", "read_volume", "same_grid"]
 
 #: slices are missing where a step between two neighbours is this many times the usual one
 _LARGEST_STEP = 1.5
+#: two grids are one if their voxels lie nearer than this, in voxels: writers round the affine differently
+_SAME_PLACE = 0.1
 
 
 class ReadVolumed(MapTransform):
-    """Dictionary form of `read_volume`: a list of files to a `MetaTensor` ``[1, D, H, W]``.
+    """Dictionary form of `read_volume`: a list of files to a `MetaTensor` ``[channels, D, H, W]``.
+
+    Further channels are the images of one grid that are listed under `channels`, or the fourth axis of a NIfTI file.
 
     Args:
         keys: of the files; `name` names the volume in errors.
+        channels: how many a volume must have.
+
+    Raises:
+        VolumeError: as `read_volume`; also for another number of channels, or channels on different grids.
     """
 
-    def __init__(self, keys: KeysCollection = "image") -> None:
+    def __init__(self, keys: KeysCollection = "image", channels: int = 1) -> None:
         super().__init__(keys)
+        if channels < 1:
+            raise UserError(f"--in_channels {channels} does not fit: give the number of images per volume, such as 1")
+        self.channels = channels
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        item = dict(data)
+        item, name = dict(data), str(data["name"])
+        more = item.pop("channels", [])
         for key in self.key_iterator(item):
-            item[key] = read_volume(item[key], str(item["name"]))
+            images = [read_volume(files, name, stacked=self.channels > 1) for files in (item[key], *more)]
+            if not all(same_grid(image, images[0]) for image in images):
+                raise VolumeError(name, "has channels that are not on one grid", "resample them to the first")
+            image = images[0] if len(images) == 1 else MetaTensor(torch.cat(images), affine=images[0].affine)
+            if image.shape[0] != self.channels:
+                raise VolumeError(
+                    name, f"has {image.shape[0]} channels, not the {self.channels} of --in_channels", "correct either"
+                )
+            item[key] = image
         return item
 
 
-def read_volume(files: Sequence[str], name: str, *, constant: bool = False) -> MetaTensor:
+def read_volume(files: Sequence[str], name: str, *, constant: bool = False, stacked: bool = False) -> MetaTensor:
     """Reads and checks a volume.
 
     Args:
         files: one NIfTI, NRRD or MetaImage file, or the slices of a DICOM series in order.
         name: what to call the volume in an error.
         constant: whether it may have one value everywhere, as an empty label map has.
+        stacked: whether the fourth axis of a NIfTI file holds channels, as in some tasks of the MSD; else refused.
 
     Returns:
-        Float32 ``[1, D, H, W]`` in the file's units (HU for CT) with an affine to RAS mm, and no other metadata: a
-        header can name a patient.
+        Float32 ``[1, D, H, W]``, or ``[channels, D, H, W]`` of a stacked file, in the file's units (HU for CT) with an
+        affine to RAS mm, and no other metadata: a header can name a patient.
 
     Raises:
         VolumeError: if it cannot be read, is not one 3D scalar volume, lacks slices, or holds no usable values.
@@ -59,23 +80,38 @@ def read_volume(files: Sequence[str], name: str, *, constant: bool = False) -> M
         raise VolumeError(name, "is a folder without a DICOM series of CT or MR", "correct the data list")
     try:
         is_nifti = files[0].lower().endswith((".nii", ".nii.gz"))
-        array, affine = _read_nifti(files[0], name) if is_nifti else _read_itk(files, name)
+        array, affine = _read_nifti(files[0], name, stacked) if is_nifti else _read_itk(files, name)
     except VolumeError:
         raise
     except Exception as error:  # readers raise anything on a broken file; all of it means the same to the user
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise VolumeError(name, f"cannot be read ({reason})", "copy it again or leave it out") from error
-    _check_values(array, affine, name, constant)
-    return MetaTensor(torch.from_numpy(array)[None], affine=torch.from_numpy(affine))
+    for channel in array:
+        _check_values(channel, affine, name, constant)
+    return MetaTensor(torch.from_numpy(array), affine=torch.from_numpy(affine))
 
 
-def _read_nifti(file: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+def same_grid(one: MetaTensor, other: MetaTensor) -> bool:
+    """Whether two volumes have one size and the same place in space, to a tenth of a voxel at every corner."""
+    if one.shape[1:] != other.shape[1:]:
+        return False
+    shape = np.asarray(one.shape[1:]) - 1
+    corners = np.array([[*(shape * np.array(bits)), 1] for bits in np.ndindex(2, 2, 2)], dtype=np.float64)
+    apart = (np.asarray(one.affine) - np.asarray(other.affine)) @ corners.T
+    spacing = np.linalg.norm(np.asarray(other.affine)[:3, :3], axis=0).min()
+    return bool(np.abs(apart).max() <= _SAME_PLACE * spacing)
+
+
+def _read_nifti(file: str, name: str, stacked: bool) -> tuple[np.ndarray, np.ndarray]:
     image = nibabel.load(file)
     if image.get_data_dtype().fields:
         raise VolumeError(name, "holds colours, not one value per voxel", "leave it out")
-    _check_shape(image.shape, name)
+    shape = image.shape
+    is_stack = stacked and len(shape) == 4 and shape[3] > 1
+    _check_shape(shape[:3] if is_stack else shape, name)
     array = np.asanyarray(image.dataobj, dtype=np.float32)  # header's slope and intercept applied
-    return np.ascontiguousarray(array.reshape(array.shape[:3])), np.asarray(image.affine, dtype=np.float64)
+    array = np.moveaxis(array, 3, 0) if is_stack else array.reshape(1, *shape[:3])
+    return np.ascontiguousarray(array), np.asarray(image.affine, dtype=np.float64)
 
 
 def _read_itk(files: Sequence[str], name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -86,7 +122,7 @@ def _read_itk(files: Sequence[str], name: str) -> tuple[np.ndarray, np.ndarray]:
         raise VolumeError(name, "holds several values per voxel", "leave it out or split it")
     _check_shape(tuple(image.GetLargestPossibleRegion().GetSize()), name)
     array, meta = ITKReader().get_data(image)
-    return np.ascontiguousarray(array, dtype=np.float32), np.asarray(meta["affine"], dtype=np.float64)
+    return np.ascontiguousarray(array, dtype=np.float32)[None], np.asarray(meta["affine"], dtype=np.float64)
 
 
 def _check_shape(shape: tuple[int, ...], name: str) -> None:

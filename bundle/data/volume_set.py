@@ -74,7 +74,8 @@ class VolumeSet:
 
     Args:
         dataset_dir: as for `find_volumes`.
-        transform: from `image` (a list of files), `name` and `modality` to plain tensors.
+        transform: from `image` (a list of files), `name` and `modality`, and `channels` (lists of files) where a volume
+            has several images, to plain tensors.
         cache_dir: where to keep them.
         val_fraction: share of volumes for validation, unless a data list names them.
         seed: of the split.
@@ -140,6 +141,8 @@ class VolumeSet:
 
     def _prepare_one(self, found: FoundVolume) -> PreparedVolume | SkippedVolume:
         item = {**found.annotations, "image": list(found.files), "name": found.name, "modality": found.modality}
+        if found.channels:
+            item["channels"] = [list(files) for files in found.channels]
         try:
             file = self.cache_dir / f"{self._key(item)}.pt"
             kept = _read(file)
@@ -161,7 +164,8 @@ class VolumeSet:
     def _key(self, item: dict[str, Any]) -> str:
         told = {key: value for key, value in item.items() if key not in ("image", "name", "modality")}
         named = [value for value in told.values() if isinstance(value, str)]  # files of annotations
-        files = [Path(file).absolute() for file in (*item["image"], *named)]
+        more = [file for files in item.get("channels", ()) for file in files]
+        files = [Path(file).absolute() for file in (*item["image"], *named, *more)]
         stamp = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         # the steps of a Compose, not itself: it holds a random state, another one in each process
         steps = self.transform.flatten().transforms if isinstance(self.transform, Compose) else self.transform
@@ -174,7 +178,9 @@ def skipped_because(name: str, error: Exception) -> SkippedVolume:
     if isinstance(known, VolumeError):
         return SkippedVolume(name, known.problem, known.remedy)
     if isinstance(error, FileNotFoundError):
-        return SkippedVolume(name, "does not exist", "correct the data list or put the file there")
+        file = Path(error.filename or name).name
+        lacks = "does not exist" if file == Path(name).name else f"lacks {file}, which does not exist"
+        return SkippedVolume(name, lacks, "correct the data list or put the file there")
     root: BaseException = error  # MONAI wraps what a transform raises
     while root.__cause__ is not None:
         root = root.__cause__

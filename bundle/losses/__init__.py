@@ -1,10 +1,18 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
-"""Losses without parameters: reconstruction, cross-level alignment, their weighted sum, findings, and a detector's."""
+"""Losses without parameters: of pre-training, of findings, of a detector, and deep supervision."""
 
 from bundle.losses.alignment import AlignmentLoss
 from bundle.losses.detection import DetectionLoss
 from bundle.losses.findings import FindingsLoss
 from bundle.losses.pretraining import PretrainingLoss
 from bundle.losses.reconstruction import ReconstructionLoss
+from bundle.losses.stacked_supervision import StackedSupervisionLoss
 
-__all__ = ["AlignmentLoss", "DetectionLoss", "FindingsLoss", "PretrainingLoss", "ReconstructionLoss"]
+__all__ = [
+    "AlignmentLoss",
+    "DetectionLoss",
+    "FindingsLoss",
+    "PretrainingLoss",
+    "ReconstructionLoss",
+    "StackedSupervisionLoss",
+]

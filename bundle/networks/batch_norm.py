@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,16 +33,23 @@ def reestimate_batch_norm(network: nn.Module, images: Iterable[Tensor]) -> int:
     modes = [(module, module.training) for module in network.modules()]
     momenta = [layer.momentum for layer in layers]
     network.eval()
+    # in a hook, the last one of each layer: another may keep the layer of a frozen encoder in evaluation
+    hooks = [layer.register_forward_pre_hook(_train) for layer in layers]
     try:
         for layer in layers:
             layer.reset_running_stats()
             layer.momentum = None  # torch then keeps the plain average
-            layer.train()
         for image in images:
             network(image)
     finally:
+        for hook in hooks:
+            hook.remove()
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
         for module, mode in modes:
             module.training = mode
     return len(layers)
+
+
+def _train(module: nn.Module, inputs: tuple[Any, ...]) -> None:  # noqa: ARG001 - the signature of a hook
+    module.train()

@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 class ReestimateBatchNorm:
     """Runs `reestimate_batch_norm` on the first training batches when training starts, not when it is resumed.
 
+    Put it after `RunCheckpoint`, which tells the trainer that it is resumed.
+
     Args:
         network: to be fine-tuned; one without BatchNorm is left alone.
         loader: of training batches with `image`.

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import monai
@@ -18,12 +20,15 @@ from bundle.training.rundir import RunFolder
 
 __all__ = ["ExportBest"]
 
+logger = logging.getLogger(__name__)
+
 
 class ExportBest:
-    """Writes `model.pt` and `model.json` into the run folder when training completes or is interrupted.
+    """Writes `model.pt` and `model.json` into the run folder after each epoch with the best validation so far.
 
-    The weights are those of `checkpoints/best.pt`, a flat state dict of the plain MONAI network; the json says how
-    volumes are to be prepared for it and what its outputs mean. Put it after `RunCheckpoint`.
+    So a run that is stopped early has a product, too. The weights are those of `checkpoints/best.pt`, or the last ones
+    if nothing was ever validated: a flat state dict of the plain MONAI network. The json says how volumes are to be
+    prepared for it and what its outputs mean. Put it after `RunCheckpoint`.
 
     Args:
         run_folder: where to, and where the checkpoints are.
@@ -32,16 +37,26 @@ class ExportBest:
 
     def __init__(self, *, run_folder: RunFolder, settings: Mapping[str, Any]) -> None:
         self.run_folder, self.settings = run_folder, settings
+        self._written = 0  # when the checkpoint that was written last was made
 
     def attach(self, engine: Engine) -> None:
         """Registers with the trainer."""
-        engine.add_event_handler(Events.COMPLETED, self._write)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._write_best)
+        engine.add_event_handler(Events.COMPLETED, self._write_last)
 
-    def _write(self, engine: Engine) -> None:  # noqa: ARG002 - the signature of a handler
+    def _write_best(self, engine: Engine) -> None:  # noqa: ARG002 - the signature of a handler
         best = self.run_folder.best_checkpoint
-        if not is_main_rank() or not best.exists():
-            return
-        checkpoint = torch.load(best, map_location="cpu", weights_only=True)
+        if is_main_rank() and best.exists() and best.stat().st_mtime_ns != self._written:
+            self._written = best.stat().st_mtime_ns
+            self._write(best)
+
+    def _write_last(self, engine: Engine) -> None:  # noqa: ARG002 - the signature of a handler
+        if is_main_rank() and not self.run_folder.best_checkpoint.exists():
+            logger.warning("no epoch was validated, so %s holds the last weights", self.run_folder.model)
+            self._write(self.run_folder.last_checkpoint)
+
+    def _write(self, file: Path) -> None:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
         with replace_file(self.run_folder.model) as temporary:
             torch.save(checkpoint["network"], temporary)
             digest = hashlib.sha256(temporary.read_bytes()).hexdigest()

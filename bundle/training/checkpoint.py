@@ -25,7 +25,16 @@ __all__ = ["RunCheckpoint", "load_network", "read_checkpoint"]
 logger = logging.getLogger(__name__)
 
 # what the config sets in a schedule, and a resumed run may set anew; the rest of its state is where it has got to
-_SCHEDULE_SETTINGS = ("base_lrs", "warmup_steps", "warmup_multiplier", "t_total", "end_lr", "cycles")
+_SCHEDULE_SETTINGS = (
+    "base_lrs",
+    "warmup_steps",
+    "warmup_multiplier",
+    "t_total",
+    "end_lr",
+    "cycles",
+    "kind",
+    "decoder_share",
+)
 
 
 class RunCheckpoint:

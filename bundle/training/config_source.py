@@ -14,6 +14,9 @@ from monai.utils import ensure_tuple
 
 __all__ = ["ConfigSource", "calling_config"]
 
+#: what a workflow is given beside the overrides
+_WORKFLOW_ARGUMENTS = set(inspect.signature(ConfigWorkflow.__init__).parameters)
+
 
 @dataclass(frozen=True)
 class ConfigSource:
@@ -23,15 +26,21 @@ class ConfigSource:
         parser: MONAI's parser, with all files and overrides merged.
         files: the config files in the order of merging, the base first; empty if unknown.
         overrides: what was given beside the files, by id; None if unknown.
+        dropped: the overrides with the value None, which `create_workflow` leaves out without a word.
     """
 
     parser: ConfigParser
     files: tuple[Path, ...] = ()
     overrides: Mapping[str, Any] | None = None
+    dropped: tuple[str, ...] = ()
 
+    def restore_dropped(self) -> None:
+        """Sets the dropped overrides to None, so that `--pretrained None` means what it says.
 
-#: what a workflow is given beside the overrides
-_WORKFLOW_ARGUMENTS = set(inspect.signature(ConfigWorkflow.__init__).parameters)
+        Call it before anything is built: what the parser has made so far is made again.
+        """
+        for name in self.dropped:
+            self.parser.set(None, name)
 
 
 def calling_config(config_name: str | Sequence[str] = "train.yaml") -> ConfigSource | None:
@@ -48,6 +57,7 @@ def calling_config(config_name: str | Sequence[str] = "train.yaml") -> ConfigSou
     parser: ConfigParser | None = None
     files: tuple[Path, ...] = ()
     overrides: Mapping[str, Any] | None = None
+    dropped: tuple[str, ...] = ()
     frame = inspect.currentframe()
     while frame is not None:
         caller = frame.f_locals.get("self")
@@ -59,8 +69,10 @@ def calling_config(config_name: str | Sequence[str] = "train.yaml") -> ConfigSou
             files = tuple(Path(file) for file in ensure_tuple(frame.f_locals["config_file"]))
             given = frame.f_locals.get("_args", {})
             overrides = {key: value for key, value in given.items() if key not in _WORKFLOW_ARGUMENTS}
+            left_out = frame.f_locals["kwargs"].items()
+            dropped = tuple(name for name, value in left_out if value is None and name not in _WORKFLOW_ARGUMENTS)
             break
         frame = frame.f_back
     if parser is None:
         return None
-    return ConfigSource(parser, tuple(file for file in files if file.is_file()), overrides)
+    return ConfigSource(parser, tuple(file for file in files if file.is_file()), overrides, dropped)

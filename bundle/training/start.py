@@ -23,6 +23,7 @@ def start_run(
 ) -> None:
     """Checks the options, joins the process group under torchrun, and seeds.
 
+    An option `--name None`, which MONAI would leave out without a word, is set before.
     From here on a mistake of the user's ends the program with one line. Every rank gets the same seed: what must differ
     between samples is drawn from the number of the sample's draw. Ranks other than the first log warnings only.
 
@@ -40,6 +41,7 @@ def start_run(
     install_excepthook()
     source = None if config_name is None else calling_config(config_name)
     if source is not None:
+        source.restore_dropped()
         check_overrides(source)
     picked = pick_device(device)
     if picked.type == "cpu":

@@ -51,6 +51,7 @@ class Summary:
         skipped: the volumes that could not be used.
         title: of the page.
         figures: of the last epoch to show, their names in the history and what to call them; None for pre-training's.
+        best: a figure of which the highest tells the epoch whose weights are the product; that epoch is shown instead.
     """
 
     def __init__(
@@ -63,10 +64,11 @@ class Summary:
         skipped: Sequence[SkippedVolume] = (),
         title: str = "Pre-training summary",
         figures: Mapping[str, str] | None = None,
+        best: str | None = None,
     ) -> None:
         self.run_folder, self.network = run_folder, unwrap(network)
         self.training, self.validation, self.skipped = training, validation, skipped
-        self.title = title
+        self.title, self.best = title, best
         self.figures = _FIGURES if figures is None else {name: (label, ".4g") for name, label in figures.items()}
         self._handled: BaseException | None = None
 
@@ -99,7 +101,7 @@ class Summary:
             f"Training {outcome}.",
             *self._trained(engine.state.device, rows),
             *self._data(),
-            *_results(rows, self.figures),
+            *_results(rows, self.figures, self.best),
             *self._files(),
             "",
         ])  # fmt: skip
@@ -155,12 +157,22 @@ class Summary:
         return lines
 
 
-def _results(rows: Sequence[Mapping[str, float]], shown: Mapping[str, tuple[str, str]]) -> list[str]:
+def _results(rows: Sequence[Mapping[str, float]], shown: Mapping[str, tuple[str, str]], best: str | None) -> list[str]:
     if not rows:
         return ["", "No epoch was completed, so there are no figures."]
-    row = rows[-1]
+    validated = [row for row in rows if best in row and row[best] == row[best]] if best is not None else []
+    row = max(validated, key=lambda row: row[str(best)], default=rows[-1])
+    note = [f"The weights are those of this epoch, which had the best validation of {len(validated)}.", ""]
     figures = [f"| {label} | {row[name]:{form}} |" for name, (label, form) in shown.items() if name in row]
-    return ["", f"## Figures of epoch {row['epoch']:.0f}", "", "| | |", "|---|---|", *figures]
+    return [
+        "",
+        f"## Figures of epoch {row['epoch']:.0f}",
+        "",
+        *(note if validated else []),
+        "| | |",
+        "|---|---|",
+        *figures,
+    ]
 
 
 def _counts(volumes: Sequence[PreparedVolume]) -> str:

@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 #: what holds if neither the weights nor the config say anything
 _DEFAULTS: dict[str, Any] = {"spacing": None, "ct_window": [-1000, 1000], "mr_percentiles": [0.5, 99.5]}
+_LENGTHS = {"spacing": 3, "ct_window": 2, "mr_percentiles": 2}
 
 
 class PretrainedSettings:
@@ -40,7 +41,7 @@ class PretrainedSettings:
         mr_percentiles: of the foreground, lowest and highest.
 
     Raises:
-        UserError: if `model.json` cannot be read.
+        UserError: if `model.json` cannot be read, or a value does not fit.
     """
 
     def __init__(
@@ -60,13 +61,19 @@ class PretrainedSettings:
         self.mr_percentiles: list[float] = used["mr_percentiles"]
         self.encoder: dict[str, Any] = dict(recorded.get("encoder") or encoder)
 
-    def argument(self, name: str) -> Any:
+    def argument(self, name: str, *default: Any) -> Any:
         """An argument of the encoder, for a network that contains it.
 
+        Args:
+            name: of the argument.
+            *default: what it is if the encoder was built without it; give it where MONAI has a default.
+
         Raises:
-            UserError: if the encoder has no such argument.
+            UserError: if the encoder has no such argument and there is no default.
         """
         if name not in self.encoder:
+            if default:
+                return default[0]
             raise UserError(
                 f"the network asks for {name!r} of the encoder {self.encoder.get('name')}, which was built with "
                 f"{', '.join(map(str, self.encoder))}: choose a network that contains this encoder (docs/finetune.md)"
@@ -95,11 +102,13 @@ def _recorded(file: Path) -> dict[str, Any]:
 def _pick(name: str, given: Any, recorded: Mapping[str, Any]) -> Any:
     if given is None:
         return recorded.get(name, _DEFAULTS[name])
-    if given == "own":
-        given = None
-    elif isinstance(given, str):
-        raise UserError(f"--{name} {given!r} is not known: give numbers such as [1, 1, 1], own, or null")
-    value = None if given is None else list(given)
+    if given == "own" and name == "spacing":
+        value = None
+    elif isinstance(given, Sequence) and not isinstance(given, str) and len(given) == _LENGTHS[name]:
+        value = list(given)
+    else:
+        such = "[1, 1, 1], own" if name == "spacing" else str(_DEFAULTS[name])
+        raise UserError(f"--{name} {given!r} does not fit: give {_LENGTHS[name]} numbers such as {such}, or null")
     if name in recorded and recorded[name] != value:
         logger.warning(
             "%s is %s here, but the encoder was pre-trained with %s: its features may fit less",

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,11 +14,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bundle.errors import UserError
-from bundle.networks import build_encoder
+from bundle.networks import Encoder, build_encoder
 from bundle.transfer.load import find_prefix, load_encoder
 from bundle.transfer.report import TransferReport
 
 __all__ = ["SCHEDULES", "Transfer"]
+
+logger = logging.getLogger(__name__)
 
 SCHEDULES = ("full", "sawtooth", "frozen")
 
@@ -37,6 +41,7 @@ class Transfer:
         report: what went where, or None from scratch.
         depths: of each of the encoder's tensors, by its name in the network: 0 for the finest level's.
         levels: of the encoder.
+        total_stride: of the encoder, voxels per axis; a crop is a multiple of it.
 
     Raises:
         UserError: if too little fits, the network does not contain the encoder, or the schedule is unknown.
@@ -61,13 +66,19 @@ class Transfer:
             plain = build_encoder(**encoder)
         weights = plain.network_state_dict()
         prefix = find_prefix(weights, network.state_dict()) if self.report is None else self.report.prefix
-        self.levels = len(plain.stages)
+        self.levels, self.total_stride = len(plain.stages), plain.total_stride
         self.depths = {f"{prefix}{key}": depth for key, depth in _depths(plain).items()}
         self.depths = {key: depth for key, depth in self.depths.items() if key in network.state_dict()}
         if not self.depths:
             raise UserError(
                 f"{type(network).__name__} does not contain the encoder {encoder.get('name')}: build it with the "
                 "encoder's own arguments (docs/finetune.md names the networks for each encoder)"
+            )
+        if different := _differences(plain, network, prefix):
+            logger.warning(
+                "the encoder inside %s differs from the pre-trained one, its features may fit less: %s",
+                type(network).__name__,
+                "; ".join(different[:3]) + (f"; and {len(different) - 3} more" if len(different) > 3 else ""),
             )
         if schedule == "frozen":
             self._freeze()
@@ -82,7 +93,7 @@ class Transfer:
                 module.register_forward_pre_hook(_evaluate)
 
 
-def _depths(encoder: Any) -> dict[str, int]:
+def _depths(encoder: Encoder) -> dict[str, int]:
     """Level of each of the encoder's tensors, by its name in the plain network."""
     level_of: dict[int, int] = {}
     for depth, stage in enumerate(encoder.stages):
@@ -94,6 +105,21 @@ def _depths(encoder: Any) -> dict[str, int]:
         **dict(encoder.network.named_buffers(remove_duplicate=False)),
     }
     return {key: level_of[id(tensor)] for key, tensor in tensors_by_name.items() if id(tensor) in level_of}
+
+
+def _differences(encoder: Encoder, network: nn.Module, prefix: str) -> list[str]:
+    """Layers without parameters of their own, strides and the like, in which two encoders whose weights fit differ."""
+    used = {id(module) for stage in encoder.stages for part in stage.modules for module in part.modules()}
+    own, found = dict(network.named_modules(remove_duplicate=False)), []
+    for name, module in encoder.network.named_modules(remove_duplicate=False):
+        other = own.get(f"{prefix}{name}")
+        if id(module) not in used or other is None or next(module.children(), None) is not None:
+            continue
+        # a stem may have other input channels: transfer adapts it
+        here, there = (re.sub(r"^\d+, ", "", layer.extra_repr()) for layer in (module, other))
+        if not isinstance(module, type(other)) or here != there:
+            found.append(f"{name} is {other} instead of {module}")
+    return found
 
 
 def _evaluate(module: nn.Module, inputs: tuple[Any, ...]) -> None:  # noqa: ARG001 - the signature of a hook

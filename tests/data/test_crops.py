@@ -14,6 +14,7 @@ import torch
 from monai.transforms import Compose, RandFlipd
 
 from bundle.data import CropDataset, DrawSampler, PreparedVolume, RandForegroundCropd, VolumeSet, make_loader
+from bundle.errors import UserError
 from tests.data.volumes import preparation
 
 SIZE, CROP = (12, 10, 8), (4, 4, 4)
@@ -209,3 +210,15 @@ def test_real_volume_smaller_than_the_crop_is_padded_and_marked(data_dir: Path, 
         outside = crop["image"][~crop["valid"]]
         assert (outside == outside[0]).all() and outside[0] <= crop["image"].min()
         assert float(crop["foreground"].float().mean()) > 0.02
+
+
+def test_less_to_validate_on_than_processes_is_one_line(
+    volumes: list[PreparedVolume], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = CropDataset(data=volumes[:1], transform=Compose([]))
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    with pytest.raises(UserError, match="1 crops or volumes to validate on do not go round 2 processes"):
+        make_loader(dataset, batch_size=1, crops_per_volume=1)
+    assert len(make_loader(dataset, batch_size=1, crops_per_volume=2)) == 1

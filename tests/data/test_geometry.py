@@ -88,3 +88,10 @@ def test_a_volume_of_less_than_two_cells_is_left_out_with_its_size() -> None:
         pad({**small, "name": "small.nii.gz", "foreground": small["image"] > 0})
     enough = item(shape=(11, 27, 32))
     pad({**enough, "name": "enough.nii.gz", "foreground": enough["image"] > 0})
+
+
+def test_each_channel_is_padded_with_its_own_lowest_value() -> None:
+    image = MetaTensor(torch.stack([torch.full((4, 4, 4), value) for value in (-3.0, 5.0)]))
+    item = PadToCropd(spatial_size=(8, 4, 4))({"image": image, "name": "a"})
+    assert item["image"].shape == (2, 8, 4, 4) and item["valid"].shape == (1, 8, 4, 4)
+    assert (item["image"][0] == -3).all() and (item["image"][1] == 5).all()

@@ -125,3 +125,13 @@ def test_body_without_contrast_is_refused() -> None:
 def test_empty_range_names_the_option(option: str) -> None:
     with pytest.raises(UserError, match=option):
         NormalizeByModalityd(**{option: (50, 50)})
+
+
+@pytest.mark.parametrize("modality", ["CT", "MR"])
+def test_each_channel_is_normalised_by_itself(modality: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    channels = [scale * torch.randn(1, 6, 6, 6, generator=generator) for scale in (50.0, 700.0)]
+    more = {"foreground": torch.ones(1, 6, 6, 6, dtype=torch.uint8), "modality": modality, "name": "a"}
+    normalize = NormalizeByModalityd(mr_percentiles=(1, 99))
+    together = normalize({"image": torch.cat(channels), **more})["image"]
+    assert torch.equal(together, torch.cat([normalize({"image": channel, **more})["image"] for channel in channels]))

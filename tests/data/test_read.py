@@ -12,9 +12,9 @@ import pydicom
 import pytest
 from monai.transforms import Orientation
 
-from bundle.data import find_volumes, read_volume
+from bundle.data import ReadVolumed, find_volumes, read_volume
 from bundle.errors import VolumeError
-from tests.data.volumes import PATIENT, ct_phantom, write_dicom, write_nifti
+from tests.data.volumes import PATIENT, ct_phantom, mr_phantom, write_dicom, write_nifti
 
 
 def test_nifti_has_the_voxels_and_affine_that_nibabel_reads(data_dir: Path) -> None:
@@ -170,3 +170,28 @@ def test_truncated_slice_is_refused(tmp_path: Path) -> None:
     files[2].write_bytes(files[2].read_bytes()[:-200])
     with pytest.raises(VolumeError, match="cannot be read"):
         read_volume(found.files, "series")
+
+
+def test_images_of_one_grid_become_channels(tmp_path: Path) -> None:
+    first, second = mr_phantom(seed=1), mr_phantom(seed=2)
+    files = [str(write_nifti(tmp_path / f"{n}.nii.gz", array)) for n, array in enumerate((first, second))]
+    item = ReadVolumed(channels=2)({"image": files[:1], "channels": [files[1:]], "name": "a"})
+    np.testing.assert_array_equal(item["image"].numpy(), np.stack([first, second]))
+    assert "channels" not in item
+
+
+def test_fourth_axis_of_a_nifti_file_is_channels_only_where_they_are_wanted(tmp_path: Path) -> None:
+    array = np.stack([mr_phantom(seed=seed) for seed in range(3)], axis=-1)
+    item = {"image": [str(write_nifti(tmp_path / "a.nii.gz", array))], "name": "a"}
+    np.testing.assert_array_equal(ReadVolumed(channels=3)(item)["image"].numpy(), np.moveaxis(array, -1, 0))
+    with pytest.raises(VolumeError, match="is a 4D series"):
+        ReadVolumed()(item)
+    with pytest.raises(VolumeError, match="has 3 channels, not the 2 of --in_channels"):
+        ReadVolumed(channels=2)(item)
+
+
+def test_channels_on_another_grid_are_refused(tmp_path: Path) -> None:
+    first = write_nifti(tmp_path / "0.nii.gz", mr_phantom())
+    second = write_nifti(tmp_path / "1.nii.gz", mr_phantom(), np.diag([1, 1, 1.2, 1]))
+    with pytest.raises(VolumeError, match="channels that are not on one grid"):
+        ReadVolumed(channels=2)({"image": [str(first)], "channels": [[str(second)]], "name": "a"})

@@ -116,3 +116,15 @@ def test_the_command_line_and_an_args_file_say_it_in_one_line(configs, tmp_path)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "error: unknown option --epoch: did you mean --epochs?"
     assert "Traceback" not in done.stderr
+
+
+def test_an_option_of_none_is_set_where_monai_drops_it(configs):
+    done = create_workflow(config_file=str(configs / "train.yaml"), lr=None, workflow_type="train", run_id="training")
+    assert done.parser.get_parsed_content("lr") is None and done.parser.get_parsed_content("epochs") == 3
+
+
+def test_an_unknown_option_of_none_is_refused(configs):
+    def make():
+        create_workflow(config_file=str(configs / "train.yaml"), epoch=None, workflow_type="train", run_id="training")
+
+    assert message(make) == "unknown option --epoch: did you mean --epochs?"

@@ -84,3 +84,17 @@ def test_the_text_of_an_unforeseen_error_is_not_quoted(tmp_path, caplog):
     assert "by an error: RuntimeError." in text
     assert "Doe" not in text
     assert caplog.text.count("# Pre-training summary") == 1, "Ignite passes the error on twice"
+
+
+def test_the_epoch_with_the_best_validation_is_shown(tmp_path):
+    folder = RunFolder(tmp_path)
+    with folder.history.open("w") as file:
+        file.write("epoch,seconds,validation/dice,train/loss\n1,1,0.2,3\n2,1,0.7,2\n3,1,,1\n4,1,0.5,1\n")
+    network = ToyNetwork()
+    figures = {"validation/dice": "Dice", "train/loss": "loss"}
+    summary = Summary(run_folder=folder, network=network, figures=figures, best="validation/dice")
+    trainer = toy_trainer(network, SGD(network.parameters(), lr=0.1), toy_loader(2), 1, [summary])
+    trainer.run()
+    text = folder.summary.read_text()
+    assert "## Figures of epoch 2" in text and "best validation of 3" in text
+    assert "| Dice | 0.7 |" in text and "| loss | 2 |" in text

@@ -1,0 +1,376 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""Fine-tuning for segmentation as a user runs it: configs, command line, real volumes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+import yaml
+from monai.bundle import ConfigWorkflow
+from monai.networks import nets
+from nibabel.processing import resample_to_output
+
+from bundle.errors import user_error_in
+from tests.networks.encoder_cases import Case
+from tests.transfer.models import write_model
+
+ROOT = Path(__file__).parents[1]
+CONFIG = str(ROOT / "configs/finetune_segmentation.yaml")
+CLASSES = {"grey": 1, "white": 2}
+ENCODER = {"init_filters": 4, "blocks_down": [1, 1, 1], "norm": ["instance", {"affine": True}]}
+QUICK = {
+    "classes": CLASSES,
+    "crop_size": [32, 32, 32],
+    "spacing": "own",
+    "epochs": 2,
+    "steps_per_epoch": 2,
+    "batch_size": 1,
+    "val_interval": 1,
+    "warmup_epochs": 0.5,
+    "num_workers": 0,
+    "device": "cpu",
+    "lr": 0.01,
+}
+
+
+@pytest.fixture(scope="module")
+def brain(data_dir: Path) -> tuple[nibabel.Nifti1Image, nibabel.Nifti1Image]:
+    """A head and its label map at 6 mm: 0 the rest, 1 grey matter, 2 white matter."""
+    image, grey, white = (
+        resample_to_output(nibabel.load(data_dir / file), 6.0, order=1)
+        for file in (
+            "volumes/mr_brain_mni152.nii.gz",
+            "labels/mr_brain_mni152_grey.nii.gz",
+            "labels/mr_brain_mni152_white.nii.gz",
+        )
+    )
+    maps = [np.asarray(one.dataobj, dtype=np.float32) for one in (grey, white)]
+    label = np.stack([127 + 0 * maps[0], *maps]).argmax(0).astype(np.uint8)
+    picture = np.asarray(image.dataobj, dtype=np.float32)
+    return nibabel.Nifti1Image(picture, image.affine), nibabel.Nifti1Image(label, image.affine)
+
+
+@pytest.fixture(scope="module")
+def bundle_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle root of its own with a small encoder under models/, "pre-trained" at the spacing of the volumes."""
+    root = tmp_path_factory.mktemp("bundle")
+    (root / "models").mkdir()
+    write_model(root / "models", Case("SegResEncoder", ENCODER, ()), spacing=[6, 6, 6], mr_percentiles=[1, 99])
+    return root
+
+
+@pytest.fixture(scope="module")
+def dataset(brain: tuple[nibabel.Nifti1Image, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two heads, the second darker and mirrored, in the layout of folders; and a file that is no image."""
+    folder = tmp_path_factory.mktemp("labelled")
+    write_pairs(folder, brain)
+    (folder / "imagesTr/broken.nii.gz").write_bytes(b"not an image")
+    (folder / "labelsTr/broken.nii.gz").write_bytes(b"not an image")
+    return folder
+
+
+def write_pairs(folder: Path, brain: tuple[nibabel.Nifti1Image, ...]) -> None:
+    image, label = brain
+    for kind, volume in (("imagesTr", image), ("labelsTr", label)):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+        array = np.asarray(volume.dataobj)
+        nibabel.save(volume, folder / kind / "head_a.nii.gz")
+        other = array[::-1] * (0.8 if kind == "imagesTr" else 1)
+        nibabel.save(nibabel.Nifti1Image(other.astype(array.dtype), volume.affine), folder / kind / "head_b.nii.gz")
+
+
+def workflow(root: Path, dataset: Path, *more: str, **overrides: Any) -> ConfigWorkflow:
+    given = {**QUICK, "bundle_root": str(root), "dataset_dir": str(dataset), **overrides}
+    return ConfigWorkflow([CONFIG, *more], workflow_type="train", run_id="training", **given)
+
+
+def run(root: Path, dataset: Path, *more: str, **overrides: Any) -> tuple[Path, ConfigWorkflow]:
+    """Trains for a moment; the run's folder, and the workflow to look into."""
+    flow = workflow(root, dataset, *more, **overrides)
+    flow.initialize()
+    flow.run()
+    flow.finalize()
+    return flow.parser.get_parsed_content("run_folder").path, flow
+
+
+def problem(root: Path, dataset: Path, *more: str, **overrides: Any) -> str:
+    """What the user reads of a run that cannot be."""
+    with pytest.raises((RuntimeError, ValueError)) as caught:
+        run(root, dataset, *more, **overrides)
+    found = user_error_in(caught.value)
+    assert found is not None, f"not a UserError: {caught.value!r}"
+    assert "\n" not in str(found)
+    return str(found)
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    with (folder / "metrics.csv").open() as file:
+        return [{name: float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(file)]
+
+
+def weights(file: Path) -> dict[str, torch.Tensor]:
+    content = torch.load(file, weights_only=True)
+    return content.get("network", content)
+
+
+@pytest.fixture(scope="module")
+def finished(bundle_root: Path, dataset: Path) -> Path:
+    return run(bundle_root, dataset, epochs=3)[0]
+
+
+def test_the_run_leaves_everything_it_promises(finished: Path, bundle_root: Path):
+    assert finished.parent == bundle_root / "runs/segmentation"
+    for name in ("config.yaml", "metrics.csv", "curves.png", "summary.md", "model.pt", "model.json"):
+        assert (finished / name).stat().st_size > 0, name
+    assert (finished / "panels/epoch_0003.png").exists() and any((finished / "tensorboard").iterdir())
+    wanted = {"train/loss", "validation/dice", "validation/dice/grey", "validation/dice/white"}
+    assert all(wanted | {"validation/surface_distance_mm"} <= row.keys() for row in metrics(finished))
+
+
+def test_the_product_is_the_epoch_with_the_highest_dice_and_loads_into_plain_monai(finished: Path):
+    rows, about = metrics(finished), json.loads((finished / "model.json").read_text())
+    best = max(rows, key=lambda row: row["validation/dice"])
+    assert about["epoch"] == best["epoch"] == torch.load(finished / "checkpoints/best.pt", weights_only=True)["epoch"]
+    assert f"## Figures of epoch {best['epoch']:.0f}" in (finished / "summary.md").read_text()
+    arguments = dict(about["network"])
+    network = getattr(nets, arguments.pop("name"))(**arguments)
+    assert type(network) is nets.SegResNetDS
+    network.load_state_dict(weights(finished / "model.pt"), strict=True)
+    assert about["spacing"] is None and about["mr_percentiles"] == [1, 99] and about["classes"] == CLASSES
+
+
+def test_a_broken_volume_is_skipped_and_reported(finished: Path):
+    text = (finished / "summary.md").read_text()
+    assert "broken.nii.gz: cannot be read" in text and "training: 1 volumes (1 MR)" in text
+
+
+def test_training_starts_from_the_pretrained_encoder_or_from_scratch(bundle_root: Path, dataset: Path):
+    given = torch.load(bundle_root / "models/model.pt", weights_only=True)
+    for pretrained, loaded in ((str(bundle_root / "models/model.pt"), True), (None, False)):
+        scratch = {} if loaded else {f"encoder#{name}": value for name, value in ENCODER.items()}
+        flow = workflow(bundle_root, dataset, pretrained=pretrained, **scratch)
+        flow.initialize()
+        network = flow.parser.get_parsed_content("network_def")
+        transfer = flow.parser.get_parsed_content("transfer")
+        same = all(torch.equal(network.encoder.state_dict()[key], value) for key, value in given.items())
+        assert same == loaded and (transfer.report is not None) == loaded and transfer.total_stride == (4, 4, 4)
+
+
+def test_from_scratch_runs_to_the_end(bundle_root: Path, dataset: Path):
+    scratch = {f"encoder#{name}": value for name, value in ENCODER.items()}
+    folder, _ = run(bundle_root, dataset, pretrained=None, epochs=1, **scratch)
+    assert len(metrics(folder)) == 1
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(bundle_root: Path, dataset: Path, tmp_path: Path):
+    settings = {"schedule": "sawtooth", "epochs": 3}
+    whole, _ = run(bundle_root, dataset, output_dir=str(tmp_path / "whole"), **settings)
+    stop = {"train#trainer#max_epochs": 2}
+    part, _ = run(bundle_root, dataset, output_dir=str(tmp_path / "part"), **settings, **stop)
+    resumed, _ = run(bundle_root, dataset, output_dir=str(tmp_path / "part"), resume=True, **settings)
+    assert resumed == part
+    a, b = (weights(folder / "checkpoints/last.pt") for folder in (whole, resumed))
+    assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+    for figure in ("train/loss", "validation/dice"):
+        assert [row[figure] for row in metrics(whole)] == [row[figure] for row in metrics(resumed)]
+
+
+def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor], prefix: str) -> list[bool]:
+    return [not torch.equal(before[key], after[f"{prefix}{key}"]) for key in before]
+
+
+def test_frozen_leaves_the_encoder_and_trains_the_rest(bundle_root: Path, dataset: Path):
+    before = torch.load(bundle_root / "models/model.pt", weights_only=True)
+    folder, _ = run(bundle_root, dataset, schedule="frozen", epochs=1)
+    after = weights(folder / "checkpoints/last.pt")
+    assert not any(changed(before, after, "encoder."))
+    start = nets.SegResNetDS(out_channels=3, dsdepth=3, **ENCODER).state_dict()
+    rest = [key for key in start if not key.startswith("encoder.") and start[key].is_floating_point()]
+    assert all(not torch.equal(start[key], after[key]) for key in rest if key.endswith("conv.weight"))
+
+
+def test_sawtooth_leaves_the_encoder_in_its_first_phase_only(bundle_root: Path, dataset: Path):
+    before = torch.load(bundle_root / "models/model.pt", weights_only=True)
+    settings = {"schedule": "sawtooth", "epochs": 4}  # a quarter of the steps: the first epoch
+    first, _ = run(bundle_root, dataset, **settings, **{"train#trainer#max_epochs": 1})
+    assert not any(changed(before, weights(first / "checkpoints/last.pt"), "encoder."))
+    second, _ = run(bundle_root, dataset, **settings, **{"train#trainer#max_epochs": 2})
+    assert all(changed(before, weights(second / "checkpoints/last.pt"), "encoder."))
+
+
+def test_without_a_validation_the_product_holds_the_last_weights(bundle_root: Path, dataset: Path):
+    folder, _ = run(bundle_root, dataset, epochs=1, val_interval=5)
+    last = weights(folder / "checkpoints/last.pt")
+    product = weights(folder / "model.pt")
+    assert all(torch.equal(last[key], product[key]) for key in last)
+
+
+def test_a_list_in_the_format_of_the_msd_decides_the_split(bundle_root: Path, dataset: Path, tmp_path: Path):
+    for kind in ("imagesTr", "labelsTr"):
+        shutil.copytree(dataset / kind, tmp_path / kind)
+    entries = [{"image": f"./imagesTr/head_{n}.nii.gz", "label": f"./labelsTr/head_{n}.nii.gz"} for n in "ab"]
+    content = {
+        "modality": {"0": "MRI"},
+        "labels": {"0": "background"},
+        "training": entries[1:],
+        "validation": entries[:1],
+    }
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    flow = workflow(bundle_root, tmp_path)
+    flow.initialize()
+    volumes = flow.parser.get_parsed_content("volumes")
+    assert [volume.name for volume in volumes.training] == ["./imagesTr/head_b.nii.gz"]
+    assert [volume.name for volume in volumes.validation] == ["./imagesTr/head_a.nii.gz"]
+    assert {volume.modality for volume in volumes.training} == {"MR"}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"schedule": "sawtoth"}, "--schedule 'sawtoth' is not known: choose one of full, sawtooth, frozen"),
+        ({"classes": {}}, "--classes {} does not fit"),
+        ({"classes": {"grey": 1, "tumour": 7}}, "has a voxel of tumour (7)"),
+        ({"crop_size": [30, 32, 32]}, "--crop_size"),
+        ({"spacing": "finest"}, "--spacing 'finest'"),
+        ({"ct_window": "own"}, "--ct_window 'own'"),
+        ({"layer_decay": 0}, "--layer_decay 0"),
+        ({"dataset_dir": "/nowhere"}, "--dataset_dir /nowhere"),
+        ({"pretrained": "/nowhere/model.pt"}, "/nowhere/model.pt does not exist"),
+        ({"class": {"grey": 1}}, "unknown option --class: did you mean --classes?"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_wrong_option_is_one_line_that_names_it(bundle_root: Path, dataset: Path, options: dict, said: str):
+    assert said in problem(bundle_root, dataset, **options)
+
+
+def test_weights_that_do_not_fit_are_one_line(bundle_root: Path, dataset: Path, tmp_path: Path):
+    torch.save(nets.BasicUNet(features=(4, 4, 4, 4, 4, 4)).state_dict(), tmp_path / "other.pt")
+    said = problem(bundle_root, dataset, pretrained=str(tmp_path / "other.pt"), **{"encoder#init_filters": 4})
+    assert "tensors fit into SegResNetDS, at least 90% must" in said
+
+
+def test_weights_of_another_kind_of_encoder_name_what_is_missing(bundle_root: Path, dataset: Path, tmp_path: Path):
+    path, _ = write_model(tmp_path, Case("BasicUNet", {"features": [4, 4, 4, 4, 4, 4]}, ()))
+    said = problem(bundle_root, dataset, pretrained=str(path))
+    assert "tensors fit into SegResNetDS" in said or "the network asks for" in said
+
+
+def test_label_maps_on_another_grid_or_missing_are_one_line(bundle_root: Path, brain, tmp_path: Path):
+    write_pairs(tmp_path, brain)
+    (tmp_path / "labelsTr/head_b.nii.gz").unlink()
+    label = brain[1]
+    moved = label.affine.copy()
+    moved[0, 3] += 3  # half a voxel
+    nibabel.save(nibabel.Nifti1Image(np.asarray(label.dataobj), moved), tmp_path / "labelsTr/head_a.nii.gz")
+    said = problem(bundle_root, tmp_path)
+    assert "none of the 2 volumes" in said and "and its label map are not on one grid" in said
+    write_pairs(tmp_path, brain)
+    (tmp_path / "labelsTr/head_b.nii.gz").unlink()
+    said = problem(bundle_root, tmp_path)
+    assert "1 volumes to train on and 0 to validate on" in said or "head_b.nii.gz" in said
+
+
+def test_a_differing_spacing_is_used_with_a_warning(bundle_root: Path, dataset: Path, capsys):
+    flow = workflow(bundle_root, dataset, spacing=[6, 6, 8])
+    flow.initialize()
+    assert flow.parser.get_parsed_content("settings").spacing == [6, 6, 8]
+    assert "spacing is [6, 6, 8] here, but the encoder was pre-trained with [6, 6, 6]" in capsys.readouterr().out
+
+
+def test_several_channels_in_one_volume(bundle_root: Path, brain, tmp_path: Path):
+    image, label = brain
+    for n, factor in (("a", 1.0), ("b", 0.7)):
+        for channel, array in enumerate((np.asarray(image.dataobj) * factor, 100 - np.asarray(image.dataobj))):
+            path = tmp_path / f"imagesTr/head_{n}_{channel:04d}.nii.gz"
+            path.parent.mkdir(exist_ok=True)
+            nibabel.save(nibabel.Nifti1Image(array.astype(np.float32), image.affine), path)
+        (tmp_path / "labelsTr").mkdir(exist_ok=True)
+        nibabel.save(label, tmp_path / f"labelsTr/head_{n}.nii.gz")
+    (tmp_path / "dataset.json").write_text(json.dumps({"channel_names": {"0": "MR", "1": "MR"}, "numTraining": 2}))
+    assert "has 2 channels, not the 3 of --in_channels" in problem(bundle_root, tmp_path, in_channels=3)
+    folder, flow = run(bundle_root, tmp_path, in_channels=2, epochs=1)
+    assert weights(folder / "model.pt")["encoder.conv_init.weight"].shape[1] == 2
+    volume = torch.load(flow.parser.get_parsed_content("volumes").training[0].file, weights_only=True)
+    assert volume["image"].shape[0] == 2 and volume["valid"].shape[0] == 1
+    inside = volume["foreground"][0] > 0
+    for channel in volume["image"]:
+        assert abs(channel[inside].mean()) < 0.2 and abs(channel[inside].std() - 1) < 0.2
+
+
+def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "monai.bundle", "run", "training", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(line, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_the_command_line_takes_classes_and_trains_from_scratch(bundle_root: Path, dataset: Path, tmp_path: Path):
+    given = {**QUICK, "bundle_root": bundle_root, "dataset_dir": dataset, "output_dir": tmp_path / "run", "epochs": 1}
+    given |= {"classes": "{grey: 1, white: 2}", "pretrained": "None"}
+    given |= {f"encoder#{name}": value for name, value in ENCODER.items()}
+    done = command("--config_file", CONFIG, *(f"--{key}={value}" for key, value in given.items()), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    about = json.loads((tmp_path / "run/model.json").read_text())
+    assert about["pretrained"] is None and about["classes"] == CLASSES
+    recorded = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    assert recorded["pretrained"] is None and recorded["classes"] == CLASSES
+
+
+def test_nothing_labelled_is_one_line_on_the_command_line(bundle_root: Path, tmp_path: Path):
+    given = ("--bundle_root", str(bundle_root), "--dataset_dir", str(tmp_path), "--classes", "{grey: 1}")
+    done = command("--config_file", CONFIG, *given, "--device", "cpu", cwd=tmp_path)
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert line.startswith(f"error: --dataset_dir {tmp_path} holds no labelled volumes")
+    assert "Traceback" not in done.stderr + done.stdout
+
+
+ALTERNATIVES = {
+    "finetune_dynunet": Case(
+        "DynUNet",
+        {
+            "kernel_size": [3, 3, 3, 3],
+            "strides": [1, 2, 2, 2],
+            "upsample_kernel_size": [2, 2, 2],
+            "filters": [4, 4, 8, 8],
+        },
+        (),
+    ),
+    "finetune_flexibleunet": Case("ResNetFeatures", {"model_name": "resnet10"}, ()),
+}
+
+
+@pytest.mark.parametrize("name", ALTERNATIVES)
+def test_other_networks_take_the_weights_of_their_encoders(name: str, bundle_root: Path, dataset: Path, tmp_path: Path):
+    path, _ = write_model(tmp_path, ALTERNATIVES[name], spacing=None)
+    override = str(ROOT / f"configs/{name}.yaml")
+    folder, flow = run(
+        bundle_root, dataset, override, pretrained=str(path), schedule="frozen", epochs=1, crop_size=[64, 32, 32]
+    )
+    report = flow.parser.get_parsed_content("transfer").report
+    assert report.share == 1.0
+    given, after = torch.load(path, weights_only=True), weights(folder / "model.pt")
+    parameters = [key for key in given if not re.search("running_|num_batches", key)]
+    assert all(torch.equal(given[key], after[f"{report.prefix}{key}"]) for key in parameters)
+    arguments = json.loads((folder / "model.json").read_text())["network"]
+    getattr(nets, arguments.pop("name"))(**arguments).load_state_dict(after, strict=True)
+
+
+@pytest.mark.parametrize("name", ["finetune_segmentation", *ALTERNATIVES])
+def test_monai_finds_all_properties_of_a_training_bundle(name: str, bundle_root: Path, dataset: Path):
+    more = () if name == "finetune_segmentation" else (str(ROOT / f"configs/{name}.yaml"),)
+    flow = workflow(bundle_root, dataset, *more, pretrained=None, crop_size=[64, 32, 32])
+    flow.initialize()
+    assert flow.check_properties() == []

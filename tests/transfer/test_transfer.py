@@ -1,0 +1,107 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from monai.networks import nets
+from torch import nn
+
+from bundle.errors import UserError
+from bundle.networks import reestimate_batch_norm
+from bundle.transfer import Transfer
+from tests.networks.encoder_cases import Case
+
+from .models import write_model
+
+SEGRES = {"init_filters": 4, "blocks_down": [1, 1, 1], "norm": "batch"}
+DYNUNET = {"kernel_size": [3, 3, 3], "strides": [1, 2, 2], "upsample_kernel_size": [2, 2], "filters": [4, 4, 8]}
+
+
+def segresnet(**more) -> nets.SegResNetDS:
+    torch.manual_seed(0)
+    return nets.SegResNetDS(out_channels=2, **{**SEGRES, **more})
+
+
+def transfer(tmp_path: Path, network: nn.Module | None = None, **more) -> Transfer:
+    path, _ = write_model(tmp_path, Case("SegResEncoder", SEGRES, ()))
+    return Transfer(network or segresnet(), path, encoder={"name": "SegResEncoder", **SEGRES}, **more)
+
+
+def test_the_network_is_loaded_and_knows_its_encoders_depths(tmp_path: Path):
+    done = transfer(tmp_path)
+    given = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert all(torch.equal(done.network.encoder.state_dict()[key], value) for key, value in given.items())
+    assert done.levels == 3 and done.total_stride == (4, 4, 4)
+    assert done.depths.keys() == {f"encoder.{key}" for key in given}
+    assert done.depths["encoder.conv_init.weight"] == done.depths["encoder.layers.0.blocks.0.conv1.weight"] == 0
+    # the convolution between two levels counts as the deeper one's
+    assert done.depths["encoder.layers.0.downsample.weight"] == done.depths["encoder.layers.1.blocks.0.norm1.bias"] == 1
+    assert done.depths["encoder.layers.2.blocks.0.conv2.weight"] == 2
+
+
+def test_from_scratch_the_network_stays_as_it_is_and_so_does_the_random_generator():
+    network = segresnet()
+    before, state = {key: value.clone() for key, value in network.state_dict().items()}, torch.get_rng_state()
+    done = Transfer(network, None, encoder={"name": "SegResEncoder", **SEGRES})
+    assert done.report is None and done.depths["encoder.conv_init.weight"] == 0
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_both_names_of_a_shared_layer_have_its_depth():
+    network = nets.DynUNet(spatial_dims=3, in_channels=1, out_channels=3, **DYNUNET)
+    done = Transfer(network, None, encoder={"name": "DynUNet", **DYNUNET})
+    assert done.depths["downsamples.0.conv1.conv.weight"] == 1
+    assert done.depths["skip_layers.next_layer.downsample.conv1.conv.weight"] == 1
+    assert not any("upsample." in key or "output_block" in key for key in done.depths)
+
+
+def test_frozen_takes_gradients_from_the_encoder_only_and_keeps_its_running_statistics(tmp_path: Path):
+    done = transfer(tmp_path, schedule="frozen")
+    frozen = {name for name, parameter in done.network.named_parameters() if not parameter.requires_grad}
+    assert frozen == {name for name, _ in done.network.named_parameters() if name.startswith("encoder.")}
+    before = {name: buffer.clone() for name, buffer in done.network.named_buffers()}
+    done.network.train()
+    done.network(5 + torch.randn(2, 1, 8, 8, 8))
+    for name, buffer in done.network.named_buffers():
+        assert torch.equal(buffer, before[name]) == name.startswith("encoder."), name
+
+
+def test_a_frozen_encoder_takes_part_in_reestimating_statistics_once(tmp_path: Path):
+    done = transfer(tmp_path, schedule="frozen")
+    images = [5 + torch.randn(2, 1, 8, 8, 8) for _ in range(3)]
+    reestimate_batch_norm(done.network, images)
+    norm = done.network.encoder.layers[0]["blocks"][0].norm1
+    stem = torch.stack([done.network.encoder.conv_init(image).mean((0, 2, 3, 4)) for image in images])
+    assert torch.allclose(norm.running_mean, stem.mean(0), atol=1e-5)
+    kept = norm.running_mean.clone()
+    done.network.train()
+    done.network(torch.randn(2, 1, 8, 8, 8))
+    assert torch.equal(norm.running_mean, kept)
+
+
+def test_another_activation_or_stride_than_in_pretraining_is_told(tmp_path: Path, caplog):
+    with caplog.at_level(logging.WARNING):
+        transfer(tmp_path)
+        assert not caplog.records
+        transfer(tmp_path, segresnet(act="leakyrelu"))
+    assert "act1 is LeakyReLU" in caplog.text and "instead of ReLU" in caplog.text
+
+
+def test_more_input_channels_are_no_difference(tmp_path: Path, caplog):
+    with caplog.at_level(logging.WARNING):
+        done = transfer(tmp_path, segresnet(in_channels=4))
+    assert not caplog.records and done.report is not None and list(done.report.adapted) == ["conv_init.weight"]
+
+
+def test_an_unknown_schedule_is_one_line():
+    with pytest.raises(UserError, match="--schedule 'thaw' is not known: choose one of full, sawtooth, frozen"):
+        Transfer(segresnet(), None, encoder={"name": "SegResEncoder", **SEGRES}, schedule="thaw")
+
+
+def test_a_network_without_the_encoder_is_one_line():
+    with pytest.raises(UserError, match="BasicUNet does not contain the encoder SegResEncoder"):
+        Transfer(nets.BasicUNet(), None, encoder={"name": "SegResEncoder", **SEGRES})

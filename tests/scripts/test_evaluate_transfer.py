@@ -66,7 +66,7 @@ def test_both_arms_run_and_are_not_repeated(data_dir: Path, tmp_path: Path, caps
     (tmp_path / "model.json").write_text(json.dumps(about))
     command = ["--pretrained", str(tmp_path / "model.pt"), "--data_dir", str(data_dir), "--work_dir", str(tmp_path)]
     command += ["--json", str(tmp_path / "runs.json"), "--task", "chest", "--steps", "2", "--validate_every", "1"]
-    command += ["--crop", "16", "--device", "cpu", "--arms", "scratch", "pretrained, sawtooth"]
+    command += ["--crop", "32", "--device", "cpu", "--arms", "scratch", "pretrained, sawtooth"]
     assert main([*command, "--seeds", "1"]) == 0
     first = json.loads((tmp_path / "runs.json").read_text())
     assert [r["arm"] for r in first] == ["scratch", "pretrained, sawtooth"]

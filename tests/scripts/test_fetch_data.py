@@ -185,7 +185,7 @@ def test_volumes_and_labels_of_the_table_go_to_different_folders() -> None:
     everything = [member.target for package in fetch_data.PACKAGES for member in wanted(package, everything=True)]
     assert len(set(everything)) == len(everything) and set(volumes) < set(everything)
     folders = {Path(target).parts[0] for target in everything}
-    assert len(volumes) == 11 and folders == {"volumes", "labels", "dicom", "evaluation"}
+    assert len(volumes) == 11 and folders == {"volumes", "labels", "dicom", "evaluation", "extra"}
     assert all("==" in package.requirement for package in fetch_data.PACKAGES)
 
 

@@ -41,8 +41,10 @@ def test_hashed_names_tell_nothing_and_stay_the_same(tmp_path: Path):
 
 def test_a_list_cannot_make_results_leave_the_folder(tmp_path: Path):
     listed = ["../a.nii.gz", "/a.nii.gz", "sub/../../b.nii.gz", "..", "c.nii.gz"]
-    (tmp_path / "list.json").write_text(json.dumps({"training": listed}))
-    given = names(tmp_path / "list.json")
+    folder = tmp_path / "one/two"  # so that ".." is a folder of this test's own
+    folder.mkdir(parents=True)
+    (folder / "list.json").write_text(json.dumps({"training": listed}))
+    given = names(folder / "list.json")
     assert len(set(given)) == len(listed)
     for name in given:
         assert (tmp_path / name).resolve().is_relative_to(tmp_path) and ".." not in Path(name).parts

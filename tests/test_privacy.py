@@ -1,5 +1,5 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
-"""No attribute of a patient in a DICOM header reaches a log, cache, checkpoint, picture or table."""
+"""Nothing that names a patient, in a DICOM header or a file name, reaches a log, cache, checkpoint, picture or table."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def write_series(folder: Path, seed: int) -> list[bytes]:
     for index in range(48):
         header = pydicom.Dataset()
         for number, keyword in enumerate(TEXTS):
-            setattr(header, keyword, f"{MARK}{number}{"ab"[seed]}")  # two patients
+            setattr(header, keyword, f"{MARK}{number}{'ab'[seed]}")  # two patients
         for keyword, date in DATES.items():
             setattr(header, keyword, date)
         header.SOPClassUID, header.Modality, header.SOPInstanceUID = CTImageStorage, "CT", generate_uid()
@@ -115,24 +115,31 @@ def command(*arguments: object, log: Path) -> None:
 @pytest.fixture(scope="module")
 def series(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[bytes]]:
     folder = tmp_path_factory.mktemp("volumes")
-    return folder, [secret for number in range(2) for secret in write_series(folder / f"case{number}/a", number)]
+    secrets = [secret for number in range(2) for secret in write_series(folder / f"{MARK} {number}/a", number)]
+    (folder / f"{MARK} broken.nii.gz").write_bytes(b"no volume")
+    return folder, secrets
 
 
-def test_training_and_inference_leave_nothing_of_a_header(series: tuple[Path, list[bytes]], tmp_path: Path):
+def test_no_run_leaves_a_name_or_anything_of_a_header(series: tuple[Path, list[bytes]], tmp_path: Path):
     volumes, secrets = series
     assert leaks(volumes, secrets), "the headers hold what is looked for"
     tiny = ["--device", "cpu", "--spacing", "[4, 4, 4]", "--epochs", 1, "--steps_per_epoch", 2, "--warmup_epochs", 0.5]
     command(
         "training", "--config_file", "['configs/train.yaml','configs/preset_dev.yaml']", "--bundle_root", tmp_path,
-        "--dataset_dir", volumes, "--encoder#init_filters", 4, "--replace_model", True, *tiny, log=tmp_path / "training.log",
+        "--dataset_dir", volumes, "--encoder#init_filters", 4, "--replace_model", True,
+        "--hash_names", True, *tiny, log=tmp_path / "training.log",
     )  # fmt: skip
     command(
         "--config_file", "configs/inference.yaml", "--bundle_root", tmp_path, "--dataset_dir", volumes,
         "--output_dir", tmp_path / "eval", "--device", "cpu", "--num_workers", 0, "--feature_maps", True,
-        log=tmp_path / "inference.log",
+        "--hash_names", True, log=tmp_path / "inference.log",
+    )  # fmt: skip
+    command(
+        "--config_file", "configs/reconstruct.yaml", "--bundle_root", tmp_path, "--dataset_dir", volumes,
+        "--device", "cpu", "--hash_names", True, log=tmp_path / "reconstruct.log",
     )  # fmt: skip
     names = {file.name for file in tmp_path.rglob("*") if file.is_file()}
-    assert {"model.pt", "last.pt", "summary.md", "config.yaml", "manifest.csv", "epoch_0001.png"} <= names
+    assert {"model.pt", "last.pt", "summary.md", "config.yaml", "manifest.csv", "epoch_0001.png", "errors.csv"} <= names
     assert len(list((tmp_path / ".cache/volumes").glob("*.pt"))) == 2
     assert leaks(tmp_path, secrets) == []
 

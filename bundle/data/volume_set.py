@@ -8,7 +8,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from monai.transforms import Compose
 from tqdm import tqdm
 
 from bundle.data.find import FoundVolume, find_volumes
+from bundle.data.names import name_digest, without_paths
 from bundle.errors import UserError, VolumeError, user_error_in
 
 __all__ = ["PreparedVolume", "SkippedVolume", "VolumeSet", "skipped_because"]
@@ -81,6 +82,7 @@ class VolumeSet:
         seed: of the split.
         workers: volumes prepared at a time.
         find: what finds the volumes; their annotations are handed to `transform` under their own names.
+        hash_names: from here on a volume's name is `name_digest` of it; `transform` still gets the name itself.
 
     Attributes:
         training: volumes to train on.
@@ -101,12 +103,15 @@ class VolumeSet:
         seed: int = 0,
         workers: int = 1,
         find: Callable[[str | os.PathLike[str]], list[FoundVolume]] = find_volumes,
+        hash_names: bool = False,
     ) -> None:
         if not 0 <= val_fraction < 1:
             raise UserError(f"--val_fraction {val_fraction} does not fit: give a share from 0 to below 1, such as 0.2")
         self.transform, self.cache_dir = transform, Path(cache_dir)
         found = find(dataset_dir)
         results = self._prepare(found, workers)
+        if hash_names:
+            results = [_hashed(result, found) for result in results]
         self.skipped = [result for result in results if isinstance(result, SkippedVolume)]
         for skipped in self.skipped:
             logger.warning("skipped %s: %s; %s", skipped.name, skipped.problem, skipped.remedy)
@@ -170,6 +175,14 @@ class VolumeSet:
         # the steps of a Compose, not itself: it holds a random state, another one in each process
         steps = self.transform.flatten().transforms if isinstance(self.transform, Compose) else self.transform
         return pickle_hashing([_CACHE_VERSION, stamp, item["modality"], steps, *([told] if told else [])]).decode()
+
+
+def _hashed(result: PreparedVolume | SkippedVolume, found: Sequence[FoundVolume]) -> PreparedVolume | SkippedVolume:
+    name = name_digest(result.name)
+    if isinstance(result, PreparedVolume):
+        return replace(result, name=name)
+    volume = next(volume for volume in found if volume.name == result.name)
+    return SkippedVolume(name, *(without_paths(text, volume, name) for text in (result.problem, result.remedy)))
 
 
 def skipped_because(name: str, error: Exception) -> SkippedVolume:

@@ -3,20 +3,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any
 
 from torch.utils.data import Dataset
 
 from bundle.data import FoundVolume, find_volumes, skipped_because
 from bundle.data.find import VOLUME_SUFFIXES
+from bundle.data.names import name_digest, without_paths
 
 __all__ = ["VolumeDataset", "list_volumes"]
 
@@ -36,20 +36,16 @@ def list_volumes(dataset_dir: str | os.PathLike[str], *, hash_names: bool = Fals
     """
     found = find_volumes(dataset_dir)
     if hash_names:
-        return [replace(volume, name=_digest(volume.name)) for volume in found]
+        return [replace(volume, name=name_digest(volume.name)) for volume in found]
     short = [_inside(_without_ending(volume.name)) for volume in found]
     names = [name if n == 1 else _inside(volume.name) for volume, name, n in _counted(found, short)]
-    names = [name if n == 1 else f"{name} {_digest(volume.name)}" for volume, name, n in _counted(found, names)]
+    names = [name if n == 1 else f"{name} {name_digest(volume.name)}" for volume, name, n in _counted(found, names)]
     return [replace(volume, name=name) for volume, name in zip(found, names, strict=True)]
 
 
 def _counted(found: Sequence[FoundVolume], names: Sequence[str]) -> list[tuple[FoundVolume, str, int]]:
     counts = Counter(name.lower() for name in names)  # some file systems do not tell cases apart
     return [(volume, name, counts[name.lower()]) for volume, name in zip(found, names, strict=True)]
-
-
-def _digest(name: str) -> str:
-    return hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
 def _without_ending(name: str) -> str:
@@ -83,14 +79,6 @@ class VolumeDataset(Dataset[dict[str, Any]]):
             item = self.transform({"image": list(volume.files), "name": volume.name, "modality": volume.modality})
         except Exception as error:  # noqa: BLE001  one broken volume must not end the run
             skipped = skipped_because(volume.name, error)
-            problem = _without_paths(skipped.problem, volume)
+            problem = without_paths(skipped.problem, volume, volume.name)
             return {"name": volume.name, "problem": problem, "remedy": skipped.remedy}
         return {**item, "seconds": time.perf_counter() - start}
-
-
-def _without_paths(problem: str, volume: FoundVolume) -> str:
-    """A reader's words without the file's path, which may be what `hash_names` hides."""
-    for file in volume.files:
-        for path in (str(Path(file).absolute()), file, Path(file).name):
-            problem = problem.replace(path, volume.name)
-    return problem

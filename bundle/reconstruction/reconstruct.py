@@ -7,6 +7,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from bundle.atomic import free_path, replace_file
 from bundle.data import FoundVolume, SkippedVolume, skipped_because
+from bundle.data.names import name_digest, without_paths
 from bundle.errors import UserError
 from bundle.reconstruction.error_table import error_row, error_text, write_errors
 from bundle.reconstruction.original_grid import OriginalGrid
@@ -47,6 +49,7 @@ class Reconstruct:
         output_dir: where to; None is `reconstruction` in the run's folder, or `reconstruction_2`, ...
         overwrite: whether `output_dir` may hold files already.
         panels: whether to draw pictures.
+        hash_names: whether a volume's name is `bundle.data.names.name_digest` of it, in files, tables and pictures.
 
     Raises:
         UserError: when run, if `output_dir` holds files, or no volume can be used.
@@ -62,14 +65,17 @@ class Reconstruct:
         output_dir: str | os.PathLike[str] | None = None,
         overwrite: bool = False,
         panels: bool = True,
+        hash_names: bool = False,
     ) -> None:
         self.trained, self.dataset_dir, self.prepare, self.tiles = trained, dataset_dir, prepare, tiles
         self.output_dir = None if output_dir is None else Path(output_dir)
-        self.overwrite, self.panels = overwrite, panels
+        self.overwrite, self.panels, self.hash_names = overwrite, panels, hash_names
 
     def run(self) -> Path:
         """Reconstructs all volumes; returns the folder of the results."""
         found = find_inputs(self.dataset_dir)
+        if self.hash_names:
+            found = [replace(volume, name=name_digest(volume.name)) for volume in found]
         folder = self._folder()
         rows: list[dict[str, Any]] = []
         skipped: list[SkippedVolume] = []
@@ -105,7 +111,9 @@ class Reconstruct:
         try:
             volume = prepare_volume(found, self.prepare)
         except Exception as error:  # one broken volume must not end the run
-            raise _Unusable(skipped_because(found.name, error)) from error
+            skipped = skipped_because(found.name, error)
+            problem = without_paths(skipped.problem, found, found.name) if self.hash_names else skipped.problem
+            raise _Unusable(skipped._replace(problem=problem)) from error
         try:
             result = self.tiles(volume)
         except UserError as error:  # nothing to mask

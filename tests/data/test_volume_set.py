@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,20 @@ def test_each_volume_is_prepared_once(folder: Path) -> None:
     first, second = volume_set(folder), volume_set(folder)
     assert Counted.passed == ["ct_0.nii", "ct_1.nii", "ct_2.nii", "mr_0.nii", "mr_1.nii"]
     assert first.training == second.training and first.validation == second.validation
+
+
+def test_hashed_names_hide_the_names_and_change_nothing_else(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (folder / "mr_jane_doe.nii").write_bytes(b"no volume")
+    plain = volume_set(folder)
+    caplog.clear()
+    hashed = volume_set(folder, hash_names=True)
+    for part in ("training", "validation"):
+        one, other = getattr(plain, part), getattr(hashed, part)
+        assert names(other) == [sha256(name.encode()).hexdigest()[:16] for name in names(one)]
+        assert [volume.file for volume in other] == [volume.file for volume in one]
+    (skipped,) = hashed.skipped
+    assert skipped.name == sha256(b"mr_jane_doe.nii").hexdigest()[:16] and "cannot be read" in skipped.problem
+    assert "jane" in str(plain.skipped) and "jane" not in str(hashed.skipped) + caplog.text
 
 
 def test_prepared_volume_is_normalised_padded_and_described(folder: Path) -> None:

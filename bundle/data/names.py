@@ -1,0 +1,26 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""Pseudonyms for volumes whose file names may name a patient."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from bundle.data.find import FoundVolume
+
+__all__ = ["name_digest", "without_paths"]
+
+
+def name_digest(name: str) -> str:
+    """The first 16 digits of a name's sha256: the same name has the same, so whoever can guess a name can check it."""
+    return hashlib.sha256(name.encode()).hexdigest()[:16]
+
+
+def without_paths(text: str, volume: FoundVolume, name: str) -> str:
+    """A message about a volume with `name` in place of its name and of the paths of all its files."""
+    told = [value for value in volume.annotations.values() if isinstance(value, str)]
+    files = [*volume.files, *(file for files in volume.channels for file in files), *told]
+    words = {form for file in files for form in (str(Path(file).absolute()), file, Path(file).name)}
+    for word in sorted({*words, volume.name}, key=len, reverse=True):  # the longest first: some contain others
+        text = text.replace(word, name)
+    return text

@@ -1,5 +1,5 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
-"""Nothing that names a patient, in a DICOM header or a file name, reaches a log, cache, checkpoint, picture or table."""
+"""Nothing that names a patient, in a DICOM header or file name, reaches a log, cache, checkpoint, picture or table."""
 
 from __future__ import annotations
 

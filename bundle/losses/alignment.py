@@ -32,7 +32,8 @@ class AlignmentLoss(nn.Module):
         temperature: divides the cosine similarities of `infonce`.
         exclusion_mm: places of the same volume nearer than this are no negatives: neighbours show one organ.
         negatives: `all` other places, or those of `other_volumes` only, which position alone cannot tell apart.
-        across_ranks: takes the other processes' keys as negatives too.
+        across_ranks: takes the other processes' keys as negatives too. Only while gradients are computed: processes may
+            validate unequal numbers of batches, and would wait for each other for ever.
 
     Raises:
         UserError: for an unknown kind or choice of negatives, or a temperature that is not above 0.
@@ -96,7 +97,8 @@ class AlignmentLoss(nn.Module):
 
     def _all_keys(self, pair: Pairs, key: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
         """Keys, volumes and positions of all processes, and where this process's begin; others' carry no gradient."""
-        if not (self.across_ranks and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        if not (self.across_ranks and several and torch.is_grad_enabled()):
             return key, pair.volume, pair.position, 0
         world, rank = dist.get_world_size(), dist.get_rank()
         counts = _gathered(torch.tensor([len(key)], device=key.device), world)

@@ -82,7 +82,11 @@ def _rank(rank: int, port: int, folder: str) -> None:
     pair.key.requires_grad_()
     loss, _ = AlignmentLoss(temperature=0.5, exclusion_mm=1e6, across_ranks=True)([pair])
     loss.backward()
-    torch.save({"loss": loss.item(), "key": pair.key.grad is not None}, Path(folder) / f"{rank}.pt")
+    alone = None
+    if rank == 0:  # the other process has no such batch to validate
+        with torch.no_grad():
+            alone = AlignmentLoss(temperature=0.5, across_ranks=True)([pair])[0].item()
+    torch.save({"loss": loss.item(), "key": pair.key.grad is not None, "alone": alone}, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -105,3 +109,5 @@ def test_the_other_processes_keys_are_negatives_of_other_volumes(tmp_path: Path)
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert found["loss"] == pytest.approx(expected, rel=1e-5)
         assert found["key"], "this process's own keys lost their gradient"
+        if rank == 0:  # validation: this process's places only, and no waiting for the other
+            assert found["alone"] == pytest.approx(AlignmentLoss(temperature=0.5)([pair])[0].item(), rel=1e-6)

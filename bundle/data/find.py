@@ -19,7 +19,7 @@ from bundle.errors import UserError
 
 __all__ = ["VOLUME_SUFFIXES", "FoundVolume", "find_listed", "find_volumes", "modality_named", "volume_files"]
 
-VOLUME_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
+VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 _TAGS = ["Modality", "PatientID", "StudyInstanceUID", "Rows"]
 _MODALITIES = {"CT": "CT", "MR": "MR", "MRI": "MR"}
 

@@ -12,7 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bundle.data.find import VOLUME_SUFFIXES, FoundVolume, find_listed, modality_named, volume_files
+from bundle.data.find import FoundVolume, find_listed, modality_named, volume_files
+from bundle.data.names import without_ending
 from bundle.errors import UserError
 
 __all__ = ["check_findings", "find_boxes", "find_findings", "find_segmentations"]
@@ -220,8 +221,7 @@ def _pairs(images: Path, labels: Path, modality: str) -> Iterator[FoundVolume]:
 
 def _stem(path: Path, root: Path) -> str:
     """The path below the folder, without the suffix."""
-    suffix = max((s for s in VOLUME_SUFFIXES if path.name.lower().endswith(s)), key=len)
-    return str(path.relative_to(root))[: -len(suffix)]
+    return without_ending(str(path.relative_to(root)))
 
 
 def _finding(cell: str, where: str) -> float:

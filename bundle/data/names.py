@@ -1,19 +1,25 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
-"""Pseudonyms for volumes whose file names may name a patient."""
+"""Names of volumes: without their ending, and pseudonyms where a path may name a patient."""
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
 
-from bundle.data.find import FoundVolume
+from bundle.data.find import VOLUME_SUFFIXES, FoundVolume
 
-__all__ = ["name_digest", "without_paths"]
+__all__ = ["name_digest", "without_ending", "without_paths"]
 
 
 def name_digest(name: str) -> str:
     """The first 16 digits of a name's sha256: the same name has the same, so whoever can guess a name can check it."""
     return hashlib.sha256(name.encode()).hexdigest()[:16]
+
+
+def without_ending(name: str) -> str:
+    """A name without ".nii.gz" or whatever else a file of a volume ends in, in any case."""
+    ending = next((ending for ending in VOLUME_SUFFIXES if name.lower().endswith(ending)), "")
+    return name[: len(name) - len(ending)]
 
 
 def without_paths(text: str, volume: FoundVolume, name: str) -> str:

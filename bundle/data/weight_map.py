@@ -12,12 +12,12 @@ import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform, ResampleToMatch
 
+from bundle.data.find import VOLUME_SUFFIXES
+from bundle.data.names import without_ending
 from bundle.data.read import read_volume
 from bundle.errors import UserError, VolumeError
 
 __all__ = ["WeightMapd"]
-
-_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 
 
 class WeightMapd(MapTransform):
@@ -65,6 +65,8 @@ class WeightMapd(MapTransform):
 
     def _file(self, name: str) -> Path | None:
         assert self.folder is not None
-        stem = next((name.removesuffix(ending) for ending in _ENDINGS if name.lower().endswith(ending)), name)
-        candidates = [self.folder / name, *(self.folder / f"{stem}{ending}" for ending in _ENDINGS)]
+        candidates = [
+            self.folder / name,
+            *(self.folder / f"{without_ending(name)}{ending}" for ending in VOLUME_SUFFIXES),
+        ]
         return next((file for file in candidates if file.is_file()), None)

@@ -15,8 +15,7 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from bundle.data import FoundVolume, find_volumes, skipped_because
-from bundle.data.find import VOLUME_SUFFIXES
-from bundle.data.names import name_digest, without_paths
+from bundle.data.names import name_digest, without_ending, without_paths
 
 __all__ = ["VolumeDataset", "list_volumes"]
 
@@ -37,7 +36,7 @@ def list_volumes(dataset_dir: str | os.PathLike[str], *, hash_names: bool = Fals
     found = find_volumes(dataset_dir)
     if hash_names:
         return [replace(volume, name=name_digest(volume.name)) for volume in found]
-    short = [_inside(_without_ending(volume.name)) for volume in found]
+    short = [_inside(without_ending(volume.name)) for volume in found]
     names = [name if n == 1 else _inside(volume.name) for volume, name, n in _counted(found, short)]
     names = [name if n == 1 else f"{name} {name_digest(volume.name)}" for volume, name, n in _counted(found, names)]
     return [replace(volume, name=name) for volume, name in zip(found, names, strict=True)]
@@ -46,11 +45,6 @@ def list_volumes(dataset_dir: str | os.PathLike[str], *, hash_names: bool = Fals
 def _counted(found: Sequence[FoundVolume], names: Sequence[str]) -> list[tuple[FoundVolume, str, int]]:
     counts = Counter(name.lower() for name in names)  # some file systems do not tell cases apart
     return [(volume, name, counts[name.lower()]) for volume, name in zip(found, names, strict=True)]
-
-
-def _without_ending(name: str) -> str:
-    ending = max((e for e in VOLUME_SUFFIXES if name.lower().endswith(e)), key=len, default="")
-    return name[: len(name) - len(ending)]
 
 
 def _inside(name: str) -> str:

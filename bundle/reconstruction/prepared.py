@@ -15,11 +15,10 @@ from monai.transforms import Compose
 from torch import Tensor
 
 from bundle.data import FoundVolume, ReadVolumed, ToPlainTensorsd, find_volumes
+from bundle.data.find import VOLUME_SUFFIXES
 from bundle.errors import UserError
 
 __all__ = ["WholeVolume", "find_inputs", "prepare_volume"]
-
-_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def find_inputs(dataset_dir: str | os.PathLike[str]) -> list[FoundVolume]:
         UserError: if there is none.
     """
     path = Path(dataset_dir)
-    if path.is_file() and path.name.lower().endswith(_SUFFIXES):
+    if path.is_file() and path.name.lower().endswith(VOLUME_SUFFIXES):
         return [FoundVolume(name=path.name, files=(str(path),))]
     return find_volumes(path)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bundle.atomic import free_path, replace_file
 from bundle.data import FoundVolume, SkippedVolume, skipped_because
-from bundle.data.names import name_digest, without_paths
+from bundle.data.names import name_digest, without_ending, without_paths
 from bundle.errors import UserError
 from bundle.reconstruction.error_table import error_row, error_text, write_errors
 from bundle.reconstruction.original_grid import OriginalGrid
@@ -30,8 +30,6 @@ from bundle.training.trained_run import TrainedRun
 __all__ = ["Reconstruct"]
 
 logger = logging.getLogger(__name__)
-
-_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 
 
 class Reconstruct:
@@ -155,11 +153,6 @@ class _Unusable(Exception):
 
 def _stems(found: Sequence[FoundVolume]) -> list[str]:
     """The volumes' names without their endings, but where two would then be alike."""
-    stems = [_without_ending(volume.name) for volume in found]
+    stems = [without_ending(volume.name) for volume in found]
     count = Counter(stems)
     return [stem if count[stem] == 1 else volume.name for stem, volume in zip(stems, found)]
-
-
-def _without_ending(name: str) -> str:
-    ending = next((ending for ending in _ENDINGS if name.lower().endswith(ending)), "")
-    return name[: len(name) - len(ending)]

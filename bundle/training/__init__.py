@@ -20,6 +20,7 @@ from bundle.training.findings_metrics import FindingsROCAUC, LossOfAllVolumes
 from bundle.training.findings_report import FindingsReport
 from bundle.training.health import RepresentationHealth
 from bundle.training.history import History
+from bundle.training.loss_scaling import ScaleLoss
 from bundle.training.panels import ReconstructionPanels
 from bundle.training.parameters import parameter_groups
 from bundle.training.prepare_batch import MaskedBatch
@@ -65,6 +66,7 @@ __all__ = [
     "RunCheckpointLoader",
     "RunFolder",
     "Scalars",
+    "ScaleLoss",
     "SegmentationPanels",
     "SetSamplerEpoch",
     "Summary",

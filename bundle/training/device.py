@@ -51,23 +51,23 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
 def autocast_dtype(device: torch.device, amp: bool | str = True) -> torch.dtype | None:
     """The dtype for `torch.autocast` inside the network, or None for plain float32.
 
-    Only bfloat16 is offered: float16 needs its losses scaled, as gradients of a mean over millions of voxels fall below
-    its smallest number. So a GPU without bfloat16 trains in float32.
+    A GPU without bfloat16 trains in float32 unless told otherwise: float16 needs its losses scaled (`ScaleLoss`), as
+    gradients of a mean over millions of voxels fall below its smallest number.
 
     Args:
         device: where the network runs.
-        amp: True for bfloat16 on GPUs that have it, False for float32, "bfloat16" for bfloat16 on any device.
+        amp: True for bfloat16 on GPUs that have it, False for float32, "bfloat16" or "float16" for that on any device.
 
     Raises:
         UserError: if `amp` is none of these.
     """
-    if amp == "bfloat16":
-        return torch.bfloat16
+    if amp in ("bfloat16", "float16"):
+        return torch.bfloat16 if amp == "bfloat16" else torch.float16
     if not isinstance(amp, bool):
-        raise UserError(f'unknown precision "{amp}": use --amp True, False or bfloat16')
+        raise UserError(f'unknown precision "{amp}": use --amp True, False, bfloat16 or float16')
     if not amp or device.type != "cuda":
         return None
     if not torch.cuda.is_bf16_supported(including_emulation=False):
-        logger.warning("this GPU has no bfloat16: training in float32")
+        logger.warning("this GPU has no bfloat16: training in float32; --amp float16 is faster")
         return None
     return torch.bfloat16

@@ -53,6 +53,7 @@ def test_autocast_is_bfloat16_on_gpus_that_have_it(monkeypatch):
     assert autocast_dtype(GPU, False) is None
     assert autocast_dtype(CPU, True) is None
     assert autocast_dtype(CPU, "bfloat16") is torch.bfloat16
+    assert autocast_dtype(GPU, "float16") is torch.float16
 
 
 def test_a_gpu_without_bfloat16_trains_in_float32(monkeypatch, caplog):
@@ -62,5 +63,5 @@ def test_a_gpu_without_bfloat16_trains_in_float32(monkeypatch, caplog):
 
 
 def test_an_unknown_precision_is_an_error():
-    with pytest.raises(UserError, match="float16"):
-        autocast_dtype(GPU, "float16")
+    with pytest.raises(UserError, match="float17"):
+        autocast_dtype(GPU, "float17")

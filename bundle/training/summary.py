@@ -126,7 +126,8 @@ class Summary:
 
     def _data(self) -> list[str]:
         lines = ["", "## On what", f"- training: {_counts(self.training)}", f"- validation: {_counts(self.validation)}"]
-        padded = [volume.name for volume in (*self.training, *self.validation) if volume.padded]
+        every = (*self.training, *self.validation)  # with val_fraction 0 the same volumes twice
+        padded = list(dict.fromkeys(volume.name for volume in every if volume.padded))
         if padded:
             lines += [f"- smaller than the crop, so padded: {', '.join(padded)}"]
         if self.skipped:

@@ -18,8 +18,8 @@ from bundle.training.summary import Summary
 from .toy import ToyNetwork, toy_evaluator, toy_loader, toy_trainer
 
 
-def volume(modality: str) -> PreparedVolume:
-    return PreparedVolume(name="a", file="a.pt", modality=modality, size=(1, 1, 1))
+def volume(modality: str, *, padded: bool = False) -> PreparedVolume:
+    return PreparedVolume(name="a", file="a.pt", modality=modality, size=(1, 1, 1), padded=padded)
 
 
 def train(path, error=None, at_epoch=2):
@@ -29,7 +29,8 @@ def train(path, error=None, at_epoch=2):
     history = History(run_folder=folder, validator=evaluator)
     summary = Summary(
         run_folder=folder, network=network,
-        training=[volume("CT"), volume("MR"), volume("CT")], validation=[volume("MR")],
+        training=[volume("CT"), volume("MR", padded=True), volume("CT")],
+        validation=[volume("MR", padded=True)],  # the same volume
         skipped=[SkippedVolume("b.nii.gz", "cannot be read", "fetch it again")],
     )  # fmt: skip
     handlers = [Scalars(name="train", optimizer=optimizer), ValidationHandler(1, evaluator), history, summary]
@@ -56,6 +57,7 @@ def test_the_page_says_what_on_what_how_well_and_where(tmp_path, caplog):
     assert f"trainable parameters: {84 + 6 + 3 + 4:,}" in text
     assert "training: 3 volumes (2 CT, 1 MR)" in text
     assert "validation: 1 volumes (1 MR)" in text
+    assert "- smaller than the crop, so padded: a\n" in text, "once, even if it is in both parts"
     assert "  - b.nii.gz: cannot be read; fetch it again" in text
     assert "## Figures of epoch 3" in text
     assert f"| validation reconstruction loss | {history.rows[-1]['validation/reconstruction']:.4f} |" in text

@@ -30,6 +30,7 @@ from scipy.stats import ttest_rel
 from tqdm import tqdm
 from transfer_tasks import TASKS, Task, write_task
 
+from bundle.errors import UserError
 from bundle.training.history import read_history
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -147,7 +148,7 @@ def draw(runs: Sequence[dict[str, Any]], file: Path) -> None:
         for number, arm in enumerate(dict.fromkeys(r["arm"] for r in inside)):
             curves = np.array([r["curve"] for r in inside if r["arm"] == arm])
             for curve in curves:
-                ax.plot(*curve.T, f"C{number}-", alpha=0.25, linewidth=0.8)
+                ax.plot(*curve.T, f"C{number}.-", alpha=0.35, linewidth=0.8)
             ax.plot(*curves.mean(0).T, f"C{number}-", marker="o", markersize=3, linewidth=2, label=arm)
         ax.set(title=f"{case[0]}, {case[1]} labelled, {case[2]} steps", xlabel="steps", ylabel="Dice of test volumes")
         ax.grid(alpha=0.3)
@@ -192,8 +193,12 @@ def main(arguments: list[str] | None = None) -> int:
         for arm in options.arms
     ]
     for labels, arm, steps, seed in tqdm([w for w in wanted if (task.name, *w) not in done], desc="runs"):
-        with torch.random.fork_rng():
-            runs.append(train(task, labels, arm, steps, seed, options))
+        try:
+            with torch.random.fork_rng():
+                runs.append(train(task, labels, arm, steps, seed, options))
+        except UserError as error:
+            tqdm.write(f"error: {error}", file=sys.stderr)  # below the bar
+            return 1
         options.json.parent.mkdir(parents=True, exist_ok=True)
         temporary = options.json.with_suffix(".part")
         temporary.write_text(json.dumps(runs, indent=1) + "\n")

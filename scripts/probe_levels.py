@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transfer_tasks import TASKS, Task, write_task
 
+from bundle.errors import UserError
 from bundle.networks import build_encoder
 from bundle.transfer import load_encoder
 
@@ -108,14 +109,27 @@ def probe(encoder: nn.Module, volumes: Sequence[dict[str, Tensor]], classes: int
         sets.append((features_at(encoder, volume["image"], voxels), label[voxels.unbind(1)]))
     levels = len(sets[0][0])
     chosen = {f"level {level + 1}": [level] for level in range(levels)} | {"all": list(range(levels))}
-    return {
-        name: ridge_dice(*_split([(torch.cat([f[i] for i in which], 1), y) for f, y in sets]), classes)
-        for name, which in chosen.items()
-    }
+    dice = {}
+    for name, which in chosen.items():
+        train, *tests = [(torch.cat([f[i] for i in which], 1), y) for f, y in sets]
+        dice[name] = ridge_dice(train, tests, classes)
+    return dice
 
 
-def _split(sets: list[tuple[Tensor, Tensor]]) -> tuple[tuple[Tensor, Tensor], list[tuple[Tensor, Tensor]]]:
-    return sets[0], sets[1:]
+def mean_probe(task: Task, weights: Path, options: argparse.Namespace, *, trained: bool) -> dict[str, float]:
+    """`probe` of an encoder with the weights, or untrained, mean over seeds."""
+    about = weights.with_suffix(".json")
+    if not about.is_file():
+        raise UserError(f"{weights} has no json beside it: give the model.pt of a pre-training")
+    settings, found = json.loads(about.read_text()), []
+    for seed in range(options.seeds):
+        torch.manual_seed(seed)
+        encoder = build_encoder(**settings["encoder"])
+        if trained:
+            load_encoder(encoder.network, weights)
+        volumes = prepared(task, settings, seed, options.data_dir, options.work_dir)
+        found.append(probe(encoder.eval(), volumes, len(task.classes), options.samples))
+    return {name: sum(f[name] for f in found) / len(found) for name in found[0]}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -128,19 +142,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data_dir", type=Path, default=ROOT / "data")
     parser.add_argument("--work_dir", type=Path, default=ROOT / ".cache/transfer")
     options = parser.parse_args(arguments)
-    task, rows = TASKS[options.task], {}
-    for file in tqdm(options.weights, desc="weights"):
-        settings = json.loads(file.with_suffix(".json").read_text())
-        for kind in ("untrained", "trained"):
-            found = []
-            for seed in range(options.seeds):
-                torch.manual_seed(seed)
-                encoder = build_encoder(**settings["encoder"])
-                if kind == "trained":
-                    load_encoder(encoder.network, file)
-                volumes = prepared(task, settings, seed, options.data_dir, options.work_dir)
-                found.append(probe(encoder.eval(), volumes, len(task.classes), options.samples))
-            rows[f"{file}, {kind}"] = {name: sum(f[name] for f in found) / len(found) for name in found[0]}
+    try:
+        rows = {
+            f"{file}, {kind}": mean_probe(TASKS[options.task], file, options, trained=kind == "trained")
+            for file in tqdm(options.weights, desc="weights")
+            for kind in ("untrained", "trained")
+        }
+    except UserError as error:
+        tqdm.write(f"error: {error}", file=sys.stderr)  # below the bar
+        return 1
     names = list(next(iter(rows.values())))
     print(f"| Dice, %, mean of {options.seeds} labelled parts | {' | '.join(names)} |\n|{'---|' * (len(names) + 1)}")
     for row, dice in rows.items():

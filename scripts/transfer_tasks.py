@@ -17,6 +17,8 @@ from monai.data import MetaTensor
 from monai.transforms import FillHoles, ResampleToMatch
 from nibabel.orientations import aff2axcodes
 
+from bundle.errors import UserError
+
 #: mm between the parts to train on and to test on
 GAP = 10.0
 
@@ -66,6 +68,9 @@ def write_task(task: Task, labels: str, seed: int, data_dir: Path, folder: Path)
 
     Returns:
         The data list.
+
+    Raises:
+        UserError: if a volume of the task has not been fetched.
     """
     side, front = ("left", "right")[seed % 2], ("front", "back")[seed // 2 % 2]
     name = f"{side}_{front}" if labels == "quarter" else side
@@ -125,6 +130,8 @@ def _write(image: MetaTensor, label: np.ndarray, path: Path, side: str, front: s
 
 
 def _load(file: Path) -> MetaTensor:
+    if not file.is_file():
+        raise UserError(f'{file} is missing: fetch it with "python scripts/fetch_data.py --all", or give --data_dir')
     image = nibabel.load(file)
     array = np.asarray(image.dataobj, dtype=np.float32)
     array = array[None] if array.ndim == 3 else np.moveaxis(array, -1, 0)

@@ -64,7 +64,7 @@ class DetectionPanels:
 
     Args:
         run_folder: where to.
-        volumes: how many volumes to show, those with boxes first come first.
+        volumes: how many volumes to show, the first of the validation.
         boxes: predictions to draw per volume, those that score highest.
         writer: a TensorBoard `SummaryWriter`.
     """

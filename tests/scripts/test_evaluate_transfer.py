@@ -89,3 +89,11 @@ def test_an_unknown_label_budget_is_refused(tmp_path: Path, capsys, labels):
     (tmp_path / "model.json").write_text("{}")
     assert main(["--pretrained", str(tmp_path / "model.pt"), "--task", "chest", "--labels", labels]) == 1
     assert f"--labels {labels} is not one of half" in capsys.readouterr().err
+
+
+def test_volumes_that_were_not_fetched_are_named_with_the_command_that_does(tmp_path: Path, capsys):
+    (tmp_path / "model.json").write_text("{}")
+    command = ["--pretrained", tmp_path / "model.pt", "--data_dir", tmp_path / "empty", "--work_dir", tmp_path]
+    assert main([*map(str, command), "--json", str(tmp_path / "runs.json")]) == 1
+    (last,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "mr_brain_mni152.nii.gz is missing" in last and "fetch_data.py --all" in last

@@ -53,3 +53,26 @@ def test_the_command_compares_trained_and_untrained(data_dir: Path, tmp_path: Pa
     assert len(rows) == 2 and rows[0] != rows[1]
     for row in rows:
         assert len(row) == 4 and all(5 < float(value) < 90 for value in row)
+
+
+@pytest.mark.parametrize("missing", ["weights", "data"])
+def test_what_is_missing_is_one_line_that_says_what_to_do(
+    missing: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "model.json").write_text(
+        json.dumps(
+            {
+                "encoder": ENCODER,
+                "crop_size": [16, 16, 16],
+                "spacing": [4, 4, 4],
+                "mr_percentiles": [0.5, 99.5],
+                "ct_window": [-1000, 1000],
+            }
+        )
+    )
+    torch.save(build_encoder(**ENCODER).network.state_dict(), tmp_path / "model.pt")
+    weights = tmp_path / ("model.pt" if missing == "data" else "none.pt")
+    arguments = ["--weights", weights, "--data_dir", tmp_path / "empty", "--work_dir", tmp_path, "--seeds", 1]
+    assert probe_levels.main([*map(str, arguments)]) == 1
+    (last,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert ("fetch_data.py --all" if missing == "data" else "no json beside it") in last

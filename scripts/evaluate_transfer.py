@@ -5,9 +5,10 @@
     python scripts/evaluate_transfer.py --pretrained models/model.pt --seeds 5 --steps 50 150
     python scripts/evaluate_transfer.py --pretrained models/model.pt --task chest --seeds 5 --steps 100
 
-Each arm of a seed has the same volumes, crops, augmentation, order, steps and start of the decoder; only the encoder's
-start differs. Every run is the bundle's own configs/finetune_segmentation.yaml. Runs that are in the JSON file already
-are not repeated, so the command may be interrupted and extended; it prints a table and draws the learning curves.
+Each arm of a seed has the same volumes, crops, augmentation, order, steps and start of the new layers; only the start
+of those that were pre-trained differs. Every run is the bundle's own configs/finetune_segmentation.yaml. Runs that are
+in the JSON file already are not repeated, so the command may be interrupted and extended; it prints a table and draws
+the learning curves.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "scratch, frozen": {"pretrained": None, "schedule": "frozen"},
     "pretrained, frozen": {"schedule": "frozen"},
     "pretrained, sawtooth": {"schedule": "sawtooth"},
+    "encoder alone": {"pretrained_decoder": False},
+    "encoder alone, sawtooth": {"pretrained_decoder": False, "schedule": "sawtooth"},
     "pretrained, layer decay": {"layer_decay": 0.75},
     "pretrained, encoder lr / 10": {"encoder_lr_factor": 0.1},
     "scratch, lr x 3": {"pretrained": None, "lr": 3.0e-3},

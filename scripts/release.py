@@ -26,6 +26,7 @@ from zoo_checks import Release, Status, run_checks
 
 from bundle.atomic import replace_file
 from bundle.errors import UserError, install_excepthook
+from bundle.networks import decoder_file
 
 ROOT = Path(__file__).resolve().parents[1]
 LARGEST_FILE = 25 * 10**6  # bytes, the zoo's rule
@@ -39,7 +40,8 @@ def build(
     Args:
         root: the repository.
         dist: where to.
-        weights: a model.pt with its model.json beside it; None leaves them out.
+        weights: a model.pt with its model.json, and its model_decoder.pt if that names one, beside it; None leaves them
+            out.
         weights_url: where the weights can be downloaded; then they are named in large_files.yml, with their sha256.
         allow_dirty: takes the files as they are even if they differ from the last commit.
 
@@ -65,6 +67,8 @@ def build(
             shutil.copyfile(weights.with_suffix(".json"), new / "models/model.json")
             if not large:
                 shutil.copyfile(weights, new / "models/model.pt")
+            if decoder_file(weights).is_file():
+                shutil.copyfile(decoder_file(weights), new / "models/model_decoder.pt")
         if large:
             text = yaml.safe_dump({"large_files": [large]}, sort_keys=False)
             (new / "large_files.yml").write_text(text)
@@ -82,15 +86,17 @@ def _check_weights(weights: Path | None, url: str | None) -> dict[str, str]:
     """
     if weights is None:
         return {}
-    for file in (weights, weights.with_suffix(".json")):
+    about = weights.with_suffix(".json")
+    for file in (weights, about):
         if not file.is_file():
             raise UserError(
                 f"{file} does not exist: train a model, name another with --weights, or build --without_weights"
             )
-    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-    recorded = json.loads(weights.with_suffix(".json").read_text()).get("sha256")
-    if recorded != digest:
-        raise UserError(f"{weights} is not the file that {weights.stem}.json describes: copy both from one run again")
+    recorded, decoder = json.loads(about.read_text()), decoder_file(weights)
+    digest = _sha256(weights)
+    for file, expected in ((weights, recorded.get("sha256")), (decoder, recorded.get("decoder_sha256"))):
+        if (_sha256(file) if file.is_file() else None) != expected:
+            raise UserError(f"{file} is not the file that {about.name} describes: copy all from one run again")
     if url is not None:
         return {"path": "models/model.pt", "url": url, "hash_val": digest, "hash_type": "sha256"}
     if weights.stat().st_size > LARGEST_FILE:
@@ -99,6 +105,10 @@ def _check_weights(weights: Path | None, url: str | None) -> dict[str, str]:
             "its address as --weights_url"
         )
     return {}
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def report(folder: Path, repository: Path, model_info: Path | None = None, *, with_weights: bool = True) -> bool:

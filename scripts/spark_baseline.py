@@ -145,3 +145,7 @@ class SparKPretraining(nn.Module):
     def encoder_state_dict(self) -> dict[str, Tensor]:
         """The converted encoder's weights."""
         return {key: value.detach().cpu().clone() for key, value in self.encoder.state_dict().items()}
+
+    def decoder_state_dict(self) -> dict[str, Tensor]:
+        """Nothing: its decoder is part of no MONAI network."""
+        return {}

@@ -57,6 +57,9 @@ def weights(release: Release) -> Iterator[str]:
         raise NotChecked("built without weights")
     about = json.loads(release.texts["models/model.json"])
     large = {entry["path"]: entry for entry in _large_files(release)}
+    decoder = release.path / "models/model_decoder.pt"
+    if (hashlib.sha256(decoder.read_bytes()).hexdigest() if decoder.is_file() else None) != about.get("decoder_sha256"):
+        yield "model_decoder.pt is not the file that model.json describes"
     if "models/model.pt" in large:
         if large["models/model.pt"].get("hash_val") != about["sha256"]:
             yield "large_files.yml and model.json name different files"

@@ -88,7 +88,7 @@ class CropDataset(Dataset[dict[str, Any]]):
         transform: Compose,
         seed: int = 0,
         shuffle: bool = True,
-        keys: Sequence[str] = ("image", "valid", "foreground", "weight_map"),
+        keys: Sequence[str] = ("image", "clean", "valid", "foreground", "weight_map"),
     ) -> None:
         self.data, self.transform, self.seed, self.shuffle = list(data), transform, seed, shuffle
         self.keys = tuple(keys)

@@ -49,15 +49,20 @@ class PretrainingLoss(nn.Module):
 
         Args:
             output: of the pre-training network.
-            target: `image` ``[B, C, D, H, W]``, bool ``[B, 1, D, H, W]`` `valid` and `foreground`, and `children`, the
-                levels of children that the network was given.
+            target: `image` ``[B, C, D, H, W]``, and `clean` alike where the network was given a degraded one; bool
+                ``[B, 1, D, H, W]`` `valid` and `foreground`; and `children`, the levels of children that the network
+                was given.
         """
         hidden, terms = output["hidden"], output["terms"]
         children = target.get("children", [])
         if len(children) >= len(self.level_weights):
             raise UserError(f"{len(children) + 1} levels, but {len(self.level_weights)} level_weights: one for each")
         loss, found = self.reconstruction(
-            output["reconstruction"], target["image"], target["valid"], hidden, target["foreground"]
+            output["reconstruction"],
+            target.get("clean", target["image"]),
+            target["valid"],
+            hidden,
+            target["foreground"],
         )
         loss = self.level_weights[0] * loss
         terms.update(found)
@@ -77,6 +82,6 @@ class PretrainingLoss(nn.Module):
 
     def restore(self, output: PretrainingOutput, target: dict[str, Any]) -> Tensor:
         """The reconstruction in the image's own units, ``[B, C, D, H, W]``."""
-        image, hidden = target["image"], output["hidden"]
+        image, hidden = target.get("clean", target["image"]), output["hidden"]
         cell = [s // h for s, h in zip(image.shape[2:], hidden.shape[2:])]
         return self.reconstruction.restore(output["reconstruction"], image, target["valid"], cell)

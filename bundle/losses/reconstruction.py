@@ -38,15 +38,26 @@ class ReconstructionLoss(nn.Module):
         target: `none`, `per_patch` or `per_volume`.
         distance: `l1`, `l2` or `huber`.
         floor: smallest standard deviation to divide by, in units of the prepared image.
+        visible_weight: of the same mean over the visible voxels, added to that over the hidden ones. 0 in masked
+            autoencoders; above 0 it asks the finest levels of a full-resolution decoder for features where the network
+            has seen the image, too, which is worth something if what it has seen was degraded first.
+
+    Raises:
+        UserError: for an unknown target or distance, or a negative weight.
     """
 
-    def __init__(self, *, target: str = "per_volume", distance: str = "l2", floor: float = 0.05) -> None:
+    def __init__(
+        self, *, target: str = "per_volume", distance: str = "l2", floor: float = 0.05, visible_weight: float = 0.0
+    ) -> None:
         super().__init__()
         if target not in _TARGETS:
             raise UserError(f"unknown reconstruction target {target!r}: choose one of {', '.join(_TARGETS)}")
         if distance not in _DISTANCES:
             raise UserError(f"unknown reconstruction distance {distance!r}: choose one of {', '.join(_DISTANCES)}")
+        if visible_weight < 0:
+            raise UserError(f"loss#reconstruction#visible_weight {visible_weight} is negative: give 0 or a weight")
         self.target, self.floor, self.distance = target, floor, _DISTANCES[distance]
+        self.visible_weight = visible_weight
 
     def forward(
         self, reconstruction: Tensor, image: Tensor, valid: Tensor, hidden: Tensor, foreground: Tensor
@@ -85,6 +96,10 @@ class ReconstructionLoss(nn.Module):
                 "zero_predictor_raw": _mean_of_crops(self.distance(zero, x), wanted),
                 "mean_predictor": _mean_of_crops(self.distance(visible_mean.expand_as(x), target), wanted),
             }
+        if self.visible_weight:
+            visible = _mean_of_crops(error, valid & ~hidden)
+            loss = loss + self.visible_weight * visible
+            terms["reconstruction_visible"] = visible.detach()
         return loss, terms
 
     def restore(self, reconstruction: Tensor, image: Tensor, valid: Tensor, cell: Sequence[int]) -> Tensor:

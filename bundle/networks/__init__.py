@@ -12,6 +12,7 @@ from bundle.networks.level_pairs import VolumeLevelPairs
 from bundle.networks.pairs import Pairs, View
 from bundle.networks.pretraining import PretrainingNetwork, PretrainingOutput
 from bundle.networks.resnet_fpn import ResNetFPN
+from bundle.networks.segres_decoder import SegResDecoder, decoder_file
 from bundle.networks.teacher import Teacher
 
 __all__ = [
@@ -25,12 +26,14 @@ __all__ = [
     "PretrainingNetwork",
     "PretrainingOutput",
     "ResNetFPN",
+    "SegResDecoder",
     "Teacher",
     "View",
     "VolumeLevelPairs",
     "average_at",
     "build_encoder",
     "build_feature_map",
+    "decoder_file",
     "plain_depth_pairs",
     "reestimate_batch_norm",
     "total_stride",

@@ -18,6 +18,7 @@ from bundle.networks.depth_pairs import EncoderDepthPairs
 from bundle.networks.encoders import Encoder
 from bundle.networks.level_pairs import VolumeLevelPairs
 from bundle.networks.pairs import Pairs, View
+from bundle.networks.segres_decoder import SegResDecoder
 from bundle.networks.teacher import Teacher
 from bundle.sparse import CellLayout, SparseVolume
 
@@ -72,7 +73,7 @@ class PretrainingNetwork(nn.Module):
         self,
         *,
         encoder: Encoder,
-        decoder: Decoder,
+        decoder: Decoder | SegResDecoder,
         alignment: EncoderDepthPairs | VolumeLevelPairs | None = None,
         teacher_momentum: float | None = None,
         sparse: bool = True,
@@ -164,11 +165,30 @@ class PretrainingNetwork(nn.Module):
 
         Args:
             images: batches of whole, unmasked crops ``[B, C, D, H, W]`` on the encoder's device. With them BatchNorm's
-                statistics are those of whole crops, and every level's features have unit scale (`at_unit_scale`).
+                statistics are those of whole crops, and every level's features have unit scale (`encoders/scale.py`).
         """
-        weights = self.encoder.network_state_dict()
-        if images:
-            encoder = copy.deepcopy(self.encoder)
-            reestimate_batch_norm(encoder, images)
-            weights = encoder.unit_scale_state_dict(images)
-        return {key: w.detach().cpu().clone(memory_format=torch.contiguous_format) for key, w in weights.items()}
+        encoder = self._encoder_for(images)
+        return _on_cpu(encoder.unit_scale_state_dict(images) if images else encoder.network_state_dict())
+
+    def decoder_state_dict(self, images: Sequence[Tensor] = ()) -> dict[str, Tensor]:
+        """A by-product: the decoder's weights under a MONAI network's own keys, where it is part of one; else nothing.
+
+        Args:
+            images: those that `encoder_state_dict` was given, so that the two fit.
+        """
+        if not isinstance(self.decoder, SegResDecoder):
+            return {}
+        factors = self._encoder_for(images).unit_factors(images) if images else [1.0] * len(self.encoder.levels)
+        return _on_cpu(self.decoder.network_state_dict(factors))
+
+    def _encoder_for(self, images: Sequence[Tensor]) -> Encoder:
+        """The encoder, or a copy whose BatchNorms have the statistics of these images."""
+        if not images:
+            return self.encoder
+        encoder = copy.deepcopy(self.encoder)
+        reestimate_batch_norm(encoder, images)
+        return encoder
+
+
+def _on_cpu(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: w.detach().cpu().clone(memory_format=torch.contiguous_format) for key, w in weights.items()}

@@ -21,6 +21,7 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from bundle.atomic import free_path, replace_file
+from bundle.networks import decoder_file
 from bundle.training.distributed import unwrap
 from bundle.training.rundir import RunFolder
 
@@ -35,7 +36,8 @@ class ExportEncoder:
     So a run that is stopped early has a product, too, and the published one is always a complete run's: the weights
     after the last epoch, when the learning rate has come down, not those of the lowest reconstruction loss, which does
     not tell which features transfer best. `model.json` beside it says how the network wants its input, what it was
-    trained on, this project's version, and the sha256 of `model.pt`.
+    trained on, this project's version, and the sha256 of `model.pt`. A decoder that is part of a MONAI network goes
+    into `model_decoder.pt` alike, for fine-tuning to start from as well.
 
     A published model is never lost: without `replace_model` it stays, with it it is kept as `model_previous.pt`
     (`model_previous_2.pt`, ...).
@@ -43,12 +45,12 @@ class ExportEncoder:
     Args:
         run_folder: where to.
         network: the trainable whole; its `encoder_state_dict()` returns the encoder's weights by the plain network's
-            names.
+            names, and `decoder_state_dict()` the decoder's, or nothing.
         models_dir: where models are published.
         settings: for `model.json`; dataclasses become their fields, other values that are no JSON text.
         replace_model: whether to publish where a model is already.
-        loader: of unmasked crops under `image`. With it `encoder_state_dict` is given some of them, to bring features
-            to unit scale and BatchNorm's statistics to those of whole crops.
+        loader: of unmasked crops under `image`. With it the two are given some of them, to bring features to unit scale
+            and BatchNorm's statistics to those of whole crops.
         batches: of the loader.
     """
 
@@ -74,11 +76,10 @@ class ExportEncoder:
         engine.add_event_handler(Events.COMPLETED, self._publish)
 
     def _write(self, engine: Engine) -> None:
-        weights: Mapping[str, torch.Tensor] = self.network.encoder_state_dict(*self._images(engine))  # type: ignore[operator]
-        weights = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
-        with replace_file(self.model) as temporary:
-            torch.save(weights, temporary)
-            digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
+        images = self._images(engine)
+        weights: Mapping[str, torch.Tensor] = self.network.encoder_state_dict(*images)  # type: ignore[operator]
+        decoder: Mapping[str, torch.Tensor] = self.network.decoder_state_dict(*images)  # type: ignore[operator]
+        digest = _save(weights, self.model)
         about = {
             **self.settings,
             "version": _version(),
@@ -86,13 +87,14 @@ class ExportEncoder:
             "iterations": engine.state.iteration,
             "parameters": sum(parameter.numel() for parameter in weights.values()),
             "sha256": digest,
+            **({"decoder_sha256": _save(decoder, decoder_file(self.model))} if decoder else {}),
             "versions": {"monai": monai.__version__, "torch": torch.__version__},
         }
         with replace_file(self.model.with_suffix(".json")) as temporary:
             temporary.write_text(json.dumps(about, indent=4, default=_as_json) + "\n")
 
     def _images(self, engine: Engine) -> tuple[list[torch.Tensor], ...]:
-        """The arguments of `encoder_state_dict`."""
+        """The arguments of `encoder_state_dict` and `decoder_state_dict`."""
         if self.loader is None:
             return ()
         with torch.random.fork_rng(devices=[]):  # a loader draws a seed, which training would miss after a resume
@@ -133,9 +135,24 @@ def _as_json(value: Any) -> Any:
     return str(value)
 
 
+def _save(weights: Mapping[str, torch.Tensor], file: Path) -> str:
+    """Writes a state dict; gives the file's sha256."""
+    weights = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
+    with replace_file(file) as temporary:
+        torch.save(weights, temporary)
+        return hashlib.sha256(temporary.read_bytes()).hexdigest()
+
+
 def _copy(model: Path, target: Path) -> None:
-    """Copies a model and the JSON file beside it, if it has one."""
-    for suffix in (".json", ".pt"):
-        if model.with_suffix(suffix).exists():
-            with replace_file(target.with_suffix(suffix)) as temporary:
-                shutil.copyfile(model.with_suffix(suffix), temporary)
+    """Copies a model and what is beside it: the JSON file and the decoder, each if it has one."""
+    pairs = [
+        (model.with_suffix(".json"), target.with_suffix(".json")),
+        (decoder_file(model), decoder_file(target)),
+        (model, target),
+    ]
+    for source, copy in pairs:
+        if source.exists():
+            with replace_file(copy) as temporary:
+                shutil.copyfile(source, temporary)
+        else:
+            copy.unlink(missing_ok=True)  # another model's

@@ -7,6 +7,8 @@ the keys belong, says what it did, and fails when too little fits.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import pickle
@@ -20,9 +22,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bundle.errors import UserError
+from bundle.networks import decoder_file
 from bundle.transfer.report import TransferReport
 
-__all__ = ["find_prefix", "load_encoder", "read_weights"]
+__all__ = ["find_prefix", "load_decoder", "load_encoder", "read_weights"]
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +70,47 @@ def load_encoder(
         )
     network.load_state_dict(own | fitted)
     logger.info("%s into %s:\n%s", name, type(network).__name__, report.table())
+    return report
+
+
+def load_decoder(network: nn.Module, model: str | os.PathLike[str], *, least: float = 0.9) -> TransferReport | None:
+    """Copies the decoder's weights, too, where some lie beside the encoder's and `network` has that decoder.
+
+    The last layer, which makes classes of features, is never among them. Where there are none, or the network has
+    another decoder, it stays untrained, and the log says so.
+
+    Args:
+        network: that the encoder's weights were loaded into.
+        model: the encoder's file, `model.pt`; the decoder's is `model_decoder.pt` beside it.
+        least: share of the file's tensors that must fit.
+
+    Returns:
+        What went where, or None.
+
+    Raises:
+        UserError: if the file is damaged, or is not the decoder of this encoder.
+    """
+    file, about = decoder_file(Path(model)), Path(model).with_suffix(".json")
+    expected = json.loads(about.read_text()).get("decoder_sha256") if about.is_file() else None
+    if not file.is_file():
+        if expected:
+            logger.warning("%s is missing, so the decoder starts untrained: copy it beside %s", file, model)
+        return None
+    given = read_weights(file)
+    if expected != hashlib.sha256(file.read_bytes()).hexdigest():
+        raise UserError(
+            f"{file} is not the decoder of {model}: copy both and {about.name} from one run folder, or give "
+            "--pretrained_decoder False"
+        )
+    own = network.state_dict()
+    report, fitted = _match(given, own, find_prefix(given, own))
+    if report.share < least:
+        logger.info("%s has another decoder than %s, so it starts untrained", type(network).__name__, file)
+        return None
+    parts = tuple({f"{report.prefix}{key.partition('.')[0]}." for key in given})
+    report.missing[:] = [key for key in report.missing if key.startswith(parts)]
+    network.load_state_dict(own | fitted)
+    logger.info("%s into %s:\n%s", file, type(network).__name__, report.table())
     return report
 
 

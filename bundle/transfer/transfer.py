@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bundle.errors import UserError
 from bundle.networks import Encoder, build_encoder
-from bundle.transfer.load import find_prefix, load_encoder
+from bundle.transfer.load import find_prefix, load_decoder, load_encoder
 from bundle.transfer.report import TransferReport
 
 __all__ = ["SCHEDULES", "Transfer"]
@@ -35,10 +35,12 @@ class Transfer:
         schedule: "full", "sawtooth" or "frozen". With the last the encoder's parameters get no gradient, and its
             BatchNorms keep their running statistics.
         least: share of the file's tensors that must fit.
+        pretrained_decoder: whether to load the decoder's weights as well, see `load_decoder`.
 
     Attributes:
         network: the same network, loaded.
-        report: what went where, or None from scratch.
+        report: what of the encoder went where, or None from scratch.
+        decoder_report: the same of the decoder, or None where it starts untrained.
         depths: of each of the encoder's tensors, by its name in the network: 0 for the finest level's.
         levels: of the encoder.
         total_stride: of the encoder, voxels per axis; a crop is a multiple of it.
@@ -55,13 +57,16 @@ class Transfer:
         encoder: Mapping[str, Any],
         schedule: str = "full",
         least: float = 0.9,
+        pretrained_decoder: bool = False,
     ) -> None:
         if schedule not in SCHEDULES:
             raise UserError(f"--schedule {schedule!r} is not known: choose one of {', '.join(SCHEDULES)}")
         self.network = network
         self.report: TransferReport | None = None
+        self.decoder_report: TransferReport | None = None
         if pretrained:
             self.report = load_encoder(network, str(pretrained), least=least)
+            self.decoder_report = load_decoder(network, str(pretrained), least=least) if pretrained_decoder else None
         with torch.random.fork_rng(devices=[]):  # weights to be thrown away must not change those that follow
             plain = build_encoder(**encoder)
         weights = plain.network_state_dict()

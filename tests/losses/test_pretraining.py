@@ -46,6 +46,14 @@ def test_without_heads_there_is_no_alignment():
     assert total == output["terms"]["reconstruction"] and "alignment" not in output["terms"]
 
 
+def test_a_degraded_image_is_to_be_restored():
+    output, target = example(with_pairs=False)
+    clean = loss()(output, target)
+    noisy = {**target, "clean": target["image"], "image": target["image"] + 1}
+    assert loss()(output, noisy) == clean
+    assert torch.equal(loss().restore(output, noisy), loss().restore(output, target))
+
+
 def test_the_realised_mask_ratio_leaves_padding_out():
     output, target = example(with_pairs=False)
     loss()(output, target)

@@ -54,6 +54,20 @@ def test_it_is_the_mean_over_crops_of_their_hidden_valid_voxels(example, target,
     assert loss.item() == pytest.approx(plain_loss(example, target, distance), rel=1e-12)
 
 
+@pytest.mark.parametrize("target", ["none", "per_patch", "per_volume"])
+def test_visible_voxels_count_as_much_as_they_are_asked_to(example, target):
+    loss, terms = ReconstructionLoss(target=target, visible_weight=0.3)(**example)
+    visible = plain_loss(example | {"hidden": ~example["hidden"]}, target, torch.square)
+    assert loss.item() == pytest.approx(plain_loss(example, target, torch.square) + 0.3 * visible, rel=1e-12)
+    assert terms["reconstruction_visible"].item() == pytest.approx(visible, rel=1e-12)
+    assert terms["reconstruction"].item() == pytest.approx(loss.item() - 0.3 * visible, rel=1e-12)
+
+
+def test_a_negative_weight_is_refused():
+    with pytest.raises(UserError, match="visible_weight -1 is negative"):
+        ReconstructionLoss(visible_weight=-1)
+
+
 @pytest.mark.parametrize("target", ["per_patch", "per_volume"])
 def test_the_zero_predictor_of_a_normalised_target_loses_about_one(example, target):
     zero = example | {"reconstruction": torch.zeros_like(example["image"])}

@@ -133,6 +133,19 @@ def test_weights_that_lack_or_do_not_fit_are_refused_in_one_line(
     assert not (repository / "dist" / NAME).exists()
 
 
+def test_a_decoder_goes_with_the_encoder_that_names_it(repository: Path, tmp_path: Path) -> None:
+    model = repository / "models/model.pt"
+    decoder, about = model.with_name("model_decoder.pt"), model.with_suffix(".json")
+    decoder.write_bytes(b"weights")
+    with pytest.raises(UserError, match=r"model_decoder\.pt is not the file that model\.json describes"):
+        release.build(repository, tmp_path / "dist", weights=model, allow_dirty=True)
+    digest = hashlib.sha256(b"weights").hexdigest()
+    about.write_text(json.dumps({**json.loads(about.read_text()), "decoder_sha256": digest}))
+    folder = release.build(repository, tmp_path / "dist", weights=model, allow_dirty=True)
+    assert (folder / "models/model_decoder.pt").read_bytes() == b"weights"
+    assert [result.status for result in run_checks(Release(folder, ROOT), ["F4"])] == [Status.OK]
+
+
 def test_what_is_no_earlier_release_is_not_replaced(repository: Path) -> None:
     (repository / "dist" / NAME).mkdir(parents=True)
     (repository / "dist" / NAME / "thesis.txt").write_text("ten years")
@@ -223,6 +236,7 @@ BREAKS: list[tuple[str, Callable[[Path], object]]] = [
     ("F3", edit("configs/inference.json", '"sw_batch_size": 4', '"sw_batch_size": 5')),
     ("F4", lambda folder: (folder / "models/model.pt").unlink()),
     ("F4", nested_weights),
+    ("F4", lambda folder: (folder / "models/model_decoder.pt").write_bytes(b"another model's")),
     ("F5", lambda folder: (folder / "models/model.pt").unlink()),
     ("F6", lambda folder: os.truncate(folder / "docs/figures/panel.png", 26_000_000)),
     ("F7", large_file(path="models/other.pt", url="https://example.org/other.pt", hash_val="0" * 32, hash_type="md4")),

@@ -103,3 +103,32 @@ def test_with_a_loader_the_weights_are_fitted_to_whole_crops_and_training_goes_o
 
     assert last_loss(toy_loader(draws=6, batch_size=2)) == last_loss(None)
     assert given == [[2, 2], [2, 2], [], []]
+
+
+class WithDecoder(ToyNetwork):
+    def decoder_state_dict(self, images=()):  # noqa: ARG002 - the signature of a network
+        return self.head.state_dict()
+
+
+def publish(path, network):
+    export = ExportEncoder(
+        run_folder=RunFolder(path / f"run_{type(network).__name__}"), network=network, models_dir=path / "models",
+        settings={}, replace_model=True,
+    )  # fmt: skip
+    toy_trainer(network, SGD(network.parameters(), lr=0.1), toy_loader(), 1, [export]).run()
+
+
+def test_a_decoder_goes_beside_the_encoder_and_never_stays_with_another(tmp_path):
+    models, network = tmp_path / "models", WithDecoder()
+    publish(tmp_path, network)
+    weights = torch.load(models / "model_decoder.pt", weights_only=True)
+    assert weights.keys() == network.head.state_dict().keys()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in network.head.state_dict().items())
+    about = assert_is(models / "model.pt", network)
+    assert about["decoder_sha256"] == hashlib.sha256((models / "model_decoder.pt").read_bytes()).hexdigest()
+
+    publish(tmp_path, ToyNetwork())  # has no decoder to offer
+    assert "decoder_sha256" not in json.loads((models / "model.json").read_text())
+    assert sorted(file.name for file in models.iterdir()) == [
+        "model.json", "model.pt", "model_previous.json", "model_previous.pt", "model_previous_decoder.pt",
+    ]  # fmt: skip

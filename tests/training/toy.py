@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -67,6 +67,9 @@ class ToyNetwork(nn.Module):
 
     def encoder_state_dict(self) -> dict[str, Tensor]:
         return self.encoder.state_dict()
+
+    def decoder_state_dict(self, images: Sequence[Tensor] = ()) -> dict[str, Tensor]:  # noqa: ARG002 - has none
+        return {}
 
 
 class ToyLoss(nn.Module):

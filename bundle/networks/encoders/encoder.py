@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bundle.networks.encoders.checkpointing import checkpointed, run
-from bundle.networks.encoders.scale import Stream, at_unit_scale
+from bundle.networks.encoders.scale import Stream, rescaled, unit_factors
 from bundle.sparse import SparseVolume, sync_over_visible_sites
 
 __all__ = ["Encoder", "Level", "Stage", "Triple"]
@@ -109,8 +109,8 @@ class Encoder(nn.Module):
         return {key: value for key, value in self.network.state_dict().items() if id(tensors[key]) in used}
 
     @torch.no_grad()
-    def unit_scale_state_dict(self, images: Sequence[Tensor]) -> dict[str, Tensor]:
-        """`network_state_dict` with every level's features brought to a deviation of 1, see `at_unit_scale`.
+    def unit_factors(self, images: Sequence[Tensor]) -> list[float]:
+        """What brings each level's features to a deviation of 1, where its scale is free (`scale.py`); else 1.
 
         Args:
             images: batches of whole, unmasked crops ``[B, C, D, H, W]`` to measure the features on.
@@ -119,10 +119,18 @@ class Encoder(nn.Module):
         self.eval()
         squares = [[level.float().var() for level in self(image)] for image in images]
         self.train(training)
-        deviations = torch.tensor(squares).mean(0).sqrt().tolist()
-        return at_unit_scale(
-            self.network, [stage.stream for stage in self.stages], deviations, self.network_state_dict()
-        )
+        return unit_factors(self._streams(), torch.tensor(squares).mean(0).sqrt().tolist())
+
+    def unit_scale_state_dict(self, images: Sequence[Tensor]) -> dict[str, Tensor]:
+        """`network_state_dict` with every level's features brought to a deviation of 1.
+
+        Args:
+            images: as for `unit_factors`.
+        """
+        return rescaled(self.network, self._streams(), self.unit_factors(images), self.network_state_dict())
+
+    def _streams(self) -> list[Stream | None]:
+        return [stage.stream for stage in self.stages]
 
     def _used(self) -> set[int]:
         modules = [module for stage in self.stages for module in stage.modules]

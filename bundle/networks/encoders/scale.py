@@ -9,14 +9,14 @@ scratch on such features starts with losses far above those of chance.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["Stream", "at_unit_scale"]
+__all__ = ["Stream", "rescaled", "unit_factors"]
 
 
 @dataclass(frozen=True)
@@ -34,45 +34,56 @@ class Stream:
     norms: tuple[nn.Module, ...] = ()
 
 
-@torch.no_grad()
-def at_unit_scale(
-    network: nn.Module, streams: Sequence[Stream | None], deviations: Sequence[float], keys: dict[str, Tensor]
-) -> dict[str, Tensor]:
-    """Weights with which every level's features have a standard deviation of 1, and are else the same.
+def unit_factors(streams: Sequence[Stream | None], deviations: Sequence[float]) -> list[float]:
+    """What to multiply each level's features by for a standard deviation of 1.
 
-    Exact but for the small constants that norms add to a variance. Stages that have no such stream end in a norm, or in
-    a sum of normalised branches, and keep their scale; if any stage is such, all weights stay.
+    Stages that have no such stream end in a norm, or in a sum of normalised branches, and keep their scale; if any is
+    such, all factors are 1.
+
+    Args:
+        streams: of each level, finest first.
+        deviations: of each level's features, on whole, unmasked crops.
+    """
+    if any(stream is None for stream in streams):
+        return [1.0] * len(streams)
+    return [1 / max(deviation, 1e-6) for deviation in deviations]
+
+
+@torch.no_grad()
+def rescaled(
+    network: nn.Module,
+    streams: Sequence[Stream | None],
+    factors: Sequence[float],
+    keys: Mapping[str, Tensor],
+    before: float = 1.0,
+) -> dict[str, Tensor]:
+    """Weights with which the features after each stage are multiplied by its factor, and are else the same.
+
+    Exact but for the small constants that norms add to a variance.
 
     Args:
         network: that the streams are parts of.
-        streams: of each level, finest first.
-        deviations: of each level's features, on whole, unmasked crops.
+        streams: of each stage, in the order they run; None where the factor is 1.
+        factors: of each stage.
         keys: the network's tensors by their names, as to be returned.
+        before: the factor of what the first stage reads.
 
     Returns:
         New tensors for all of `keys`.
     """
-    scaled = {key: value.detach().clone() for key, value in keys.items()}
-    known = [stream for stream in streams if stream is not None]
-    if len(known) < len(streams):
-        return scaled
-    factors = [1 / max(deviation, 1e-6) for deviation in deviations]
     change: dict[int, float] = {}
-    for depth, (stream, factor) in enumerate(zip(known, factors, strict=True)):
-        before = factors[depth - 1] if depth else 1.0
-        for modules, of_weight in ((stream.entry, factor / before), (stream.branches, factor)):
+    for stream, factor in zip(streams, factors, strict=True):
+        for modules, of_weight in ((stream.entry, factor / before), (stream.branches, factor)) if stream else ():
             for module in modules:
                 for name, parameter in module.named_parameters():
                     change[id(parameter)] = factor if name.endswith("bias") else of_weight
-        for norm in stream.norms:
+        for norm in stream.norms if stream else ():
             if isinstance(norm, _BatchNorm) and norm.running_mean is not None and norm.running_var is not None:
                 change[id(norm.running_mean)] = factor
                 change[id(norm.running_var)] = factor**2
+        before = factor
     tensors = {
         **dict(network.named_parameters(remove_duplicate=False)),
         **dict(network.named_buffers(remove_duplicate=False)),
     }
-    for key in scaled:
-        if id(tensors[key]) in change:
-            scaled[key] *= change[id(tensors[key])]
-    return scaled
+    return {key: value.detach().clone() * change.get(id(tensors[key]), 1) for key, value in keys.items()}

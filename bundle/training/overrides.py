@@ -45,7 +45,10 @@ def check_overrides(source: ConfigSource, own: Sequence[str] = ()) -> None:
     near = _nearest(unknown, siblings, list(_ids(base)))
     file = _file_with(unknown, source.files[1:])
     dashes = "--" if file is None else ""
-    hint = f"see {source.files[0]} for all options" if near is None else f"did you mean {dashes}{near}?"
+    if near == unknown:
+        hint = "the component chosen in its place does not take it; give files that choose components last"
+    else:
+        hint = f"see {source.files[0]} for all options" if near is None else f"did you mean {dashes}{near}?"
     raise UserError(f"unknown option {dashes}{unknown}{'' if file is None else f' in {file}'}: {hint}")
 
 

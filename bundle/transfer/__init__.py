@@ -4,7 +4,7 @@
 from bundle.transfer.export import Exported, export_model, verify_file
 from bundle.transfer.formats import FORMATS
 from bundle.transfer.groups import layer_wise_groups
-from bundle.transfer.load import load_encoder, read_weights
+from bundle.transfer.load import load_decoder, load_encoder, read_weights
 from bundle.transfer.plain import PlainEncoder, PlainModel, plain_model, plain_network
 from bundle.transfer.report import TransferReport
 from bundle.transfer.schedule import FineTuneSchedule
@@ -22,6 +22,7 @@ __all__ = [
     "TransferReport",
     "export_model",
     "layer_wise_groups",
+    "load_decoder",
     "load_encoder",
     "plain_model",
     "plain_network",

@@ -46,11 +46,16 @@ ARMS: dict[str, dict[str, Any]] = {
     "pretrained, sawtooth": {"schedule": "sawtooth"},
     "encoder alone": {"pretrained_decoder": False},
     "encoder alone, sawtooth": {"pretrained_decoder": False, "schedule": "sawtooth"},
+    "scratch, heads x 1": {"pretrained": None, "head_lr_factor": 1},
+    "pretrained, heads x 1": {"head_lr_factor": 1},
     "pretrained, layer decay": {"layer_decay": 0.75},
     "pretrained, encoder lr / 10": {"encoder_lr_factor": 0.1},
     "scratch, lr x 3": {"pretrained": None, "lr": 3.0e-3},
     "pretrained, lr x 3": {"lr": 3.0e-3},
 }
+
+#: arms that are compared with another one than "scratch"
+BASES = {"pretrained, frozen": "scratch, frozen", "pretrained, heads x 1": "scratch, heads x 1"}
 
 
 def train(task: Task, labels: str, arm: str, steps: int, seed: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -124,7 +129,7 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
         dice = [mean_dice(run) for run in here.values()]
         classes = 100 * np.mean([list(run["dice"].values()) for run in here.values()], axis=(0, 1))
         volumes = {v: np.mean([mean_dice(run, v) for run in here.values()]) for v in next(iter(here.values()))["dice"]}
-        base = "scratch, frozen" if arm == "pretrained, frozen" else "scratch"
+        base = BASES.get(arm, "scratch")
         other = cases.get((task, labels, steps, base), {})
         compared = ["", "", ""]
         pairs = [(mean_dice(here[s]), mean_dice(other[s])) for s in sorted(here.keys() & other.keys())]

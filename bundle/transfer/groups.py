@@ -11,14 +11,24 @@ from bundle.transfer.transfer import Transfer
 __all__ = ["layer_wise_groups"]
 
 
+#: what MONAI's networks call the layers that make classes of features
+_HEADS = {"head", "heads", "deep_supervision_heads", "output_block", "segmentation_head"}
+
+
 def layer_wise_groups(
-    transfer: Transfer, *, lr: float, encoder_factor: float = 1.0, decay: float = 1.0, weight_decay: float = 0.0
+    transfer: Transfer,
+    *,
+    lr: float,
+    encoder_factor: float = 1.0,
+    decay: float = 1.0,
+    weight_decay: float = 0.0,
+    head_factor: float = 1.0,
 ) -> list[dict[str, Any]]:
     """Groups for a PyTorch optimizer, by level and by whether weight decay applies.
 
-    The rest of the network (decoder, head) has `lr`; level ``i`` of an encoder with ``L`` levels has
-    ``lr * encoder_factor * decay ** (L - 1 - i)``: layer-wise learning-rate decay as in Clark et al. (ELECTRA,
-    arXiv:2003.10555), used for fine-tuning in SparK. Norms and biases have no weight decay.
+    The decoder has `lr`, and the heads, the last layers, ``lr * head_factor``; level ``i`` of an encoder with ``L``
+    levels has ``lr * encoder_factor * decay ** (L - 1 - i)``: layer-wise learning-rate decay as in Clark et al.
+    (ELECTRA, arXiv:2003.10555), used for fine-tuning in SparK. Norms and biases have no weight decay.
 
     Args:
         transfer: network and depth of its parameters; parameters without gradient are left out.
@@ -26,24 +36,28 @@ def layer_wise_groups(
         encoder_factor: of the deepest level, relative to the rest.
         decay: from each level to the one above it; 1 is none.
         weight_decay: of weights with more than one axis.
+        head_factor: of the heads, relative to the rest. Adam moves a weight by about its rate per step, so in a short
+            training a new head is hardly more than the random one it began as, and all else has to learn around it.
 
     Returns:
         Groups with `params`, `lr`, `weight_decay`, and `part`, "encoder" or "rest", which `FineTuneSchedule` reads.
     """
-    if not 0 < decay <= 1 or encoder_factor <= 0:
+    if not 0 < decay <= 1 or min(encoder_factor, head_factor) <= 0:
         raise UserError(
-            f"--layer_decay {decay} or --encoder_lr_factor {encoder_factor} does not fit: give a decay above 0 and up "
-            "to 1, and a factor above 0"
+            f"--layer_decay {decay}, --encoder_lr_factor {encoder_factor} or --head_lr_factor {head_factor} does not "
+            "fit: give a decay above 0 and up to 1, and factors above 0"
         )
-    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    groups: dict[tuple[int, bool, bool], dict[str, Any]] = {}
     for name, parameter in transfer.network.named_parameters():
         if not parameter.requires_grad:
             continue
         depth = transfer.depths.get(name, transfer.levels)
         factor = 1.0 if depth == transfer.levels else encoder_factor * decay ** (transfer.levels - 1 - depth)
+        own_rate = head_factor != 1 and depth == transfer.levels and not _HEADS.isdisjoint(name.split("."))
+        factor *= head_factor if own_rate else 1.0
         decays = parameter.ndim > 1
         group = groups.setdefault(
-            (depth, decays),
+            (depth, not own_rate, decays),
             {
                 "params": [],
                 "lr": lr * factor,

@@ -40,14 +40,16 @@ def layer_wise_groups(
             training a new head is hardly more than the random one it began as, and all else has to learn around it.
 
     Returns:
-        Groups with `params`, `lr`, `weight_decay`, and `part`, "encoder" or "rest", which `FineTuneSchedule` reads.
+        Groups with `params`, `lr`, `weight_decay`, and `part`, which `FineTuneSchedule` reads: "encoder", "decoder" if
+        that is pre-trained, too, or "rest".
     """
     if not 0 < decay <= 1 or min(encoder_factor, head_factor) <= 0:
         raise UserError(
             f"--layer_decay {decay}, --encoder_lr_factor {encoder_factor} or --head_lr_factor {head_factor} does not "
             "fit: give a decay above 0 and up to 1, and factors above 0"
         )
-    groups: dict[tuple[int, bool, bool], dict[str, Any]] = {}
+    loaded = set() if transfer.decoder_report is None else set(transfer.decoder_report.names)
+    groups: dict[tuple[Any, ...], dict[str, Any]] = {}
     for name, parameter in transfer.network.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -56,14 +58,10 @@ def layer_wise_groups(
         own_rate = head_factor != 1 and depth == transfer.levels and not _HEADS.isdisjoint(name.split("."))
         factor *= head_factor if own_rate else 1.0
         decays = parameter.ndim > 1
+        part = "encoder" if depth < transfer.levels else "decoder" if name in loaded else "rest"
         group = groups.setdefault(
-            (depth, not own_rate, decays),
-            {
-                "params": [],
-                "lr": lr * factor,
-                "weight_decay": weight_decay if decays else 0.0,
-                "part": "rest" if depth == transfer.levels else "encoder",
-            },
+            (depth, not own_rate, part, decays),
+            {"params": [], "lr": lr * factor, "weight_decay": weight_decay if decays else 0.0, "part": part},
         )
         group["params"].append(parameter)
     return [groups[key] for key in sorted(groups, reverse=True)]  # the rest first: its rate is the one that is logged

@@ -29,6 +29,11 @@ class TransferReport:
     missing: list[str] = field(default_factory=list)
 
     @property
+    def names(self) -> list[str]:
+        """The names in the network of what was loaded or adapted."""
+        return [f"{self.prefix}{key}" for key in (*self.loaded, *self.adapted)]
+
+    @property
     def share(self) -> float:
         """Share of the file's tensors that are in the network now."""
         used = len(self.loaded) + len(self.adapted)

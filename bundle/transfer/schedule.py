@@ -20,8 +20,9 @@ class FineTuneSchedule(LRScheduler):
 
     - full: all parameters warm up together. Without a warm-up the untrained decoder's first gradients undo what the
       encoder has learned (-1 to -2 points of Dice in Wald et al., arXiv:2410.23132).
-    - sawtooth: for the first `decoder_share` of the steps the encoder's rate is 0 and only the decoder learns; then
-      both warm up anew and go down together (nnssl's best schedule for CNNs, OpenMind, arXiv:2412.17041).
+    - sawtooth: for the first `decoder_share` of the steps the rate of what is pre-trained, encoder or encoder and
+      decoder, is 0 and only new layers learn; then all warm up anew and go down together (nnssl's best schedule for
+      CNNs, OpenMind, arXiv:2412.17041).
     - frozen: the encoder's rate is 0 throughout: a probe of its features.
 
     Args:
@@ -29,7 +30,7 @@ class FineTuneSchedule(LRScheduler):
         kind: "full", "sawtooth" or "frozen".
         t_total: steps in all.
         warmup_steps: of them, to warm up.
-        decoder_share: share of the steps for the decoder alone, with sawtooth.
+        decoder_share: share of the steps for the new layers alone, with sawtooth.
     """
 
     def __init__(
@@ -44,8 +45,9 @@ class FineTuneSchedule(LRScheduler):
 
     def get_lr(self) -> list[float | Any]:
         """The learning rate of each group at this step."""
+        waiting = ("encoder", "decoder") if self.kind == "sawtooth" else ("encoder",)
         return [
-            base * self.factor(self.last_epoch, encoder=group.get("part") == "encoder")
+            base * self.factor(self.last_epoch, encoder=group.get("part") in waiting)
             for base, group in zip(self.base_lrs, self.optimizer.param_groups, strict=True)
         ]
 
@@ -54,7 +56,7 @@ class FineTuneSchedule(LRScheduler):
 
         Args:
             step: counted from 0.
-            encoder: of the encoder's parameters, else of the others.
+            encoder: of the encoder's parameters, and in a sawtooth of a pre-trained decoder's, else of the others.
         """
         if encoder and self.kind == "frozen":
             return 0.0

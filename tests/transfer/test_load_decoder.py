@@ -14,7 +14,7 @@ from monai.networks import nets
 
 from bundle.errors import UserError
 from bundle.networks import SegResDecoder, build_encoder
-from bundle.transfer import Transfer
+from bundle.transfer import FineTuneSchedule, Transfer, layer_wise_groups
 from tests.networks.encoder_cases import Case
 
 from .models import write_model
@@ -52,6 +52,18 @@ def test_all_but_the_heads_is_pretrained(model: Path):
     # it learns at the decoder's rate, first in a sawtooth, and with a frozen encoder
     assert not any(key.startswith("up_layers") for key in done.depths)
     assert all(p.requires_grad for p in transfer(model, schedule="frozen").network.up_layers.parameters())
+
+
+@pytest.mark.parametrize("kind", ["full", "sawtooth", "frozen"])
+def test_in_a_sawtooth_it_waits_for_the_heads_as_the_encoder_does(model: Path, kind: str):
+    done = transfer(model, schedule=kind)
+    optimizer = torch.optim.AdamW(layer_wise_groups(done, lr=1e-3), lr=1e-3)
+    FineTuneSchedule(optimizer, kind=kind, t_total=100, warmup_steps=5)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    first = {name: rates[id(p)] for name, p in done.network.named_parameters() if id(p) in rates}
+    decoder = {rate for name, rate in first.items() if name.startswith("up_layers") and "head" not in name}
+    assert decoder == ({0.0} if kind == "sawtooth" else {1e-3 / 5})
+    assert {rate for name, rate in first.items() if "head" in name} == {1e-3 / 5}
 
 
 def test_it_can_be_left_out(model: Path):

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from packaging.requirements import Requirement
 from packaging.version import Version
 
@@ -113,3 +114,14 @@ def test_monai_applies_the_log_settings(tmp_path: Path) -> None:
     assert "library warning" in lines
     assert "library noise" not in lines
     assert "the error" not in lines
+
+
+def test_the_block_that_loads_the_weights_fits_the_shipped_ones(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (code,) = re.findall(r"```python\n(.*?load_encoder\(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    monkeypatch.chdir(ROOT)
+    exec(compile(code, "README.md", "exec"), {})
+    loaded = re.findall(r"^\| loaded \| (\d+)", capsys.readouterr().out, flags=re.MULTILINE)
+    weights = [torch.load(ROOT / f"models/{name}.pt", weights_only=True) for name in ("model", "model_decoder")]
+    assert [int(number) for number in loaded] == [len(content) for content in weights]

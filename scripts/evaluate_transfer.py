@@ -46,8 +46,12 @@ ARMS: dict[str, dict[str, Any]] = {
     "pretrained, sawtooth": {"schedule": "sawtooth"},
     "encoder alone": {"pretrained_decoder": False},
     "encoder alone, sawtooth": {"pretrained_decoder": False, "schedule": "sawtooth"},
-    "scratch, heads x 1": {"pretrained": None, "head_lr_factor": 1},
-    "pretrained, heads x 1": {"head_lr_factor": 1},
+    "scratch, random heads": {"pretrained": None, "fit_heads": 0, "head_lr_factor": 10},
+    "pretrained, random heads": {"fit_heads": 0, "head_lr_factor": 10},
+    "scratch, random heads x 1": {"pretrained": None, "fit_heads": 0},
+    "pretrained, random heads x 1": {"fit_heads": 0},
+    "pretrained, lr / 3": {"lr": 3.0e-4},
+    "scratch, lr / 3": {"pretrained": None, "lr": 3.0e-4},
     "pretrained, layer decay": {"layer_decay": 0.75},
     "pretrained, encoder lr / 10": {"encoder_lr_factor": 0.1},
     "scratch, lr x 3": {"pretrained": None, "lr": 3.0e-3},
@@ -55,7 +59,12 @@ ARMS: dict[str, dict[str, Any]] = {
 }
 
 #: arms that are compared with another one than "scratch"
-BASES = {"pretrained, frozen": "scratch, frozen", "pretrained, heads x 1": "scratch, heads x 1"}
+BASES = {
+    "pretrained, frozen": "scratch, frozen",
+    "pretrained, random heads": "scratch, random heads",
+    "pretrained, random heads x 1": "scratch, random heads x 1",
+    "pretrained, lr / 3": "scratch, lr / 3",
+}
 
 
 def train(task: Task, labels: str, arm: str, steps: int, seed: int, options: argparse.Namespace) -> dict[str, Any]:

@@ -4,6 +4,7 @@
 from bundle.losses.alignment import AlignmentLoss
 from bundle.losses.detection import DetectionLoss
 from bundle.losses.findings import FindingsLoss
+from bundle.losses.histogram import Histogram
 from bundle.losses.pretraining import PretrainingLoss
 from bundle.losses.reconstruction import ReconstructionLoss
 from bundle.losses.stacked_supervision import StackedSupervisionLoss
@@ -12,6 +13,7 @@ __all__ = [
     "AlignmentLoss",
     "DetectionLoss",
     "FindingsLoss",
+    "Histogram",
     "PretrainingLoss",
     "ReconstructionLoss",
     "StackedSupervisionLoss",

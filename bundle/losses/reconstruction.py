@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bundle.errors import UserError
+from bundle.losses.histogram import Histogram
 
 __all__ = ["ReconstructionLoss", "from_cells", "to_cells"]
 
@@ -41,13 +42,21 @@ class ReconstructionLoss(nn.Module):
         visible_weight: of the same mean over the visible voxels, added to that over the hidden ones. 0 in masked
             autoencoders; above 0 it asks the finest levels of a full-resolution decoder for features where the network
             has seen the image, too, which is worth something if what it has seen was degraded first.
+        histogram: the decoder predicts a distribution over intensities of the target, and its cross-entropy is the
+            loss in place of the distance. What is logged stays the distance, that of the distribution's mean.
 
     Raises:
         UserError: for an unknown target or distance, or a negative weight.
     """
 
     def __init__(
-        self, *, target: str = "per_volume", distance: str = "l2", floor: float = 0.05, visible_weight: float = 0.0
+        self,
+        *,
+        target: str = "per_volume",
+        distance: str = "l2",
+        floor: float = 0.05,
+        visible_weight: float = 0.0,
+        histogram: Histogram | None = None,
     ) -> None:
         super().__init__()
         if target not in _TARGETS:
@@ -57,7 +66,7 @@ class ReconstructionLoss(nn.Module):
         if visible_weight < 0:
             raise UserError(f"loss#reconstruction#visible_weight {visible_weight} is negative: give 0 or a weight")
         self.target, self.floor, self.distance = target, floor, _DISTANCES[distance]
-        self.visible_weight = visible_weight
+        self.visible_weight, self.histogram = visible_weight, histogram
 
     def forward(
         self, reconstruction: Tensor, image: Tensor, valid: Tensor, hidden: Tensor, foreground: Tensor
@@ -65,7 +74,7 @@ class ReconstructionLoss(nn.Module):
         """The loss, and what to log beside it.
 
         Args:
-            reconstruction: ``[B, C, D, H, W]`` in units of the normalised target.
+            reconstruction: ``[B, C, D, H, W]`` in units of the normalised target, or the logits of histograms.
             image: ``[B, C, D, H, W]``.
             valid: bool ``[B, 1, D, H, W]``, False where padded.
             hidden: bool ``[B, 1, d, h, w]`` on cells.
@@ -76,19 +85,26 @@ class ReconstructionLoss(nn.Module):
             of two predictors that know nothing of anatomy, zero and the mean of the visible voxels.
         """
         cell = tuple(s // h for s, h in zip(image.shape[2:], hidden.shape[2:]))
-        prediction, x = to_cells(reconstruction, cell), to_cells(image, cell)
+        x = to_cells(image, cell)
         valid, foreground = to_cells(valid, cell), to_cells(foreground, cell)
         hidden = hidden.flatten(2).transpose(1, 2)[..., None]  # [B, cells, 1, 1], as `to_cells` lays voxels out
         mean, sd = self._statistics(x, valid)
         target = (x - mean) / sd
         wanted = valid & hidden
-        error = self.distance(prediction, target)
-        loss = _mean_of_crops(error, wanted)
+        prediction = to_cells(reconstruction, cell)
+        if self.histogram is None:
+            trained = error = self.distance(prediction, target)
+        else:
+            logits = self.histogram.logits(prediction, channels=x.shape[2])
+            trained = self.histogram(logits, target)
+            prediction = self.histogram.mean(logits.detach())
+            error = self.distance(prediction, target)
+        loss = _mean_of_crops(trained, wanted)
         with torch.no_grad():
             visible_mean = (_mean_where(x, valid & ~hidden, dims=(1, 3)) - mean) / sd
             zero = torch.zeros_like(x)
             terms = {
-                "reconstruction": loss.detach(),
+                "reconstruction": _mean_of_crops(error, wanted),
                 "reconstruction_foreground": _mean_of_crops(error, wanted & foreground),
                 "reconstruction_air": _mean_of_crops(error, wanted & ~foreground),
                 "reconstruction_raw": _mean_of_crops(self.distance(prediction * sd + mean, x), wanted),
@@ -97,15 +113,17 @@ class ReconstructionLoss(nn.Module):
                 "mean_predictor": _mean_of_crops(self.distance(visible_mean.expand_as(x), target), wanted),
             }
         if self.visible_weight:
-            visible = _mean_of_crops(error, valid & ~hidden)
-            loss = loss + self.visible_weight * visible
-            terms["reconstruction_visible"] = visible.detach()
+            loss = loss + self.visible_weight * _mean_of_crops(trained, valid & ~hidden)
+            terms["reconstruction_visible"] = _mean_of_crops(error, valid & ~hidden).detach()
         return loss, terms
 
     def restore(self, reconstruction: Tensor, image: Tensor, valid: Tensor, cell: Sequence[int]) -> Tensor:
         """The reconstruction in the image's own units, for looking at: ``[B, C, D, H, W]``."""
         mean, sd = self._statistics(to_cells(image, cell), to_cells(valid, cell))
-        return from_cells(to_cells(reconstruction, cell) * sd + mean, image.shape[2:], cell)
+        prediction = to_cells(reconstruction, cell)
+        if self.histogram is not None:
+            prediction = self.histogram.mean(self.histogram.logits(prediction, channels=image.shape[1]))
+        return from_cells(prediction * sd + mean, image.shape[2:], cell)
 
     def _statistics(self, x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and floored standard deviation over the valid voxels of ``[B, cells, C, voxels]``."""

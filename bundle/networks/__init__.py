@@ -8,6 +8,7 @@ from bundle.networks.depth_pairs import EncoderDepthPairs, average_at, plain_dep
 from bundle.networks.detector import Detector
 from bundle.networks.encoders import Encoder, Level, build_encoder
 from bundle.networks.feature_map import build_feature_map, total_stride
+from bundle.networks.heads import fit_heads, is_head
 from bundle.networks.level_pairs import VolumeLevelPairs
 from bundle.networks.pairs import Pairs, View
 from bundle.networks.pretraining import PretrainingNetwork, PretrainingOutput
@@ -34,6 +35,8 @@ __all__ = [
     "build_encoder",
     "build_feature_map",
     "decoder_file",
+    "fit_heads",
+    "is_head",
     "plain_depth_pairs",
     "reestimate_batch_norm",
     "total_stride",

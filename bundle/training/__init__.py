@@ -18,6 +18,7 @@ from bundle.training.evaluation import EvaluationReport, RunCheckpointLoader
 from bundle.training.export import ExportEncoder
 from bundle.training.findings_metrics import FindingsROCAUC, LossOfAllVolumes
 from bundle.training.findings_report import FindingsReport
+from bundle.training.fit_heads import FitHeads
 from bundle.training.health import RepresentationHealth
 from bundle.training.history import History
 from bundle.training.loss_scaling import ScaleLoss
@@ -51,6 +52,7 @@ __all__ = [
     "ExportEncoder",
     "FindingsROCAUC",
     "FindingsReport",
+    "FitHeads",
     "History",
     "LearningCurves",
     "LossOfAllVolumes",

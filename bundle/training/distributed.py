@@ -11,7 +11,16 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-__all__ = ["gather", "is_main_rank", "is_not_main_rank", "start_distributed", "stop_distributed", "unwrap", "wrap"]
+__all__ = [
+    "broadcast",
+    "gather",
+    "is_main_rank",
+    "is_not_main_rank",
+    "start_distributed",
+    "stop_distributed",
+    "unwrap",
+    "wrap",
+]
 
 
 def start_distributed(device: torch.device) -> None:
@@ -48,6 +57,13 @@ def gather(value: Any) -> list[Any]:
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def broadcast(network: nn.Module) -> None:
+    """Gives every process the weights of rank 0. All must call it."""
+    if dist.is_available() and dist.is_initialized():
+        for tensor in network.state_dict().values():
+            dist.broadcast(tensor, src=0)
 
 
 def wrap(network: nn.Module, device: torch.device) -> nn.Module:

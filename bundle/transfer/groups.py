@@ -6,13 +6,10 @@ from __future__ import annotations
 from typing import Any
 
 from bundle.errors import UserError
+from bundle.networks import is_head
 from bundle.transfer.transfer import Transfer
 
 __all__ = ["layer_wise_groups"]
-
-
-#: what MONAI's networks call the layers that make classes of features
-_HEADS = {"head", "heads", "deep_supervision_heads", "output_block", "segmentation_head"}
 
 
 def layer_wise_groups(
@@ -55,7 +52,7 @@ def layer_wise_groups(
             continue
         depth = transfer.depths.get(name, transfer.levels)
         factor = 1.0 if depth == transfer.levels else encoder_factor * decay ** (transfer.levels - 1 - depth)
-        own_rate = head_factor != 1 and depth == transfer.levels and not _HEADS.isdisjoint(name.split("."))
+        own_rate = head_factor != 1 and depth == transfer.levels and is_head(name)
         factor *= head_factor if own_rate else 1.0
         decays = parameter.ndim > 1
         part = "encoder" if depth < transfer.levels else "decoder" if name in loaded else "rest"

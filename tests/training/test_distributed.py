@@ -20,7 +20,14 @@ from torch.optim import SGD
 
 from bundle.errors import UserError
 from bundle.training.checkpoint import RunCheckpoint
-from bundle.training.distributed import is_main_rank, is_not_main_rank, start_distributed, stop_distributed, wrap
+from bundle.training.distributed import (
+    broadcast,
+    is_main_rank,
+    is_not_main_rank,
+    start_distributed,
+    stop_distributed,
+    wrap,
+)
 from bundle.training.rundir import RunFolder, open_run_folder
 from bundle.training.scalars import Scalars
 from bundle.training.start import start_run
@@ -59,6 +66,11 @@ def process(rank: int, port: int, results: Path) -> None:
         Events.ITERATION_COMPLETED, lambda engine: terms.append(engine.state.output["loss"].item())
     )
     trainer.run()
+    own = nn.BatchNorm1d(3)
+    nn.init.constant_(own.weight, rank + 1.0)
+    own.num_batches_tracked += rank
+    broadcast(own)
+    found |= {"broadcast": own.state_dict()}
     found |= {"weights": network.module.state_dict(), "losses": terms, "metrics": trainer.state.metrics}
     dist.barrier()
     stop_distributed()
@@ -97,6 +109,12 @@ def test_gradients_are_averaged(found):
     for name, tensor in found[0]["weights"].items():
         if "running" not in name:
             assert torch.equal(tensor, found[1]["weights"][name]), name
+
+
+def test_a_broadcast_gives_all_ranks_the_weights_of_rank_0(found):
+    for rank in found:
+        assert rank["broadcast"]["weight"].tolist() == [1, 1, 1]
+        assert rank["broadcast"]["num_batches_tracked"] == 0
 
 
 def test_epoch_figures_are_means_over_all_ranks(found):

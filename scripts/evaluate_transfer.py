@@ -2,7 +2,7 @@
 """Trains from scratch and from pre-trained weights side by side, on volumes that pre-training has not seen.
 
     python scripts/fetch_data.py --all
-    python scripts/evaluate_transfer.py --pretrained models/model.pt --seeds 5 --steps 50 150
+    python scripts/evaluate_transfer.py --pretrained models/model.pt --seeds 5 --steps 0 25 50
     python scripts/evaluate_transfer.py --pretrained models/model.pt --task chest --seeds 5 --steps 100
 
 Each arm of a seed has the same volumes, crops, augmentation, order, steps and start of the new layers; only the start
@@ -70,6 +70,8 @@ BASES = {
 def train(task: Task, labels: str, arm: str, steps: int, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Fine-tunes once; gives the Dice of every test volume and class, and the curve."""
     listed = write_task(task, labels, seed, options.data_dir, options.work_dir / "tasks")
+    taken = max(1, steps)  # with 0 one step at the learning rate 0
+    epoch = min(taken, options.validate_every)
     settings = json.loads(options.pretrained.with_suffix(".json").read_text())
     with tempfile.TemporaryDirectory() as folder:
         overrides = {
@@ -86,15 +88,16 @@ def train(task: Task, labels: str, arm: str, steps: int, seed: int, options: arg
             "mr_percentiles": settings["mr_percentiles"],
             "crop_size": [options.crop] * 3,
             "seed": seed,
-            "epochs": max(1, steps // options.validate_every),
-            "steps_per_epoch": min(steps, options.validate_every),
-            "warmup_epochs": 0.1 * steps / min(steps, options.validate_every),
+            "epochs": max(1, taken // options.validate_every),
+            "steps_per_epoch": epoch,
+            "warmup_epochs": 0.1 * taken / epoch,
             "val_interval": 1,
             "num_workers": 0,
             "validate#inferer#overlap": 0.25,
             "validate#additional_metrics": None,  # distances take longer than training here
             "device": options.device,
             **ARMS[arm],
+            **({} if steps else {"lr": 0.0}),
         }
         flow = ConfigWorkflow(
             [str(ROOT / "configs/finetune_segmentation.yaml")], workflow_type="train", run_id="training", **overrides
@@ -114,7 +117,7 @@ def train(task: Task, labels: str, arm: str, steps: int, seed: int, options: arg
         "seed": seed,
         # the side changes with the seed
         "dice": {("other side" if n in ("left", "right") else n): row for n, row in zip(names, details.tolist())},
-        "curve": [[row["epoch"] * min(steps, options.validate_every), row["validation/dice"]] for row in rows],
+        "curve": [[row["epoch"] * epoch, row["validation/dice"]] for row in rows],
         "losses": [row["train/loss"] for row in rows],
     }
 
@@ -156,18 +159,20 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
 
 
 def draw(runs: Sequence[dict[str, Any]], file: Path) -> None:
-    """One picture per task, label budget and number of steps: Dice over steps, each seed thin, their mean thick."""
-    cases = list(dict.fromkeys((r["task"], r["labels"], r["steps"]) for r in runs))
+    """One picture per task and label budget: Dice over steps of training, each run a dot, the mean of an arm a line."""
+    cases = list(dict.fromkeys((r["task"], r["labels"]) for r in runs))
     figure = Figure(figsize=(5.5 * len(cases), 4.2), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     for ax, case in zip(figure.subplots(1, len(cases), squeeze=False)[0], cases):
-        inside = [r for r in runs if (r["task"], r["labels"], r["steps"]) == case]
+        inside = [r for r in runs if (r["task"], r["labels"]) == case]
         for number, arm in enumerate(dict.fromkeys(r["arm"] for r in inside)):
-            curves = np.array([r["curve"] for r in inside if r["arm"] == arm])
-            for curve in curves:
-                ax.plot(*curve.T, f"C{number}.-", alpha=0.35, linewidth=0.8)
-            ax.plot(*curves.mean(0).T, f"C{number}-", marker="o", markersize=3, linewidth=2, label=arm)
-        ax.set(title=f"{case[0]}, {case[1]} labelled, {case[2]} steps", xlabel="steps", ylabel="Dice of test volumes")
+            points = np.array([(r["steps"], mean_dice(r)) for r in inside if r["arm"] == arm])
+            budgets = np.unique(points[:, 0])
+            means = [points[points[:, 0] == budget, 1].mean() for budget in budgets]
+            ax.plot(*points.T, f"C{number}.", alpha=0.4, markersize=5)
+            ax.plot(budgets, means, f"C{number}-", marker="o", markersize=4, linewidth=2, label=arm)
+        ax.set(title=f"{case[0]}, {case[1]} labelled", xlabel="steps of training", ylabel="Dice of test volumes, %")
+        ax.set_xticks(sorted({r["steps"] for r in inside}))
         ax.grid(alpha=0.3)
         ax.legend(fontsize=8)
     figure.savefig(file)
@@ -179,7 +184,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--pretrained", type=Path, default=ROOT / "models/model.pt")
     parser.add_argument("--task", choices=list(TASKS), default="brain")
     parser.add_argument("--labels", nargs="+", help="label budgets of the task (default: its smallest)")
-    parser.add_argument("--steps", type=int, nargs="+", default=[150])
+    parser.add_argument("--steps", type=int, nargs="+", default=[150], help="0: the heads are fitted, and that is all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[5], help="how many, or with several values which")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=["scratch", "pretrained"])
     parser.add_argument("--crop", type=int, default=64, help="voxels per axis")

@@ -65,12 +65,12 @@ def test_both_arms_run_and_are_not_repeated(data_dir: Path, tmp_path: Path, caps
     about |= {"ct_window": [-1000, 1000], "mr_percentiles": [0.5, 99.5]}
     (tmp_path / "model.json").write_text(json.dumps(about))
     command = ["--pretrained", str(tmp_path / "model.pt"), "--data_dir", str(data_dir), "--work_dir", str(tmp_path)]
-    command += ["--json", str(tmp_path / "runs.json"), "--task", "chest", "--steps", "2", "--validate_every", "1"]
+    command += ["--json", str(tmp_path / "runs.json"), "--task", "chest", "--steps", "0", "2", "--validate_every", "1"]
     command += ["--crop", "32", "--device", "cpu", "--arms", "scratch", "pretrained, sawtooth"]
     assert main([*command, "--seeds", "1"]) == 0
     first = json.loads((tmp_path / "runs.json").read_text())
-    assert [r["arm"] for r in first] == ["scratch", "pretrained, sawtooth"]
-    assert [len(r["curve"]) for r in first] == [2, 2]
+    assert [r["arm"] for r in first] == 2 * ["scratch", "pretrained, sawtooth"]
+    assert [len(r["curve"]) for r in first] == [1, 1, 2, 2]
     assert all(0 <= d <= 1 for r in first for row in r["dice"].values() for d in row)
     assert (tmp_path / "runs.png").stat().st_size > 0
     capsys.readouterr()

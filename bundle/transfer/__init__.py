@@ -1,6 +1,7 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
 """From pre-trained weights to a downstream network, with a report of what went where, and to other file formats."""
 
+from bundle.networks import fit_heads
 from bundle.transfer.export import Exported, export_model, verify_file
 from bundle.transfer.formats import FORMATS
 from bundle.transfer.groups import layer_wise_groups
@@ -21,6 +22,7 @@ __all__ = [
     "Transfer",
     "TransferReport",
     "export_model",
+    "fit_heads",
     "layer_wise_groups",
     "load_decoder",
     "load_encoder",

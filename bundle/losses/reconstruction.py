@@ -92,13 +92,18 @@ class ReconstructionLoss(nn.Module):
         target = (x - mean) / sd
         wanted = valid & hidden
         prediction = to_cells(reconstruction, cell)
-        if self.histogram is None:
-            trained = error = self.distance(prediction, target)
-        else:
+        if self.histogram is not None:
             logits = self.histogram.logits(prediction, channels=x.shape[2])
             trained = self.histogram(logits, target)
             prediction = self.histogram.mean(logits.detach())
             error = self.distance(prediction, target)
+        elif prediction.shape[2] == x.shape[2]:
+            trained = error = self.distance(prediction, target)
+        else:
+            raise UserError(
+                f"the decoder predicts {prediction.shape[2]} channels of an image with {x.shape[2]}: set "
+                "decoder#channels, or loss#reconstruction#histogram if it should predict a distribution"
+            )
         loss = _mean_of_crops(trained, wanted)
         with torch.no_grad():
             visible_mean = (_mean_where(x, valid & ~hidden, dims=(1, 3)) - mean) / sd

@@ -63,6 +63,12 @@ def test_visible_voxels_count_as_much_as_they_are_asked_to(example, target):
     assert terms["reconstruction"].item() == pytest.approx(loss.item() - 0.3 * visible, rel=1e-12)
 
 
+def test_a_prediction_with_other_channels_than_the_image_is_refused(example):
+    example["reconstruction"] = example["reconstruction"].repeat(1, 2, 1, 1, 1)
+    with pytest.raises(UserError, match="predicts 2 channels of an image with 1: set decoder#channels"):
+        ReconstructionLoss()(**example)
+
+
 def test_a_negative_weight_is_refused():
     with pytest.raises(UserError, match="visible_weight -1 is negative"):
         ReconstructionLoss(visible_weight=-1)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import nibabel
@@ -65,3 +66,23 @@ def test_fine_tuning_starts_from_encoder_and_decoder(pretrained: Path, data_dir:
     assert {key for key in network if "head" not in key} == {f"encoder.{key}" for key in encoder} | decoder.keys()
     flow.run()
     flow.finalize()
+
+
+def test_a_run_that_predicts_histograms_reconstructs_intensities(pretrained: Path, data_dir: Path):
+    scan = data_dir / "volumes/mr_spine_tptbox.nii.gz"
+    flow = ConfigWorkflow(
+        str(ROOT / "configs/reconstruct.yaml"),
+        workflow_type="train",
+        bundle_root=str(pretrained),
+        dataset_dir=str(scan),
+    )
+    flow.initialize()
+    folder = flow.run()[0]
+    found = nibabel.load(folder / "mr_spine_tptbox_reconstruction.nii.gz")
+    image = nibabel.load(scan)
+    assert found.shape == image.shape
+    low, high = np.quantile(image.get_fdata(), (0, 1))
+    assert found.get_fdata().min() >= low - 0.5 * (high - low) and found.get_fdata().max() <= high + 0.5 * (high - low)
+    rows = list(csv.DictReader((folder / "errors.csv").open()))
+    assert [row["volume"] for row in rows] == ["mr_spine_tptbox.nii.gz"]
+    assert float(rows[0]["mae"]) < 2 * float(rows[0]["mae_zero_predictor"])

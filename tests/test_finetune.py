@@ -201,6 +201,18 @@ def test_frozen_leaves_the_encoder_and_trains_the_rest(bundle_root: Path, datase
     assert all(not torch.equal(start[key], after[key]) for key in rest if key.endswith("conv.weight"))
 
 
+def test_heads_are_fitted_before_the_first_step_and_nothing_else_is(bundle_root: Path, dataset: Path):
+    """At a learning rate of 0 the product is what the first step begins with."""
+    products = {}
+    for batches in (0, 2):
+        folder, _ = run(bundle_root, dataset, lr=0.0, fit_heads=batches)
+        products[batches] = weights(folder / "model.pt"), metrics(folder)[-1]["train/loss"]
+    (random, loss_at_random), (fitted, loss_fitted) = products[0], products[2]
+    different = {key for key in random if not torch.equal(random[key], fitted[key])}
+    assert different and all(".head." in key for key in different)
+    assert loss_fitted < 0.8 * loss_at_random
+
+
 def test_sawtooth_leaves_the_encoder_in_its_first_phase_only(bundle_root: Path, dataset: Path):
     before = torch.load(bundle_root / "models/model.pt", weights_only=True)
     settings = {"schedule": "sawtooth", "epochs": 4}  # a quarter of the steps: the first epoch

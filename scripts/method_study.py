@@ -89,7 +89,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "decoder stride 8": {"decoder#stride": 8},
     "SparK-style": {
         "encoder#norm": "batch",
-        "network_def": {"_target_": "spark_baseline.SparKPretraining", "encoder": "@encoder"},
+        "network_def": {"_target_": "spark_baseline.SparKPretraining", "encoder": "@encoder", "autocast": None},
         "validate#handlers#2#_disabled_": True,  # the health figures are of SparseVolume's features
     },
 }

@@ -126,26 +126,28 @@ class SparKPretraining(nn.Module):
 
     Args:
         encoder: as `build_encoder` makes it, with BatchNorm; it is changed in place.
+        autocast: data type of automatic mixed precision in the forward pass, or None for full precision.
     """
 
-    def __init__(self, *, encoder: Any) -> None:
+    def __init__(self, *, encoder: Any, autocast: torch.dtype | None = None) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.encoder, self.autocast = encoder, autocast
         self.step = SparKStep(encoder, [level.channels for level in encoder.levels])
 
     def forward(self, image: Tensor, *, visible: Tensor, hidden: Tensor, **_: Any) -> dict[str, Any]:
         """As `bundle.networks.PretrainingNetwork`, of the crops alone."""
-        reconstruction = self.step(image, visible)
+        with torch.autocast(image.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+            reconstruction = self.step(image, visible).to(image.dtype)
         output = {"reconstruction": reconstruction, "visible": visible, "hidden": hidden}
         return output | {"children": [], "pairs": [], "terms": {}}
 
     def update_teacher(self) -> None:
         """There is none."""
 
-    def encoder_state_dict(self) -> dict[str, Tensor]:
-        """The converted encoder's weights."""
+    def encoder_state_dict(self, images: Sequence[Tensor] = ()) -> dict[str, Tensor]:  # noqa: ARG002
+        """The converted encoder's weights, as they are."""
         return {key: value.detach().cpu().clone() for key, value in self.encoder.state_dict().items()}
 
-    def decoder_state_dict(self) -> dict[str, Tensor]:
+    def decoder_state_dict(self, images: Sequence[Tensor] = ()) -> dict[str, Tensor]:  # noqa: ARG002
         """Nothing: its decoder is part of no MONAI network."""
         return {}

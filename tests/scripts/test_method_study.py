@@ -83,13 +83,18 @@ def test_the_table_gives_mean_and_deviation_over_seeds():
     assert "base (2)" in table and "0.500 ± 0.141" in table and "| dense (1) |" in table
 
 
-def test_one_arm_runs_on_the_real_volumes(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    ("arm", "more"), [("2 levels", {"probe CT", "probe MR", "fine-tuned MR", "health_top1"}), ("SparK-style", set())]
+)
+def test_an_arm_runs_on_the_real_volumes(
+    arm: str, more: set[str], data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     assert all(list((data_dir / "volumes").glob(f"{name}.*")) for name in method_study.HELD_OUT)
-    command = ["method_study.py", "--arms", "2 levels", "--seeds", "0", "--steps", "2", "--tune-steps", "1"]
+    command = ["method_study.py", "--arms", arm, "--seeds", "0", "--steps", "2", "--tune-steps", "1"]
     monkeypatch.setattr("sys.argv", [*command, "--output", str(tmp_path / "study")])
     method_study.main()
-    figures = json.loads((tmp_path / "study.json").read_text())["results"]["2 levels"]["0"]
-    shown = {"reconstruction CT", "reconstruction MR", "probe CT", "probe MR", "fine-tuned MR", "health_top1"}
+    figures = json.loads((tmp_path / "study.json").read_text())["results"][arm]["0"]
+    shown = {"reconstruction CT", "reconstruction MR"} | more
     assert shown <= figures.keys()
     assert all(0 <= figures[name] <= 2 for name in shown)
     assert (tmp_path / "study.png").stat().st_size > 0

@@ -28,7 +28,7 @@ class FitHeads:
         network: to be fine-tuned.
         loader: of training batches with `image` and `label`.
         loss: of one output; of MONAI's `DeepSupervisionLoss` the one that it wraps.
-        batches: how many; 0 leaves the heads at random.
+        batches: how many, of those that an epoch has; 0 leaves the heads at random.
     """
 
     def __init__(

@@ -11,6 +11,7 @@ from typing import Any
 from ignite.engine import Engine, Events
 from torch import nn
 
+from bundle.errors import UserError
 from bundle.networks import fit_heads
 from bundle.training.distributed import broadcast, unwrap
 
@@ -29,11 +30,16 @@ class FitHeads:
         loader: of training batches with `image` and `label`.
         loss: of one output; of MONAI's `DeepSupervisionLoss` the one that it wraps.
         batches: how many, of those that an epoch has; 0 leaves the heads at random.
+
+    Raises:
+        UserError: if `batches` is no number of batches.
     """
 
     def __init__(
         self, *, network: nn.Module, loader: Iterable[dict[str, Any]], loss: nn.Module, batches: int = 8
     ) -> None:
+        if not isinstance(batches, int) or batches < 0:
+            raise UserError(f"--fit_heads {batches!r} does not fit: give a number of batches, such as 8, or 0")
         self.network, self.loader, self.batches = unwrap(network), loader, batches
         self.loss = getattr(loss, "loss", loss)
 

@@ -8,6 +8,7 @@ from monai.losses import DeepSupervisionLoss, DiceCELoss
 from monai.networks.nets import SegResNetDS
 from torch import nn
 
+from bundle.errors import UserError
 from bundle.training import FitHeads
 
 LOSS = DiceCELoss(to_onehot_y=True, softmax=True)
@@ -50,3 +51,9 @@ def test_heads_fit_before_the_first_step(loss: nn.Module):
 def test_a_resumed_run_and_zero_batches_keep_them():
     for before, after in (loss_at_start(LOSS, epoch=1), loss_at_start(LOSS, batches=0)):
         assert before == after
+
+
+@pytest.mark.parametrize("batches", [-1, "many", 2.5])
+def test_what_is_no_number_of_batches_is_one_clear_line(batches):
+    with pytest.raises(UserError, match=r"--fit_heads .* does not fit: give a number of batches, such as 8, or 0"):
+        FitHeads(network=nn.Identity(), loader=[], loss=LOSS, batches=batches)

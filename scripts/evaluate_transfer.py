@@ -36,6 +36,9 @@ from bundle.training.history import read_history
 
 ROOT = Path(__file__).resolve().parents[1]
 
+#: fit_heads of configs/finetune_segmentation.yaml
+HEAD_BATCHES = 8
+
 #: what differs from configs/finetune_segmentation.yaml; `None` as weights is from scratch
 ARMS: dict[str, dict[str, Any]] = {
     "scratch": {"pretrained": None},
@@ -70,8 +73,8 @@ BASES = {
 def train(task: Task, labels: str, arm: str, steps: int, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Fine-tunes once; gives the Dice of every test volume and class, and the curve."""
     listed = write_task(task, labels, seed, options.data_dir, options.work_dir / "tasks")
-    taken = max(1, steps)  # with 0 one step at the learning rate 0
-    epoch = min(taken, options.validate_every)
+    # with 0 the heads see their batches, which are then taken at the learning rate 0
+    epoch = min(steps, options.validate_every) or HEAD_BATCHES
     settings = json.loads(options.pretrained.with_suffix(".json").read_text())
     with tempfile.TemporaryDirectory() as folder:
         overrides = {
@@ -88,9 +91,9 @@ def train(task: Task, labels: str, arm: str, steps: int, seed: int, options: arg
             "mr_percentiles": settings["mr_percentiles"],
             "crop_size": [options.crop] * 3,
             "seed": seed,
-            "epochs": max(1, taken // options.validate_every),
+            "epochs": max(1, steps // options.validate_every),
             "steps_per_epoch": epoch,
-            "warmup_epochs": 0.1 * taken / epoch,
+            "warmup_epochs": 0.1 * steps / epoch,
             "val_interval": 1,
             "num_workers": 0,
             "validate#inferer#overlap": 0.25,
@@ -117,7 +120,7 @@ def train(task: Task, labels: str, arm: str, steps: int, seed: int, options: arg
         "seed": seed,
         # the side changes with the seed
         "dice": {("other side" if n in ("left", "right") else n): row for n, row in zip(names, details.tolist())},
-        "curve": [[row["epoch"] * epoch, row["validation/dice"]] for row in rows],
+        "curve": [[min(steps, row["epoch"] * epoch), row["validation/dice"]] for row in rows],
         "losses": [row["train/loss"] for row in rows],
     }
 
@@ -198,6 +201,12 @@ def main(arguments: list[str] | None = None) -> int:
     if not options.pretrained.with_suffix(".json").is_file():
         print(
             f"error: {options.pretrained} has no json beside it: give the model.pt of a pre-training", file=sys.stderr
+        )
+        return 1
+    if wrong := [n for n in options.steps if n < 0 or (n > options.validate_every and n % options.validate_every)]:
+        print(
+            f"error: --steps {wrong[0]} must be up to --validate_every ({options.validate_every}) or a multiple of it",
+            file=sys.stderr,
         )
         return 1
     if wrong := [labels for labels in options.labels or () if labels not in task.labels]:

@@ -70,7 +70,8 @@ def test_both_arms_run_and_are_not_repeated(data_dir: Path, tmp_path: Path, caps
     assert main([*command, "--seeds", "1"]) == 0
     first = json.loads((tmp_path / "runs.json").read_text())
     assert [r["arm"] for r in first] == 2 * ["scratch", "pretrained, sawtooth"]
-    assert [len(r["curve"]) for r in first] == [1, 1, 2, 2]
+    assert [[step for step, _ in r["curve"]] for r in first] == [[0], [0], [1, 2], [1, 2]]
+    assert [len(r["losses"]) for r in first] == [1, 1, 2, 2]
     assert all(0 <= d <= 1 for r in first for row in r["dice"].values() for d in row)
     assert (tmp_path / "runs.png").stat().st_size > 0
     capsys.readouterr()
@@ -89,6 +90,14 @@ def test_an_unknown_label_budget_is_refused(tmp_path: Path, capsys, labels):
     (tmp_path / "model.json").write_text("{}")
     assert main(["--pretrained", str(tmp_path / "model.pt"), "--task", "chest", "--labels", labels]) == 1
     assert f"--labels {labels} is not one of half" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("steps", ["75", "-1"])
+def test_a_budget_that_would_be_rounded_is_refused(tmp_path: Path, capsys, steps):
+    (tmp_path / "model.json").write_text("{}")
+    command = ["--pretrained", str(tmp_path / "model.pt"), "--steps", "50", steps, "--validate_every", "50"]
+    assert main(command) == 1
+    assert f"--steps {steps} must be up to --validate_every (50) or a multiple of it" in capsys.readouterr().err
 
 
 def test_volumes_that_were_not_fetched_are_named_with_the_command_that_does(tmp_path: Path, capsys):

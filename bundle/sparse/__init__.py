@@ -6,7 +6,7 @@ a new way to convolve is a function listed in `convolution.METHODS`.
 """
 
 # importing registers the executors and the rules
-from bundle.sparse import auto, cells, masked, rules, rules_norms, rules_pooling  # noqa: F401
+from bundle.sparse import auto, cells, channels_last, masked, rules, rules_norms, rules_pooling  # noqa: F401
 from bundle.sparse.layout import CellLayout
 from bundle.sparse.sync_batch_norm import VisibleSyncBatchNorm, sync_over_visible_sites
 from bundle.sparse.unsupported import UnsupportedOperation

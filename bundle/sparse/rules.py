@@ -21,10 +21,16 @@ from bundle.sparse.unsupported import UnsupportedOperation
 from bundle.sparse.volume import SparseVolume, rule
 from bundle.sparse.windows import require_whole_cells, triple
 
+#: functions that treat every value alone, and those of two operands: also for a `ChannelsLastVolume`
+SITE_BY_SITE: set[Callable[..., Any]] = set()
+BINARY: set[Callable[..., Any]] = set()
+
 # ---- site by site ------------------------------------------------------------------------------------------------
 
 
 def _site_by_site(function: Callable[..., Tensor]) -> None:
+    SITE_BY_SITE.add(function)
+
     @rule(function)
     def pointwise(volume: SparseVolume, *args: Any, **kwargs: Any) -> SparseVolume:
         return volume.pointwise(partial(_apply, function, args, kwargs))
@@ -51,6 +57,8 @@ for _function in (
 
 
 def _binary(function: Callable[..., Tensor], *names: Callable[..., Any]) -> None:
+    BINARY.update(names)
+
     @rule(*names)
     def combine(first: Any, second: Any, **kwargs: Any) -> SparseVolume:
         if isinstance(first, SparseVolume):

@@ -67,7 +67,7 @@ def _layer_norm(
     if tuple(normalized_shape) != tuple(volume.shape[1:]):
         raise UnsupportedOperation(
             f"layer_norm over {list(normalized_shape)} of a sparse volume {list(volume.shape)}: only over all channels "
-            "and sites of a sample; a norm over channels alone is a mean over axis 1"
+            "and sites of a sample, or over the channels alone where they are last: permute(0, 2, 3, 4, 1)"
         )
     normal = volume.normalize_sample(1, None, None, eps)
     if weight is not None:

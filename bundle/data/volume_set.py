@@ -237,8 +237,8 @@ def _split(
     return _both(
         [v for v in volumes if v.group not in held_out],
         [v for v in volumes if v.group in held_out],
-        remedy="add volumes of one modality from at least two patients, or pass --val_fraction 0 to validate on the "
-        "training volumes",
+        remedy="add volumes of one modality from at least two patients (DICOM with one PatientID is one patient), or "
+        "pass --val_fraction 0 to validate on the training volumes",
     )
 
 

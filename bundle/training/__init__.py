@@ -31,7 +31,7 @@ from bundle.training.run_settings import use_run_settings
 from bundle.training.rundir import RunFolder, open_run_folder
 from bundle.training.sampling import SetSamplerEpoch
 from bundle.training.scalars import Scalars, latest_scalars
-from bundle.training.schedule import training_steps
+from bundle.training.schedule import training_steps, warmup_steps
 from bundle.training.segmentation_metrics import PerClass, SurfaceDistanceInMm
 from bundle.training.segmentation_panels import SegmentationPanels
 from bundle.training.start import start_run
@@ -87,5 +87,6 @@ __all__ = [
     "stop_distributed",
     "training_steps",
     "use_run_settings",
+    "warmup_steps",
     "wrap",
 ]

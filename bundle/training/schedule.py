@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sized
 
-__all__ = ["training_steps"]
+__all__ = ["training_steps", "warmup_steps"]
+
+logger = logging.getLogger(__name__)
 
 
 def training_steps(loader: Sized, epochs: float) -> int:
@@ -15,3 +18,18 @@ def training_steps(loader: Sized, epochs: float) -> int:
     change this number.
     """
     return max(1, round(len(loader) * epochs))
+
+
+def warmup_steps(loader: Sized, epochs: float, total_epochs: float) -> int:
+    """The number of iterations in `epochs` epochs, at most half of those in `total_epochs`, and at least 1.
+
+    A short run, such as a first look with ``--epochs 2``, would else end before its learning rate is reached.
+    """
+    if epochs <= total_epochs / 2:
+        return training_steps(loader, epochs)
+    logger.warning(
+        "warmup_epochs is %g of %g epochs: warms up for half of them, so that the learning rate is reached",
+        epochs,
+        total_epochs,
+    )
+    return training_steps(loader, total_epochs / 2)

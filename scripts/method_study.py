@@ -75,7 +75,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "untrained": {},
     "dense": {"sparse": False},
     "uniform masks": {"masking#rule": {"_target_": "bundle.masking.UniformCells", **RULE}},
-    "physical masks": {"masking#rule": {"_target_": "bundle.masking.PhysicalBlocks", "block_mm": 48, **RULE}},
+    "physical masks": {"masking#rule": {"_target_": "bundle.masking.PhysicalBlocks", "block_mm": 96, **RULE}},
     "ratio 0.6-0.9": {"mask_ratio": [0.6, 0.9]},
     "foreground weight": {"mask_weight": "foreground"},
     "2 levels": {"mask_in_mask#levels": [CHILD]},
@@ -87,12 +87,15 @@ ARMS: dict[str, dict[str, Any]] = {
     "target per_patch": {"loss#reconstruction#target": "per_patch"},
     "decoder stride 2": {"decoder#stride": 2},
     "decoder stride 8": {"decoder#stride": 8},
+    "full decoder, histogram": {},
     "SparK-style": {
         "encoder#norm": "batch",
         "network_def": {"_target_": "spark_baseline.SparKPretraining", "encoder": "@encoder", "autocast": None},
         "validate#handlers#2#_disabled_": True,  # the health figures are of SparseVolume's features
     },
 }
+#: the config that an arm puts after configs/train.yaml
+OVERLAYS = {"full decoder, histogram": "decoder_segres.yaml"}
 COMMON = {
     "crop_size": [48, 48, 48],
     "spacing": [3, 3, 3],
@@ -127,8 +130,11 @@ def data_list(folder: Path) -> Path:
 
 def train(arm: str, seed: int, steps: int, folder: Path) -> tuple[ConfigWorkflow, dict[str, float]]:
     """Runs the bundle's training; the workflow, and what it measured itself."""
+    settings = {**COMMON, **(NO_ALIGNMENT if "network_def" not in ARMS[arm] else {}), **ARMS[arm]}
+    if arm in OVERLAYS:
+        del settings["decoder#width"]  # of the decoder that the overlay replaces
     workflow = ConfigWorkflow(
-        config_file=str(ROOT / "configs/train.yaml"),
+        config_file=[str(ROOT / "configs" / name) for name in ("train.yaml", *filter(None, [OVERLAYS.get(arm)]))],
         meta_file=str(ROOT / "configs/metadata.json"),
         logging_file=False,
         workflow_type="train",
@@ -138,7 +144,7 @@ def train(arm: str, seed: int, steps: int, folder: Path) -> tuple[ConfigWorkflow
         cache_dir=str(ROOT / ".cache/study"),
         seed=seed,
         steps_per_epoch=steps,
-        **{**COMMON, **(NO_ALIGNMENT if "network_def" not in ARMS[arm] else {}), **ARMS[arm]},
+        **settings,
     )
     workflow.initialize()
     trainer = workflow.parser.get_parsed_content("train#trainer")

@@ -84,7 +84,12 @@ def test_the_table_gives_mean_and_deviation_over_seeds():
 
 
 @pytest.mark.parametrize(
-    ("arm", "more"), [("2 levels", {"probe CT", "probe MR", "fine-tuned MR", "health_top1"}), ("SparK-style", set())]
+    ("arm", "more"),
+    [
+        ("2 levels", {"probe CT", "probe MR", "fine-tuned MR", "health_top1"}),
+        ("SparK-style", set()),
+        ("full decoder, histogram", {"probe CT", "probe MR"}),
+    ],
 )
 def test_an_arm_runs_on_the_real_volumes(
     arm: str, more: set[str], data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

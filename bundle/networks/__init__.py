@@ -13,7 +13,7 @@ from bundle.networks.level_pairs import VolumeLevelPairs
 from bundle.networks.pairs import Pairs, View
 from bundle.networks.pretraining import PretrainingNetwork, PretrainingOutput
 from bundle.networks.resnet_fpn import ResNetFPN
-from bundle.networks.segres_decoder import SegResDecoder, decoder_file
+from bundle.networks.segres_decoder import SegResDecoder, decoder_file, without_reconstruction
 from bundle.networks.teacher import Teacher
 
 __all__ = [
@@ -40,4 +40,5 @@ __all__ = [
     "plain_depth_pairs",
     "reestimate_batch_norm",
     "total_stride",
+    "without_reconstruction",
 ]

@@ -173,13 +173,15 @@ class PretrainingNetwork(nn.Module):
     def decoder_state_dict(self, images: Sequence[Tensor] = ()) -> dict[str, Tensor]:
         """A by-product: the decoder's weights under a MONAI network's own keys, where it is part of one; else nothing.
 
+        The mask tokens are among them, so that encoder and decoder together can reconstruct.
+
         Args:
             images: those that `encoder_state_dict` was given, so that the two fit.
         """
         if not isinstance(self.decoder, SegResDecoder):
             return {}
         factors = self._encoder_for(images).unit_factors(images) if images else [1.0] * len(self.encoder.levels)
-        return _on_cpu(self.decoder.network_state_dict(factors))
+        return _on_cpu(self.decoder.rescaled_state_dict(factors))
 
     def _encoder_for(self, images: Sequence[Tensor]) -> Encoder:
         """The encoder, or a copy whose BatchNorms have the statistics of these images."""

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -15,12 +15,17 @@ from bundle.networks.encoders import Encoder
 from bundle.networks.encoders.scale import Stream, rescaled
 from bundle.sparse import SparseVolume
 
-__all__ = ["SegResDecoder", "decoder_file"]
+__all__ = ["SegResDecoder", "decoder_file", "without_reconstruction"]
 
 
 def decoder_file(model: Path) -> Path:
     """Where a pre-trained decoder lies: `model_decoder.pt` beside the encoder's `model.pt`."""
     return model.with_name(f"{model.stem}_decoder{model.suffix}")
+
+
+def without_reconstruction(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of a pre-trained decoder's tensors that another task can use: not its last layer and mask tokens."""
+    return {key: w for key, w in weights.items() if not key.startswith("mask_tokens.") and ".head." not in key}
 
 
 class SegResDecoder(nn.Module):
@@ -57,21 +62,23 @@ class SegResDecoder(nn.Module):
         """The convolution blocks of each level, the part that is worth compiling."""
         return (level["blocks"] for level in self.up_layers)
 
-    def network_state_dict(self, factors: Sequence[float]) -> dict[str, Tensor]:
-        """The up path's weights by SegResNetDS's own keys, without the head, to go with a rescaled encoder.
+    def rescaled_state_dict(self, factors: Sequence[float]) -> dict[str, Tensor]:
+        """All weights, by SegResNetDS's own keys but for the mask tokens, to go with a rescaled encoder.
 
         Args:
             factors: that the encoder's features were multiplied by, finest level first; the up path's features of a
-                level are then those of before times the same factor.
+                level are then those of before times the same factor, and the reconstruction is the same.
         """
-        keys = {key: value for key, value in self.state_dict().items() if key.startswith("up_layers.")}
-        keys = {key: value for key, value in keys.items() if ".head." not in key}
         streams = [
             Stream((up["upsample"],), tuple(b.conv2 for b in up["blocks"]), tuple(b.norm1 for b in up["blocks"]))
             for up in self.up_layers
         ]
+        streams.append(Stream((self.up_layers[-1]["head"],), ()))
         *finer, deepest = factors
-        return rescaled(self, streams, finer[::-1], keys, before=deepest)
+        weights = rescaled(self, streams, [*finer[::-1], 1.0], self.state_dict(), before=deepest)
+        for i, factor in enumerate(factors):
+            weights[f"mask_tokens.{i}"] *= factor
+        return weights
 
     def forward(self, features: Sequence[SparseVolume]) -> Tensor:
         """The encoder's features, finest first, to ``[B, channels, D, H, W]``."""

@@ -34,6 +34,7 @@ from bundle.training.scalars import Scalars, latest_scalars
 from bundle.training.schedule import training_steps, warmup_steps
 from bundle.training.segmentation_metrics import PerClass, SurfaceDistanceInMm
 from bundle.training.segmentation_panels import SegmentationPanels
+from bundle.training.shipped_model import ShippedModel, find_trained
 from bundle.training.start import start_run
 from bundle.training.summary import Summary
 from bundle.training.trained_run import TrainedRun
@@ -71,6 +72,7 @@ __all__ = [
     "ScaleLoss",
     "SegmentationPanels",
     "SetSamplerEpoch",
+    "ShippedModel",
     "Summary",
     "SurfaceDistanceInMm",
     "TrainedRun",
@@ -78,6 +80,7 @@ __all__ = [
     "ValidationLoss",
     "WindowMean",
     "autocast_dtype",
+    "find_trained",
     "is_not_main_rank",
     "latest_scalars",
     "open_run_folder",

@@ -19,7 +19,7 @@ from bundle.errors import UserError
 from bundle.training.checkpoint import load_network, read_checkpoint
 from bundle.training.rundir import RunFolder
 
-__all__ = ["TrainedRun"]
+__all__ = ["TrainedRun", "newest_run"]
 
 logger = logging.getLogger(__name__)
 
@@ -66,9 +66,17 @@ class TrainedRun:
                 "completed an epoch" + ("" if last else ", or --checkpoint last")
             )
         self.config = _newest_config(self.folder)
+        self._use(settings)
+
+    def _use(self, settings: Mapping[str, Any] | None) -> None:
         self._settings = dict(settings or {})
         self._parser: ConfigParser | None = None
         self._saved: dict[str, Any] | None = None
+
+    def _content(self) -> dict[str, Any]:
+        """The config, as read."""
+        content: dict[str, Any] = yaml.safe_load(self.config.read_text())
+        return content
 
     def get(self, name: str) -> Any:
         """What the run's config defines under an id: a value, or the component, made once.
@@ -78,7 +86,7 @@ class TrainedRun:
         """
         if self._parser is None:
             try:
-                self._parser = ConfigParser(yaml.safe_load(self.config.read_text()))
+                self._parser = ConfigParser(self._content())
                 self._parser.update(self._settings)
             except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
                 raise UserError(f"{self.config} cannot be read ({type(error).__name__}): name another run") from error
@@ -117,11 +125,16 @@ class TrainedRun:
         return self._saved
 
 
-def _newest(bundle_root: Path) -> RunFolder:
+def newest_run(bundle_root: Path) -> RunFolder | None:
+    """The newest run below a bundle's folder that has a checkpoint."""
     found = sorted((bundle_root / "runs").glob("*/checkpoints/last.pt"), key=lambda file: file.stat().st_mtime)
-    if not found:
+    return RunFolder(found[-1].parents[1]) if found else None
+
+
+def _newest(bundle_root: Path) -> RunFolder:
+    folder = newest_run(bundle_root)
+    if folder is None:
         raise UserError(f'no run with a checkpoint in "{bundle_root / "runs"}": train one, or give its --run_folder')
-    folder = RunFolder(found[-1].parents[1])
     logger.info("the newest run is %s", folder.path)
     return folder
 

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bundle.errors import UserError
-from bundle.networks import decoder_file
+from bundle.networks import decoder_file, without_reconstruction
 from bundle.transfer.report import TransferReport
 
 __all__ = ["find_prefix", "load_decoder", "load_encoder", "read_weights"]
@@ -76,8 +76,8 @@ def load_encoder(
 def load_decoder(network: nn.Module, model: str | os.PathLike[str], *, least: float = 0.9) -> TransferReport | None:
     """Copies the decoder's weights, too, where some lie beside the encoder's and `network` has that decoder.
 
-    The last layer, which makes classes of features, is never among them. Where there are none, or the network has
-    another decoder, it stays untrained, and the log says so.
+    Its last layer, which made intensities of features, and its mask tokens are left out. Where there are no weights, or
+    the network has another decoder, it stays untrained, and the log says so.
 
     Args:
         network: that the encoder's weights were loaded into.
@@ -96,7 +96,7 @@ def load_decoder(network: nn.Module, model: str | os.PathLike[str], *, least: fl
         if expected:
             logger.warning("%s is missing, so the decoder starts untrained: copy it beside %s", file, model)
         return None
-    given = read_weights(file)
+    given = without_reconstruction(read_weights(file))
     if expected != hashlib.sha256(file.read_bytes()).hexdigest():
         raise UserError(
             f"{file} is not the decoder of {model}: copy both and {about.name} from one run folder, or give "

@@ -78,7 +78,7 @@ class ChannelsLastVolume:
             return cls(RULES[function](args[0].volume, *args[1:], **kwargs))
         if function in BINARY:
             return cls(RULES[function](*map(_channels_first, args), **kwargs))
-        raise unsupported(function)
+        raise unsupported(function, "channels_last.py")
 
 
 def _channels_first(operand: Any) -> Any:

@@ -2,7 +2,7 @@
 """The sparse form of each torch function that networks call: one small function per operation.
 
 A rule takes the torch function's own arguments and says what it means on a `SparseVolume` in terms of the few things
-an executor can do. To add one, write it here, or in `rules_pooling.py` or `rules_norms.py`, under
+an executor can do. To add one, write it here, or in `rules_pooling.py`, `rules_norms.py` or `channels_last.py`, under
 ``@rule(torch.function, ...)`` and add its case to ``tests/sparse/test_rules.py``.
 """
 

@@ -50,15 +50,12 @@ ARMS: dict[str, dict[str, Any]] = {
     "encoder alone": {"pretrained_decoder": False},
     "encoder alone, sawtooth": {"pretrained_decoder": False, "schedule": "sawtooth"},
     "scratch, random heads": {"pretrained": None, "fit_heads": 0, "head_lr_factor": 10},
-    "pretrained, random heads": {"fit_heads": 0, "head_lr_factor": 10},
+    "pretrained, random heads": {"fit_heads": 0, "head_lr_factor": 10, "lr": 1.0e-3},
     "scratch, random heads x 1": {"pretrained": None, "fit_heads": 0},
-    "pretrained, random heads x 1": {"fit_heads": 0},
-    "pretrained, lr / 3": {"lr": 3.0e-4},
-    "scratch, lr / 3": {"pretrained": None, "lr": 3.0e-4},
+    "pretrained, random heads x 1": {"fit_heads": 0, "lr": 1.0e-3},
+    "scratch, lr 3e-4": {"pretrained": None, "lr": 3.0e-4},
+    "pretrained, lr 1e-3": {"lr": 1.0e-3},
     "pretrained, layer decay": {"layer_decay": 0.75},
-    "pretrained, encoder lr / 10": {"encoder_lr_factor": 0.1},
-    "scratch, lr x 3": {"pretrained": None, "lr": 3.0e-3},
-    "pretrained, lr x 3": {"lr": 3.0e-3},
 }
 
 #: arms that are compared with another one than "scratch"
@@ -66,7 +63,6 @@ BASES = {
     "pretrained, frozen": "scratch, frozen",
     "pretrained, random heads": "scratch, random heads",
     "pretrained, random heads x 1": "scratch, random heads x 1",
-    "pretrained, lr / 3": "scratch, lr / 3",
 }
 
 

@@ -88,6 +88,16 @@ class Transfer:
         if schedule == "frozen":
             self._freeze()
 
+    def peak_lr(self, lr: float | None) -> float:
+        """The learning rate at its peak: `lr`, or for None 3e-4 where encoder and decoder are pre-trained, else 1e-3.
+
+        Adam's first steps move every weight by about the rate, whatever the gradient. At 1e-3 that costs pre-trained
+        weights more than ten steps bring; from scratch there is little to lose (docs/transfer.md).
+        """
+        if lr is not None:
+            return lr
+        return 1e-3 if self.decoder_report is None else 3e-4
+
     def _freeze(self) -> None:
         for name, parameter in self.network.named_parameters():
             if name in self.depths:

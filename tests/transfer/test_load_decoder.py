@@ -56,6 +56,12 @@ def test_all_but_the_heads_is_pretrained(model: Path):
     assert all(p.requires_grad for p in transfer(model, schedule="frozen").network.up_layers.parameters())
 
 
+def test_a_whole_pretrained_network_learns_more_slowly_unless_told(model: Path):
+    whole, half, scratch = transfer(model), transfer(model, pretrained_decoder=False), transfer(None)
+    assert [t.peak_lr(None) for t in (whole, half, scratch)] == [3e-4, 1e-3, 1e-3]
+    assert [t.peak_lr(0.0) for t in (whole, half, scratch)] == [0.0, 0.0, 0.0]
+
+
 @pytest.mark.parametrize("kind", ["full", "sawtooth", "frozen"])
 def test_in_a_sawtooth_it_waits_for_the_heads_as_the_encoder_does(model: Path, kind: str):
     done = transfer(model, schedule=kind)

@@ -50,7 +50,7 @@ def fastest(blocks: Tensor, weight: Tensor, layout: CellLayout, block: Triple, w
     key = (blocks.device, half or blocks.dtype, tuple(weight.shape), window, groups, block, share, size)
     if key not in _FASTEST:
         times = {}
-        for method in applicable(window, groups):
+        for method in applicable(half or blocks.dtype, block, window, groups):
             both_ways = partial(_both_ways, blocks, weight, layout, block, window, groups, method)
             times[method] = _seconds(both_ways, blocks.device)
         _FASTEST[key] = min(times, key=lambda method: times[method])

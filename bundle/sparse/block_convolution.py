@@ -21,11 +21,11 @@ from bundle.sparse.layout import CellLayout, HaloTable, Triple
 from bundle.sparse.site_rows import as_blocks, as_rows, channels_last
 from bundle.sparse.windows import Window
 
-__all__ = ["convolve_blocks", "widen"]
+__all__ = ["PART_BYTES", "convolve_blocks", "widen"]
 
 #: widened blocks are made and used this many bytes at a time on a CPU: more comes from the system anew at every call
 #: (glibc's largest threshold is 32 MiB), and clearing its pages takes five times as long as the gather
-_PART_BYTES = 30 * 2**20
+PART_BYTES = 30 * 2**20
 
 
 def convolve_blocks(
@@ -79,11 +79,11 @@ class _Tables:
 
 
 def _parts(blocks: Tensor, block: Triple, low: Triple, high: Triple) -> int:
-    """In how many parts to widen the blocks, so that a part stays below `_PART_BYTES`."""
+    """In how many parts to widen the blocks, so that a part stays below `PART_BYTES`."""
     if blocks.device.type != "cpu":
         return 1
     sites = prod(b + lo + hi for b, lo, hi in zip(block, low, high))
-    return min(len(blocks), -(-len(blocks) * sites * blocks.shape[1] * blocks.element_size() // _PART_BYTES))
+    return min(len(blocks), -(-len(blocks) * sites * blocks.shape[1] * blocks.element_size() // PART_BYTES))
 
 
 class _BlockConvolution(torch.autograd.Function):

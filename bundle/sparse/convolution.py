@@ -20,6 +20,7 @@ from bundle.sparse.layout import CellLayout, Triple
 from bundle.sparse.pair_convolution import convolve_pairs
 from bundle.sparse.row_convolution import convolve_rows
 from bundle.sparse.windows import Window
+from bundle.sparse.winograd_convolution import convolve_winograd, fits_winograd
 
 __all__ = ["METHODS", "applicable", "convolve", "usual_method"]
 
@@ -28,6 +29,7 @@ METHODS: dict[str, Callable[..., Tensor]] = {
     "rows": convolve_rows,
     "pairs": convolve_pairs,
     "dense": convolve_dense,
+    "winograd": convolve_winograd,
 }
 
 _WITH_GROUPS = {"blocks", "dense"}
@@ -69,13 +71,11 @@ def convolve(
     return METHODS[method](blocks, weight, bias, layout, block, window)
 
 
-def applicable(window: Window, groups: int) -> list[str]:
-    """The methods that can compute a convolution of this kind."""
-    return [
-        method
-        for method in METHODS
-        if (groups == 1 or method in _WITH_GROUPS) and (window.keeps_size or method != "rows")
-    ]
+def applicable(dtype: torch.dtype, block: Triple, window: Window, groups: int) -> list[str]:
+    """The methods that can compute a convolution of this kind, and do so to the data type's own rounding."""
+    whole = dtype in {torch.float32, torch.float64}
+    can = {"rows": window.keeps_size, "winograd": whole and fits_winograd(block, window)}
+    return [m for m in METHODS if can.get(m, True) and (groups == 1 or m in _WITH_GROUPS)]
 
 
 def usual_method(blocks: Tensor, block: Triple, window: Window, groups: int) -> str:
@@ -83,8 +83,11 @@ def usual_method(blocks: Tensor, block: Triple, window: Window, groups: int) -> 
     sites, channels = prod(block) // prod(window.stride), blocks.shape[1]
     # on a GPU for few launches; in half precision because each place of the kernel would round the sum
     in_one_go = blocks.device.type != "cpu" or blocks.dtype not in {torch.float32, torch.float64}
-    if groups == 1 and sites <= 64 and channels >= 128 and not in_one_go:
-        return "pairs"
+    if groups == 1 and not in_one_go:
+        if fits_winograd(block, window) and (channels >= 128 or (channels >= 64 and block[0] >= 8)):
+            return "winograd"
+        if sites <= 64 and channels >= 128:
+            return "pairs"
     if groups == 1 and sites <= 8 and window.keeps_size:
         return "rows"
     return "blocks"

@@ -31,7 +31,7 @@ WINDOWS = {
 CASES = [
     pytest.param(method, window, id=f"{method}: {name}")
     for name, window in WINDOWS.items()
-    for method in applicable(window, groups=1)
+    for method in applicable(torch.float64, BLOCK, window, groups=1)
 ]
 
 
@@ -112,7 +112,7 @@ def test_blocks_in_parts_are_the_same_in_value_and_gradient(window: Window, monk
 def test_methods_agree_on_any_mask_shape_and_batch(data: st.DataObject):
     grid = data.draw(st.tuples(*[st.integers(1, 3)] * 3), "grid")
     batch = data.draw(st.integers(1, 3), "batch")
-    block = data.draw(st.tuples(*[st.sampled_from([1, 2, 4])] * 3), "block")
+    block = data.draw(st.tuples(*[st.sampled_from(s) for s in ([1, 2, 4, 8], [1, 2, 4], [1, 2, 4])]), "block")
     stride = tuple(data.draw(st.sampled_from([s for s in (1, 2) if b % s == 0]), "stride") for b in block)
     kernel = data.draw(st.tuples(*[st.sampled_from([1, 3])] * 3), "kernel")
     window = Window(kernel, stride, tuple(k // 2 for k in kernel), (1, 1, 1))
@@ -129,16 +129,20 @@ def test_methods_agree_on_any_mask_shape_and_batch(data: st.DataObject):
         return out, *torch.autograd.grad(out.square().sum(), leaves)
 
     expected = result_and_gradients("dense")
-    for method in applicable(window, groups=1):
+    for method in applicable(torch.float64, block, window, groups=1):
         for a, b in zip(result_and_gradients(method), expected, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12 * float(b.abs().max() + 1))
 
 
-def test_groups_and_strides_leave_the_methods_that_can():
-    centred, strided = WINDOWS["3x3x3"], WINDOWS["strided"]
-    assert applicable(centred, groups=1) == list(METHODS)
-    assert applicable(centred, groups=4) == ["blocks", "dense"]
-    assert "rows" not in applicable(strided, groups=1)
+def test_groups_strides_blocks_and_half_precision_leave_the_methods_that_can():
+    centred, strided, dtype = WINDOWS["3x3x3"], WINDOWS["strided"], torch.float32
+    assert applicable(dtype, (4, 4, 4), centred, groups=1) == list(METHODS)
+    assert applicable(dtype, (4, 4, 4), centred, groups=4) == ["blocks", "dense"]
+    assert not {"rows", "winograd"} & set(applicable(dtype, (4, 4, 4), strided, groups=1))
+    without = [method for method in METHODS if method != "winograd"]
+    assert applicable(dtype, (6, 4, 4), centred, groups=1) == without
+    assert applicable(dtype, (8, 8, 8), WINDOWS["dilated"], groups=1) == without
+    assert applicable(torch.bfloat16, (4, 4, 4), centred, groups=1) == without
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -146,11 +150,44 @@ def test_half_precision_sums_in_one_go(dtype: torch.dtype):
     window = WINDOWS["3x3x3"]
     for block, few in (((2, 2, 2), "rows"), ((4, 4, 4), "blocks")):
         assert usual_method(torch.zeros(3, 256, *block, dtype=dtype), block, window, 1) == few
-        assert usual_method(torch.zeros(3, 256, *block), block, window, 1) == "pairs"
+        assert usual_method(torch.zeros(3, 256, *block), block, window, 1) != few
+
+
+@pytest.mark.parametrize(
+    ("channels", "block", "method"),
+    [
+        (32, 16, "blocks"),
+        (64, 8, "winograd"),
+        (128, 4, "winograd"),
+        (64, 4, "blocks"),
+        (256, 2, "pairs"),
+        (64, 2, "rows"),
+    ],
+)
+def test_the_usual_method_in_float32(channels: int, block: int, method: str):
+    blocks = torch.zeros(3, channels, *(block,) * 3)
+    assert usual_method(blocks, (block,) * 3, WINDOWS["3x3x3"], 1) == method
+    assert usual_method(blocks, (block,) * 3, WINDOWS["3x3x3"], channels) == "blocks"
+
+
+def test_winograd_rounds_little_more_than_the_plain_sum_in_float32():
+    generator = torch.Generator().manual_seed(0)
+    layout = CellLayout(torch.rand(1, 1, 2, 3, 3, generator=generator) < 0.6)
+    blocks = torch.randn(len(layout), 64, 8, 8, 8, generator=generator)
+    weight = torch.randn(64, 64, 3, 3, 3, generator=generator)
+    window = WINDOWS["3x3x3"]
+
+    def result(method: str, dtype: torch.dtype) -> torch.Tensor:
+        return convolve(blocks.to(dtype), weight.to(dtype), None, layout, (8, 8, 8), window, 1, method)
+
+    exact = result("blocks", torch.float64)
+    plain, winograd = ((result(m, torch.float32) - exact).abs().max() for m in ("blocks", "winograd"))
+    assert winograd < 5 * plain
+    assert winograd < 1e-5 * exact.abs().max()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", applicable(torch.float16, BLOCK, WINDOWS["3x3x3"], groups=1))
 def test_half_precision_stays_near_float32(method: str, dtype: torch.dtype):
     image, visible = example()
     weight, bias = parameters(WINDOWS["3x3x3"])

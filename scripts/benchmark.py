@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from bundle.atomic import replace_file
 from bundle.losses import AlignmentLoss, PretrainingLoss, ReconstructionLoss
 from bundle.networks import Decoder, PretrainingNetwork, build_encoder
 from bundle.sparse import CellLayout, SparseVolume
@@ -80,10 +81,9 @@ def encoder_pass(candidate: str, case: Case) -> Callable[[], None]:
     def step() -> None:
         network.zero_grad(set_to_none=True)
         with torch.autocast(case.device.type, torch.bfloat16, enabled=case.device.type == "cuda"):
-            features = forward()
-            # a sum of squares of what each stores: the same work for all, none of it on absent sites
-            loss = sum((f.features if isinstance(f, SparseVolume) else f).square().mean() for f in features)
-        loss.backward()
+            features = [f.features if isinstance(f, SparseVolume) else f for f in forward()]
+        # as from half a sum of squares of what each stores: in the features' own layout, none of it on absent sites
+        torch.autograd.backward(features, [f.detach() for f in features])
 
     return step
 
@@ -283,16 +283,16 @@ def main() -> None:
     cases = [(w, s, r) for w in options.what for s in options.sizes for r in options.ratios]
     figures = options.output.with_suffix(".json")
     rows: list[dict[str, Any]] = json.loads(figures.read_text())["rows"] if options.add and figures.exists() else []
-    rows = [r for r in rows if (r["what"], r["size"], r["ratio"]) not in cases]
     for what, size, ratio in tqdm(cases, desc="cases"):
         candidates = [c for c in options.candidates if c in (ENCODERS if what == "encoder" else STEPS)]
         case = {"size": size, "ratio": ratio, "batch": options.batch, "device": options.device}
+        rows = [r for r in rows if (r["what"], r["size"], r["ratio"]) != (what, size, ratio)]
         rows += measure(what, candidates, case, options.repeats, options.flops)
-    rows = with_ratios(sorted(rows, key=lambda r: (r["what"], r["size"], r["ratio"])))
+        rows = with_ratios(sorted(rows, key=lambda r: (r["what"], r["size"], r["ratio"])))
+        content = {"machine": machine(torch.device(options.device)), "rows": rows}
+        with replace_file(figures) as part:  # after each case: a long run that is cut off keeps what it has
+            part.write_text(json.dumps(content, indent=1))
     print(machine(torch.device(options.device)), table(rows), *growth(rows), sep="\n\n")
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    content = {"machine": machine(torch.device(options.device)), "rows": rows}
-    figures.write_text(json.dumps(content, indent=1))
     plot(rows, options.output.with_suffix(".png"))
 
 

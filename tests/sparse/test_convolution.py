@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bundle.sparse import CellLayout, SparseVolume, block_convolution
+from bundle.sparse import CellLayout, SparseVolume, block_convolution, winograd_convolution
 from bundle.sparse.convolution import METHODS, applicable, convolve, usual_method
 from bundle.sparse.dense_convolution import blocks_of, dense_of
 from bundle.sparse.windows import Window
@@ -80,29 +80,36 @@ def test_its_gradients_are_right_by_finite_differences(method: str, window: Wind
     )
 
 
-@pytest.mark.parametrize("window", WINDOWS.values(), ids=WINDOWS)
-def test_blocks_in_parts_are_the_same_in_value_and_gradient(window: Window, monkeypatch: pytest.MonkeyPatch):
+METHOD_MODULES = {"blocks": block_convolution, "winograd": winograd_convolution}
+IN_PARTS = [
+    pytest.param(method, window, id=f"{method}: {name}")
+    for name, window in WINDOWS.items()
+    for method in ("blocks", "winograd")
+    if method in applicable(torch.float64, BLOCK, window, groups=1)
+]
+
+
+@pytest.mark.parametrize(("method", "window"), IN_PARTS)
+def test_cells_in_parts_are_the_same_in_value_and_gradient(
+    method: str, window: Window, monkeypatch: pytest.MonkeyPatch
+):
     image, visible = example()
     inputs = [image, *parameters(window)]
 
     def result_and_gradients() -> list[torch.Tensor]:
         leaves = [x.detach().requires_grad_() for x in inputs]
-        result = dense_result(leaves[0], visible, *leaves[1:], window, "blocks")
+        result = dense_result(leaves[0], visible, *leaves[1:], window, method)
         generator = torch.Generator().manual_seed(2)
         weights = torch.randn(result.shape, dtype=result.dtype, generator=generator)
         return [result, *torch.autograd.grad((result * weights).sum(), leaves)]
 
     whole = result_and_gradients()
-    sizes: list[int] = []
-    widen_rows = block_convolution._widen_rows
-    monkeypatch.setattr(
-        block_convolution,
-        "_widen_rows",
-        lambda rows, table, *a: sizes.append(table.cells) or widen_rows(rows, table, *a),
-    )
-    monkeypatch.setattr(block_convolution, "_PART_BYTES", 4_000)
+    parts: list[int] = []
+    halos = CellLayout.halos
+    monkeypatch.setattr(CellLayout, "halos", lambda *args: parts.append(args[-1]) or halos(*args))
+    monkeypatch.setattr(METHOD_MODULES[method], "PART_BYTES", 4_000)
     in_parts = result_and_gradients()
-    assert min(sizes) < len(CellLayout(visible)), "nothing was split: the test shows nothing"
+    assert max(parts) > 1, "nothing was split: the test shows nothing"
     for a, b in zip(in_parts, whole, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 

@@ -11,7 +11,7 @@ two volumes held out (a chest CT and a brain MR). Measured on those, in the same
   and masks (adaptive, 60 %) for all; the arm's own masks and targets are only for training;
 - probe: a linear map from the frozen encoder's features to labels, fitted on one half of a held-out volume and tried
   on the other across a gap: CSF, grey and white matter (brain), six groups of organs (chest). Mean Dice;
-- fine-tuned: the same with encoder and linear map trained together for some steps;
+- fine-tuned: such a map fitted, then encoder and map trained together for some steps (--tune-steps 0 leaves it out);
 - the health figures of docs/method_study.md.
 
 Finished runs are kept in the output file: a second call does what is missing. Writes a table, JSON and a plot.
@@ -263,15 +263,34 @@ def probe(network: PretrainingNetwork, image: Tensor, labels: Tensor, seed: int)
     return dice((z @ weights + y.mean(0)).argmax(1) + 1, labels[tuple(test.T)], classes)
 
 
+def fitted_map(x: Tensor, y: Tensor, classes: int) -> nn.Sequential:
+    """A linear map of standardized features ``[N, C]``, fitted to labels ``[N]`` by L-BFGS: see `fit_heads`."""
+    norm, linear = nn.BatchNorm1d(x.shape[1], affine=False, momentum=None), nn.Linear(x.shape[1], classes)
+    x = norm(x)  # which keeps mean and deviation
+    nn.init.zeros_(linear.weight)
+    optimizer = torch.optim.LBFGS(linear.parameters(), max_iter=50, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(linear(x), y) + 1e-3 * linear.weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return nn.Sequential(norm, linear).eval()
+
+
 def fine_tune(network: PretrainingNetwork, image: Tensor, labels: Tensor, seed: int, steps: int) -> float:
-    """Encoder and a linear map trained together on crops of one half; mean Dice on the other half."""
+    """Encoder and a fitted linear map trained together on crops of one half; mean Dice on the other half."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     (fit, held_out), classes, size = halves(labels), int(labels.max()), 48
-    channels = 1 + sum(level.channels for level in network.encoder.levels)
-    head = nn.Sequential(nn.BatchNorm1d(channels, affine=False), nn.Linear(channels, classes))
-    groups = [{"params": network.encoder.parameters(), "lr": 3e-4}, {"params": head.parameters(), "lr": 3e-3}]
-    optimizer = torch.optim.AdamW(groups, weight_decay=0.01)
+    network.eval()
+    with torch.no_grad():
+        places = drawn(fit, 8000, generator)
+        features = features_at(network, image, places)
+    head = fitted_map(features, labels[tuple(places.T)] - 1, classes)
+    optimizer = torch.optim.AdamW([*network.encoder.parameters(), *head.parameters()], lr=3e-4, weight_decay=0.01)
     network.train()
     for _ in range(steps):
         centre = drawn(fit, 1, generator)[0].tolist()
@@ -284,7 +303,6 @@ def fine_tune(network: PretrainingNetwork, image: Tensor, labels: Tensor, seed: 
         loss.backward()
         optimizer.step()
     network.eval()
-    head.eval()
     with torch.no_grad():
         places = drawn(held_out, 8000, generator)
         predicted = head(features_at(network, image, places)).argmax(1) + 1

@@ -11,7 +11,8 @@ two volumes held out (a chest CT and a brain MR). Measured on those, in the same
   and masks (adaptive, 60 %) for all; the arm's own masks and targets are only for training;
 - probe: a linear map from the frozen encoder's features to labels, fitted on one half of a held-out volume and tried
   on the other across a gap: CSF, grey and white matter (brain), six groups of organs (chest). Mean Dice;
-- fine-tuned: such a map fitted, then encoder and map trained together for some steps (--tune-steps 0 leaves it out);
+- fitted, fine-tuned: a map fitted as a classifier, then encoder and map trained together for some steps
+  (--tune-steps 0 leaves both out);
 - the health figures of docs/method_study.md.
 
 Finished runs are kept in the output file: a second call does what is missing. Writes a table, JSON and a plot.
@@ -265,8 +266,8 @@ def probe(network: PretrainingNetwork, image: Tensor, labels: Tensor, seed: int)
 
 def fitted_map(x: Tensor, y: Tensor, classes: int) -> nn.Sequential:
     """A linear map of standardized features ``[N, C]``, fitted to labels ``[N]`` by L-BFGS: see `fit_heads`."""
-    norm, linear = nn.BatchNorm1d(x.shape[1], affine=False, momentum=None), nn.Linear(x.shape[1], classes)
-    x = norm(x)  # which keeps mean and deviation
+    norm, linear = nn.BatchNorm1d(x.shape[1], affine=False, momentum=1.0), nn.Linear(x.shape[1], classes)
+    x = norm(x)  # which keeps the mean and deviation of its last call
     nn.init.zeros_(linear.weight)
     optimizer = torch.optim.LBFGS(linear.parameters(), max_iter=50, line_search_fn="strong_wolfe")
 
@@ -277,36 +278,44 @@ def fitted_map(x: Tensor, y: Tensor, classes: int) -> nn.Sequential:
         return loss
 
     optimizer.step(closure)
-    return nn.Sequential(norm, linear).eval()
+    return nn.Sequential(norm, linear)
 
 
-def fine_tune(network: PretrainingNetwork, image: Tensor, labels: Tensor, seed: int, steps: int) -> float:
-    """Encoder and a fitted linear map trained together on crops of one half; mean Dice on the other half."""
-    torch.manual_seed(seed)
+def fine_tune(network: PretrainingNetwork, image: Tensor, labels: Tensor, seed: int, steps: int) -> tuple[float, float]:
+    """Encoder and a fitted linear map trained together on voxels of one half; mean Dice on the other, before and after.
+
+    Each step sees the whole volume, as the test does: a network with InstanceNorm gives other features to a crop.
+    """
     generator = torch.Generator().manual_seed(seed)
-    (fit, held_out), classes, size = halves(labels), int(labels.max()), 48
+    (fit, held_out), classes = halves(labels), int(labels.max())
     network.eval()
+
+    def features_and_labels(half: Tensor) -> tuple[Tensor, Tensor]:
+        places = drawn(half, 8000, generator)
+        return features_at(network, image, places), labels[tuple(places.T)]
+
+    @torch.no_grad()
+    def score() -> float:
+        network.eval()
+        head.train()
+        head(features_and_labels(fit)[0])  # this encoder's mean and deviation
+        head.eval()
+        features, truth = features_and_labels(held_out)
+        return dice(head(features).argmax(1) + 1, truth, classes)
+
     with torch.no_grad():
-        places = drawn(fit, 8000, generator)
-        features = features_at(network, image, places)
-    head = fitted_map(features, labels[tuple(places.T)] - 1, classes)
-    optimizer = torch.optim.AdamW([*network.encoder.parameters(), *head.parameters()], lr=3e-4, weight_decay=0.01)
+        features, truth = features_and_labels(fit)
+    head = fitted_map(features, truth - 1, classes)
+    before = score()
     network.train()
+    head.train()
+    optimizer = torch.optim.AdamW([*network.encoder.parameters(), *head.parameters()], lr=3e-4, weight_decay=0.01)
     for _ in range(steps):
-        centre = drawn(fit, 1, generator)[0].tolist()
-        corner = [min(max(0, c - size // 2), max(0, n - size)) for c, n in zip(centre, labels.shape)]
-        window = tuple(slice(c, c + size) for c in corner)
-        places = drawn(fit[window], 4000, generator)
-        logits = head(features_at(network, image[(slice(None), *window)], places))
-        loss = F.cross_entropy(logits, labels[window][tuple(places.T)] - 1)
+        features, truth = features_and_labels(fit)
         optimizer.zero_grad()
-        loss.backward()
+        F.cross_entropy(head(features), truth - 1).backward()
         optimizer.step()
-    network.eval()
-    with torch.no_grad():
-        places = drawn(held_out, 8000, generator)
-        predicted = head(features_at(network, image, places)).argmax(1) + 1
-    return dice(predicted, labels[tuple(places.T)], classes)
+    return before, score()
 
 
 def one_run(arm: str, seed: int, steps: int, tune_steps: int) -> dict[str, float]:
@@ -325,16 +334,16 @@ def one_run(arm: str, seed: int, steps: int, tune_steps: int) -> dict[str, float
             figures[f"probe {volume.modality}"] = probe(network, prepared["image"], labels, seed)
             if tune_steps:
                 state = {k: v.clone() for k, v in network.state_dict().items()}
-                score = fine_tune(network, prepared["image"], labels, seed, tune_steps)
-                figures[f"fine-tuned {volume.modality}"] = score
+                before, after = fine_tune(network, prepared["image"], labels, seed, tune_steps)
+                figures |= {f"fitted {volume.modality}": before, f"fine-tuned {volume.modality}": after}
                 network.load_state_dict(state)
         workflow.finalize()
     return figures
 
 
-SHOWN = ("reconstruction CT", "reconstruction MR", "probe CT", "probe MR", "fine-tuned CT", "fine-tuned MR",
-         "health_top1", "health_top1_position", "health_top1_untrained", "health_effective_rank",
-         "step seconds")  # fmt: skip
+SHOWN = ("reconstruction CT", "reconstruction MR", "probe CT", "probe MR", "fitted CT", "fitted MR",
+         "fine-tuned CT", "fine-tuned MR", "health_top1", "health_top1_position", "health_top1_untrained",
+         "health_effective_rank", "step seconds")  # fmt: skip
 
 
 def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
@@ -374,7 +383,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=150, help="optimizer steps of pre-training")
-    parser.add_argument("--tune-steps", type=int, default=30, help="steps of fine-tuning; 0 leaves it out")
+    parser.add_argument("--tune-steps", type=int, default=10, help="steps of fine-tuning; 0 leaves it out")
     parser.add_argument("--output", type=Path, default=ROOT / "docs/figures/method_study", help="without extension")
     options = parser.parse_args()
     if missing := [name for name in HELD_OUT if not list((ROOT / "data/volumes").glob(f"{name}.*"))]:

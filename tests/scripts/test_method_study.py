@@ -71,7 +71,7 @@ def test_fine_tuning_changes_the_encoder_and_learns():
     image[:, :, 24:] += 4
     labels = torch.ones(64, 48, 48, dtype=torch.long)
     labels[:, 24:] = 2
-    assert method_study.fine_tune(net, image, labels, seed=0, steps=8) > 0.8
+    assert min(method_study.fine_tune(net, image, labels, seed=0, steps=4)) > 0.8
     assert any(not torch.equal(v, before[k]) for k, v in net.encoder.state_dict().items())
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -24,10 +25,12 @@ _TARGETS = ("none", "per_patch", "per_volume")
 
 
 class ReconstructionLoss(nn.Module):
-    """Mean distance between prediction and target over a crop's hidden, valid voxels, averaged over the crops.
+    """Mean distance between prediction and target over the hidden, valid voxels of the batch.
 
-    Each crop counts alike, however many of its voxels are hidden or padded: so a batch has the same loss whether one
-    process computes it or several share it, and a validation the same figures at any batch size.
+    Every voxel counts alike in the loss, those of all processes together, so that several train as one does. Were it a
+    mean over crops, one that is mostly padding would weigh as much as a full one; networks trained so reconstructed
+    worse (docs/method_study.md). What is logged, and the loss in a validation, is a mean over crops of each one's mean:
+    so they do not depend on the batch size.
 
     The target is the image, shifted and scaled: ``(x - mean) / max(sd, floor)`` with mean and standard deviation over
     the valid voxels of each cell (`per_patch`, as in MAE and SparK), of the sample's whole crop (`per_volume`), or not
@@ -44,6 +47,9 @@ class ReconstructionLoss(nn.Module):
             has seen the image, too, which is worth something if what it has seen was degraded first.
         histogram: the decoder predicts a distribution over intensities of the target, and its cross-entropy is the
             loss in place of the distance. What is logged stays the distance, that of the distribution's mean.
+
+    Attributes:
+        across_ranks: whether the voxels of the other processes count, which then must compute their losses, too.
 
     Raises:
         UserError: for an unknown target or distance, or a negative weight.
@@ -67,6 +73,7 @@ class ReconstructionLoss(nn.Module):
             raise UserError(f"loss#reconstruction#visible_weight {visible_weight} is negative: give 0 or a weight")
         self.target, self.floor, self.distance = target, floor, _DISTANCES[distance]
         self.visible_weight, self.histogram = visible_weight, histogram
+        self.across_ranks = True
 
     def forward(
         self, reconstruction: Tensor, image: Tensor, valid: Tensor, hidden: Tensor, foreground: Tensor
@@ -104,7 +111,7 @@ class ReconstructionLoss(nn.Module):
                 f"the decoder predicts {prediction.shape[2]} channels of an image with {x.shape[2]}: set "
                 "decoder#channels, or loss#reconstruction#histogram if it should predict a distribution"
             )
-        loss = _mean_of_crops(trained, wanted)
+        loss = self._mean_to_train(trained, wanted)
         with torch.no_grad():
             visible_mean = (_mean_where(x, valid & ~hidden, dims=(1, 3)) - mean) / sd
             zero = torch.zeros_like(x)
@@ -118,7 +125,7 @@ class ReconstructionLoss(nn.Module):
                 "mean_predictor": _mean_of_crops(self.distance(visible_mean.expand_as(x), target), wanted),
             }
         if self.visible_weight:
-            loss = loss + self.visible_weight * _mean_of_crops(trained, valid & ~hidden)
+            loss = loss + self.visible_weight * self._mean_to_train(trained, valid & ~hidden)
             terms["reconstruction_visible"] = _mean_of_crops(error, valid & ~hidden).detach()
         return loss, terms
 
@@ -129,6 +136,17 @@ class ReconstructionLoss(nn.Module):
         if self.histogram is not None:
             prediction = self.histogram.mean(self.histogram.logits(prediction, channels=image.shape[1]))
         return from_cells(prediction * sd + mean, image.shape[2:], cell)
+
+    def _mean_to_train(self, x: Tensor, where: Tensor) -> Tensor:
+        """Mean of ``[B, ...]`` where `where`, over the batches of all processes; without gradients over the crops."""
+        if not torch.is_grad_enabled():
+            return _mean_of_crops(x, where)
+        where = where.expand_as(x)
+        count = where.sum()
+        if self.across_ranks and dist.is_available() and dist.is_initialized():
+            dist.all_reduce(count)  # a sum: DDP averages the gradients of the processes, whatever each one's count
+            count = count / dist.get_world_size()
+        return torch.where(where, x, x.new_zeros(())).sum() / count.clamp(min=1)
 
     def _statistics(self, x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and floored standard deviation over the valid voxels of ``[B, cells, C, voxels]``."""

@@ -11,7 +11,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
-from bundle.losses import PretrainingLoss
+from bundle.losses import AlignmentLoss, PretrainingLoss, ReconstructionLoss
 from bundle.masking import MaskInMask
 from bundle.training.distributed import unwrap
 from bundle.training.prepare_batch import MaskedBatch
@@ -68,9 +68,11 @@ class CostReport:
         )
 
     def _seconds(self, device: torch.device) -> float:
-        was_training, across_ranks = self.network.training, self.loss.alignment.across_ranks
+        parts: list[ReconstructionLoss | AlignmentLoss] = [self.loss.reconstruction, self.loss.alignment]
+        was_training, across_ranks = self.network.training, [part.across_ranks for part in parts]
         self.network.eval()  # running statistics stay
-        self.loss.alignment.across_ranks = False  # the other processes do not measure
+        for part in parts:
+            part.across_ranks = False  # the other processes do not measure
         try:
             _wait(device)
             begin = time.perf_counter()
@@ -82,7 +84,8 @@ class CostReport:
             return time.perf_counter() - begin
         finally:
             self.network.train(was_training)
-            self.loss.alignment.across_ranks = across_ranks
+            for part, before in zip(parts, across_ranks):
+                part.across_ranks = before
 
     def _noise(self) -> dict[str, Tensor]:
         image = torch.randn(self.batch_size, 1, *self.crop_size)

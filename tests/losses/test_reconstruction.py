@@ -1,8 +1,14 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
 from __future__ import annotations
 
+import socket
+from pathlib import Path
+from statistics import fmean
+
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 
 from bundle.errors import UserError
 from bundle.losses import ReconstructionLoss
@@ -22,11 +28,11 @@ def example() -> dict[str, torch.Tensor]:
     return dict(reconstruction=prediction, image=image, valid=valid, hidden=hidden, foreground=image > 0)
 
 
-def plain_loss(e: dict[str, torch.Tensor], target: str, distance, floor: float = 0.05) -> float:
-    """The definition, voxel by voxel."""
+def errors(e: dict[str, torch.Tensor], target: str, distance, floor: float = 0.05) -> list[list[float]]:
+    """Each crop's errors on hidden, valid voxels: the definition, voxel by voxel."""
     crops = []
     for b in range(2):
-        total, count = 0.0, 0
+        found = []
         volume = e["image"][b, 0][e["valid"][b, 0]]
         for z, y, x in e["hidden"][b, 0].nonzero().tolist():
             at = (slice(4 * z, 4 * z + 4), slice(2 * y, 2 * y + 2), slice(4 * x, 4 * x + 4))
@@ -35,9 +41,17 @@ def plain_loss(e: dict[str, torch.Tensor], target: str, distance, floor: float =
             source = {"per_patch": voxels, "per_volume": volume, "none": None}[target]
             if source is not None and len(voxels):
                 voxels = (voxels - source.mean()) / max(source.std(unbiased=False).item(), floor)
-            total, count = total + distance(guess - voxels).sum().item(), count + len(voxels)
-        crops.append(total / count)
-    return sum(crops) / len(crops)
+            found += distance(guess - voxels).tolist()
+        crops.append(found)
+    return crops
+
+
+def over_voxels(e: dict[str, torch.Tensor], target: str, distance) -> float:
+    return fmean(error for crop in errors(e, target, distance) for error in crop)
+
+
+def over_crops(e: dict[str, torch.Tensor], target: str, distance) -> float:
+    return fmean(fmean(crop) for crop in errors(e, target, distance))
 
 
 @pytest.mark.parametrize("target", ["none", "per_patch", "per_volume"])
@@ -49,18 +63,29 @@ def plain_loss(e: dict[str, torch.Tensor], target: str, distance, floor: float =
         ("huber", lambda d: torch.where(d.abs() < 1, d.square() / 2, d.abs() - 0.5)),
     ],
 )
-def test_it_is_the_mean_over_crops_of_their_hidden_valid_voxels(example, target, name, distance):
+def test_it_is_the_mean_over_hidden_valid_voxels(example, target, name, distance):
     loss, _ = ReconstructionLoss(target=target, distance=name)(**example)
-    assert loss.item() == pytest.approx(plain_loss(example, target, distance), rel=1e-12)
+    assert loss.item() == pytest.approx(over_voxels(example, target, distance), rel=1e-12)
+
+
+@pytest.mark.parametrize("target", ["none", "per_patch", "per_volume"])
+def test_what_is_logged_and_the_loss_of_a_validation_are_means_over_crops(example, target):
+    mean = over_crops(example, target, torch.square)
+    assert mean != pytest.approx(over_voxels(example, target, torch.square), rel=1e-3)
+    _, terms = ReconstructionLoss(target=target)(**example)
+    assert terms["reconstruction"].item() == pytest.approx(mean, rel=1e-12)
+    with torch.no_grad():
+        assert ReconstructionLoss(target=target)(**example)[0].item() == pytest.approx(mean, rel=1e-12)
 
 
 @pytest.mark.parametrize("target", ["none", "per_patch", "per_volume"])
 def test_visible_voxels_count_as_much_as_they_are_asked_to(example, target):
     loss, terms = ReconstructionLoss(target=target, visible_weight=0.3)(**example)
-    visible = plain_loss(example | {"hidden": ~example["hidden"]}, target, torch.square)
-    assert loss.item() == pytest.approx(plain_loss(example, target, torch.square) + 0.3 * visible, rel=1e-12)
-    assert terms["reconstruction_visible"].item() == pytest.approx(visible, rel=1e-12)
-    assert terms["reconstruction"].item() == pytest.approx(loss.item() - 0.3 * visible, rel=1e-12)
+    seen = example | {"hidden": ~example["hidden"]}
+    visible = over_voxels(seen, target, torch.square)
+    assert loss.item() == pytest.approx(over_voxels(example, target, torch.square) + 0.3 * visible, rel=1e-12)
+    assert terms["reconstruction_visible"].item() == pytest.approx(over_crops(seen, target, torch.square), rel=1e-12)
+    assert terms["reconstruction"].item() == pytest.approx(over_crops(example, target, torch.square), rel=1e-12)
 
 
 def test_a_prediction_with_other_channels_than_the_image_is_refused(example):
@@ -77,7 +102,8 @@ def test_a_negative_weight_is_refused():
 @pytest.mark.parametrize("target", ["per_patch", "per_volume"])
 def test_the_zero_predictor_of_a_normalised_target_loses_about_one(example, target):
     zero = example | {"reconstruction": torch.zeros_like(example["image"])}
-    loss, terms = ReconstructionLoss(target=target)(**zero)
+    with torch.no_grad():
+        loss, terms = ReconstructionLoss(target=target)(**zero)
     assert 0.8 < loss.item() <= 1.2 and terms["zero_predictor"] == loss
 
 
@@ -111,7 +137,39 @@ def rows(example: dict[str, torch.Tensor], row: int) -> dict[str, torch.Tensor]:
     return {key: value[row : row + 1] for key, value in example.items()}
 
 
-def test_a_batch_loses_as_much_as_its_crops_one_by_one_on_average(example):
+def _rank(rank: int, port: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    part = torch.load(Path(folder) / "parts.pt", weights_only=True)[rank]
+    part["reconstruction"].requires_grad_()
+    loss, _ = ReconstructionLoss(visible_weight=0.3)(**part)
+    loss.backward()
+    found = {"loss": loss.item(), "gradient": part["reconstruction"].grad}
+    if rank == 0:  # the other process has no such batch to validate
+        with torch.no_grad():
+            ReconstructionLoss()(**part)
+    torch.save(found, Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_share_the_loss_of_the_whole_batch(example, tmp_path: Path):
+    example["hidden"][0] = False  # a process may have no hidden voxel at all
+    torch.save([rows(example, 0), rows(example, 1)], tmp_path / "parts.pt")
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    mp.start_processes(_rank, (port, str(tmp_path)), nprocs=2, start_method="spawn")
+    found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    example["reconstruction"].requires_grad_()
+    loss, _ = ReconstructionLoss(visible_weight=0.3)(**example)
+    loss.backward()
+    assert fmean(part["loss"] for part in found) == pytest.approx(loss.item(), rel=1e-12)
+    # DDP averages over processes
+    gradient = torch.cat([part["gradient"] for part in found]) / 2
+    torch.testing.assert_close(gradient, example["reconstruction"].grad, rtol=1e-12, atol=0)
+
+
+@torch.no_grad()
+def test_a_validation_loses_as_much_in_a_batch_as_crop_by_crop(example):
     loss, terms = ReconstructionLoss()(**example)
     alone = [ReconstructionLoss()(**rows(example, row)) for row in range(2)]
     assert loss.item() == pytest.approx((alone[0][0].item() + alone[1][0].item()) / 2, rel=1e-12)

@@ -341,15 +341,20 @@ def one_run(arm: str, seed: int, steps: int, tune_steps: int) -> dict[str, float
     return figures
 
 
-SHOWN = ("reconstruction CT", "reconstruction MR", "probe CT", "probe MR", "fitted CT", "fitted MR",
-         "fine-tuned CT", "fine-tuned MR", "health_top1", "health_top1_position", "health_top1_untrained",
-         "health_effective_rank", "step seconds")  # fmt: skip
+LEARNED = ("reconstruction CT", "reconstruction MR", "probe CT", "probe MR", "fitted CT", "fitted MR",
+           "fine-tuned CT", "fine-tuned MR")  # fmt: skip
+HEALTH = ("health_top1", "health_top1_position", "health_top1_untrained", "health_effective_rank", "step seconds")
 
 
-def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
+def measured(results: dict[str, dict[str, dict[str, float]]], names: tuple[str, ...]) -> list[str]:
+    """Those of the names that any run has."""
+    return [n for n in names if any(n in figures for seeds in results.values() for figures in seeds.values())]
+
+
+def table(results: dict[str, dict[str, dict[str, float]]], names: tuple[str, ...]) -> str:
     """Mean and standard deviation over seeds, as Markdown."""
-    shown = [n for n in SHOWN if any(n in figures for seeds in results.values() for figures in seeds.values())]
-    lines = ["| arm | " + " | ".join(shown) + " |", "|" + "---|" * (len(shown) + 1)]
+    shown = measured(results, names)
+    lines = ["| arm | " + " | ".join(n.removeprefix("health_") for n in shown) + " |", "|" + "---|" * (len(shown) + 1)]
     for arm, seeds in results.items():
         cells = []
         for name in shown:
@@ -362,8 +367,8 @@ def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
 
 def plot(results: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
     """A dot per seed for each arm and figure."""
-    names = [n for n in SHOWN[:6] if any(n in figures for seeds in results.values() for figures in seeds.values())]
-    figure = Figure(figsize=(14, 0.32 * len(results) + 1.6), layout="constrained", dpi=100)
+    names = measured(results, LEARNED)
+    figure = Figure(figsize=(2 + 2 * len(names), 0.32 * len(results) + 1.6), layout="constrained", dpi=100)
     axes = figure.subplots(1, len(names), sharey=True)
     for ax, name in zip(axes, names):
         for row, seeds in enumerate(results.values()):
@@ -400,7 +405,7 @@ def main() -> None:
     for arm, seed in tqdm(todo, desc="runs"):
         results.setdefault(arm, {})[str(seed)] = one_run(arm, seed, options.steps, options.tune_steps)
         file.write_text(json.dumps({**setting, "results": results}, indent=1))
-    print(table(results))
+    print(table(results, LEARNED), table(results, HEALTH), sep="\n\n")
     plot(results, options.output.with_suffix(".png"))
 
 

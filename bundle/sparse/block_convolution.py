@@ -21,7 +21,7 @@ from bundle.sparse.layout import CellLayout, HaloTable, Triple
 from bundle.sparse.site_rows import as_blocks, as_rows, channels_last
 from bundle.sparse.windows import Window
 
-__all__ = ["PART_BYTES", "convolve_blocks", "widen"]
+__all__ = ["convolve_blocks", "widen"]
 
 #: widened blocks are made and used this many bytes at a time on a CPU: more comes from the system anew at every call
 #: (glibc's largest threshold is 32 MiB), and clearing its pages takes five times as long as the gather

@@ -84,7 +84,7 @@ def usual_method(blocks: Tensor, block: Triple, window: Window, groups: int) -> 
     # on a GPU for few launches; in half precision because each place of the kernel would round the sum
     in_one_go = blocks.device.type != "cpu" or blocks.dtype not in {torch.float32, torch.float64}
     if groups == 1 and not in_one_go:
-        if fits_winograd(block, window) and (channels >= 128 or (channels >= 64 and block[0] >= 8)):
+        if fits_winograd(block, window) and channels >= 32 and channels * block[0] >= 512:
             return "winograd"
         if sites <= 64 and channels >= 128:
             return "pairs"

@@ -20,12 +20,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from bundle.sparse.block_convolution import PART_BYTES
 from bundle.sparse.layout import CellLayout, HaloTable, Triple
 from bundle.sparse.site_rows import as_rows
 from bundle.sparse.windows import Window
 
 __all__ = ["convolve_winograd", "fits_winograd"]
+
+#: transformed planes are made and used this many bytes at a time: more comes from the system anew at every call or
+#: leaves the cache before it is used, less is many small products
+PART_BYTES = 8 * 2**20
 
 #: outputs of one tile, and the planes that they read, which is also the number of products
 _OUT, _IN = 4, 6

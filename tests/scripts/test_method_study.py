@@ -87,7 +87,7 @@ def test_every_arms_options_are_ids_of_the_config():
 
 def test_the_table_gives_mean_and_deviation_over_seeds():
     results = {"base": {"0": {"probe CT": 0.4}, "1": {"probe CT": 0.6}}, "dense": {"0": {"probe CT": 0.5}}}
-    table = method_study.table(results)
+    table = method_study.table(results, method_study.LEARNED)
     assert "base (2)" in table and "0.500 ± 0.141" in table and "| dense (1) |" in table
 
 

@@ -163,7 +163,9 @@ def test_half_precision_sums_in_one_go(dtype: torch.dtype):
 @pytest.mark.parametrize(
     ("channels", "block", "method"),
     [
-        (32, 16, "blocks"),
+        (32, 16, "winograd"),
+        (32, 8, "blocks"),
+        (16, 32, "blocks"),
         (64, 8, "winograd"),
         (128, 4, "winograd"),
         (64, 4, "blocks"),

@@ -20,7 +20,9 @@ from bundle.sparse.layout import CellLayout, Triple
 from bundle.sparse.pair_convolution import convolve_pairs
 from bundle.sparse.row_convolution import convolve_rows
 from bundle.sparse.windows import Window
-from bundle.sparse.winograd_convolution import convolve_winograd, fits_winograd
+from bundle.sparse.winograd import tiles_fill
+from bundle.sparse.winograd_cubes import convolve_winograd_cubes
+from bundle.sparse.winograd_depth import convolve_winograd_depth
 
 __all__ = ["METHODS", "applicable", "convolve", "usual_method"]
 
@@ -29,7 +31,8 @@ METHODS: dict[str, Callable[..., Tensor]] = {
     "rows": convolve_rows,
     "pairs": convolve_pairs,
     "dense": convolve_dense,
-    "winograd": convolve_winograd,
+    "winograd depth": convolve_winograd_depth,
+    "winograd cubes": convolve_winograd_cubes,
 }
 
 _WITH_GROUPS = {"blocks", "dense"}
@@ -74,7 +77,11 @@ def convolve(
 def applicable(dtype: torch.dtype, block: Triple, window: Window, groups: int) -> list[str]:
     """The methods that can compute a convolution of this kind, and do so to the data type's own rounding."""
     whole = dtype in {torch.float32, torch.float64}
-    can = {"rows": window.keeps_size, "winograd": whole and fits_winograd(block, window)}
+    can = {
+        "rows": window.keeps_size,
+        "winograd depth": whole and tiles_fill(block, window, axes=1),
+        "winograd cubes": whole and tiles_fill(block, window, axes=3),
+    }
     return [m for m in METHODS if can.get(m, True) and (groups == 1 or m in _WITH_GROUPS)]
 
 
@@ -84,8 +91,10 @@ def usual_method(blocks: Tensor, block: Triple, window: Window, groups: int) -> 
     # on a GPU for few launches; in half precision because each place of the kernel would round the sum
     in_one_go = blocks.device.type != "cpu" or blocks.dtype not in {torch.float32, torch.float64}
     if groups == 1 and not in_one_go:
-        if fits_winograd(block, window) and channels >= 32 and channels * block[0] >= 512:
-            return "winograd"
+        if channels >= 64 and channels * prod(block) >= 8192 and tiles_fill(block, window, axes=3):
+            return "winograd cubes"
+        if channels >= 32 and channels * block[0] >= 512 and tiles_fill(block, window, axes=1):
+            return "winograd depth"
         if sites <= 64 and channels >= 128:
             return "pairs"
     if groups == 1 and sites <= 8 and window.keeps_size:

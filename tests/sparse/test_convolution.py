@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bundle.sparse import CellLayout, SparseVolume, block_convolution, winograd_convolution
+from bundle.sparse import CellLayout, SparseVolume, block_convolution, winograd_cubes, winograd_depth
 from bundle.sparse.convolution import METHODS, applicable, convolve, usual_method
 from bundle.sparse.dense_convolution import blocks_of, dense_of
 from bundle.sparse.windows import Window
@@ -80,11 +80,11 @@ def test_its_gradients_are_right_by_finite_differences(method: str, window: Wind
     )
 
 
-METHOD_MODULES = {"blocks": block_convolution, "winograd": winograd_convolution}
+METHOD_MODULES = {"blocks": block_convolution, "winograd depth": winograd_depth, "winograd cubes": winograd_cubes}
 IN_PARTS = [
     pytest.param(method, window, id=f"{method}: {name}")
     for name, window in WINDOWS.items()
-    for method in ("blocks", "winograd")
+    for method in METHOD_MODULES
     if method in applicable(torch.float64, BLOCK, window, groups=1)
 ]
 
@@ -145,9 +145,10 @@ def test_groups_strides_blocks_and_half_precision_leave_the_methods_that_can():
     centred, strided, dtype = WINDOWS["3x3x3"], WINDOWS["strided"], torch.float32
     assert applicable(dtype, (4, 4, 4), centred, groups=1) == list(METHODS)
     assert applicable(dtype, (4, 4, 4), centred, groups=4) == ["blocks", "dense"]
-    assert not {"rows", "winograd"} & set(applicable(dtype, (4, 4, 4), strided, groups=1))
-    without = [method for method in METHODS if method != "winograd"]
+    without = [method for method in METHODS if not method.startswith("winograd")]
+    assert applicable(dtype, (4, 4, 4), strided, groups=1) == [method for method in without if method != "rows"]
     assert applicable(dtype, (6, 4, 4), centred, groups=1) == without
+    assert applicable(dtype, (4, 4, 6), centred, groups=1) == [*without, "winograd depth"]
     assert applicable(dtype, (8, 8, 8), WINDOWS["dilated"], groups=1) == without
     assert applicable(torch.bfloat16, (4, 4, 4), centred, groups=1) == without
 
@@ -163,11 +164,11 @@ def test_half_precision_sums_in_one_go(dtype: torch.dtype):
 @pytest.mark.parametrize(
     ("channels", "block", "method"),
     [
-        (32, 16, "winograd"),
+        (32, 16, "winograd depth"),
         (32, 8, "blocks"),
         (16, 32, "blocks"),
-        (64, 8, "winograd"),
-        (128, 4, "winograd"),
+        (64, 8, "winograd cubes"),
+        (128, 4, "winograd cubes"),
         (64, 4, "blocks"),
         (256, 2, "pairs"),
         (64, 2, "rows"),
@@ -179,20 +180,31 @@ def test_the_usual_method_in_float32(channels: int, block: int, method: str):
     assert usual_method(blocks, (block,) * 3, WINDOWS["3x3x3"], channels) == "blocks"
 
 
-def test_winograd_rounds_little_more_than_the_plain_sum_in_float32():
+def test_the_usual_method_of_blocks_that_are_not_cubes():
+    blocks, window = torch.zeros(3, 128, 8, 8, 2), WINDOWS["3x3x3"]
+    assert usual_method(blocks, (8, 8, 2), window, 1) == "winograd depth"
+    assert usual_method(blocks.permute(0, 1, 4, 2, 3), (2, 8, 8), window, 1) == "blocks"
+
+
+@pytest.mark.parametrize(("method", "times"), [("winograd depth", 2), ("winograd cubes", 6)])
+def test_winograd_rounds_a_few_times_as_much_as_the_plain_sum_in_float32(method: str, times: float):
     generator = torch.Generator().manual_seed(0)
     layout = CellLayout(torch.rand(1, 1, 2, 3, 3, generator=generator) < 0.6)
-    blocks = torch.randn(len(layout), 64, 8, 8, 8, generator=generator)
-    weight = torch.randn(64, 64, 3, 3, 3, generator=generator)
+    inputs = [torch.randn(len(layout), 64, 8, 8, 8, generator=generator)]
+    inputs += [torch.randn(64, 64, 3, 3, 3, generator=generator)]
     window = WINDOWS["3x3x3"]
 
-    def result(method: str, dtype: torch.dtype) -> torch.Tensor:
-        return convolve(blocks.to(dtype), weight.to(dtype), None, layout, (8, 8, 8), window, 1, method)
+    def result_and_gradients(method: str, dtype: torch.dtype) -> list[torch.Tensor]:
+        blocks, weight = (x.to(dtype).requires_grad_() for x in inputs)
+        out = convolve(blocks, weight, None, layout, (8, 8, 8), window, 1, method)
+        along = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+        return [out.detach(), *torch.autograd.grad((out * along).sum(), [blocks, weight])]
 
-    exact = result("blocks", torch.float64)
-    plain, winograd = ((result(m, torch.float32) - exact).abs().max() for m in ("blocks", "winograd"))
-    assert winograd < 5 * plain
-    assert winograd < 1e-5 * exact.abs().max()
+    exact = result_and_gradients("blocks", torch.float64)
+    plain, here = (result_and_gradients(m, torch.float32) for m in ("blocks", method))
+    for a, b, truth in zip(plain, here, exact, strict=True):
+        assert (b - truth).square().mean() < times**2 * (a - truth).square().mean()
+        assert (b - truth).abs().max() < 2e-5 * truth.abs().max()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

@@ -20,7 +20,7 @@ from bundle.sparse.layout import CellLayout, Triple
 from bundle.sparse.pair_convolution import convolve_pairs
 from bundle.sparse.row_convolution import convolve_rows
 from bundle.sparse.windows import Window
-from bundle.sparse.winograd import tiles_fill
+from bundle.sparse.winograd import OUT, tiles_fill
 from bundle.sparse.winograd_cubes import convolve_winograd_cubes
 from bundle.sparse.winograd_depth import convolve_winograd_depth
 
@@ -91,12 +91,13 @@ def usual_method(blocks: Tensor, block: Triple, window: Window, groups: int) -> 
     # on a GPU for few launches; in half precision because each place of the kernel would round the sum
     in_one_go = blocks.device.type != "cpu" or blocks.dtype not in {torch.float32, torch.float64}
     if groups == 1 and not in_one_go:
-        if channels >= 64 and channels * prod(block) >= 8192 and tiles_fill(block, window, axes=3):
+        # a tile of four sites per axis costs what it saves unless there are as many as a third of the channels
+        if channels >= 48 and tiles_fill(block, window, axes=3) and 3 * len(blocks) * sites >= OUT**3 * channels:
             return "winograd cubes"
-        if channels >= 32 and channels * block[0] >= 512 and tiles_fill(block, window, axes=1):
-            return "winograd depth"
         if sites <= 64 and channels >= 128:
             return "pairs"
+        if channels >= 32 and channels * block[0] >= 512 and tiles_fill(block, window, axes=1):
+            return "winograd depth"
     if groups == 1 and sites <= 8 and window.keeps_size:
         return "rows"
     return "blocks"

@@ -162,20 +162,22 @@ def test_half_precision_sums_in_one_go(dtype: torch.dtype):
 
 
 @pytest.mark.parametrize(
-    ("channels", "block", "method"),
+    ("cells", "channels", "block", "method"),
     [
-        (32, 16, "winograd depth"),
-        (32, 8, "blocks"),
-        (16, 32, "blocks"),
-        (64, 8, "winograd cubes"),
-        (128, 4, "winograd cubes"),
-        (64, 4, "blocks"),
-        (256, 2, "pairs"),
-        (64, 2, "rows"),
+        (50, 16, 32, "blocks"),
+        (50, 32, 16, "winograd depth"),
+        (50, 32, 8, "blocks"),
+        (3, 64, 8, "winograd cubes"),
+        (50, 64, 4, "winograd cubes"),
+        (3, 64, 4, "blocks"),
+        (50, 128, 4, "winograd cubes"),
+        (3, 128, 4, "pairs"),
+        (50, 256, 2, "pairs"),
+        (50, 64, 2, "rows"),
     ],
 )
-def test_the_usual_method_in_float32(channels: int, block: int, method: str):
-    blocks = torch.zeros(3, channels, *(block,) * 3)
+def test_the_usual_method_in_float32(cells: int, channels: int, block: int, method: str):
+    blocks = torch.zeros(cells, channels, *(block,) * 3)
     assert usual_method(blocks, (block,) * 3, WINDOWS["3x3x3"], 1) == method
     assert usual_method(blocks, (block,) * 3, WINDOWS["3x3x3"], channels) == "blocks"
 

@@ -15,7 +15,7 @@ from .tiny_run import DEV, ROOT, TINY, TRAIN, bundle_root, train
 
 MULTI_GPU = str(ROOT / "configs/multi_gpu_train.yaml")
 # the alignment contrasts the places within a process, so it is another one with two processes
-SAME = {"steps_per_epoch": 3, "loss#alignment_weight": 0.0}
+SAME = {"steps_per_epoch": 3, "network_def#alignment": "@alignment_heads", "loss#alignment_weight": 0.0}
 EQUAL = ("loss", "reconstruction", "zero_predictor", "mean_predictor", "reconstruction_raw", "mask_ratio")
 
 

@@ -59,7 +59,7 @@ def command(*arguments: str, cwd: Path, **environment: str) -> subprocess.Comple
 
 @pytest.fixture(scope="module")
 def finished(folder: Path) -> Path:
-    return run(folder)
+    return run(folder, **{"network_def#alignment": "@alignment_heads"})
 
 
 def test_the_run_leaves_everything_it_promises(finished: Path):

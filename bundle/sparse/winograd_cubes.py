@@ -43,6 +43,29 @@ def convolve_winograd_cubes(
     return apply(Algorithm(_convolve, _weight_gradient), blocks, weight, bias, layout, block, window)
 
 
+class _Transform:
+    """Multiplies the three first axes of its argument, each of length n, by `matrix` ``[m, n]``, in `like`'s type."""
+
+    def __init__(self, matrix: Tensor, like: Tensor) -> None:
+        self.one = matrix.to(like)
+        self.two = torch.kron(matrix, matrix).to(like)
+
+    def __call__(self, x: Tensor, scratch: Tensor, result: Tensor) -> Tensor:
+        """``[m * m * m, the rest]``.
+
+        Args:
+            x: contiguous, of ``n * n * n * M`` elements; may lie in `result`.
+            scratch: flat, at least ``m * m * n * M`` long; written over.
+            result: flat, at least ``m * m * m * M`` long.
+        """
+        m, n = self.one.shape
+        width = x.numel() // n**3
+        half = torch.mm(self.two, x.view(n * n, -1), out=scratch[: m * m * n * width].view(m * m, -1))
+        whole = result[: m**3 * width].view(m * m, m, width)
+        torch.bmm(self.one.expand(m * m, -1, -1), half.view(m * m, n, width), out=whole)
+        return whole.view(m**3, width)
+
+
 @dataclass(frozen=True)
 class _Part:
     """Some cells of the batch, ``first`` to ``last``: the rows that their tiles read, and which of those are absent."""
@@ -52,13 +75,13 @@ class _Part:
     first: int
     last: int
 
-    def read(self, rows: Tensor, wide: Tensor, scratch: Tensor) -> Tensor:
+    def read(self, rows: Tensor, transform: _Transform, wide: Tensor, scratch: Tensor) -> Tensor:
         """``B' x`` of the part's tiles, ``[216, tiles, C]``, written to `wide`."""
         channels = rows.shape[1]
         sites = wide[: len(self.rows) * channels].view(-1, channels)
         torch.index_select(rows, 0, self.rows, out=sites)
         sites.index_fill_(0, self.absent, 0.0)
-        return _along_each_axis(INPUT, sites, scratch, wide).view(READ**3, -1, channels)
+        return transform(sites, scratch, wide).view(READ**3, -1, channels)
 
 
 class _Batch:
@@ -108,37 +131,20 @@ def _by_tile(sites: Tensor, table: HaloTable) -> Tensor:
     return tiles.permute(4, 5, 6, 0, 1, 2, 3).flatten()
 
 
-def _along_each_axis(matrix: Tensor, x: Tensor, scratch: Tensor, result: Tensor) -> Tensor:
-    """Multiplies the three first axes of `x`, each of length n, by `matrix` ``[m, n]``: ``[m * m * m, the rest]``.
-
-    Args:
-        matrix: float64.
-        x: contiguous, of ``n * n * n * M`` elements; may lie in `result`.
-        scratch: flat, at least ``m * m * n * M`` long; written over.
-        result: flat, at least ``m * m * m * M`` long.
-    """
-    m, n = matrix.shape
-    width = x.numel() // n**3
-    one, two = matrix.to(x), torch.kron(matrix, matrix).to(x)
-    half = torch.mm(two, x.view(n * n, -1), out=scratch[: m * m * n * width].view(m * m, -1))
-    whole = result[: m**3 * width].view(m * m, m, width)
-    torch.bmm(one.expand(m * m, -1, -1), half.view(m * m, n, width), out=whole)
-    return whole.view(m**3, width)
-
-
 def _convolve(blocks: Tensor, weight: Tensor, layout: CellLayout, block: Triple, window: Window) -> Tensor:
     rows, (channels, channels_in) = as_rows(blocks), weight.shape[:2]
     kernels = _transformed(weight)
     shape = (len(blocks), channels, *block)
     result = torch.empty(shape, dtype=rows.dtype, device=rows.device, memory_format=torch.channels_last_3d)
     batch = _Batch(rows, max(channels, channels_in), layout, block, window, buffers=2)
+    to_sites, to_outputs = _Transform(INPUT, rows), _Transform(OUTPUT, rows)
     a, b = batch.buffers
     for part in batch.parts:
-        sites = part.read(rows, a, b)
+        sites = part.read(rows, to_sites, a, b)
         products = b[: sites.numel() // channels_in * channels].view(READ**3, -1, channels)
         torch.bmm(sites, kernels, out=products)
         place = batch.tiled(result, part)
-        place.copy_(_along_each_axis(OUTPUT, products, a, b).view(place.shape))
+        place.copy_(to_outputs(products, a, b).view(place.shape))
     return result
 
 
@@ -148,15 +154,17 @@ def _weight_gradient(
     rows, (channels, channels_in) = as_rows(blocks), weight.shape[:2]
     sums = rows.new_zeros(READ**3, channels_in, channels)
     batch = _Batch(rows, max(channels, channels_in), layout, block, window, buffers=3)
+    to_sites, from_outputs = _Transform(INPUT, rows), _Transform(OUTPUT.T, rows)
     a, b, c = batch.buffers
     for part in batch.parts:
-        sites = part.read(rows, a, b)
+        sites = part.read(rows, to_sites, a, b)
         place = batch.tiled(grad, part)
         here = b[: place.numel()].view(place.shape).copy_(place)
-        products = _along_each_axis(OUTPUT.T, here, c, b).view(READ**3, -1, channels)
+        products = from_outputs(here, c, b).view(READ**3, -1, channels)
         sums.baddbmm_(sites.transpose(1, 2), products)
     size = channels * channels_in
-    kernels = _along_each_axis(KERNEL.T, sums, sums.new_empty(9 * READ * size), sums.new_empty(27 * size))
+    to_weight = _Transform(KERNEL.T, sums)
+    kernels = to_weight(sums, sums.new_empty(9 * READ * size), sums.new_empty(27 * size))
     return kernels.view(3, 3, 3, channels_in, channels).permute(4, 3, 0, 1, 2)
 
 
@@ -164,5 +172,5 @@ def _transformed(weight: Tensor) -> Tensor:
     """``G w``: ``[C_out, C_in, 3, 3, 3]`` -> ``[216, C_in, C_out]``."""
     taps = weight.permute(2, 3, 4, 1, 0).contiguous()
     size = weight.shape[0] * weight.shape[1]
-    kernels = _along_each_axis(KERNEL, taps, taps.new_empty(READ**2 * 3 * size), taps.new_empty(READ**3 * size))
+    kernels = _Transform(KERNEL, taps)(taps, taps.new_empty(READ**2 * 3 * size), taps.new_empty(READ**3 * size))
     return kernels.view(READ**3, weight.shape[1], weight.shape[0])

@@ -37,6 +37,7 @@ from monai.transforms import ResampleToMatch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from bundle.atomic import replace_file
 from bundle.data import CropDataset, read_volume
 from bundle.masking import AdaptiveBlocks, MaskSampler
 from bundle.networks import PretrainingNetwork
@@ -395,7 +396,6 @@ def main() -> None:
         sys.exit(f"error: {missing[0]} is not in data/volumes: run python scripts/fetch_data.py --all")
 
     file = options.output.with_suffix(".json")
-    file.parent.mkdir(parents=True, exist_ok=True)
     content = json.loads(file.read_text()) if file.exists() else {}
     setting = {"steps": options.steps, "tune_steps": options.tune_steps}
     if content and {k: content[k] for k in setting} != setting:
@@ -404,7 +404,8 @@ def main() -> None:
     todo = [(arm, seed) for seed in options.seeds for arm in options.arms if str(seed) not in results.get(arm, {})]
     for arm, seed in tqdm(todo, desc="runs"):
         results.setdefault(arm, {})[str(seed)] = one_run(arm, seed, options.steps, options.tune_steps)
-        file.write_text(json.dumps({**setting, "results": results}, indent=1))
+        with replace_file(file) as temporary:
+            temporary.write_text(json.dumps({**setting, "results": results}, indent=1))
     print(table(results, LEARNED), table(results, HEALTH), sep="\n\n")
     plot(results, options.output.with_suffix(".png"))
 

@@ -92,7 +92,7 @@ def usual_method(blocks: Tensor, block: Triple, window: Window, groups: int) -> 
     in_one_go = blocks.device.type != "cpu" or blocks.dtype not in {torch.float32, torch.float64}
     if groups == 1 and not in_one_go:
         # a tile of four sites per axis costs what it saves unless there are as many as a third of the channels
-        if channels >= 48 and tiles_fill(block, window, axes=3) and 3 * len(blocks) * sites >= OUT**3 * channels:
+        if channels >= 32 and tiles_fill(block, window, axes=3) and 3 * len(blocks) * sites >= OUT**3 * channels:
             return "winograd cubes"
         if sites <= 64 and channels >= 128:
             return "pairs"

@@ -4,7 +4,7 @@
 A tile is 4x4x4 outputs, and `x` of ``y = A' ((G w) * (B' x))`` the 6x6x6 sites that they read, each axis transformed
 in turn; the 216 products are of matrices ``[tiles, C_in]`` and ``[C_in, C_out]``, which is Jia et al. 2018,
 "Optimizing N-dimensional, Winograd-based convolution for manycore CPUs" (PPoPP), over the tiles of visible cells only.
-The transforms are passes over memory, so it pays from 64 channels on, and in parts that stay in the cache.
+The transforms are passes over memory, so it pays from 32 channels on, and in parts that stay in the cache.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from bundle.sparse.winograd import INPUT, KERNEL, OUT, OUTPUT, READ, Algorithm, 
 
 __all__ = ["convolve_winograd_cubes"]
 
-#: the transformed sites of a part: two such buffers are in use, so it is half a core's cache
-PART_BYTES = 2 * 2**20
+#: the transformed sites of a part, two or three such buffers being in use: less is more calls, more leaves the cache
+PART_BYTES = 4 * 2**20
 
 
 def convolve_winograd_cubes(

@@ -2,8 +2,7 @@
 """Submanifold 3x3x3 convolution with half the multiplications: Winograd's algorithm along the depth.
 
 `x` of ``y = A' ((G w) * (B' x))`` is six planes of a widened block, and each of the six products a two-dimensional
-convolution. As only one axis is transformed, the transforms cost little beside the products: for few channels, where
-`winograd_cubes` spends more on them than it saves.
+convolution. For blocks that tiles of `winograd_cubes` do not fill, as those of anisotropic volumes.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ Writes the figures as JSON and a plot; on a GPU uses CUDA events and bf16.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import multiprocessing
@@ -43,9 +44,9 @@ from bundle.sparse import CellLayout, SparseVolume
 ENCODER = {"init_filters": 32, "blocks_down": (1, 2, 2, 4, 4), "norm": "batch"}
 CELL = 16
 ENCODERS = ("cells", "auto", "masked", "minkowski", "dense", "dense channels-last", "spark")
-#: of the whole step: also our network with the two finest levels computed again in the backward pass, and with the
-#: decoder compiled
-STEPS = ("cells", "cells recomputing", "cells compiled", "auto", "masked", "minkowski", "spark")
+#: of the whole step: also our network with a decoder to half the resolution instead of a quarter, with the two finest
+#: levels computed again in the backward pass, and with the decoder compiled
+STEPS = ("cells", "cells to half", "cells recomputing", "cells compiled", "auto", "masked", "minkowski", "spark")
 CANDIDATES = list(dict.fromkeys((*ENCODERS, *STEPS)))
 
 
@@ -106,7 +107,7 @@ def training_step(candidate: str, case: Case) -> Callable[[], None]:
         executor, _, variant = candidate.partition(" ")
         network = PretrainingNetwork(
             encoder=encoder,
-            decoder=Decoder(levels=encoder.levels),
+            decoder=Decoder(levels=encoder.levels, stride=2 if variant == "to half" else 4),
             executor=executor,
             recompute_levels=2 if variant == "recomputing" else 0,
             compile_decoder=variant == "compiled",
@@ -240,19 +241,33 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Times relative to `cells`, one panel for each kind of work and mask ratio."""
-    panels = sorted({(r["what"], r["ratio"]) for r in rows})
-    figure = Figure(figsize=(4.2 * len(panels), 3.6), layout="constrained", dpi=110)
-    for ax, (what, ratio) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
-        chosen = [r for r in rows if (r["what"], r["ratio"]) == (what, ratio)]
-        for candidate in dict.fromkeys(r["candidate"] for r in chosen):
-            points = sorted((r["size"], r["times_cells"]) for r in chosen if r["candidate"] == candidate)
-            ax.plot(*zip(*points), marker="o", label=candidate)
-        ax.set(
-            title=f"{what}, {ratio:.0%} masked", xlabel="crop, voxels per axis", ylabel="time ÷ cells", ylim=(0, None)
-        )
-        ax.axhline(1 / (1 - ratio), color="grey", linestyle=":", linewidth=1)
-        ax.legend(fontsize=8)
+    """Times relative to `cells`, a row for each kind of work, a panel for each mask ratio; bars where size is one."""
+    kinds, ratios = (list(dict.fromkeys(r[key] for r in rows)) for key in ("what", "ratio"))
+    colours = {candidate: f"C{i}" for i, candidate in enumerate(CANDIDATES)}
+    figure = Figure(figsize=(4.2 * len(ratios) + 2, 3.4 * len(kinds)), layout="constrained", dpi=110)
+    panels = figure.subplots(len(kinds), len(ratios), squeeze=False)
+    for (what, ratio), ax in zip(itertools.product(kinds, sorted(ratios)), panels.flat):
+        chosen = sorted((r for r in rows if (r["what"], r["ratio"]) == (what, ratio)), key=lambda r: r["size"])
+        if not chosen:
+            ax.set_axis_off()
+            continue
+        sizes = list(dict.fromkeys(r["size"] for r in chosen))
+        for candidate, colour in colours.items():
+            points = [(r["size"], r["times_cells"]) for r in chosen if r["candidate"] == candidate]
+            if len(sizes) == 1:
+                ax.bar([candidate] * len(points), [y for _, y in points], color=colour)
+            elif points:
+                ax.plot(*zip(*points), marker="o", color=colour, label=candidate)
+        ax.axhline(1 / (1 - ratio), color="grey", linestyle=":", linewidth=1, label="ideal")
+        ax.set(title=f"{what}, {ratio:.0%} masked", ylabel="time ÷ cells", ylim=(0, None))
+        if len(sizes) == 1:
+            ax.set_xlabel(f"crop of {sizes[0]}³ voxels")
+            ax.tick_params(axis="x", rotation=20, labelsize=8)
+        else:
+            ax.set_xlabel("crop, voxels per axis")
+            ax.set_xticks(sizes)
+    labels = {label: line for ax in panels.flat for line, label in zip(*ax.get_legend_handles_labels())}
+    figure.legend(labels.values(), labels.keys(), loc="outside right upper", fontsize=8)
     figure.savefig(path)
 
 

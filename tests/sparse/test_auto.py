@@ -18,7 +18,9 @@ def nothing_measured_yet(monkeypatch: pytest.MonkeyPatch):
 
 
 def volume(executor: str = "auto") -> SparseVolume:
-    return SparseVolume.from_dense(*example(), executor)
+    visible = example()[1]
+    image = torch.randn(2, 4, 8, 12, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return SparseVolume.from_dense(image, visible, executor)  # blocks of 4x4x4 sites: every method applies
 
 
 @pytest.mark.parametrize("quick", METHODS)

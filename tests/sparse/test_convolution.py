@@ -188,8 +188,9 @@ def test_the_usual_method_of_blocks_that_are_not_cubes():
     assert usual_method(blocks.permute(0, 1, 4, 2, 3), (2, 8, 8), window, 1) == "blocks"
 
 
-@pytest.mark.parametrize(("method", "times"), [("winograd depth", 2), ("winograd cubes", 8)])
-def test_winograd_rounds_a_few_times_as_much_as_the_plain_sum_in_float32(method: str, times: float):
+# of the result, the gradient of the input and that of the weight, which is a sum over all tiles of a part
+@pytest.mark.parametrize(("method", "times"), [("winograd depth", (2, 2, 2)), ("winograd cubes", (5, 5, 8))])
+def test_winograd_rounds_a_few_times_as_much_as_the_plain_sum_in_float32(method: str, times: tuple[float, ...]):
     generator = torch.Generator().manual_seed(0)
     layout = CellLayout(torch.rand(1, 1, 2, 3, 3, generator=generator) < 0.6)
     inputs = [torch.randn(len(layout), 64, 8, 8, 8, generator=generator)]
@@ -204,8 +205,8 @@ def test_winograd_rounds_a_few_times_as_much_as_the_plain_sum_in_float32(method:
 
     exact = result_and_gradients("blocks", torch.float64)
     plain, here = (result_and_gradients(m, torch.float32) for m in ("blocks", method))
-    for a, b, truth in zip(plain, here, exact, strict=True):
-        assert (b - truth).square().mean() < times**2 * (a - truth).square().mean()
+    for a, b, truth, most in zip(plain, here, exact, times, strict=True):
+        assert (b - truth).square().mean() < most**2 * (a - truth).square().mean()
         assert (b - truth).abs().max() < 2e-5 * truth.abs().max()
 
 

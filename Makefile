@@ -19,4 +19,4 @@ format: setup
 	.venv/bin/python -m ruff check --fix
 
 release: setup
-	.venv/bin/python scripts/release.py
+	.venv/bin/python scripts/zoo/release.py

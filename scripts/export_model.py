@@ -33,7 +33,7 @@ from bundle.data import (
     find_volumes,
 )
 from bundle.errors import UserError, install_excepthook, user_error_in
-from bundle.transfer import FORMATS, PlainModel, export_model, plain_model
+from bundle.export import FORMATS, PlainModel, export_model, plain_model
 
 
 def real_images(model: PlainModel, volume: Path) -> list[Tensor]:

@@ -12,7 +12,7 @@ python="$root/.venv/bin/python"
 
 bash "$root/scripts/setup_env.sh" --dev
 "$python" "$root/scripts/fetch_data.py" --data_dir "$root/data" --all
-"$python" "$root/scripts/build_minkowski.py"
+"$python" "$root/scripts/minkowski/build.py"
 cd "$root"
 # most tests compute little: threads would cost more than they gain, above all where several processes train at once
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"

@@ -12,11 +12,27 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "bundle").rglob("*.py"))
 
-PIPELINE = ("errors", "atomic", "data", "masking", "sparse", "networks", "losses", "training")
-MAY_IMPORT = {name: set(PIPELINE[:position]) for position, name in enumerate(PIPELINE)}
-MAY_IMPORT["transfer"] = {"errors", "atomic", "networks"}
-MAY_IMPORT["inference"] = {"errors", "atomic", "data", "networks", "training", "transfer"}
-MAY_IMPORT["reconstruction"] = set(PIPELINE)
+#: the floors of the house, the ground floor first; a room may import those below it, never one above or beside it
+FLOORS: tuple[tuple[str, ...], ...] = (
+    ("errors", "atomic", "cells"),
+    ("weights",),
+    ("data", "masking", "sparse", "figures"),
+    ("networks", "runs"),
+    ("losses", "transfer"),
+    ("training", "export"),
+    ("tasks", "inference", "reconstruction"),
+)
+MAY_IMPORT = {
+    room: {below for floor in FLOORS[:number] for below in floor}
+    for number, rooms in enumerate(FLOORS)
+    for room in rooms
+}
+# applying a model is not training one
+for room in ("inference", "reconstruction"):
+    MAY_IMPORT[room].discard("training")
+MAY_IMPORT["weights"] = {"errors", "atomic"}
+MAY_IMPORT["figures"] = {"errors"}
+MAY_IMPORT["transfer"].discard("data")
 MAY_IMPORT["__init__"] = set()  # importing `bundle` must stay cheap: configs name the components one by one
 
 

@@ -23,8 +23,8 @@ from monai.networks import nets
 from nibabel.processing import resample_to_output
 
 from bundle.errors import user_error_in
+from tests.export.models import write_model
 from tests.networks.encoder_cases import Case
-from tests.transfer.models import write_model
 
 ROOT = Path(__file__).parents[1]
 CONFIG = str(ROOT / "configs/finetune_segmentation.yaml")

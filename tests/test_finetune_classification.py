@@ -14,9 +14,9 @@ import yaml
 from monai.bundle import ConfigWorkflow
 
 from bundle.errors import user_error_in
-from bundle.networks import EncoderClassifier
+from bundle.tasks.classification import EncoderClassifier
+from tests.export.models import write_model
 from tests.networks.encoder_cases import Case
-from tests.transfer.models import write_model
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs/finetune_classification.yaml"

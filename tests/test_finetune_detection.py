@@ -16,8 +16,9 @@ from monai.apps.detection.networks.retinanet_network import RetinaNet
 from monai.bundle import ConfigWorkflow
 
 from bundle.errors import user_error_in
-from bundle.networks import ResNetFPN, build_encoder
-from tests.data.organ_boxes import labelled_part, organ_box
+from bundle.networks import build_encoder
+from bundle.tasks.detection import ResNetFPN
+from tests.tasks.detection.organ_boxes import labelled_part, organ_box
 
 ROOT = Path(__file__).parents[1]
 CONFIG = str(ROOT / "configs/finetune_detection.yaml")

@@ -12,8 +12,8 @@ import pytest
 import yaml
 from nibabel.processing import resample_to_output
 
+from tests.export.models import write_model
 from tests.networks.encoder_cases import Case
-from tests.transfer.models import write_model
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/finetune.md").read_text()

@@ -18,6 +18,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from checks import Release, Status, known_ids, run_checks
 from monai.bundle import (
     ConfigParser,
     ConfigWorkflow,
@@ -28,7 +29,6 @@ from monai.bundle import (
     verify_net_in_out,
 )
 from monai.networks.nets.segresnet_ds import SegResEncoder
-from zoo_checks import Release, Status, known_ids, run_checks
 
 from tests.tiny_run import TINY, VOLUMES
 from tests.zoo.release import ENCODER, NAME, ROOT, Released

@@ -14,7 +14,7 @@ import torch
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from bundle.networks import without_reconstruction
+from bundle.weights import without_reconstruction
 
 ROOT = Path(__file__).parents[1]
 HEADER = "# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0."

@@ -13,7 +13,7 @@ import pytest
 from monai.bundle import ConfigWorkflow
 
 from bundle.errors import UserError, user_error_in
-from bundle.training import ShippedModel, TrainedRun, find_trained
+from bundle.runs import ShippedModel, TrainedRun, find_trained
 
 from .tiny_run import ROOT, bundle_root, train
 

@@ -16,7 +16,7 @@ from monai.bundle import ConfigWorkflow
 from monai.networks.nets.segresnet_ds import SegResNetDS
 
 from bundle.errors import user_error_in
-from bundle.transfer import plain_model
+from bundle.export import plain_model
 
 ROOT = Path(__file__).parents[1]
 TRAIN, DEV = str(ROOT / "configs/train.yaml"), str(ROOT / "configs/preset_dev.yaml")

@@ -7,16 +7,14 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Spacing, SpatialPad
 
+from bundle.cells import Triple, valid_cells
 from bundle.errors import UserError, VolumeError
 
-__all__ = ["OptionalSpacingd", "PadToCropd", "ToPlainTensorsd", "crop_size", "valid_cells"]
-
-Triple = tuple[int, int, int]
+__all__ = ["OptionalSpacingd", "PadToCropd", "ToPlainTensorsd", "crop_size"]
 
 _MASKS = {"foreground", "valid"}
 
@@ -123,17 +121,3 @@ class ToPlainTensorsd(MapTransform):
             plain[key] = tensor.to(torch.uint8 if is_mask else torch.float32).contiguous()
         plain["modality"] = data["modality"]
         return plain
-
-
-def valid_cells(valid: torch.Tensor, cell: Sequence[int]) -> torch.Tensor:
-    """Which cells have data: at least half as many valid voxels as the sample's fullest cell.
-
-    Args:
-        valid: bool ``[B, 1, D, H, W]`` on voxels.
-        cell: voxels of a cell on each axis.
-
-    Returns:
-        bool ``[B, 1, d, h, w]`` on cells.
-    """
-    share = F.avg_pool3d(valid.float(), tuple(cell))
-    return (share > 0) & (share >= share.amax(dim=(1, 2, 3, 4), keepdim=True) / 2)

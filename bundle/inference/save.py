@@ -13,7 +13,7 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
 from bundle.atomic import replace_file
-from bundle.data import valid_cells
+from bundle.cells import valid_cells
 from bundle.inference.output import OutputFolder
 
 __all__ = ["CellStatisticsd", "SaveEmbeddingd", "SaveFeatureMapd"]

@@ -6,10 +6,10 @@ from __future__ import annotations
 import torch
 
 from bundle.errors import install_excepthook
-from bundle.training.config_source import calling_config
-from bundle.training.device import pick_device
-from bundle.training.memory import keep_freed_memory
-from bundle.training.overrides import check_overrides
+from bundle.runs import pick_device
+from bundle.runs.config_source import calling_config
+from bundle.runs.memory import keep_freed_memory
+from bundle.runs.overrides import check_overrides
 
 __all__ = ["start_inference"]
 
@@ -18,7 +18,7 @@ def start_inference(*, device: str | torch.device = "auto", config_name: str = "
     """Checks the options; from here on a mistake of the user's ends the program with one line.
 
     Args:
-        device: as for `bundle.training.pick_device`.
+        device: as for `bundle.runs.pick_device`.
         config_name: name of the base config, for when MONAI does not tell it.
 
     Raises:

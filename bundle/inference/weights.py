@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from bundle.errors import UserError
-from bundle.transfer import read_weights
+from bundle.weights import read_weights
 
 __all__ = ["load_strictly", "sha256_of"]
 
@@ -29,7 +29,7 @@ def load_strictly(
 
     Args:
         network: to be loaded into, in place.
-        weights: a file that `bundle.transfer.read_weights` reads.
+        weights: a file that `bundle.weights.read_weights` reads.
         device: where the network shall run.
         sha256: what the settings beside the file say of it, or "".
 

@@ -2,19 +2,8 @@
 """Losses without parameters: of pre-training, of findings, of a detector, and deep supervision."""
 
 from bundle.losses.alignment import AlignmentLoss
-from bundle.losses.detection import DetectionLoss
-from bundle.losses.findings import FindingsLoss
 from bundle.losses.histogram import Histogram
 from bundle.losses.pretraining import PretrainingLoss
 from bundle.losses.reconstruction import ReconstructionLoss
-from bundle.losses.stacked_supervision import StackedSupervisionLoss
 
-__all__ = [
-    "AlignmentLoss",
-    "DetectionLoss",
-    "FindingsLoss",
-    "Histogram",
-    "PretrainingLoss",
-    "ReconstructionLoss",
-    "StackedSupervisionLoss",
-]
+__all__ = ["AlignmentLoss", "Histogram", "PretrainingLoss", "ReconstructionLoss"]

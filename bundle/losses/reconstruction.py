@@ -11,10 +11,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bundle.cells import from_cells, to_cells
 from bundle.errors import UserError
 from bundle.losses.histogram import Histogram
 
-__all__ = ["ReconstructionLoss", "from_cells", "to_cells"]
+__all__ = ["ReconstructionLoss"]
 
 _DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "l1": partial(F.l1_loss, reduction="none"),
@@ -155,21 +156,6 @@ class ReconstructionLoss(nn.Module):
         dims = (3,) if self.target == "per_patch" else (1, 3)
         mean = _mean_where(x, valid, dims)
         return mean, _mean_where((x - mean).square(), valid, dims).sqrt().clamp(min=self.floor)
-
-
-def to_cells(x: Tensor, cell: Sequence[int]) -> Tensor:
-    """``[B, C, D, H, W]`` -> ``[B, cells, C, voxels of a cell]``, cells in raster order."""
-    b, c, d, h, w = x.shape
-    cd, ch, cw = cell
-    x = x.reshape(b, c, d // cd, cd, h // ch, ch, w // cw, cw).permute(0, 2, 4, 6, 1, 3, 5, 7)
-    return x.reshape(b, -1, c, cd * ch * cw)
-
-
-def from_cells(x: Tensor, size: Sequence[int], cell: Sequence[int]) -> Tensor:
-    """The inverse of `to_cells` for a volume of `size` voxels per axis."""
-    (d, h, w), (cd, ch, cw), (b, _, c, _) = size, cell, x.shape
-    x = x.view(b, d // cd, h // ch, w // cw, c, cd, ch, cw).permute(0, 4, 1, 5, 2, 6, 3, 7)
-    return x.reshape(b, c, d, h, w)
 
 
 def _mean_of_crops(x: Tensor, where: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ child's centre always lies in a masked cell of its parent, and which one is draw
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bundle.cells import Triple, triple
 from bundle.errors import UserError
 from bundle.masking.sampler import BatchMask, MaskSampler, generator_of
 
@@ -22,8 +23,6 @@ __all__ = ["ChildLevel", "LevelBatch", "MaskInMask"]
 
 #: sets the places of children apart from masks and crops, which derive from the same seed and draw
 _PLACE_STREAM = 3
-
-Triple = tuple[int, int, int]
 
 
 class ChildLevel:
@@ -60,8 +59,8 @@ class ChildLevel:
             raise UserError(f"children {children} does not fit: give at least 1, or leave the level out")
         if extent is not None and extent_mm is not None:
             raise UserError("a child has both extent and extent_mm: give one of them")
-        self.masking, self.children, self.size = masking, children, _triple(size)
-        self.extent = None if extent is None else _triple(extent)
+        self.masking, self.children, self.size = masking, children, triple(size)
+        self.extent = None if extent is None else triple(extent)
         self.extent_mm: tuple[float, ...] | None = None
         if extent_mm is not None:
             self.extent_mm = (float(extent_mm),) * 3 if isinstance(extent_mm, (int, float)) else tuple(extent_mm)
@@ -74,7 +73,7 @@ class ChildLevel:
         """
         extent = self.size if self.extent is None else self.extent
         if self.extent_mm is not None:
-            extent = _triple(max(1, round(wide / mm)) for wide, mm in zip(self.extent_mm, spacing))
+            extent = triple(max(1, round(wide / mm)) for wide, mm in zip(self.extent_mm, spacing))
         if any(e > p for e, p in zip(extent, parent)):
             raise UserError(
                 f"a child of {list(extent)} voxels does not fit into its parent of {list(parent)}: choose a smaller "
@@ -166,7 +165,7 @@ class MaskInMask:
 
     def _cut(self, number: int, level: ChildLevel, parent: _Parent) -> tuple[LevelBatch, Tensor, BatchMask]:
         """The children of one level, the numbers of their draws, and their parents' mask, which may have changed."""
-        size = _triple(parent.image.shape[2:])
+        size = triple(parent.image.shape[2:])
         hidden, valid = parent.mask.hidden.clone(), parent.mask.visible | parent.mask.hidden
         cut: dict[str, list[Tensor]] = {"image": [], "valid": [], "foreground": []}
         corners, extents, draws = [], [], []
@@ -233,20 +232,20 @@ def _place(
     if not (hidden & possible).any():
         if not (valid & possible).any():  # a volume of a few voxels in the corner of its crop: as near as can be
             middle = hidden.nonzero()[0] * torch.tensor(cell) + torch.tensor(cell) // 2 - torch.tensor(extent) // 2
-            return _triple(middle.clamp(min=0).minimum(torch.tensor(size) - torch.tensor(extent)).tolist())
+            return triple(middle.clamp(min=0).minimum(torch.tensor(size) - torch.tensor(extent)).tolist())
         hidden[_one_of(hidden, generator)] = False
         hidden[_one_of(valid & possible, generator)] = True
     corner = []
     for (low, high), index in zip(ranges, _one_of(hidden & possible, generator)):
         least, most = int(low[index]), int(high[index])
         corner.append(least + int(torch.randint(most - least + 1, (1,), generator=generator)))
-    return _triple(corner)
+    return triple(corner)
 
 
 def _one_of(cells: Tensor, generator: torch.Generator) -> Triple:
     """The place of one of the cells that are True, drawn evenly."""
     places = cells.nonzero()
-    return _triple(places[int(torch.randint(len(places), (1,), generator=generator))].tolist())
+    return triple(places[int(torch.randint(len(places), (1,), generator=generator))].tolist())
 
 
 def _resized(x: Tensor, size: Triple) -> Tensor:
@@ -257,8 +256,3 @@ def _resized(x: Tensor, size: Triple) -> Tensor:
     if shrinks:
         return F.interpolate(x[None], size=size, mode="area")[0]
     return F.interpolate(x[None], size=size, mode="trilinear", align_corners=False)[0]
-
-
-def _triple(values: Iterable[int]) -> Triple:
-    a, b, c = values
-    return int(a), int(b), int(c)

@@ -4,16 +4,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from bundle.cells import Triple, triple
 from bundle.errors import UserError
 
 __all__ = ["AdaptiveBlocks", "MaskRule", "PhysicalBlocks", "UniformCells", "block_numbers"]
 
-Triple = tuple[int, int, int]
 Ratio = float | Sequence[float]
 
 
@@ -67,11 +67,11 @@ class MaskRule(ABC):
         Raises:
             UserError: if fewer than two blocks have data, so that nothing can be hidden and something still seen.
         """
-        grid = _triple(valid.shape)
+        grid = triple(valid.shape)
         size = self.block_size(grid, cell_mm)
         blocks = block_numbers(grid, size)[valid].unique()
         while len(blocks) < 2 and max(size) > 1:  # a small volume in a large crop: finer blocks
-            size = _triple(max(1, s // 2) for s in size)
+            size = triple(max(1, s // 2) for s in size)
             blocks = block_numbers(grid, size)[valid].unique()
         if len(blocks) < 2:
             raise UserError(
@@ -138,7 +138,7 @@ class PhysicalBlocks(MaskRule):
         self.block_mm = widths
 
     def block_size(self, grid: Triple, cell_mm: Sequence[float]) -> Triple:
-        return _triple(
+        return triple(
             min(max(1, round(wanted / mm)), max(1, -(-cells // 2)))
             for wanted, mm, cells in zip(self.block_mm, cell_mm, grid)
         )
@@ -185,8 +185,3 @@ def _weighted_order(weight: Tensor, generator: torch.Generator) -> Tensor:
     """
     clock = -torch.rand(len(weight), dtype=torch.float64, generator=generator).clamp(min=1e-300).log()
     return torch.where(weight > 0, clock / weight.clamp(min=1e-300), 1e300 * (1 + clock)).argsort()
-
-
-def _triple(values: Iterable[int]) -> Triple:
-    a, b, c = values
-    return a, b, c

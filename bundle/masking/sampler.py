@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bundle.data import valid_cells
+from bundle.cells import valid_cells
 from bundle.errors import UserError
 from bundle.masking.rules import MaskRule
 

@@ -2,31 +2,25 @@
 """Encoders, the decoder and the pre-training network. A new encoder is an adapter in `encoders`."""
 
 from bundle.networks.batch_norm import reestimate_batch_norm
-from bundle.networks.classifier import EncoderClassifier
 from bundle.networks.decoder import Decoder
 from bundle.networks.depth_pairs import EncoderDepthPairs, average_at, plain_depth_pairs
-from bundle.networks.detector import Detector
-from bundle.networks.encoders import Encoder, Level, build_encoder
+from bundle.networks.encoders.build import build_encoder
+from bundle.networks.encoders.encoder import Encoder, Level
 from bundle.networks.feature_map import build_feature_map, total_stride
-from bundle.networks.heads import fit_heads, is_head
 from bundle.networks.level_pairs import VolumeLevelPairs
 from bundle.networks.pairs import Pairs, View
 from bundle.networks.pretraining import PretrainingNetwork, PretrainingOutput
-from bundle.networks.resnet_fpn import ResNetFPN
-from bundle.networks.segres_decoder import SegResDecoder, decoder_file, without_reconstruction
+from bundle.networks.segres_decoder import SegResDecoder
 from bundle.networks.teacher import Teacher
 
 __all__ = [
     "Decoder",
-    "Detector",
     "Encoder",
-    "EncoderClassifier",
     "EncoderDepthPairs",
     "Level",
     "Pairs",
     "PretrainingNetwork",
     "PretrainingOutput",
-    "ResNetFPN",
     "SegResDecoder",
     "Teacher",
     "View",
@@ -34,11 +28,7 @@ __all__ = [
     "average_at",
     "build_encoder",
     "build_feature_map",
-    "decoder_file",
-    "fit_heads",
-    "is_head",
     "plain_depth_pairs",
     "reestimate_batch_norm",
     "total_stride",
-    "without_reconstruction",
 ]

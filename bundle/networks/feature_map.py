@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.fx import Graph, GraphModule
 
+from bundle.cells import Triple
 from bundle.errors import UserError
-from bundle.networks.encoders.build import build_encoder
-from bundle.networks.encoders.encoder import Encoder, Triple
+from bundle.networks.encoders import Encoder, build_encoder
 
 __all__ = ["build_feature_map", "total_stride"]
 

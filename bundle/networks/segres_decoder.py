@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
 import torch
 from monai.networks.nets.segresnet_ds import SegResNetDS
@@ -15,17 +14,7 @@ from bundle.networks.encoders import Encoder
 from bundle.networks.encoders.scale import Stream, rescaled
 from bundle.sparse import SparseVolume
 
-__all__ = ["SegResDecoder", "decoder_file", "without_reconstruction"]
-
-
-def decoder_file(model: Path) -> Path:
-    """Where a pre-trained decoder lies: `model_decoder.pt` beside the encoder's `model.pt`."""
-    return model.with_name(f"{model.stem}_decoder{model.suffix}")
-
-
-def without_reconstruction(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Those of a pre-trained decoder's tensors that another task can use: not its last layer and mask tokens."""
-    return {key: w for key, w in weights.items() if not key.startswith("mask_tokens.") and ".head." not in key}
+__all__ = ["SegResDecoder"]
 
 
 class SegResDecoder(nn.Module):

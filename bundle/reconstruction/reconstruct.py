@@ -20,12 +20,12 @@ from bundle.atomic import free_path, replace_file
 from bundle.data import FoundVolume, SkippedVolume, skipped_because
 from bundle.data.names import name_digest, without_ending, without_paths
 from bundle.errors import UserError
+from bundle.figures.reconstruction import PanelCrop, draw_panels
 from bundle.reconstruction.error_table import error_row, error_text, write_errors
 from bundle.reconstruction.original_grid import OriginalGrid
 from bundle.reconstruction.prepared import WholeVolume, find_inputs, prepare_volume
 from bundle.reconstruction.tiles import Reconstructed, TiledReconstruction
-from bundle.training.panel_figure import PanelCrop, draw_panels
-from bundle.training.trained_run import TrainedRun
+from bundle.runs import TrainedRun
 
 __all__ = ["Reconstruct"]
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bundle.data import valid_cells
+from bundle.cells import valid_cells
 from bundle.masking import MaskSampler
 from bundle.masking.sampler import generator_of
 

@@ -1,12 +1,12 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
 """Sparse execution: unmodified networks on the visible part of a volume.
 
-A new executor is a file with one `SparseVolume` subclass, imported here; a new operation is a function in `rules.py`;
-a new way to convolve is a function listed in `convolution.METHODS`.
+A new executor is a file in `executors/` with one `SparseVolume` subclass; a new operation is a function in `rules/`; a
+new way to convolve is a function listed in `convolution/methods.py`.
 """
 
 # importing registers the executors and the rules
-from bundle.sparse import auto, cells, channels_last, masked, rules, rules_norms, rules_pooling  # noqa: F401
+from bundle.sparse import executors, rules  # noqa: F401
 from bundle.sparse.layout import CellLayout
 from bundle.sparse.sync_batch_norm import VisibleSyncBatchNorm, sync_over_visible_sites
 from bundle.sparse.unsupported import UnsupportedOperation

@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bundle.cells import Triple
+
 __all__ = ["CellLayout", "HaloTable", "Triple"]
 
-Triple = tuple[int, int, int]
 T = TypeVar("T")
 
 

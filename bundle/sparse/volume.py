@@ -11,8 +11,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from bundle.cells import Triple
 from bundle.errors import UserError
-from bundle.sparse.layout import CellLayout, Triple
+from bundle.sparse.layout import CellLayout
 from bundle.sparse.unsupported import UnsupportedOperation, unsupported
 
 __all__ = ["RULES", "SparseVolume", "rule"]
@@ -21,7 +22,7 @@ __all__ = ["RULES", "SparseVolume", "rule"]
 RULES: dict[Callable[..., Any], Callable[..., Any]] = {}
 
 #: executors that need a library of their own: module and class, imported when first asked for
-_ON_DEMAND = {"minkowski": ("bundle.sparse.minkowski", "MinkowskiVolume")}
+_ON_DEMAND = {"minkowski": ("bundle.sparse.executors.minkowski", "MinkowskiVolume")}
 
 
 def rule(*functions: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

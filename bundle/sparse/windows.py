@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
-from bundle.sparse.layout import Triple
+from bundle.cells import Triple
 from bundle.sparse.unsupported import UnsupportedOperation
 
-__all__ = ["Window", "high_widths", "require_whole_cells", "triple"]
+__all__ = ["Window", "high_widths", "require_whole_cells"]
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,6 @@ class Window:
         """Whether the window is centred on its own site and goes from site to site."""
         reach = zip(self.padding, self.dilation, self.kernel)
         return prod(self.stride) == 1 and all(2 * p == d * (k - 1) for p, d, k in reach)
-
-
-def triple(value: int | Sequence[int]) -> Triple:
-    """One number per axis, as torch's layers take it: a number, a sequence of one, or a sequence of three."""
-    a, b, c = (value,) * 3 if isinstance(value, int) else tuple(value) * (3 if len(value) == 1 else 1)
-    return a, b, c
 
 
 def high_widths(kernel: Triple, stride: Triple, low: Triple, dilation: Triple) -> Triple:

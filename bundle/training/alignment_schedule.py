@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from bundle.losses import PretrainingLoss
-from bundle.training.distributed import unwrap
+from bundle.runs.distributed import unwrap
 
 __all__ = ["AlignmentWarmUp", "UpdateTeacher"]
 

@@ -12,7 +12,7 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from bundle.networks import reestimate_batch_norm
-from bundle.training.distributed import unwrap
+from bundle.runs.distributed import unwrap
 
 __all__ = ["ReestimateBatchNorm"]
 

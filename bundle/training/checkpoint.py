@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import logging
 import math
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,11 +15,12 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from bundle.atomic import replace_file
 from bundle.errors import UserError
-from bundle.training.distributed import gather, is_main_rank, unwrap
-from bundle.training.randomness import random_state, restore_random_state
-from bundle.training.rundir import RunFolder
+from bundle.runs import RunFolder
+from bundle.runs.checkpoint import load_network, read_checkpoint
+from bundle.runs.distributed import gather, is_main_rank, unwrap
+from bundle.runs.randomness import random_state, restore_random_state
 
-__all__ = ["RunCheckpoint", "load_network", "read_checkpoint"]
+__all__ = ["RunCheckpoint"]
 
 logger = logging.getLogger(__name__)
 
@@ -136,47 +136,6 @@ class RunCheckpoint:
             engine.terminate(skip_completed=True)
         else:
             logger.info("resuming %s after epoch %d of %d", self.run_folder.path, epoch, last_epoch)
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What `RunCheckpoint` wrote, its tensors on the CPU.
-
-    Raises:
-        UserError: if the file is no such checkpoint.
-    """
-    remedy = "name or resume another run, or put checkpoints/best.pt in its place if it is there"
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(f"{path} is truncated or no checkpoint: {remedy}") from error
-    if not isinstance(checkpoint, dict):
-        raise UserError(f"{path} is no checkpoint of this training: {remedy}")
-    return checkpoint
-
-
-def load_network(network: nn.Module, saved: dict[str, torch.Tensor], path: Path) -> None:
-    """Loads all of the network or nothing.
-
-    Raises:
-        UserError: if one tensor is missing, superfluous or of another shape.
-    """
-    current = network.state_dict()
-    differences = [
-        *(f"{name} is not in the checkpoint" for name in current if name not in saved),
-        *(f"{name} is not in this network" for name in saved if name not in current),
-        *(
-            f"{name} is {list(saved[name].shape)} in the checkpoint, {list(tensor.shape)} in this network"
-            for name, tensor in current.items()
-            if name in saved and saved[name].shape != tensor.shape
-        ),
-    ]
-    if differences:
-        more = f", and {len(differences) - 3} more" if len(differences) > 3 else ""
-        raise UserError(
-            f"{path} holds another network ({'; '.join(differences[:3])}{more}): "
-            "use the network settings of the run's config.yaml"
-        )
-    network.load_state_dict(saved)
 
 
 def _load_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:

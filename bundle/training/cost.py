@@ -12,9 +12,8 @@ from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
 from bundle.losses import AlignmentLoss, PretrainingLoss, ReconstructionLoss
-from bundle.masking import MaskInMask
-from bundle.training.distributed import unwrap
-from bundle.training.prepare_batch import MaskedBatch
+from bundle.masking import MaskedBatch, MaskInMask
+from bundle.runs.distributed import unwrap
 
 __all__ = ["CostReport", "cost_lines"]
 

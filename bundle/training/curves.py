@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from bundle.atomic import replace_file
+from bundle.runs import RunFolder
 from bundle.training.history import read_history
-from bundle.training.rundir import RunFolder
 
 __all__ = ["LearningCurves"]
 

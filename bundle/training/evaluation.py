@@ -17,8 +17,8 @@ from torch import nn
 
 from bundle.atomic import free_path, replace_file
 from bundle.data import PreparedVolume, SkippedVolume
-from bundle.training.distributed import unwrap
-from bundle.training.trained_run import TrainedRun
+from bundle.runs import TrainedRun
+from bundle.runs.distributed import unwrap
 
 __all__ = ["EvaluationReport", "RunCheckpointLoader"]
 

@@ -21,9 +21,9 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from bundle.atomic import free_path, replace_file
-from bundle.networks import decoder_file
-from bundle.training.distributed import unwrap
-from bundle.training.rundir import RunFolder
+from bundle.runs import RunFolder
+from bundle.runs.distributed import unwrap
+from bundle.weights import decoder_file
 
 __all__ = ["ExportEncoder"]
 

@@ -15,8 +15,8 @@ from monai.utils.enums import CommonKeys
 from torch import Tensor, nn
 
 from bundle.networks import Encoder, PretrainingNetwork, average_at
+from bundle.runs.distributed import gather, is_main_rank, unwrap
 from bundle.sparse import CellLayout, SparseVolume
-from bundle.training.distributed import gather, is_main_rank, unwrap
 
 __all__ = ["RepresentationHealth", "SiteFeatures", "effective_rank", "feature_deviation", "retrieval", "uniformity"]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from ignite.engine import Engine, Events
 
 from bundle.atomic import replace_file
-from bundle.training.rundir import RunFolder
+from bundle.runs import RunFolder
 
 __all__ = ["History", "clock", "read_history"]
 

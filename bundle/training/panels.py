@@ -13,8 +13,8 @@ from matplotlib.image import imsave
 from monai.utils.enums import CommonKeys
 
 from bundle.atomic import replace_file
-from bundle.training.panel_figure import PanelCrop, draw_panels
-from bundle.training.rundir import RunFolder
+from bundle.figures.reconstruction import PanelCrop, draw_panels
+from bundle.runs import RunFolder
 
 __all__ = ["ReconstructionPanels"]
 

@@ -11,8 +11,8 @@ from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser
 
 from bundle.atomic import free_path, replace_file
-from bundle.training.config_source import calling_config
-from bundle.training.rundir import RunFolder
+from bundle.runs import RunFolder
+from bundle.runs.config_source import calling_config
 
 __all__ = ["RecordConfig"]
 

@@ -15,7 +15,7 @@ from ignite.engine import Engine, Events
 from monai.utils.enums import CommonKeys
 from torch.optim import Optimizer
 
-from bundle.training.distributed import gather
+from bundle.runs.distributed import gather
 
 __all__ = ["Scalars", "latest_scalars"]
 

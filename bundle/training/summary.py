@@ -14,9 +14,9 @@ from torch import nn
 from bundle.atomic import replace_file
 from bundle.data import PreparedVolume, SkippedVolume
 from bundle.errors import user_error_in
-from bundle.training.distributed import unwrap
+from bundle.runs import RunFolder
+from bundle.runs.distributed import unwrap
 from bundle.training.history import clock, read_history
-from bundle.training.rundir import RunFolder
 
 __all__ = ["Summary"]
 

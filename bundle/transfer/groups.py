@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from bundle.errors import UserError
-from bundle.networks import is_head
+from bundle.transfer.heads import is_head
 from bundle.transfer.transfer import Transfer
 
 __all__ = ["layer_wise_groups"]

@@ -11,26 +11,18 @@ import hashlib
 import json
 import logging
 import os
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from zipfile import BadZipFile
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bundle.errors import UserError
-from bundle.networks import decoder_file, without_reconstruction
 from bundle.transfer.report import TransferReport
+from bundle.weights import decoder_file, read_weights, without_reconstruction
 
-__all__ = ["find_prefix", "load_decoder", "load_encoder", "read_weights"]
+__all__ = ["find_prefix", "load_decoder", "load_encoder"]
 
 logger = logging.getLogger(__name__)
-
-#: names under which others' checkpoints keep the weights
-_NESTS = ("state_dict", "model_state_dict", "network_weights", "model", "network", "net")
 
 
 def load_encoder(
@@ -124,45 +116,6 @@ def find_prefix(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
     parts = (key.split(".")[:-1] for key in own)
     places = {".".join([*part[:depth], ""]) for part in parts for depth in range(len(part) + 1)}
     return max(sorted(places, key=len), key=lambda place: _fitting(given, own, place))
-
-
-def read_weights(file: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Reads a state dict of tensors, with `weights_only=True`: nothing in the file is executed.
-
-    A `.safetensors` file is read, too. A dict that holds the state dict under a usual name ("state_dict", "model",
-    ...), and keys that all begin with "module." (DistributedDataParallel), are unpacked.
-
-    Raises:
-        UserError: if there is no such file, it is damaged, or holds something else.
-    """
-    path = Path(file)
-    if not path.is_file():
-        raise UserError(f"{path} does not exist: give the path of a model.pt, or pre-train one with scripts/train.sh")
-    try:
-        safe = path.suffix == ".safetensors"
-        content = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        OSError,
-        BadZipFile,
-        ValueError,
-        KeyError,
-        SafetensorError,
-    ) as error:
-        hint = "holds more than tensors" if "weights_only" in str(error).lower() else "is damaged or no weights file"
-        raise UserError(f"{path} {hint}: copy or download it again, or export its state dict alone") from error
-    for name in _NESTS:
-        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
-            content = content[name]
-    tensors = isinstance(content, Mapping) and bool(content) and all(isinstance(v, Tensor) for v in content.values())
-    if not tensors:
-        raise UserError(f"{path} holds no state dict of tensors: give the model.pt that pre-training wrote")
-    weights = dict(content)
-    if all(key.startswith("module.") for key in weights):
-        weights = {key.removeprefix("module."): value for key, value in weights.items()}
-    return weights
 
 
 def _fitting(given: Mapping[str, Tensor], own: Mapping[str, Tensor], prefix: str) -> int:

@@ -10,9 +10,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from bundle.cells import from_cells, to_cells
 from bundle.errors import UserError
 from bundle.losses import ReconstructionLoss
-from bundle.losses.reconstruction import from_cells, to_cells
 
 CELL = (4, 2, 4)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bundle.data import valid_cells
+from bundle.cells import valid_cells
 from bundle.errors import UserError
 from bundle.masking import AdaptiveBlocks, MaskSampler, PhysicalBlocks, UniformCells
 

@@ -6,8 +6,9 @@ import torch
 from monai.networks import nets
 
 from bundle.errors import UserError
-from bundle.networks import PretrainingNetwork, SegResDecoder, build_encoder, without_reconstruction
+from bundle.networks import PretrainingNetwork, SegResDecoder, build_encoder
 from bundle.sparse import CellLayout, SparseVolume
+from bundle.weights import without_reconstruction
 
 NORMS = {"instance": ["instance", {"affine": True}], "batch": "batch", "group": ["group", {"num_groups": 2}]}
 

@@ -8,9 +8,8 @@ import torch
 
 from bundle.errors import UserError
 from bundle.losses import AlignmentLoss, PretrainingLoss, ReconstructionLoss
-from bundle.masking import AdaptiveBlocks, ChildLevel, MaskInMask, MaskSampler
+from bundle.masking import AdaptiveBlocks, ChildLevel, MaskedBatch, MaskInMask, MaskSampler
 from bundle.networks import Decoder, EncoderDepthPairs, PretrainingNetwork, Teacher, VolumeLevelPairs, build_encoder
-from bundle.training import MaskedBatch
 
 CELL = (4, 4, 4)
 

@@ -15,9 +15,9 @@ from monai.bundle import ConfigParser
 from monai.transforms import CenterSpatialCrop
 from safetensors.torch import load_file
 
-from bundle.transfer import plain_model
+from bundle.export import plain_model
+from tests.export.models import write_model
 from tests.networks.encoder_cases import CASES
-from tests.transfer.models import write_model
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = {

@@ -19,8 +19,8 @@ from monai.utils import set_determinism
 from torch.optim import AdamW
 
 from bundle.errors import UserError
+from bundle.runs.folder import RunFolder
 from bundle.training.checkpoint import RunCheckpoint
-from bundle.training.rundir import RunFolder
 from bundle.training.sampling import SetSamplerEpoch
 from bundle.training.scalars import Scalars
 from bundle.training.schedule import training_steps

@@ -8,9 +8,9 @@ import torch
 from ignite.engine import Engine
 
 from bundle.losses import AlignmentLoss, PretrainingLoss, ReconstructionLoss
-from bundle.masking import AdaptiveBlocks, ChildLevel, MaskInMask, MaskSampler
+from bundle.masking import AdaptiveBlocks, ChildLevel, MaskedBatch, MaskInMask, MaskSampler
 from bundle.networks import Decoder, EncoderDepthPairs, PretrainingNetwork, build_encoder
-from bundle.training import AlignmentWarmUp, CostReport, MaskedBatch, UpdateTeacher
+from bundle.training import AlignmentWarmUp, CostReport, UpdateTeacher
 from bundle.training.cost import cost_lines
 
 

@@ -10,9 +10,9 @@ import torch
 from ignite.engine import Events
 from torch.optim import SGD
 
-from bundle.networks.encoders import Level
+from bundle.networks import Level
+from bundle.runs.folder import RunFolder
 from bundle.training.export import ExportEncoder
-from bundle.training.rundir import RunFolder
 
 from .toy import ToyNetwork, toy_loader, toy_trainer
 

@@ -9,9 +9,9 @@ from ignite.engine import Events
 from monai.handlers import ValidationHandler
 from torch.optim import SGD
 
+from bundle.runs.folder import RunFolder
 from bundle.training.curves import LearningCurves
 from bundle.training.history import History, clock
-from bundle.training.rundir import RunFolder
 from bundle.training.scalars import Scalars
 
 from .toy import ToyNetwork, toy_evaluator, toy_loader, toy_trainer

@@ -8,10 +8,11 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
+from bundle.figures.planes import PLANES
+from bundle.figures.reconstruction import PanelCrop, _pictures, draw_panels, plane_indices
+from bundle.runs.folder import RunFolder
 from bundle.training import panels
-from bundle.training.panel_figure import PLANES, PanelCrop, _pictures, draw_panels, plane_indices
 from bundle.training.panels import ReconstructionPanels
-from bundle.training.rundir import RunFolder
 
 from .toy import ToyLoss, ToyNetwork, toy_evaluator
 

@@ -5,8 +5,8 @@ import yaml
 from ignite.engine import Engine
 from monai.bundle import ConfigParser
 
+from bundle.runs.folder import RunFolder
 from bundle.training.record import RecordConfig
-from bundle.training.rundir import RunFolder
 
 
 def start(tmp_path, **settings):

@@ -10,8 +10,8 @@ from torch.optim import SGD
 
 from bundle.data import PreparedVolume, SkippedVolume
 from bundle.errors import UserError
+from bundle.runs.folder import RunFolder
 from bundle.training.history import History
-from bundle.training.rundir import RunFolder
 from bundle.training.scalars import Scalars
 from bundle.training.summary import Summary
 

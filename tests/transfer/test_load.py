@@ -12,7 +12,8 @@ from torch import nn
 
 from bundle.errors import UserError
 from bundle.networks import build_encoder
-from bundle.transfer import load_encoder, read_weights
+from bundle.transfer import load_encoder
+from bundle.weights import read_weights
 
 RESNET = {"block": "basic", "layers": [1, 1, 1, 1], "block_inplanes": [4, 8, 16, 32], "conv1_t_stride": 2}
 SEGRES = {"init_filters": 4, "blocks_down": (1, 1, 1), "norm": "instance"}

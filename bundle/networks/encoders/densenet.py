@@ -6,8 +6,8 @@ from __future__ import annotations
 from monai.networks.nets.densenet import DenseNet
 from torch import nn
 
+from bundle.cells import triple
 from bundle.networks.encoders.encoder import Stage
-from bundle.sparse.windows import triple
 
 __all__ = ["densenet_stages"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from monai.networks.nets.efficientnet import EfficientNet
 
+from bundle.cells import triple
 from bundle.networks.encoders.encoder import Stage
-from bundle.sparse.windows import triple
 
 __all__ = ["efficientnet_stages"]
 

@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bundle.cells import Triple
 from bundle.networks.encoders.checkpointing import checkpointed, run
 from bundle.networks.encoders.scale import Stream, rescaled, unit_factors
 from bundle.sparse import SparseVolume, sync_over_visible_sites
 
-__all__ = ["Encoder", "Level", "Stage", "Triple"]
-
-Triple = tuple[int, int, int]
+__all__ = ["Encoder", "Level", "Stage"]
 
 
 @dataclass(frozen=True)

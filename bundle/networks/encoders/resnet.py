@@ -9,8 +9,8 @@ from monai.networks.nets.resnet import ResNet
 from monai.networks.nets.senet import SENet
 from torch import nn
 
+from bundle.cells import triple
 from bundle.networks.encoders.encoder import Stage
-from bundle.sparse.windows import triple
 
 __all__ = ["resnet_stages", "senet_stages"]
 

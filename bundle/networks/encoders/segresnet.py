@@ -10,9 +10,9 @@ from monai.networks.nets.segresnet import SegResNet
 from monai.networks.nets.segresnet_ds import SegResEncoder, SegResNetDS
 from torch import nn
 
+from bundle.cells import triple
 from bundle.networks.encoders.encoder import Stage
 from bundle.networks.encoders.scale import Stream
-from bundle.sparse.windows import triple
 
 __all__ = ["segres_encoder_stages", "segresnet_ds_stages", "segresnet_stages"]
 

@@ -10,9 +10,9 @@ from monai.networks.nets.dynunet import DynUNet
 from monai.networks.nets.mednext import MedNeXt
 from monai.networks.nets.vnet import VNet
 
+from bundle.cells import triple
 from bundle.networks.encoders.encoder import Stage
 from bundle.networks.encoders.scale import Stream
-from bundle.sparse.windows import triple
 
 __all__ = ["basic_unet_stages", "dynunet_stages", "mednext_stages", "vnet_stages"]
 

@@ -1,0 +1,44 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""The three planes that every picture shows, as radiologists look at them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = ["PLANES", "Plane"]
+
+
+@dataclass(frozen=True)
+class Plane:
+    """A plane, as radiologists look at it: the patient's right, or front, is on the left of the picture."""
+
+    name: str
+    normal: int  # the array axis it is perpendicular to
+    left: str
+    right: str
+    top: str
+    bottom: str
+
+    @property
+    def across(self) -> int:
+        """The array axis that runs from the right of the picture to its left."""
+        return 1 if self.normal == 0 else 0
+
+    @property
+    def up(self) -> int:
+        """The array axis that runs from the bottom of the picture to its top."""
+        return 1 if self.normal == 2 else 2
+
+    def slice_of(self, volume: np.ndarray, index: int) -> np.ndarray:
+        """The plane's slice of an R, A, S array as rows from top to bottom."""
+        taken: np.ndarray = np.take(volume, index, axis=self.normal)
+        return taken.T[::-1, ::-1]  # from [across, up] to rows from the top and columns from the left
+
+
+PLANES = (
+    Plane("axial", normal=2, left="R", right="L", top="A", bottom="P"),
+    Plane("coronal", normal=1, left="R", right="L", top="S", bottom="I"),
+    Plane("sagittal", normal=0, left="A", right="P", top="S", bottom="I"),
+)

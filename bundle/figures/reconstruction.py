@@ -1,0 +1,166 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""The drawing of reconstruction panels: rows are crops; columns are four pictures in each of three planes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+
+from bundle.figures.planes import PLANES, Plane
+
+__all__ = ["PanelCrop", "draw_panels", "plane_indices"]
+
+_PICTURES = ("original", "masked input", "reconstruction", "error")
+_LARGEST_ERROR = 50.0  # % of the grey window: the end of the colour bar
+_MASKED_COLOUR = "#30507a"
+
+
+@dataclass(frozen=True)
+class PanelCrop:
+    """One crop to draw. Arrays have the axes R, A, S (towards the patient's right, front and head).
+
+    Args:
+        name: of the volume.
+        spacing: of the voxels along R, A, S, in mm.
+        image: [D, H, W], intensities.
+        reconstruction: [D, H, W], in the same units.
+        foreground: [D, H, W], True in the body.
+        visible: [d, h, w], True where the network saw the cell.
+        hidden: [d, h, w], True where the cell was masked and counts in the loss.
+    """
+
+    name: str
+    spacing: tuple[float, ...]
+    image: np.ndarray
+    reconstruction: np.ndarray
+    foreground: np.ndarray
+    visible: np.ndarray
+    hidden: np.ndarray
+
+    def on_voxels(self, cells: np.ndarray) -> np.ndarray:
+        """Repeats each cell over its voxels."""
+        for axis, size in enumerate(self.cell_size):
+            cells = cells.repeat(size, axis=axis)
+        return cells
+
+    @property
+    def cell_size(self) -> tuple[int, ...]:
+        """Voxels per cell along each axis."""
+        return tuple(image // cell for image, cell in zip(self.image.shape, self.visible.shape, strict=True))
+
+
+def plane_indices(crop: PanelCrop) -> tuple[int, ...]:
+    """The slice along each array axis that has the most hidden foreground voxels; of equal ones the middle one."""
+    hidden = crop.on_voxels(crop.hidden) & crop.foreground
+    indices = []
+    for axis in range(3):
+        counts = hidden.sum(axis=tuple(other for other in range(3) if other != axis))
+        best = np.flatnonzero(counts == counts.max())
+        indices.append(int(best[len(best) // 2]))
+    return tuple(indices)
+
+
+def draw_panels(crops: Sequence[PanelCrop], *, title: str) -> np.ndarray:
+    """Draws the panels.
+
+    Grey values share one window per row: the 1st to 99th percentile of the original. In "reconstruction"
+    the hidden cells are the network's and the visible ones the original's. "error" is the absolute difference in hidden
+    cells as a percentage of the grey window. Lines mark the borders of the cells in "masked input".
+
+    Args:
+        crops: one row each.
+        title: of the whole.
+
+    Returns:
+        The pixels, uint8 [height, width, 3]. It takes no display and leaves pyplot's global state alone.
+    """
+    columns = len(PLANES) * len(_PICTURES)
+    size = (1.75 * columns + 1, 1.9 * len(crops) + 0.9)  # inches
+    figure = Figure(figsize=size, dpi=80)
+    canvas = FigureCanvasAgg(figure)
+    # placed by hand: an automatic layout of this many axes takes seconds
+    figure.subplots_adjust(left=0.02, right=0.95, bottom=0.1 / size[1], top=1 - 0.8 / size[1], wspace=0.06, hspace=0.06)
+    figure.suptitle(
+        f"{title}: in hidden cells the reconstruction, elsewhere the original; error in % of the row's grey window"
+    )
+    axes = figure.subplots(len(crops), columns, squeeze=False)
+    for row, crop in enumerate(crops):
+        pictures = _pictures(crop)
+        for axis, plane in enumerate(PLANES):
+            in_plane = list(axes[row, axis * len(_PICTURES) : (axis + 1) * len(_PICTURES)])
+            error = _draw_plane(in_plane, crop, plane, pictures, plane_indices(crop)[plane.normal])
+            if row == 0:
+                for ax, picture in zip(in_plane, _PICTURES, strict=True):
+                    ax.set_title(f"{plane.name}\n{picture}", fontsize=9)
+        axes[row, 0].set_ylabel(_shortened(crop.name), fontsize=8)
+    bar = figure.colorbar(error, cax=figure.add_axes((0.957, 0.1, 0.007, 0.75)))
+    bar.set_label("error, % of grey window", fontsize=8)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]
+
+
+def _pictures(crop: PanelCrop) -> tuple[np.ndarray, ...]:
+    """The four volumes of a row, in grey (0 to 1) but for the last, in %; NaN where there is nothing to show."""
+    low, high = np.percentile(crop.image, (1, 99))
+    window = max(float(high - low), 1e-6)
+    original = (crop.image - low) / window
+    masked = np.where(crop.on_voxels(crop.visible), original, np.nan)
+    hidden = crop.on_voxels(crop.hidden)
+    pasted = np.where(hidden, (crop.reconstruction - low) / window, original)
+    error = np.where(hidden, 100 * np.abs(pasted - original), np.nan)
+    return original, masked, pasted, error
+
+
+def _draw_plane(
+    axes: Sequence[Axes], crop: PanelCrop, plane: Plane, pictures: Sequence[np.ndarray], index: int
+) -> AxesImage:
+    """Draws one plane's four pictures and returns the last, for the colour bar."""
+    aspect = crop.spacing[plane.up] / crop.spacing[plane.across]
+    for ax, name, volume in zip(axes, _PICTURES, pictures, strict=True):
+        is_error = name == "error"
+        ax.set_facecolor("black" if is_error else _MASKED_COLOUR)
+        drawn = ax.imshow(
+            plane.slice_of(volume, index),
+            cmap="inferno" if is_error else "gray",
+            vmin=0,
+            vmax=_LARGEST_ERROR if is_error else 1,
+            aspect=aspect,
+            interpolation="nearest",
+        )
+        ax.tick_params(which="both", length=0, labelbottom=False, labelleft=False)
+        if name == "masked input":
+            _draw_cells(ax, crop, plane)
+    for where, letter in {(0.01, 0.5): plane.left, (0.99, 0.5): plane.right}.items():
+        axes[0].text(*where, letter, color="yellow", fontsize=7, ha="left" if where[0] < 0.5 else "right",
+                     va="center", transform=axes[0].transAxes)  # fmt: skip
+    for where, letter in {(0.5, 0.99): plane.top, (0.5, 0.01): plane.bottom}.items():
+        axes[0].text(*where, letter, color="yellow", fontsize=7, ha="center",
+                     va="top" if where[1] > 0.5 else "bottom", transform=axes[0].transAxes)  # fmt: skip
+    axes[0].text(0.99, 0.01, f"{'RAS'[plane.normal]} {index}", color="yellow", fontsize=6, ha="right", va="bottom",
+                 transform=axes[0].transAxes)  # fmt: skip
+    return drawn
+
+
+def _draw_cells(ax: Axes, crop: PanelCrop, plane: Plane) -> None:
+    """Thin lines at the borders of the cells; the grid starts at the picture's right and bottom, where axes start.
+
+    None where cells are single voxels, as those of a whole volume are whose windows' cells form no common grid.
+    """
+    if set(crop.cell_size) == {1}:
+        return
+    width, height = crop.image.shape[plane.across], crop.image.shape[plane.up]
+    ax.set_xticks(width - 0.5 - np.arange(0, width + 1, crop.cell_size[plane.across]), minor=True)
+    ax.set_yticks(height - 0.5 - np.arange(0, height + 1, crop.cell_size[plane.up]), minor=True)
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.grid(which="minor", color="white", linewidth=0.3, alpha=0.6)
+
+
+def _shortened(name: str, longest: int = 28) -> str:
+    return name if len(name) <= longest else f"…{name[1 - longest :]}"

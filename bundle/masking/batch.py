@@ -1,0 +1,60 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""From a batch of crops to what network and loss are called with: masks are drawn and children cut here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bundle.errors import UserError
+from bundle.masking.levels import MaskInMask
+
+__all__ = ["MaskedBatch"]
+
+
+class MaskedBatch:
+    """`prepare_batch` of MONAI's trainer and evaluator for masked reconstruction.
+
+    Args:
+        masking: draws masks and cuts children, on the CPU, from the number of each sample's draw.
+    """
+
+    def __init__(self, masking: MaskInMask) -> None:
+        self.masking = masking
+
+    def __call__(
+        self, batch: dict[str, Any], device: torch.device | str | None = None, non_blocking: bool = False, **to: Any
+    ) -> tuple[Tensor, dict[str, Any], tuple[()], dict[str, Any]]:
+        """Moves a batch to `device` and masks it.
+
+        Args:
+            batch: `image` float ``[B, 1, D, H, W]``, bool `valid` and `foreground` alike, int64 ``[B]`` `draw` and
+                `volume`, `spacing` ``[B, 3]`` in mm.
+            device: where network and loss run.
+            non_blocking: copy while computing, for pinned memory.
+            to: further arguments of `torch.Tensor.to`.
+
+        Returns:
+            The network's input, the loss's target, no positional and four keyword arguments of the network.
+
+        Raises:
+            UserError: if the batch has no map of weights though the masking asks for one.
+        """
+        weight = None
+        if self.masking.weight is not None:
+            if self.masking.weight not in batch:
+                raise UserError(
+                    f"mask_in_mask#weight asks for {self.masking.weight!r}, which the crops do not have: choose "
+                    "foreground, or give --weight_maps"
+                )
+            weight = batch[self.masking.weight]
+        wanted = {key: batch[key] for key in ("image", "valid", "foreground", "draw", "spacing")}
+        mask, levels = self.masking(**wanted, weight=weight)
+        tensors = {key: value for key, value in batch.items() if isinstance(value, Tensor)}
+        options = {"device": device, "non_blocking": non_blocking, **to}
+        moved: dict[str, Any] = {k: v.to(**options) for k, v in (tensors | mask._asdict()).items()}
+        moved["children"] = [level.to(**options) for level in levels]
+        network = {key: moved.pop(key) for key in ("visible", "hidden")}
+        return moved["image"], moved, (), {**network, "spacing": moved["spacing"], "children": moved["children"]}

@@ -1,0 +1,55 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""Reads checkpoints: whole, checked, and never executed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bundle.errors import UserError
+
+__all__ = ["load_network", "read_checkpoint"]
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What `RunCheckpoint` wrote, its tensors on the CPU.
+
+    Raises:
+        UserError: if the file is no such checkpoint.
+    """
+    remedy = "name or resume another run, or put checkpoints/best.pt in its place if it is there"
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"{path} is truncated or no checkpoint: {remedy}") from error
+    if not isinstance(checkpoint, dict):
+        raise UserError(f"{path} is no checkpoint of this training: {remedy}")
+    return checkpoint
+
+
+def load_network(network: nn.Module, saved: dict[str, torch.Tensor], path: Path) -> None:
+    """Loads all of the network or nothing.
+
+    Raises:
+        UserError: if one tensor is missing, superfluous or of another shape.
+    """
+    current = network.state_dict()
+    differences = [
+        *(f"{name} is not in the checkpoint" for name in current if name not in saved),
+        *(f"{name} is not in this network" for name in saved if name not in current),
+        *(
+            f"{name} is {list(saved[name].shape)} in the checkpoint, {list(tensor.shape)} in this network"
+            for name, tensor in current.items()
+            if name in saved and saved[name].shape != tensor.shape
+        ),
+    ]
+    if differences:
+        more = f", and {len(differences) - 3} more" if len(differences) > 3 else ""
+        raise UserError(
+            f"{path} holds another network ({'; '.join(differences[:3])}{more}): "
+            "use the network settings of the run's config.yaml"
+        )
+    network.load_state_dict(saved)

@@ -1,0 +1,151 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""Refuses options that the config does not define: MONAI would add them without a word, and nothing would read them."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ComponentLocator, ConfigComponent, ConfigParser
+from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
+from monai.utils import optional_import
+
+from bundle.errors import UserError
+from bundle.runs.config_source import ConfigSource
+
+__all__ = ["check_overrides"]
+
+# ids that MONAI itself adds: the metadata, and what `--tracking mlflow` sets
+_ADDED_BY_MONAI = {ConfigParser.meta_key, *DEFAULT_MLFLOW_SETTINGS["configs"]}
+
+
+def check_overrides(source: ConfigSource, own: Sequence[str] = ()) -> None:
+    """Compares the merged config with its base: the first of its files, and those named in `own`.
+
+    An id is known if the base file defines it, or if it is an argument that the component (`_target_`) it belongs to
+    accepts. Lists may grow. A value may be replaced by anything, and an empty mapping may be filled with anything.
+
+    Args:
+        source: the config.
+        own: names of further files of the bundle's that define ids.
+
+    Raises:
+        UserError: for the first unknown id, with the nearest known one.
+    """
+    if not source.files:
+        return
+    base = _load([file for number, file in enumerate(source.files) if number == 0 or file.name in own])
+    merged = {key: value for key, value in source.parser.get().items() if key in base or key not in _ADDED_BY_MONAI}
+    unknown, siblings = next(_unknown_ids(base, merged), ("", []))
+    if not unknown:
+        return
+    near = _nearest(unknown, siblings, list(_ids(base)))
+    file = _file_with(unknown, source.files[1:])
+    dashes = "--" if file is None else ""
+    if near == unknown:
+        hint = "the component chosen in its place does not take it; give files that choose components last"
+    else:
+        hint = f"see {source.files[0]} for all options" if near is None else f"did you mean {dashes}{near}?"
+    raise UserError(f"unknown option {dashes}{unknown}{'' if file is None else f' in {file}'}: {hint}")
+
+
+def _load(files: Sequence[Path]) -> dict[str, Any]:
+    """The files merged as MONAI merges them; a single one as it is."""
+    if len(files) == 1:
+        return dict(ConfigParser.load_config_file(files[0]))
+    parser = ConfigParser()
+    parser.read_config([str(file) for file in files])
+    return {key: value for key, value in parser.get().items() if key != ConfigParser.meta_key}
+
+
+def _unknown_ids(base: Any, merged: Any, prefix: str = "") -> Iterator[tuple[str, list[str]]]:
+    """Yields each id of `merged` that is unknown, with the known ids beside it."""
+    if isinstance(merged, list):
+        old = base if isinstance(base, list) else []
+        for index, item in enumerate(merged):
+            known_item = old[index] if index < len(old) and _same_component(old[index], item) else None
+            yield from _unknown_ids(known_item, item, f"{prefix}{index}#")
+    elif isinstance(merged, Mapping):
+        known = dict(base) if isinstance(base, Mapping) and _same_component(base, merged) else {}
+        arguments = _argument_names(merged)
+        anything = arguments is None or (not known and "_target_" not in merged)
+        for key, value in merged.items():
+            if anything or key in known or key in arguments:  # type: ignore[operator]  # None is `anything`
+                yield from _unknown_ids(known.get(key), value, f"{prefix}{key}#")
+            else:
+                beside = [name for name in {*known, *(arguments or ())} if not name.startswith("_")]
+                yield f"{prefix}{key}", [f"{prefix}{name}" for name in sorted(beside)]
+
+
+def _same_component(one: Any, other: Any) -> bool:
+    """Whether both are mappings that make the same component, or that both make none."""
+    return isinstance(one, Mapping) and isinstance(other, Mapping) and one.get("_target_") == other.get("_target_")
+
+
+def _argument_names(config: Mapping[str, Any]) -> set[str] | None:
+    """The argument names that the component accepts; none if `config` makes no component, None if any name goes."""
+    if "_target_" not in config:
+        return set()
+    target = ConfigComponent(config, locator=_LOCATOR).resolve_module_name()
+    if not isinstance(target, str) or target.startswith("$"):
+        return None
+    module, _, name = target.rpartition(".")
+    component, found = optional_import(module, name=name)
+    if not found:  # MONAI says so when it makes the component
+        return None
+    try:
+        parameters = inspect.signature(component).parameters.values()
+    except (TypeError, ValueError):  # some callables written in C have no signature
+        return None
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    return {parameter.name for parameter in parameters} | ConfigComponent.non_arg_keys
+
+
+_LOCATOR = ComponentLocator()
+
+
+def _ids(config: Any, prefix: str = "") -> Iterator[str]:
+    """Every id of a config, such as "network#encoder#init_filters"."""
+    items: Any = ()
+    if isinstance(config, Mapping):
+        items = config.items()
+    elif isinstance(config, list):
+        items = enumerate(config)
+    for key, value in items:
+        if not str(key).startswith("_"):
+            yield f"{prefix}{key}"
+            yield from _ids(value, f"{prefix}{key}#")
+
+
+def _nearest(unknown: str, siblings: list[str], ids: list[str]) -> str | None:
+    """The known id that `unknown` is nearest to.
+
+    That is one elsewhere with the same last part, else the one beside it, else the one elsewhere, that is spelt alike.
+    """
+    last_part = unknown.rpartition("#")[2]
+    elsewhere = _by_last_part(ids)
+    if last_part in elsewhere:
+        return elsewhere[last_part]
+    for known in (_by_last_part(siblings), elsewhere):
+        alike = difflib.get_close_matches(last_part, known, n=1, cutoff=0.7)
+        if alike:
+            return known[alike[0]]
+    return None
+
+
+def _by_last_part(ids: list[str]) -> dict[str, str]:
+    return {known.rpartition("#")[2]: known for known in reversed(ids)}  # of equal ones, the first id
+
+
+def _file_with(unknown: str, files: tuple[Path, ...]) -> Path | None:
+    """The first of the files that sets `unknown`; None if the command line (or Python) does."""
+    for file in files:
+        for key, value in ConfigParser.load_config_file(file).items():
+            top = key.lstrip("+").replace("::", "#")
+            if unknown in {top, *_ids(value, f"{top}#")}:
+                return file
+    return None

@@ -1,0 +1,115 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""The shipped weights as a trained network that can reconstruct, where there is no run of one's own yet."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser
+from torch import Tensor
+
+from bundle.errors import UserError
+from bundle.runs.checkpoint import load_network
+from bundle.runs.folder import RunFolder
+from bundle.runs.trained_run import TrainedRun, newest_run
+from bundle.weights import decoder_file
+
+__all__ = ["ShippedModel", "find_trained"]
+
+logger = logging.getLogger(__name__)
+
+
+class ShippedModel(TrainedRun):
+    """`models/model.pt` and `model_decoder.pt`, with the configs that they were made with.
+
+    Args:
+        bundle_root: where `models/` and `configs/` are; results go into its `runs/shipped`.
+        configs: names of the files in `configs/`, in their order.
+        settings: replace those of the configs, by id.
+
+    Raises:
+        UserError: if the weights are not there, or not those that `model.json` describes.
+    """
+
+    def __init__(
+        self,
+        *,
+        configs: Sequence[str],
+        bundle_root: str | os.PathLike[str] = ".",
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        root = Path(bundle_root)
+        self.folder = RunFolder(root / "runs" / "shipped")
+        self.checkpoint = root / "models/model.pt"
+        self.config = root / "configs" / configs[-1]
+        self._files = [root / "configs" / name for name in configs]
+        super()._use({**(settings or {}), "bundle_root": str(root)})
+        try:
+            about = json.loads(self.checkpoint.with_suffix(".json").read_text())
+            for file, name in ((self.checkpoint, "sha256"), (decoder_file(self.checkpoint), "decoder_sha256")):
+                if sha256(file.read_bytes()).hexdigest() != about.get(name):
+                    raise UserError(
+                        f"{file} is not the file that model.json describes: name a run with --run_folder, or download "
+                        "the bundle's models/ again"
+                    )
+        except FileNotFoundError as error:
+            raise UserError(
+                f"{error.filename} is missing: name a run with --run_folder, or download the bundle's models/ again"
+            ) from error
+        self._epochs = int(about.get("epochs", 0))
+
+    def _content(self) -> dict[str, Any]:
+        return dict(ConfigParser.load_config_files([str(file) for file in self._files]))
+
+    @property
+    def epoch(self) -> int:
+        """How many epochs the weights were trained for."""
+        return self._epochs
+
+    def load_into(self, network: torch.nn.Module) -> None:
+        """Loads encoder and decoder, all or none.
+
+        Raises:
+            UserError: if they are of another network, as those of a run that replaced the shipped ones may be.
+        """
+        # the alignment's heads are not shipped: nothing that is done with a trained network needs them
+        given = {key: value for key, value in network.state_dict().items() if key.startswith("alignment.")}
+        for file, prefix in ((self.checkpoint, "encoder.network."), (decoder_file(self.checkpoint), "decoder.")):
+            weights: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
+            given |= {f"{prefix}{key}": value for key, value in weights.items()}
+        load_network(network, given, self.checkpoint)
+        logger.info("shipped weights %s, after epoch %d", self.checkpoint, self.epoch)
+
+
+def find_trained(
+    *,
+    configs: Sequence[str],
+    bundle_root: str | os.PathLike[str] = ".",
+    run_folder: str | os.PathLike[str] | None = None,
+    checkpoint: str = "last",
+    settings: Mapping[str, Any] | None = None,
+) -> TrainedRun:
+    """A run, or the shipped weights.
+
+    Args:
+        configs: that the shipped weights were made with, as for `ShippedModel`.
+        bundle_root: where `runs/` and `models/` are.
+        run_folder: of the run; None takes the newest, or where there is none the shipped weights, "shipped" those.
+        checkpoint: of a run, as for `TrainedRun`.
+        settings: as for both.
+
+    Raises:
+        UserError: as both do.
+    """
+    if run_folder == "shipped" or (run_folder is None and newest_run(Path(bundle_root)) is None):
+        if run_folder is None:
+            logger.info("no run in %s: takes the shipped weights", Path(bundle_root) / "runs")
+        return ShippedModel(configs=configs, bundle_root=bundle_root, settings=settings)
+    return TrainedRun(bundle_root=bundle_root, run_folder=run_folder, checkpoint=checkpoint, settings=settings)

@@ -1,0 +1,151 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""A run that was trained before: its folder, its settings, and its network with a checkpoint's weights."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from monai.bundle import ConfigParser
+from torch import nn
+
+from bundle.errors import UserError
+from bundle.runs.checkpoint import load_network, read_checkpoint
+from bundle.runs.folder import RunFolder
+
+__all__ = ["TrainedRun", "newest_run"]
+
+logger = logging.getLogger(__name__)
+
+_CHECKPOINTS = ("last", "best")
+
+
+class TrainedRun:
+    """A run as its folder records it.
+
+    The settings are those of the run's `config.yaml` (of the newest, if resumes with other settings added some). They
+    are a config of MONAI's, so they are code: name runs of people you trust only.
+
+    Args:
+        bundle_root: where `runs/` is.
+        run_folder: of the run; None takes the newest one under `runs/` that has a checkpoint.
+        checkpoint: "last", after the last whole epoch, or "best", after that with the lowest validation loss.
+        settings: replace those of the run, by id.
+
+    Attributes:
+        folder: the run's folder.
+        checkpoint: the file.
+        config: the file with the settings.
+
+    Raises:
+        UserError: if there is no such run, or it lacks the checkpoint or its settings.
+    """
+
+    def __init__(
+        self,
+        *,
+        bundle_root: str | os.PathLike[str] = ".",
+        run_folder: str | os.PathLike[str] | None = None,
+        checkpoint: str = "last",
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        if checkpoint not in _CHECKPOINTS:
+            raise UserError(f"--checkpoint {checkpoint!r} is not known: choose {' or '.join(_CHECKPOINTS)}")
+        self.folder = _newest(Path(bundle_root)) if run_folder is None else RunFolder(Path(run_folder))
+        last = checkpoint == "last"
+        self.checkpoint = self.folder.last_checkpoint if last else self.folder.best_checkpoint
+        if not self.checkpoint.is_file():
+            raise UserError(
+                f'--run_folder "{self.folder.path}" has no checkpoints/{checkpoint}.pt: name the folder of a run that '
+                "completed an epoch" + ("" if last else ", or --checkpoint last")
+            )
+        self.config = _newest_config(self.folder)
+        self._use(settings)
+
+    def _use(self, settings: Mapping[str, Any] | None) -> None:
+        self._settings = dict(settings or {})
+        self._parser: ConfigParser | None = None
+        self._saved: dict[str, Any] | None = None
+
+    def _content(self) -> dict[str, Any]:
+        """The config, as read."""
+        content: dict[str, Any] = yaml.safe_load(self.config.read_text())
+        return content
+
+    def get(self, name: str) -> Any:
+        """What the run's config defines under an id: a value, or the component, made once.
+
+        Raises:
+            UserError: if the config cannot be read or lacks the id.
+        """
+        if self._parser is None:
+            try:
+                self._parser = ConfigParser(self._content())
+                self._parser.update(self._settings)
+            except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
+                raise UserError(f"{self.config} cannot be read ({type(error).__name__}): name another run") from error
+        if name not in self._parser:
+            raise UserError(f"{self.config} has no {name!r}: name a run of this bundle")
+        return self._parser.get_parsed_content(name)
+
+    @property
+    def epoch(self) -> int:
+        """How many epochs the checkpoint was trained for."""
+        return int(self._read()["epoch"])
+
+    @property
+    def network(self) -> nn.Module:
+        """The pre-training network with the checkpoint's weights, on the run's device, for evaluation."""
+        network: nn.Module = self.get("network_def")
+        self.load_into(network)
+        return network.to(self.get("run_device")).eval()
+
+    def load_into(self, network: nn.Module) -> None:
+        """Loads the checkpoint's weights, all or none.
+
+        Raises:
+            UserError: if the checkpoint is damaged or of another network.
+        """
+        load_network(network, self._read()["network"], self.checkpoint)
+        logger.info("weights of %s, after epoch %d", self.checkpoint, self.epoch)
+
+    def _read(self) -> dict[str, Any]:
+        if self._saved is None:
+            saved = read_checkpoint(self.checkpoint)
+            tensors = saved.get("network")
+            if not isinstance(tensors, dict) or not all(isinstance(t, torch.Tensor) for t in tensors.values()):
+                raise UserError(f"{self.checkpoint} holds no network: name another run")
+            self._saved = {"network": tensors, "epoch": saved.get("epoch", 0)}
+        return self._saved
+
+
+def newest_run(bundle_root: Path) -> RunFolder | None:
+    """The newest run below a bundle's folder that has a checkpoint."""
+    found = sorted((bundle_root / "runs").glob("*/checkpoints/last.pt"), key=lambda file: file.stat().st_mtime)
+    return RunFolder(found[-1].parents[1]) if found else None
+
+
+def _newest(bundle_root: Path) -> RunFolder:
+    folder = newest_run(bundle_root)
+    if folder is None:
+        raise UserError(f'no run with a checkpoint in "{bundle_root / "runs"}": train one, or give its --run_folder')
+    logger.info("the newest run is %s", folder.path)
+    return folder
+
+
+def _newest_config(folder: RunFolder) -> Path:
+    """`config.yaml`, or the last of `config_2.yaml`, `config_3.yaml`, ... that resumes have added."""
+    numbers = {
+        int(match[1] or 1): file
+        for file in folder.path.glob("config*.yaml")
+        if (match := re.fullmatch(r"config(?:_(\d+))?\.yaml", file.name))
+    }
+    if not numbers:
+        raise UserError(f'--run_folder "{folder.path}" has no config.yaml: name the folder of a run of this bundle')
+    return numbers[max(numbers)]

@@ -1,0 +1,93 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""Which visible sites a convolution's outputs read: tables for the convolutions that work on sites, not blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bundle.cells import Triple
+from bundle.sparse.layout import CellLayout
+from bundle.sparse.windows import Window
+
+__all__ = ["NeighbourTable", "PairTable", "neighbour_table", "pair_table"]
+
+
+@dataclass(frozen=True)
+class NeighbourTable:
+    """Where each visible site's ``K`` kernel neighbours, itself among them, are read from.
+
+    Attributes:
+        rows: ``[sites * K]`` int64, rows of features seen as ``[N * d * h * w, C]``; 0 stands in where absent.
+        absent: int64, the positions in `rows` whose site is absent.
+        opposite_rows: as `rows`, each site's neighbours in reverse order of the kernel.
+        opposite_absent: as `absent`, for `opposite_rows`.
+    """
+
+    rows: Tensor
+    absent: Tensor
+    opposite_rows: Tensor
+    opposite_absent: Tensor
+
+
+@dataclass(frozen=True)
+class PairTable:
+    """For each place of the kernel, the outputs that read a visible input there, and that input.
+
+    Attributes:
+        outputs: for each place int64 ``[pairs]``, different rows of the output seen as ``[sites, C]``.
+        inputs: for each place int64 ``[pairs]``, different rows of the input.
+    """
+
+    outputs: tuple[Tensor, ...]
+    inputs: tuple[Tensor, ...]
+
+
+def neighbour_table(layout: CellLayout, block: Triple, window: Window) -> NeighbourTable:
+    """The table of a window that keeps the map's size, for visible cells of `block` sites."""
+
+    def make() -> NeighbourTable:
+        rows, there = _reads(layout, block, window)
+        return NeighbourTable(
+            rows.flatten(),
+            (~there).flatten().nonzero()[:, 0],
+            rows.flip(1).flatten(),
+            (~there).flip(1).flatten().nonzero()[:, 0],
+        )
+
+    return layout.keep(("neighbours", block, window), make)
+
+
+def pair_table(layout: CellLayout, block: Triple, window: Window) -> PairTable:
+    """The table of any window over an input whose visible cells have `block` sites."""
+
+    def make() -> PairTable:
+        rows, there = _reads(layout, block, window)
+        place, output = there.T.nonzero().unbind(1)  # sorted by place
+        counts = there.sum(0).tolist()
+        return PairTable(output.split(counts), rows[output, place].split(counts))
+
+    return layout.keep(("pairs", block, window), make)
+
+
+def _reads(layout: CellLayout, block: Triple, window: Window) -> tuple[Tensor, Tensor]:
+    """``[output sites, K]``, the row that each output reads at each place of the kernel, and whether it is visible."""
+    halo = layout.halo(block, window.padding, window.high)
+    present = torch.ones(len(halo.rows), dtype=torch.bool, device=layout.device)
+    present[halo.absent] = False
+    # per axis: the place in the widened block that an output reads with the k-th place of the kernel, [outputs, K]
+    axes = [
+        stride * torch.arange(b // stride, device=layout.device)[:, None]
+        + dilation * torch.arange(k, device=layout.device)
+        for b, stride, dilation, k in zip(block, window.stride, window.dilation, window.kernel)
+    ]
+    z, y, x = (
+        axes[0][:, None, None, :, None, None],
+        axes[1][None, :, None, None, :, None],
+        axes[2][None, None, :, None, None, :],
+    )
+    place = ((z * halo.block[1] + y) * halo.block[2] + x).flatten(3).flatten(0, 2)  # [outputs of a block, K]
+    rows, there = (t.view(len(layout), -1)[:, place].flatten(0, 1) for t in (halo.rows, present))
+    return rows, there

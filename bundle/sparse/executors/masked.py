@@ -1,0 +1,136 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""The `masked` executor: the full dense tensor times the mask. The reference the other executors are held to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bundle.cells import Triple, triple
+from bundle.sparse.convolution.dense import frame
+from bundle.sparse.layout import CellLayout
+from bundle.sparse.volume import SparseVolume
+from bundle.sparse.windows import Window
+
+__all__ = ["MaskedVolume"]
+
+
+class MaskedVolume(SparseVolume, executor="masked"):
+    """Stores ``[B, C, D, H, W]``, zero at absent sites: nothing is saved, everything is plain to see."""
+
+    @classmethod
+    def _from_dense(cls, image: Tensor, layout: CellLayout, block: Triple) -> MaskedVolume:
+        return cls(_zero_unless(layout.site_mask(block), image), layout, block)
+
+    def to_dense(self, fill: Tensor | None = None) -> Tensor:
+        if fill is None:
+            return self.features
+        return torch.where(self._mask(self.block), self.features, fill.to(self.dtype).view(1, -1, 1, 1, 1))
+
+    def at(self, sites: Tensor) -> Tensor:
+        b, z, y, x = sites.unbind(1)
+        return self.features[b, :, z, y, x]
+
+    @property
+    def channels(self) -> int:
+        return self.features.shape[1]
+
+    def pointwise(self, function: Callable[..., Tensor], *others: SparseVolume) -> SparseVolume:
+        return self._masked(function(self.features, *(other.features for other in others)), self.block)
+
+    def convolve(
+        self, weight: Tensor, bias: Tensor | None, stride: Triple, padding: Triple, dilation: Triple, groups: int
+    ) -> SparseVolume:
+        block = self.strided_block(stride)
+        framed = frame(self.features, Window(triple(weight.shape[2:]), stride, padding, dilation))
+        return self._masked(F.conv3d(framed, weight, bias, stride, 0, dilation, groups), block)
+
+    def normalize_batch(
+        self,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        use_batch: bool,
+        momentum: float,
+        eps: float,
+    ) -> SparseVolume:
+        x, mask = self._statistics_input()
+        if use_batch:
+            count = mask.sum()
+            mean, var = _moments(x, mask, dims=(0, 2, 3, 4))
+            if running_mean is not None and running_var is not None:
+                with torch.no_grad():  # as torch does: the running variance is the unbiased one
+                    running_mean.lerp_(mean.flatten().to(running_mean.dtype), momentum)
+                    running_var.lerp_((var * count / (count - 1)).flatten().to(running_var.dtype), momentum)
+        else:
+            assert running_mean is not None  # batch_norm itself demands them
+            assert running_var is not None
+            mean, var = (stat.to(x.dtype).view(1, -1, 1, 1, 1) for stat in (running_mean, running_var))
+        return self._affine((x - mean) * (var + eps).rsqrt(), weight, bias)
+
+    def normalize_sample(
+        self, groups: int | None, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> SparseVolume:
+        x, mask = self._statistics_input()
+        groups = self.channels if groups is None else groups
+        grouped = x.view(x.shape[0], groups, -1, *x.shape[2:])  # [B, groups, channels of a group, D, H, W]
+        mean, var = _moments(grouped, mask[:, None].expand(-1, -1, grouped.shape[2], -1, -1, -1), dims=(2, 3, 4, 5))
+        return self._affine(((grouped - mean) * (var + eps).rsqrt()).view_as(x), weight, bias)
+
+    def average_blocks(self, kernel: Triple) -> SparseVolume:
+        return self._masked(F.avg_pool3d(self.features, kernel), self.strided_block(kernel))
+
+    def pool(
+        self, kind: Literal["max", "sum"], kernel: Triple, stride: Triple, padding: Triple, dilation: Triple
+    ) -> SparseVolume:
+        block, window = self.strided_block(stride), Window(kernel, stride, padding, dilation)
+        if kind == "max":
+            framed = frame(self._or_lowest(), window, value=-torch.inf)
+            return self._masked(F.max_pool3d(framed, kernel, stride, 0, dilation), block)
+        framed = frame(self.features, window)
+        return self._masked(F.avg_pool3d(framed, kernel, stride, divisor_override=1), block)
+
+    def sample_sum(self) -> Tensor:
+        return self.features.sum((2, 3, 4), dtype=torch.float64 if self.dtype == torch.float64 else torch.float32)
+
+    def sample_max(self) -> Tensor:
+        return torch.where(self.layout.visible.flatten(1).any(1)[:, None], self._or_lowest().amax((2, 3, 4)), 0.0)
+
+    def spread(self, samples: Tensor) -> Tensor:
+        return samples
+
+    def _or_lowest(self) -> Tensor:
+        return torch.where(self._mask(self.block), self.features, -torch.inf)
+
+    def _statistics_input(self) -> tuple[Tensor, Tensor]:
+        x = self.features if self.dtype == torch.float64 else self.features.float()
+        return x, self._mask(self.block).to(x.dtype)
+
+    def _affine(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> SparseVolume:
+        if weight is not None:
+            x = x * weight.view(1, -1, 1, 1, 1)
+        if bias is not None:
+            x = x + bias.view(1, -1, 1, 1, 1)
+        return self._masked(x.to(self.dtype), self.block)
+
+    def _mask(self, block: Triple) -> Tensor:
+        return self.layout.site_mask(block)
+
+    def _masked(self, features: Tensor, block: Triple) -> SparseVolume:
+        return self._like(_zero_unless(self._mask(block), features), block)
+
+
+def _zero_unless(mask: Tensor, x: Tensor) -> Tensor:
+    return torch.where(mask, x, x.new_zeros(()))  # not a product: NaN times zero would be NaN
+
+
+def _moments(x: Tensor, mask: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance over `dims` where `mask` is one; both are 0 for a sample with nothing visible."""
+    count = mask.sum(dims, keepdim=True).clamp(min=1)
+    mean = (x * mask).sum(dims, keepdim=True) / count
+    return mean, ((x - mean).square() * mask).sum(dims, keepdim=True) / count

@@ -1,0 +1,88 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""Finds volumes with findings."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from bundle.data.find import FoundVolume, find_listed, modality_named
+from bundle.errors import UserError
+
+__all__ = ["check_findings", "find_findings"]
+
+
+def check_findings(findings: Sequence[str]) -> int:
+    """The number of findings, for a network's last layer.
+
+    Raises:
+        UserError: if there is none, one is named twice, or it is no list of names.
+    """
+    is_list = isinstance(findings, Sequence) and not isinstance(findings, str)
+    names = [finding for finding in findings if isinstance(finding, str)] if is_list else []
+    if not names or len(set(names)) < len(findings):
+        raise UserError(
+            f'--findings {findings} does not fit: list columns of labels.csv, such as "[aneurysm, stenosis]"'
+        )
+    return len(names)
+
+
+def find_findings(dataset_dir: str | os.PathLike[str], findings: Sequence[str]) -> list[FoundVolume]:
+    """Volumes with a row of findings each, 1 or 0, for classification.
+
+    Args:
+        dataset_dir: a table `labels.csv`, or the folder that holds it. Its column `image` names a file, or a folder of
+            one DICOM series, relative to the table; each finding has a column; the optional column `part` says
+            "training" or "validation", the optional `group` which volumes belong together (one patient), and
+            `modality` CT or MR. An empty cell of a finding means not known, and counts in neither loss nor metric.
+        findings: the columns to learn.
+
+    Returns:
+        Volumes whose annotations hold `label`, a list of 0.0, 1.0 or NaN, sorted by name.
+
+    Raises:
+        UserError: if there is no table, or it lacks a column, or a cell is neither 0, 1 nor empty.
+    """
+    check_findings(findings)
+    root = Path(dataset_dir)
+    table = root / "labels.csv" if root.is_dir() else root
+    if not table.is_file() or table.suffix != ".csv":
+        raise UserError(f"--dataset_dir {root} has no labels.csv: give a table with a column image and one per finding")
+    with table.open(newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file))  # a row that is too short has None for a cell, one too long None as a key
+    if missing := {"image", *findings} - set(rows[0] if rows else ()):
+        raise UserError(
+            f"{table} has no column {', '.join(sorted(missing))}: name the findings in `findings` as its columns are"
+        )
+    volumes: list[FoundVolume] = []
+    has_parts = any(row.get("part") for row in rows)
+    for line, row in enumerate(rows, start=2):
+        if None in row or None in row.values():
+            raise UserError(f"{table}, line {line} has another number of cells than the header: correct it")
+        part = (row.get("part") or "training") if has_parts else ""
+        if part not in ("", "training", "validation"):
+            raise UserError(f"{table}, line {line}: part {part!r} is neither training nor validation: correct it")
+        values = [_finding(row[name], f"{table}, line {line}, column {name}") for name in findings]
+        volumes += find_listed(
+            table.parent / row["image"],
+            row["image"],
+            modality=modality_named(row.get("modality")),
+            part=part,
+            group=row.get("group") or "",
+            annotations={"label": values},
+        )
+    return sorted(volumes, key=lambda volume: volume.name)
+
+
+def _finding(cell: str, where: str) -> float:
+    if cell.strip() == "":
+        return float("nan")
+    try:
+        value = float(cell)
+    except ValueError:
+        value = -1.0
+    if value not in (0.0, 1.0):
+        raise UserError(f"{where} holds {cell!r}: give 1, 0, or nothing where it is not known")
+    return value

@@ -1,0 +1,41 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""Detection of boxes."""
+
+from bundle.tasks.detection.anchors import anchor_shapes
+from bundle.tasks.detection.batch import BoxBatch
+from bundle.tasks.detection.box_crops import RandBoxCropd, collate_boxes
+from bundle.tasks.detection.boxes import (
+    BoxesToVoxelsd,
+    ReadBoxesd,
+    as_targets,
+    boxes_in_voxels,
+    boxes_in_world,
+    check_box_classes,
+)
+from bundle.tasks.detection.detector import Detector
+from bundle.tasks.detection.find import find_boxes
+from bundle.tasks.detection.loss import DetectionLoss
+from bundle.tasks.detection.metrics import AveragePrecision
+from bundle.tasks.detection.panels import DetectionPanels
+from bundle.tasks.detection.resnet_fpn import ResNetFPN
+from bundle.tasks.detection.table import PredictedBoxes
+
+__all__ = [
+    "AveragePrecision",
+    "BoxBatch",
+    "BoxesToVoxelsd",
+    "DetectionLoss",
+    "DetectionPanels",
+    "Detector",
+    "PredictedBoxes",
+    "RandBoxCropd",
+    "ReadBoxesd",
+    "ResNetFPN",
+    "anchor_shapes",
+    "as_targets",
+    "boxes_in_voxels",
+    "boxes_in_world",
+    "check_box_classes",
+    "collate_boxes",
+    "find_boxes",
+]

@@ -1,0 +1,42 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""Finds volumes with boxes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from bundle.data.find import FoundVolume
+from bundle.data.lists import volumes_of
+from bundle.errors import UserError
+
+__all__ = ["find_boxes"]
+
+
+def find_boxes(dataset_dir: str | os.PathLike[str]) -> list[FoundVolume]:
+    """Volumes with a list of boxes each, for detection.
+
+    Args:
+        dataset_dir: a json as MONAI's detection tutorials use (or a folder with a `dataset.json`): `training` and
+            optionally `validation` list objects with `image`, `box` and `label`. A box is [x, y, z, width, height,
+            depth], its centre and size in mm in the image's RAS world coordinates; a label counts from 0. An empty list
+            of boxes is a volume without a finding.
+
+    Returns:
+        Volumes whose annotations hold `box` and `label`, sorted by name.
+
+    Raises:
+        UserError: if nothing is found, or the list cannot be used.
+    """
+    root = Path(dataset_dir)
+    listed = root / "dataset.json" if root.is_dir() else root
+    if not listed.is_file():
+        raise UserError(f"--dataset_dir {root} has no dataset.json: give one with training: [{{image, box, label}}]")
+    volumes = volumes_of(listed, ("box", "label"))
+    for volume in volumes:
+        boxes, labels = volume.annotations["box"], volume.annotations["label"]
+        if not isinstance(boxes, list) or not isinstance(labels, list) or len(boxes) != len(labels):
+            raise UserError(f"{listed} gives {volume.name} not one label for each box: list as many labels as boxes")
+        if any(len(box) != 6 or min(box[3:]) <= 0 for box in boxes):
+            raise UserError(f"{listed} gives {volume.name} a box that is not x, y, z, width, height, depth in mm")
+    return sorted(volumes, key=lambda volume: volume.name)

@@ -1,0 +1,70 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""The product of fine-tuning: the network's weights after its best epoch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import monai
+import torch
+from ignite.engine import Engine, Events
+
+from bundle.atomic import replace_file
+from bundle.runs import RunFolder
+from bundle.runs.distributed import is_main_rank
+
+__all__ = ["ExportBest"]
+
+logger = logging.getLogger(__name__)
+
+
+class ExportBest:
+    """Writes `model.pt` and `model.json` into the run folder after each epoch with the best validation so far.
+
+    So a run that is stopped early has a product, too. The weights are those of `checkpoints/best.pt`, or the last ones
+    if nothing was ever validated: a flat state dict of the plain MONAI network. The json says how volumes are to be
+    prepared for it and what its outputs mean. Put it after `RunCheckpoint`.
+
+    Args:
+        run_folder: where to, and where the checkpoints are.
+        settings: for `model.json`; values that are no JSON become text.
+    """
+
+    def __init__(self, *, run_folder: RunFolder, settings: Mapping[str, Any]) -> None:
+        self.run_folder, self.settings = run_folder, settings
+        self._written = 0  # when the checkpoint that was written last was made
+
+    def attach(self, engine: Engine) -> None:
+        """Registers with the trainer."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._write_best)
+        engine.add_event_handler(Events.COMPLETED, self._write_last)
+
+    def _write_best(self, engine: Engine) -> None:  # noqa: ARG002 - the signature of a handler
+        best = self.run_folder.best_checkpoint
+        if is_main_rank() and best.exists() and best.stat().st_mtime_ns != self._written:
+            self._written = best.stat().st_mtime_ns
+            self._write(best)
+
+    def _write_last(self, engine: Engine) -> None:  # noqa: ARG002 - the signature of a handler
+        if is_main_rank() and not self.run_folder.best_checkpoint.exists():
+            logger.warning("no epoch was validated, so %s holds the last weights", self.run_folder.model)
+            self._write(self.run_folder.last_checkpoint)
+
+    def _write(self, file: Path) -> None:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+        with replace_file(self.run_folder.model) as temporary:
+            torch.save(checkpoint["network"], temporary)
+            digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
+        about = {
+            **self.settings,
+            "epoch": checkpoint["epoch"],
+            "sha256": digest,
+            "versions": {"monai": monai.__version__, "torch": torch.__version__},
+        }
+        with replace_file(self.run_folder.model.with_suffix(".json")) as temporary:
+            temporary.write_text(json.dumps(about, indent=4, default=str) + "\n")

@@ -1,0 +1,21 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""Segmentation: label maps, deep supervision, heads, metrics, panels."""
+
+from bundle.tasks.segmentation.find import find_segmentations
+from bundle.tasks.segmentation.fit_heads import FitHeads
+from bundle.tasks.segmentation.labels import LabelsInForegroundd, ReadLabelMapd, check_classes, check_labelled
+from bundle.tasks.segmentation.loss import StackedSupervisionLoss
+from bundle.tasks.segmentation.metrics import SurfaceDistanceInMm
+from bundle.tasks.segmentation.panels import SegmentationPanels
+
+__all__ = [
+    "FitHeads",
+    "LabelsInForegroundd",
+    "ReadLabelMapd",
+    "SegmentationPanels",
+    "StackedSupervisionLoss",
+    "SurfaceDistanceInMm",
+    "check_classes",
+    "check_labelled",
+    "find_segmentations",
+]

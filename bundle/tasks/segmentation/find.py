@@ -1,0 +1,81 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""Finds volumes with label maps."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from bundle.data.find import FoundVolume, volume_files
+from bundle.data.lists import modality_of_all, read_json, volumes_of
+from bundle.data.names import without_ending
+from bundle.errors import UserError
+
+__all__ = ["find_segmentations"]
+
+
+_LAYOUTS = (("imagesTr", "labelsTr"), ("images", "labels"))
+
+
+_CHANNEL = re.compile(r"_\d{4}$")  # nnU-Net's number of the channel
+
+
+def find_segmentations(dataset_dir: str | os.PathLike[str]) -> list[FoundVolume]:
+    """Volumes with a label map each.
+
+    Several images of one grid (T1, T2, ...) are the channels of one volume: an `image` that lists their files, or
+    nnU-Net's files `<case>_0000`, `<case>_0001`, ...
+
+    Args:
+        dataset_dir: an MSD-style json (`training`, and optionally `validation`, list objects with `image` and `label`,
+            relative to it), a folder that holds such a `dataset.json`, or a folder with `imagesTr` and `labelsTr` (or
+            `images` and `labels`) in which a volume and its label map have one name, nnU-Net's number apart.
+
+    Returns:
+        Volumes whose annotations hold the file `label`, sorted by name.
+
+    Raises:
+        UserError: if nothing is found, or the list cannot be used.
+    """
+    root = Path(dataset_dir)
+    listed = root / "dataset.json" if (root / "dataset.json").is_file() else root
+    # nnU-Net has a dataset.json, too, which lists no volumes
+    if listed.is_file() and (listed == root or "training" in read_json(listed)):
+        volumes = volumes_of(listed, ("label",))
+    else:
+        modality = modality_of_all(read_json(listed)) if listed.is_file() else ""
+        volumes = [pair for images, labels in _LAYOUTS for pair in _pairs(root / images, root / labels, modality)]
+    if not volumes:
+        raise UserError(
+            f"--dataset_dir {root} holds no labelled volumes: give an MSD-style dataset.json with training: "
+            "[{image, label}], or a folder with imagesTr and labelsTr"
+        )
+    return sorted(volumes, key=lambda volume: volume.name)
+
+
+def _pairs(images: Path, labels: Path, modality: str) -> Iterator[FoundVolume]:
+    if not (images.is_dir() and labels.is_dir()):
+        return
+    label_files = {_stem(path, labels): path for path in volume_files(labels)}
+    cases: dict[str, list[Path]] = {}
+    for path in volume_files(images):
+        stem = _stem(path, images)
+        case = _CHANNEL.sub("", stem)
+        cases.setdefault(case if stem not in label_files and case in label_files else stem, []).append(path)
+    for case, (path, *others) in cases.items():
+        name = path.relative_to(images)
+        label = label_files.get(case, labels / name)  # one that is not there is reported with its volume
+        yield FoundVolume(
+            name=str(name),
+            files=(str(path),),
+            modality=modality,
+            annotations={"label": str(label)},
+            channels=tuple((str(other),) for other in others),
+        )
+
+
+def _stem(path: Path, root: Path) -> str:
+    """The path below the folder, without the suffix."""
+    return without_ending(str(path.relative_to(root)))

@@ -1,0 +1,120 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""Label maps and findings, for fine-tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+
+from bundle.data import PreparedVolume, read_volume
+from bundle.data.read import same_grid
+from bundle.errors import UserError, VolumeError
+
+__all__ = ["LabelsInForegroundd", "ReadLabelMapd", "check_classes", "check_labelled"]
+
+
+def check_classes(classes: Mapping[str, int]) -> int:
+    """The number of classes with the background, for a network's last layer.
+
+    Args:
+        classes: value in the label maps by the name of each class; the background has none.
+
+    Raises:
+        UserError: if there is no class, two share a value, or a value is no whole number from 1 to 65535.
+    """
+    values = list(classes.values()) if isinstance(classes, Mapping) else []
+    if not values or len(set(values)) < len(values) or any(not isinstance(v, int) or not 0 < v < 65536 for v in values):
+        raise UserError(f"--classes {classes} does not fit: give each class its own value, such as {{liver: 1}}")
+    if len(values) > 254:
+        raise UserError(f"--classes names {len(values)} classes: at most 254 are possible")
+    return len(values) + 1
+
+
+class ReadLabelMapd(MapTransform):
+    """Reads a volume's label map: uint8 ``[1, D, H, W]``, 0 background, 1 the first of `classes`, 2 the second.
+
+    Args:
+        keys: of the file's name.
+        classes: value in the file by the name of each class; other values become background.
+        image_key: of the image that was read before, whose grid the map must have.
+
+    Raises:
+        VolumeError: for a map that cannot be read, is on another grid, or holds values that are no whole numbers.
+    """
+
+    def __init__(self, keys: KeysCollection = "label", *, classes: Mapping[str, int], image_key: str = "image") -> None:
+        super().__init__(keys)
+        check_classes(classes)
+        self.values, self.image_key = tuple(classes.values()), image_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        image, name = item[self.image_key], str(item["name"])
+        for key in self.key_iterator(item):
+            labels = read_volume([str(item[key])], f"{name}, its label map {item[key]}", constant=True)
+            if not same_grid(labels, image):
+                other, size = (" x ".join(map(str, volume.shape[1:])) for volume in (labels, image))
+                raise VolumeError(
+                    name,
+                    f"and its label map are not on one grid ({size} and {other} voxels, or another place in space)",
+                    "resample the label map to the image, nearest neighbour",
+                )
+            if (labels != labels.round()).any():
+                raise VolumeError(name, "has a label map with values that are no whole numbers", "correct it")
+            indices = torch.zeros(labels.shape, dtype=torch.uint8)
+            for index, value in enumerate(self.values, start=1):
+                indices[labels.as_tensor() == value] = index
+            # the image's: from one rounded otherwise, resampling could make another number of voxels
+            item[key] = MetaTensor(indices, affine=image.affine)
+        return item
+
+
+def check_labelled(volumes: Sequence[PreparedVolume], classes: Mapping[str, int]) -> Sequence[PreparedVolume]:
+    """The same volumes, if every class is somewhere in them: none can be learnt that is not.
+
+    Args:
+        volumes: prepared, with the `label_cls_indices` that MONAI's `ClassesToIndicesd` gives.
+        classes: value in the label maps by the name of each class.
+
+    Raises:
+        UserError: naming the classes that no volume has.
+    """
+    absent = dict(enumerate(classes, start=1))
+    for volume in volumes:
+        indices = torch.load(volume.file, mmap=True, weights_only=True)["label_cls_indices"]
+        absent = {index: name for index, name in absent.items() if not len(indices[index])}
+        if not absent:
+            return volumes
+    missing = ", ".join(f"{name} ({classes[name]})" for name in absent.values())
+    raise UserError(
+        f"none of the {len(volumes)} training volumes has a voxel of {missing}: correct the values in --classes, leave "
+        "the class out, or raise the number of training volumes"
+    )
+
+
+class LabelsInForegroundd(MapTransform):
+    """Counts labelled voxels as foreground, so that cropping to it cuts off none: a dark lesion at the skin, say.
+
+    Put it after the intensities have been normalised: they must not depend on labels.
+
+    Args:
+        keys: of the label map.
+        foreground_key: of the mask.
+    """
+
+    def __init__(self, keys: KeysCollection = "label", foreground_key: str = "foreground") -> None:
+        super().__init__(keys)
+        self.foreground_key = foreground_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        for key in self.key_iterator(item):
+            foreground = item[self.foreground_key]
+            inside = (foreground.as_tensor() > 0) | (item[key].as_tensor() > 0)
+            item[self.foreground_key] = MetaTensor(inside.to(torch.uint8), affine=foreground.affine)
+        return item

@@ -1,0 +1,63 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""Pictures of what a segmentation network predicts, beside the label map."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from matplotlib.image import imsave
+from monai.utils.enums import CommonKeys
+
+from bundle.atomic import replace_file
+from bundle.figures.segmentation import draw_segmentation
+from bundle.runs import RunFolder
+
+__all__ = ["SegmentationPanels"]
+
+
+class SegmentationPanels:
+    """Draws the first validation volumes after each validation: image, label and prediction in three planes.
+
+    Goes to `panels/epoch_0003.png` and to TensorBoard. Put it where prediction and label are one-hot, that is after
+    the evaluator's postprocessing.
+
+    Args:
+        run_folder: where to.
+        classes: their names, in the order of their channels without the background.
+        volumes: how many volumes to show.
+        writer: a TensorBoard `SummaryWriter`.
+    """
+
+    def __init__(self, *, run_folder: RunFolder, classes: Sequence[str], volumes: int = 2, writer: Any = None) -> None:
+        self.folder, self.classes, self.volumes, self.writer = run_folder.panels, tuple(classes), volumes, writer
+        self._shown: list[tuple[np.ndarray, np.ndarray, np.ndarray, tuple[float, ...]]] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Registers with the evaluator."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self._forget)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._draw)
+
+    def _forget(self, engine: Engine) -> None:  # noqa: ARG002 - the signature of a handler
+        self._shown = []
+
+    def _collect(self, engine: Engine) -> None:
+        for item, batch in zip(engine.state.output, engine.state.batch, strict=True):
+            if len(self._shown) < self.volumes:
+                classes = [item[key].argmax(0).cpu().numpy() for key in (CommonKeys.LABEL, CommonKeys.PRED)]
+                image = item[CommonKeys.IMAGE][0].float().cpu().numpy()
+                spacing = tuple(torch.as_tensor(batch["spacing"]).flatten().tolist())
+                self._shown.append((image, classes[0], classes[1], spacing))
+
+    def _draw(self, engine: Engine) -> None:
+        if not self._shown:
+            return
+        pixels = draw_segmentation(self._shown, classes=self.classes, title=f"epoch {engine.state.epoch}")
+        with replace_file(self.folder / f"epoch_{engine.state.epoch:04d}.png") as temporary:
+            imsave(temporary, pixels)
+        if self.writer is not None:
+            self.writer.add_image("segmentation", pixels, engine.state.epoch, dataformats="HWC")

@@ -1,0 +1,61 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+from __future__ import annotations
+
+import os
+import re
+
+import pytest
+
+from bundle.errors import UserError
+from bundle.runs.folder import RunFolder, open_run_folder
+
+
+def leave_checkpoint(path, age=0):
+    folder = RunFolder(path)
+    folder.last_checkpoint.parent.mkdir(parents=True)
+    folder.last_checkpoint.touch()
+    stat = folder.last_checkpoint.stat()
+    os.utime(folder.last_checkpoint, (stat.st_atime - age, stat.st_mtime - age))
+    folder.config.touch()
+
+
+def test_a_new_run_gets_a_folder_of_its_own_under_runs(tmp_path):
+    folders = [open_run_folder(bundle_root=tmp_path) for _ in range(3)]
+    assert len({folder.path for folder in folders}) == 3
+    assert all(folder.path.parent == tmp_path / "runs" and folder.path.is_dir() for folder in folders)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", folders[0].path.name)
+    assert not folders[0].resumed
+
+
+def test_resume_continues_the_newest_run_that_has_a_checkpoint(tmp_path):
+    leave_checkpoint(tmp_path / "runs" / "b", age=100)
+    leave_checkpoint(tmp_path / "runs" / "a", age=10)
+    (tmp_path / "runs" / "c").mkdir()
+    assert open_run_folder(bundle_root=tmp_path, resume=True) == RunFolder(tmp_path / "runs" / "a", resumed=True)
+
+
+def test_resume_takes_the_named_run(tmp_path):
+    leave_checkpoint(tmp_path / "x")
+    named = RunFolder(tmp_path / "x", resumed=True)
+    assert open_run_folder(bundle_root=tmp_path, resume=str(tmp_path / "x")) == named
+    assert open_run_folder(bundle_root=tmp_path, resume=True, output_dir=tmp_path / "x") == named
+    with pytest.raises(UserError, match="two folders"):
+        open_run_folder(bundle_root=tmp_path, resume=str(tmp_path / "x"), output_dir=tmp_path / "y")
+
+
+def test_a_folder_that_holds_a_run_is_not_written_over(tmp_path):
+    leave_checkpoint(tmp_path / "x")
+    with pytest.raises(UserError, match=r"already holds a run: add --resume .* another --output_dir"):
+        open_run_folder(bundle_root=tmp_path, output_dir=tmp_path / "x")
+
+
+def test_resuming_an_empty_output_dir_starts_from_the_beginning(tmp_path, caplog):
+    assert not open_run_folder(bundle_root=tmp_path, output_dir=tmp_path / "x", resume=True).resumed
+    assert "starting from the beginning" in caplog.text
+
+
+def test_nothing_to_resume_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="no run to resume"):
+        open_run_folder(bundle_root=tmp_path, resume=True)
+    with pytest.raises(UserError, match="nothing to resume"):
+        open_run_folder(bundle_root=tmp_path, resume=str(tmp_path / "x"))

@@ -1,0 +1,130 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from monai.bundle import ConfigWorkflow, create_workflow
+
+from bundle.errors import UserError, user_error_in
+
+BASE = {
+    "epochs": 3,
+    "lr": 1.0e-3,
+    "table": {},
+    "network": {"_target_": "monai.networks.nets.BasicUNet", "in_channels": 1, "features": [4, 4, 4, 4, 4, 4]},
+    "train": {"handlers": [{"_target_": "monai.handlers.StatsHandler", "name": "x"}], "trainer": {"steps": 1}},
+    "initialize": [{"_target_": "bundle.runs.start_run", "device": "cpu"}],
+    "training": ["$None"],
+    "run": "%training",
+}
+
+
+@pytest.fixture
+def configs(tmp_path):
+    folder = tmp_path / "elsewhere" / "configs"
+    (folder / "presets").mkdir(parents=True)
+    (folder / "train.yaml").write_text(yaml.safe_dump(BASE, sort_keys=False))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def keep_excepthook(monkeypatch):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+
+
+def message(make) -> str:
+    """What the user reads."""
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - MONAI wraps it
+        make()
+    error = user_error_in(caught.value)
+    assert isinstance(error, UserError)
+    return str(error)
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ({"epoch": 3}, "unknown option --epoch: did you mean --epochs?"),
+        ({"network#nrom": "batch"}, "unknown option --network#nrom: did you mean --network#norm?"),
+        ({"network::feature": 4}, "unknown option --network#feature: did you mean --network#features?"),
+        ({"train#trainer#step": 2}, "unknown option --train#trainer#step: did you mean --train#trainer#steps?"),
+        ({"train#handlers#0#nam": 2}, "unknown option --train#handlers#0#nam: did you mean --train#handlers#0#name?"),
+        ({"features": [1]}, "unknown option --features: did you mean --network#features?"),
+    ],
+)
+def test_an_unknown_option_is_refused_with_the_nearest(configs, option, said):
+    assert message(lambda: create_workflow(config_file=str(configs / "train.yaml"), **option)) == said
+    assert message(lambda: ConfigWorkflow(config_file=str(configs / "train.yaml"), **option).initialize()) == said
+
+
+def test_what_is_like_nothing_points_to_the_config(configs):
+    said = message(lambda: create_workflow(config_file=str(configs / "train.yaml"), dryrun=True))
+    assert said == f"unknown option --dryrun: see {configs / 'train.yaml'} for all options"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"epochs": 4, "network#norm": "batch", "network::dropout": 0.1},
+        {"table#anything": 1},
+        {"lr": {"_target_": "builtins.float"}},
+        {"network": {"_target_": "monai.networks.nets.VNet", "in_channels": 2}},
+        {"tracking": None, "_meta_": {}},
+    ],
+)
+def test_known_options_pass(configs, options):
+    create_workflow(config_file=str(configs / "train.yaml"), **options)
+
+
+def test_an_argument_the_new_component_has_not_got_is_refused(configs):
+    other = {"_target_": "monai.networks.nets.VNet", "features": [2]}
+    said = message(lambda: create_workflow(config_file=str(configs / "train.yaml"), network=other))
+    assert said.startswith("unknown option --network#features: the component chosen in its place does not take it")
+
+
+def test_a_preset_may_add_handlers_and_arguments_but_no_ids(configs):
+    preset = configs / "presets" / "small.yaml"
+    files = [str(configs / "train.yaml"), str(preset)]
+    known = {"epochs": 9, "network#norm": "batch", "+train#handlers": [{"_target_": "monai.handlers.StatsHandler"}]}
+    preset.write_text(yaml.safe_dump(known))
+    create_workflow(config_file=files)
+    preset.write_text(yaml.safe_dump({**known, "+network": {"nrom": "batch"}}))
+    said = message(lambda: create_workflow(config_file=files))
+    assert said == f"unknown option network#nrom in {preset}: did you mean network#norm?"
+
+
+def test_a_copied_config_of_another_name_is_its_own_base(configs):
+    copy = configs / "mine.yaml"
+    copy.write_text(yaml.safe_dump({**BASE, "my_value": 1}))
+    create_workflow(config_file=str(copy), my_value=2)
+
+
+def test_the_command_line_and_an_args_file_say_it_in_one_line(configs, tmp_path):
+    args = tmp_path / "args.yaml"
+    args.write_text(yaml.safe_dump({"config_file": str(configs / "train.yaml"), "epoch": 7}))
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-m", "monai.bundle", "run", "training", "--args_file", str(args)],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(root)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "error: unknown option --epoch: did you mean --epochs?"
+    assert "Traceback" not in done.stderr
+
+
+def test_an_option_of_none_is_set_where_monai_drops_it(configs):
+    done = create_workflow(config_file=str(configs / "train.yaml"), lr=None, workflow_type="train", run_id="training")
+    assert done.parser.get_parsed_content("lr") is None and done.parser.get_parsed_content("epochs") == 3
+
+
+def test_an_unknown_option_of_none_is_refused(configs):
+    def make():
+        create_workflow(config_file=str(configs / "train.yaml"), epoch=None, workflow_type="train", run_id="training")
+
+    assert message(make) == "unknown option --epoch: did you mean --epochs?"

@@ -1,0 +1,79 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""The benchmark measures what it says: its baseline is exact, its candidates do the same work, its sums are right."""
+
+from __future__ import annotations
+
+import pytest
+import speed as benchmark
+import torch
+from monai.networks.nets.segresnet_ds import SegResEncoder
+from spark_baseline import SparKStep, make_spark
+
+from bundle.sparse import SparseVolume
+
+
+def encoder() -> SegResEncoder:
+    torch.manual_seed(0)
+    return SegResEncoder(init_filters=4, blocks_down=(1, 1, 1), norm="batch").double()
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    visible = torch.rand(2, 1, 3, 2, 2, generator=generator) > 0.5
+    return torch.randn(2, 1, 12, 8, 8, dtype=torch.float64, generator=generator), visible
+
+
+def test_the_spark_baseline_computes_what_the_sparse_encoder_computes():
+    image, visible = batch()
+    expected = encoder()(SparseVolume.from_dense(image, visible, "masked"))
+    network = encoder()
+    mask = make_spark(network)
+    network.double()  # its norms are new
+    mask.visible = visible
+    for a, b in zip(network(image * mask.at(image)), expected, strict=True):
+        torch.testing.assert_close(a, b.to_dense(), rtol=1e-10, atol=1e-10)
+
+
+def test_the_spark_step_decodes_to_full_resolution_from_what_is_visible():
+    image, visible = batch()
+    network = SparKStep(encoder(), [4, 8, 16]).double()
+    out = network(image, visible)
+    assert out.shape == image.shape
+    hidden = ~visible.repeat_interleave(4, 2).repeat_interleave(4, 3).repeat_interleave(4, 4)
+    changed = torch.where(hidden, image + 1e3, image)
+    torch.testing.assert_close(network.eval()(changed, visible), network.eval()(image, visible))
+
+
+def test_growth_is_the_slope_over_visible_voxels():
+    rows = [
+        {"what": "encoder", "ratio": 0.5, "candidate": "cells", "size": size, "seconds": 3e-6 * size ** (3 * 1.1)}
+        for size in (64, 96, 128)
+    ]
+    (line,) = benchmark.growth(rows)
+    assert line.endswith("^ 1.10")
+
+
+def test_ratios_are_within_a_case():
+    case = {"what": "encoder", "size": 64, "ratio": 0.75, "batch": 1}
+    rows = [
+        {**case, "candidate": "cells", "seconds": 2.0, "peak_mib": 100.0},
+        {**case, "candidate": "dense", "seconds": 9.0, "peak_mib": 400.0},
+        {**case, "size": 96, "candidate": "dense", "seconds": 50.0, "peak_mib": 400.0},
+    ]
+    dense = benchmark.with_ratios(rows)[1]
+    assert (dense["times_cells"], dense["cells_memory_share"], dense["ideal"]) == (4.5, 0.25, 4.0)
+    assert "times_cells" not in rows[2]
+
+
+@pytest.mark.parametrize("what", ["encoder", "step"])
+def test_every_candidate_runs_and_is_measured(what: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(benchmark, "ENCODER", {"init_filters": 4, "blocks_down": (1, 1, 1, 1, 1), "norm": "batch"})
+    monkeypatch.setattr(benchmark, "peak_memory", lambda *_: 1.0)  # in a process of its own, at full size
+    candidates = benchmark.ENCODERS if what == "encoder" else benchmark.STEPS
+    options = {"size": 32, "ratio": 0.5, "batch": 1, "device": "cpu"}
+    rows = benchmark.with_ratios(benchmark.measure(what, list(candidates), options, repeats=1, flops=True))
+    assert [row["candidate"] for row in rows] == list(candidates)
+    assert all(row["seconds"] > 0 and row["times_cells"] > 0 for row in rows)
+    flops = {row["candidate"]: row["gflop"] for row in rows}
+    assert flops["cells"] < flops["masked"], "the sparse one must do less work"
+    assert "| cells |" in benchmark.table(rows)

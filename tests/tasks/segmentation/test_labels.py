@@ -1,0 +1,121 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from bundle.data import PreparedVolume, ReadVolumed
+from bundle.errors import UserError, VolumeError
+from bundle.tasks.classification import FindingsTensord
+from bundle.tasks.segmentation import LabelsInForegroundd, ReadLabelMapd, check_classes, check_labelled
+
+from .volumes import mr_phantom, write_nifti
+
+SIZE = (12, 10, 8)
+AFFINE = np.diag([2.0, 1.0, 3.0, 1.0])
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> MetaTensor:
+    return read_image(write_nifti(tmp_path / "image.nii.gz", mr_phantom(SIZE), AFFINE))
+
+
+def read_image(path: Path) -> MetaTensor:
+    return ReadVolumed()({"image": [str(path)], "name": "image"})["image"]
+
+
+def read(path: Path, image: MetaTensor, classes: dict[str, int]) -> MetaTensor:
+    return ReadLabelMapd(classes=classes)({"label": str(path), "image": image, "name": "image"})["label"]
+
+
+def test_classes_are_counted_with_the_background():
+    assert check_classes({"liver": 1}) == 2
+    assert check_classes({"liver": 6, "tumour": 2}) == 3
+
+
+@pytest.mark.parametrize("classes", [{}, {"a": 0}, {"a": 1, "b": 1}, {"a": 1.5}, {"a": "1"}, {"a": 65536}, None, [1]])
+def test_classes_that_do_not_fit_are_one_line(classes):
+    with pytest.raises(UserError, match=r"--classes .* does not fit"):
+        check_classes(classes)
+
+
+def test_values_become_the_numbers_of_the_classes_in_their_order(tmp_path: Path, image: MetaTensor):
+    values = np.random.default_rng(0).choice([0, 1, 2, 300], SIZE).astype(np.int16)
+    path = write_nifti(tmp_path / "label.nii.gz", values, AFFINE)
+    label = read(path, image, {"far": 300, "near": 1})
+    assert label.dtype == torch.uint8 and label.shape == (1, *SIZE)
+    expected = np.where(values == 300, 1, np.where(values == 1, 2, 0))
+    assert (label[0].numpy() == expected).all()
+
+
+def test_an_empty_label_map_is_all_background(tmp_path: Path, image: MetaTensor):
+    assert not read(write_nifti(tmp_path / "label.nii", np.zeros(SIZE, np.uint8), AFFINE), image, {"a": 1}).any()
+
+
+def test_a_grid_rounded_otherwise_is_the_same_and_becomes_the_images(tmp_path: Path, image: MetaTensor):
+    rounded = AFFINE.copy()
+    rounded[0, 3] += 0.05
+    label = read(write_nifti(tmp_path / "label.nii.gz", np.ones(SIZE, np.uint8), rounded), image, {"a": 1})
+    assert torch.equal(label.affine, image.affine)
+
+
+@pytest.mark.parametrize("change", ["size", "origin", "spacing", "flip"])
+def test_another_grid_is_refused(tmp_path: Path, image: MetaTensor, change: str):
+    affine, size = AFFINE.copy(), SIZE
+    if change == "size":
+        size = (12, 10, 9)
+    elif change == "origin":
+        affine[1, 3] = 0.5
+    elif change == "spacing":
+        affine[2, 2] = 3.1
+    else:
+        affine[0] *= -1
+    path = write_nifti(tmp_path / "label.nii.gz", np.ones(size, np.uint8), affine)
+    with pytest.raises(VolumeError, match="not on one grid"):
+        read(path, image, {"a": 1})
+
+
+def test_probabilities_are_no_label_map(tmp_path: Path, image: MetaTensor):
+    path = write_nifti(tmp_path / "label.nii.gz", np.full(SIZE, 0.5, np.float32), AFFINE)
+    with pytest.raises(VolumeError, match="no whole numbers"):
+        read(path, image, {"a": 1})
+
+
+def test_real_label_maps_are_on_the_grid_of_their_volume(data_dir: Path):
+    volume = read_image(data_dir / "volumes/mr_body_totalseg.nii.gz")
+    path = data_dir / "labels/mr_body_totalseg.nii.gz"
+    values, counts = np.unique(np.asarray(nibabel.load(path).dataobj), return_counts=True)
+    present = {int(value): int(count) for value, count in zip(values, counts) if value > 0}
+    value = max(present, key=present.get)
+    assert int((read(path, volume, {"largest": value}) > 0).sum()) == present[value]
+
+
+def test_labelled_voxels_count_as_foreground():
+    foreground, label = torch.zeros(2, 1, 4, 4, 4, dtype=torch.uint8)
+    foreground[0, 0], label[0, 3, 3, 3] = 1, 2
+    item = LabelsInForegroundd()({"label": MetaTensor(label), "foreground": MetaTensor(foreground)})
+    assert item["foreground"].dtype == torch.uint8 and int(item["foreground"].sum()) == 17
+    assert item["foreground"][0, 3, 3, 3] == 1
+
+
+def prepared(path: Path, *lengths: int) -> PreparedVolume:
+    torch.save({"label_cls_indices": [torch.arange(length) for length in lengths]}, path)
+    return PreparedVolume(path.name, str(path), "CT", (4, 4, 4))
+
+
+def test_every_class_must_be_somewhere_in_the_training_volumes(tmp_path: Path):
+    volumes = [prepared(tmp_path / "a.pt", 5, 0, 3), prepared(tmp_path / "b.pt", 5, 2, 0)]
+    classes = {"liver": 1, "tumour": 4}
+    assert check_labelled(volumes, classes) is volumes
+    with pytest.raises(UserError, match=r"none of the 1 training volumes has a voxel of tumour \(4\)"):
+        check_labelled(volumes[1:], classes)
+
+
+def test_findings_become_a_tensor():
+    tensor = FindingsTensord()({"label": [1.0, float("nan"), 0.0]})["label"]
+    assert tensor.dtype == torch.float32 and tensor.isnan().tolist() == [False, True, False]

@@ -1,0 +1,143 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from bundle.errors import UserError
+from bundle.tasks.classification import find_findings
+from bundle.tasks.detection import find_boxes
+from bundle.tasks.segmentation import find_segmentations
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"")
+
+
+def write_list(folder: Path, **content) -> Path:
+    (folder / "dataset.json").write_text(json.dumps(content))
+    return folder / "dataset.json"
+
+
+def labels(volumes) -> dict[str, str]:
+    return {volume.name: volume.annotations["label"] for volume in volumes}
+
+
+@pytest.mark.parametrize(("images", "maps"), [("imagesTr", "labelsTr"), ("images", "labels")])
+def test_a_volume_and_its_label_map_have_one_name_in_two_folders(tmp_path: Path, images: str, maps: str):
+    touch(tmp_path, f"{images}/b.nii.gz", f"{images}/a.nrrd", f"{maps}/b.nii.gz", f"{maps}/a.nii.gz")
+    touch(tmp_path, f"{images}/._b.nii.gz", "imagesTs/c.nii.gz")
+    volumes = find_segmentations(tmp_path)
+    assert [volume.name for volume in volumes] == ["a.nrrd", "b.nii.gz"]
+    assert labels(volumes) == {n: str(tmp_path / maps / f"{n[0]}.nii.gz") for n in ("a.nrrd", "b.nii.gz")}
+    assert [volume.files for volume in volumes] == [(str(tmp_path / images / n),) for n in ("a.nrrd", "b.nii.gz")]
+
+
+def test_one_name_in_two_subfolders_is_two_volumes(tmp_path: Path):
+    touch(tmp_path, *(f"{kind}/{who}/scan.nii.gz" for kind in ("imagesTr", "labelsTr") for who in ("p1", "p2")))
+    found = labels(find_segmentations(tmp_path))
+    assert found == {f"{who}/scan.nii.gz": str(tmp_path / f"labelsTr/{who}/scan.nii.gz") for who in ("p1", "p2")}
+
+
+def test_the_numbers_of_nnunet_are_channels_of_one_volume(tmp_path: Path):
+    touch(tmp_path, "imagesTr/a_0001.nii.gz", "imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz")
+    touch(tmp_path, "imagesTr/scan_2019.nii.gz", "labelsTr/scan_2019.nii.gz")
+    write_list(tmp_path, channel_names={"0": "CT", "1": "CT"}, labels={"background": 0}, numTraining=2)
+    first, second = find_segmentations(tmp_path)
+    assert first.files == (str(tmp_path / "imagesTr/a_0000.nii.gz"),)
+    assert first.channels == ((str(tmp_path / "imagesTr/a_0001.nii.gz"),),)
+    assert first.annotations["label"] == str(tmp_path / "labelsTr/a.nii.gz") and first.modality == "CT"
+    assert second.name == "scan_2019.nii.gz" and second.channels == ()
+
+
+def test_a_label_map_that_is_not_there_is_found_missing_later(tmp_path: Path):
+    touch(tmp_path, "imagesTr/a.nii.gz", "labelsTr/b.nii.gz")
+    assert labels(find_segmentations(tmp_path)) == {"a.nii.gz": str(tmp_path / "labelsTr/a.nii.gz")}
+
+
+@pytest.mark.parametrize("as_folder", [True, False])
+def test_a_list_names_volumes_parts_modalities_groups_and_channels(tmp_path: Path, as_folder: bool):
+    training = [
+        {"image": "./i/a.nii.gz", "label": "./l/a.nii.gz", "group": 7, "modality": "CT"},
+        {"image": ["i/b0.nii.gz", "i/b1.nii.gz"], "label": "l/b.nii.gz"},
+    ]
+    listed = write_list(
+        tmp_path, modality={"0": "MRI"}, training=training, validation=[{"image": "i/c.nrrd", "label": "l/c.nrrd"}]
+    )
+    a, b, c = find_segmentations(tmp_path if as_folder else listed)
+    assert (a.group, a.modality, a.part) == ("7", "CT", "training")
+    assert (b.modality, b.channels) == ("MR", ((str(tmp_path / "i/b1.nii.gz"),),))
+    assert (c.part, c.modality, c.annotations) == ("validation", "MR", {"label": str(tmp_path / "l/c.nrrd")})
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"training": [{"image": "a.nii.gz"}]}, "give objects with image, label"),
+        ({"training": [{"image": "a.nii.gz", "label": 3}]}, "where a path belongs"),
+        ({"training": [{"image": [], "label": "b"}]}, "where a path belongs"),
+        ({"training": [{"image": "a", "label": "b"}], "validation": 1}, "'validation' that is no list"),
+        ({"training": {}}, "has no list 'training'"),
+        ({"training": []}, "holds no labelled volumes"),
+        ({}, "holds no labelled volumes"),
+    ],
+)
+def test_a_list_that_cannot_be_used_is_one_line(tmp_path: Path, content: dict, said: str):
+    write_list(tmp_path, **content)
+    with pytest.raises(UserError, match=said):
+        find_segmentations(tmp_path)
+
+
+def test_a_damaged_list_is_one_line(tmp_path: Path):
+    (tmp_path / "dataset.json").write_text("{")
+    with pytest.raises(UserError, match="is no readable json"):
+        find_segmentations(tmp_path)
+
+
+def write_table(folder: Path, *lines: str) -> None:
+    (folder / "labels.csv").write_text("\n".join(lines) + "\n")
+
+
+def test_findings_are_read_with_what_is_not_known(tmp_path: Path):
+    write_table(tmp_path, "image,edema,nodule,part,group,modality", "b.nii,1,,validation,p2,CT", "a.nii,0,1.0,,p1,")
+    a, b = find_findings(tmp_path, ["nodule", "edema"])
+    assert a.annotations["label"] == [1.0, 0.0] and a.part == "training" and (a.group, a.modality) == ("p1", "")
+    assert math.isnan(b.annotations["label"][0]) and b.annotations["label"][1] == 1.0
+    assert (b.part, b.group, b.modality) == ("validation", "p2", "CT")
+    assert a.files == (str(tmp_path / "a.nii"),)
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (("image,edema", "a.nii,2"), "line 2, column edema holds '2'"),
+        (("image,edema", "a.nii,yes"), "line 2, column edema holds 'yes'"),
+        (("image,nodule", "a.nii,1"), "has no column edema"),
+        (("image,edema,part", "a.nii,1,test"), "line 2: part 'test'"),
+    ],
+)
+def test_a_table_that_cannot_be_used_is_one_line(tmp_path: Path, lines: tuple[str, ...], said: str):
+    write_table(tmp_path, *lines)
+    with pytest.raises(UserError, match=said):
+        find_findings(tmp_path, ["edema"])
+
+
+def test_boxes_and_their_labels_are_read_and_checked(tmp_path: Path):
+    box = [1, 2, 3, 4, 5, 6]
+    write_list(
+        tmp_path,
+        training=[{"image": "b.nii", "box": [box], "label": [0]}],
+        validation=[{"image": "a.nii", "box": [], "label": []}],
+    )
+    a, b = find_boxes(tmp_path)
+    assert b.annotations == {"box": [box], "label": [0]} and a.annotations == {"box": [], "label": []}
+    assert (a.part, b.part) == ("validation", "training")
+    for wrong, said in (([box, box], "not one label for each box"), ([[1, 2, 3, 4, 5, 0]], "a box that is not")):
+        write_list(tmp_path, training=[{"image": "b.nii", "box": wrong, "label": [0]}])
+        with pytest.raises(UserError, match=said):
+            find_boxes(tmp_path)

@@ -24,8 +24,7 @@ from bundle.runs.folder import RunFolder, open_run_folder
 from bundle.runs.start import start_run
 from bundle.training.checkpoint import RunCheckpoint
 from bundle.training.scalars import Scalars
-
-from .toy import ToyNetwork, toy_loader, toy_trainer
+from tests.training.toy import ToyNetwork, toy_loader, toy_trainer
 
 CPU = torch.device("cpu")
 

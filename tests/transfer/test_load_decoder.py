@@ -15,9 +15,8 @@ from monai.networks import nets
 from bundle.errors import UserError
 from bundle.networks import SegResDecoder, build_encoder
 from bundle.transfer import FineTuneSchedule, Transfer, layer_wise_groups
+from tests.export.models import write_model
 from tests.networks.encoder_cases import Case
-
-from .models import write_model
 
 SEGRES = {"init_filters": 4, "blocks_down": [1, 1, 1], "norm": "instance"}
 

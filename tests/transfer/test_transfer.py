@@ -12,9 +12,8 @@ from torch import nn
 from bundle.errors import UserError
 from bundle.networks import reestimate_batch_norm
 from bundle.transfer import Transfer
+from tests.export.models import write_model
 from tests.networks.encoder_cases import Case
-
-from .models import write_model
 
 SEGRES = {"init_filters": 4, "blocks_down": [1, 1, 1], "norm": "batch"}
 DYNUNET = {"kernel_size": [3, 3, 3], "strides": [1, 2, 2], "upsample_kernel_size": [2, 2], "filters": [4, 4, 8]}

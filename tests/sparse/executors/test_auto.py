@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from bundle.sparse import SparseVolume, auto
+from bundle.sparse import SparseVolume
 from bundle.sparse.convolution.methods import METHODS
+from bundle.sparse.executors import auto
 from tests.sparse.examples import example
 
 

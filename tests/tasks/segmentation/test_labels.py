@@ -13,8 +13,7 @@ from bundle.data import PreparedVolume, ReadVolumed
 from bundle.errors import UserError, VolumeError
 from bundle.tasks.classification import FindingsTensord
 from bundle.tasks.segmentation import LabelsInForegroundd, ReadLabelMapd, check_classes, check_labelled
-
-from .volumes import mr_phantom, write_nifti
+from tests.data.volumes import mr_phantom, write_nifti
 
 SIZE = (12, 10, 8)
 AFFINE = np.diag([2.0, 1.0, 3.0, 1.0])

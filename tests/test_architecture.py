@@ -1,5 +1,5 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
-"""Imports inside the package go one way: data -> masking -> sparse -> networks -> losses -> training."""
+"""The floors of the house: what a room may import, how many arrows there are between rooms, and how large a room is."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "bundle").rglob("*.py"))
+SCRIPTS = sorted((ROOT / "scripts").rglob("*.py"))
+TASKS = {folder.name for folder in (ROOT / "bundle/tasks").iterdir() if (folder / "__init__.py").is_file()}
 
 #: the floors of the house, the ground floor first; a room may import those below it, never one above or beside it
 FLOORS: tuple[tuple[str, ...], ...] = (
@@ -57,6 +59,17 @@ def imported_parts(source: str, package: str) -> Iterator[tuple[str, int]]:
                 yield name.split(".")[1], node.lineno
 
 
+def imported_tasks(source: str) -> Iterator[tuple[str, int]]:
+    """Each downstream task that `source` imports, and the line number."""
+    for node in ast.walk(ast.parse(source)):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            if name.startswith("bundle.tasks.") and name.split(".")[2] in TASKS:
+                yield name.split(".")[2], node.lineno
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_file_imports_only_what_comes_before_it(file: Path) -> None:
     part = part_of(file)
@@ -85,3 +98,50 @@ def test_every_way_to_import_is_seen(source: str) -> None:
 
 def test_import_of_a_sibling_module_stays_inside_its_part() -> None:
     assert [part for part, _ in imported_parts("from .layout import CellLayout", "bundle.sparse")] == ["sparse"]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_nothing_imports_a_single_task_but_the_task_itself(file: Path) -> None:
+    parts = file.relative_to(ROOT / "bundle").parts
+    task = parts[1] if parts[0] == "tasks" else ""
+    for imported, line in imported_tasks(file.read_text()):
+        assert imported == task, f"{file}:{line}: imports the task {imported}"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from bundle.tasks.detection import Detector",
+        "import bundle.tasks.detection.boxes",
+        "from bundle.tasks import detection",
+    ],
+)
+def test_every_way_to_import_a_task_is_seen(source: str) -> None:
+    assert {task for task, _ in imported_tasks(source)} == {"detection"}
+
+
+def arrows() -> dict[str, set[str]]:
+    """For each room the rooms that it imports; the scripts together are a room."""
+    found: dict[str, set[str]] = {}
+    for file in [*FILES, *SCRIPTS]:
+        room = part_of(file) if file in FILES else "scripts"
+        package = ".".join(file.relative_to(ROOT).parent.parts)
+        imported = {part for part, _ in imported_parts(file.read_text(), package)} - {room}
+        found.setdefault(room, set()).update(imported)
+    del found["__init__"]
+    return found
+
+
+def test_at_most_a_third_of_the_possible_pairs_of_rooms_are_tied() -> None:
+    found = arrows()
+    pairs = len(found) * (len(found) - 1) / 2
+    assert sum(map(len, found.values())) <= 0.35 * pairs
+
+
+def test_no_room_holds_more_than_15_percent_of_the_lines() -> None:
+    lines: dict[str, int] = {}
+    for file in [*FILES, *SCRIPTS]:
+        # the drawers of scripts/ are rooms of their own: nobody reads them together
+        room = part_of(file) if file in FILES else "/".join(file.relative_to(ROOT).parent.parts)
+        lines[room] = lines.get(room, 0) + len(file.read_text().splitlines())
+    assert max(lines.values()) <= 0.15 * sum(lines.values()), lines

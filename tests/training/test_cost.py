@@ -82,7 +82,7 @@ def test_the_report_does_not_wait_for_other_processes():
 def test_the_alignments_weight_rises_and_stays():
     whole = loss()
     weights: list[float] = []
-    engine = Engine(lambda *_: weights.append(whole.warm_up))
+    engine = Engine(lambda *_: weights.append(whole.objectives["alignment"].warm_up))
     AlignmentWarmUp(loss=whole, steps=4).attach(engine)
     engine.run(range(3), max_epochs=2)
     assert weights == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 import torch
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigWorkflow, create_workflow
 from monai.networks.nets.segresnet_ds import SegResNetDS
 
 from bundle.training.history import read_history
@@ -96,6 +97,20 @@ def test_a_run_stopped_and_resumed_is_a_run_that_was_not(user_files: Path, root:
         torch.load(path / "checkpoints/last.pt", weights_only=True)["network"] for path in (whole, tmp_path / "part")
     )
     assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.usefixtures("importable")
+def test_its_run_is_evaluated_and_reconstructs(user_files: Path, root: Path):
+    run = trained(prepared(user_files, root, "my_objective.yaml"))
+    for files in ([TRAIN, str(ROOT / "configs/evaluate.yaml")], [str(ROOT / "configs/reconstruct.yaml")]):
+        flow = create_workflow(config_file=files, workflow_type="train", bundle_root=str(root), run_folder=str(run))
+        flow.run()
+        flow.finalize()
+    last = read_history(run / "metrics.csv")[-1]
+    assert json.loads((run / "evaluation.json").read_text())["metrics"] == {
+        name: value for name, value in last.items() if name.startswith("validation/")
+    }
+    assert len(list((run / "reconstruction").glob("*.csv"))) == 1
 
 
 @pytest.mark.usefixtures("importable")

@@ -7,10 +7,11 @@ import pytest
 import torch
 from ignite.engine import Engine
 
+from bundle.errors import UserError
 from bundle.losses import AlignmentLoss, PretrainingLoss, ReconstructionLoss
 from bundle.masking import AdaptiveBlocks, ChildLevel, MaskedBatch, MaskInMask, MaskSampler
-from bundle.networks import Decoder, EncoderDepthPairs, PretrainingNetwork, build_encoder
-from bundle.training import AlignmentWarmUp, CostReport, UpdateTeacher
+from bundle.networks import Decoder, EncoderDepthPairs, Objective, PretrainingNetwork, build_encoder
+from bundle.training import AlignmentWarmUp, CostReport, UpdateTeacher, WarmUpObjective
 from bundle.training.cost import cost_lines
 
 
@@ -86,6 +87,21 @@ def test_the_alignments_weight_rises_and_stays():
     AlignmentWarmUp(loss=whole, steps=4).attach(engine)
     engine.run(range(3), max_epochs=2)
     assert weights == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+
+
+def test_the_weight_of_any_objective_rises_by_its_name():
+    class Third(Objective):
+        def loss(self, made, target):  # noqa: ARG002 - the signature
+            return made, {}
+
+    third = Third()
+    whole = PretrainingLoss(reconstruction=ReconstructionLoss(), alignment=AlignmentLoss(), objectives={"third": third})
+    engine = Engine(lambda *_: None)
+    WarmUpObjective(loss=whole, steps=4, objective="third").attach(engine)
+    engine.run(range(2), max_epochs=1)
+    assert third.warm_up == 0.5 and whole.objectives["alignment"].warm_up == 1.0
+    with pytest.raises(UserError, match="'fourth': choose one of reconstruction, alignment, third"):
+        WarmUpObjective(loss=whole, steps=4, objective="fourth")
 
 
 def test_the_teacher_moves_once_per_step():

@@ -25,7 +25,7 @@ class Objective(ABC):
     What the heads are called with: ``heads(views)``, one `View` for the crops, then one for each level of children.
     A view has the encoder's features of the visible cells, finest level first; the decoder's last features, which are
     dense and cover the hidden cells as well; spacing and place. A head that predicts at full resolution takes
-    ``view.decoded``, or has a decoder of its own on ``view.features``. With `needs_whole` the call is
+    ``view.decoded``, or has another decoder, on ``view.features``. With `needs_whole` the call is
     ``heads(views, teacher)``: ``view.full`` then has the teacher's features of all cells that have data, and `teacher`
     is the moving average of these same heads, never trained.
 

@@ -56,6 +56,31 @@ def test_the_report_leaves_network_and_randomness_as_they_were(caplog: pytest.Lo
     assert all(p.grad is None for p in net.parameters())
 
 
+def test_an_objective_that_reads_more_of_the_batch_leaves_the_time_out(caplog: pytest.LogCaptureFixture):
+    class Organ(Objective):
+        def loss(self, made, target):  # noqa: ARG002 - the signature
+            return target["organ"].sum(), {}
+
+    encoder = build_encoder("SegResEncoder", init_filters=4, blocks_down=(1, 1, 1), norm="instance")
+    objectives = {"organ": Organ()}
+    report = CostReport(
+        network=PretrainingNetwork(
+            encoder=encoder, decoder=Decoder(levels=encoder.levels, width=4, stride=2), objectives=objectives
+        ),
+        masked_batch=MaskedBatch(masking(1)),
+        loss=PretrainingLoss(reconstruction=ReconstructionLoss(), alignment=AlignmentLoss(), objectives=objectives),
+        crop_size=(16, 16, 16),
+        batch_size=2,
+        steps_per_epoch=30,
+    )
+    engine = Engine(lambda *_: None)
+    engine.state.device = torch.device("cpu")
+    with caplog.at_level(logging.INFO, logger="bundle"):
+        report._report(engine)
+    assert "5 forward passes" in caplog.text and "an objective reads 'organ'" in caplog.text
+    assert "an epoch of" not in caplog.text
+
+
 def test_the_report_does_not_wait_for_other_processes():
     """Only the first process reports: its loss must not gather the others' keys meanwhile."""
     encoder = build_encoder("SegResEncoder", init_filters=4, blocks_down=(1, 1, 1), norm="instance")

@@ -20,7 +20,7 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Example:
         >>> with replace_file("run/summary.md") as temporary:
-        ...     temporary.write_text("done")
+        ...     _ = temporary.write_text("done")
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

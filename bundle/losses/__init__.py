@@ -3,7 +3,8 @@
 
 from bundle.losses.alignment import AlignmentLoss
 from bundle.losses.histogram import Histogram
+from bundle.losses.objectives import Alignment, Reconstruction
 from bundle.losses.pretraining import PretrainingLoss
 from bundle.losses.reconstruction import ReconstructionLoss
 
-__all__ = ["AlignmentLoss", "Histogram", "PretrainingLoss", "ReconstructionLoss"]
+__all__ = ["Alignment", "AlignmentLoss", "Histogram", "PretrainingLoss", "Reconstruction", "ReconstructionLoss"]

@@ -75,17 +75,17 @@ class AlignmentLoss(nn.Module):
         query, key = (F.normalize(side.float(), dim=1) for side in (pair.query, pair.key))
         positive = (query * key).sum(1)
         keys, volume, position, first = self._all_keys(pair, key)
-        own = torch.arange(len(query), device=query.device) + first
-        counted = self._counted(pair, volume, position, own)
+        match = torch.arange(len(query), device=query.device) + first
+        counted = self._counted(pair, volume, position, match)
         logits = (query @ keys.T / self.temperature).masked_fill(~counted, -torch.inf)
-        loss = F.cross_entropy(logits, own) if self.kind == "infonce" else (2 - 2 * positive).mean()
+        loss = F.cross_entropy(logits, match) if self.kind == "infonce" else (2 - 2 * positive).mean()
         with torch.no_grad():
-            top1 = (logits.argmax(1) == own).float().mean()
+            top1 = (logits.argmax(1) == match).float().mean()
             chance = counted.sum(1).float().log().mean()
             same = (positive > 0.999).float().mean()
         return loss, top1, chance, same
 
-    def _counted(self, pair: Pairs, volume: Tensor, position: Tensor, own: Tensor) -> Tensor:
+    def _counted(self, pair: Pairs, volume: Tensor, position: Tensor, match: Tensor) -> Tensor:
         """Bool ``[N, keys]``: the positive, and the keys that are negatives."""
         same_volume = pair.volume[:, None] == volume
         if self.negatives == "other_volumes":
@@ -93,7 +93,7 @@ class AlignmentLoss(nn.Module):
         else:
             near = torch.cdist(pair.position.float(), position.float()) < self.exclusion_mm
             counted = ~(same_volume & near)
-        return counted.scatter(1, own[:, None], True)
+        return counted.scatter(1, match[:, None], True)
 
     def _all_keys(self, pair: Pairs, key: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
         """Keys, volumes and positions of all processes, and where this process's begin; others' carry no gradient."""

@@ -1,32 +1,40 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
-"""The weighted sum of the pre-training losses."""
+"""The weighted sum of the objectives' losses."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
 from bundle.errors import UserError
 from bundle.losses.alignment import AlignmentLoss
+from bundle.losses.objectives import Alignment, Reconstruction
 from bundle.losses.reconstruction import ReconstructionLoss
-from bundle.networks import PretrainingOutput
+from bundle.networks import Objective, PretrainingOutput
 
 __all__ = ["PretrainingLoss"]
 
 
 class PretrainingLoss(nn.Module):
-    """Reconstruction at every level plus weighted alignment; writes every term into the output's `terms`.
+    """The sum of weight x warm-up x loss of every objective; writes every term into the output's `terms`.
+
+    An objective is left out where the network has no heads for it, or where they made nothing.
 
     Args:
         reconstruction: of the hidden voxels.
-        alignment: between adjacent levels; not computed where the network has no alignment heads.
+        alignment: between adjacent levels.
         alignment_weight: of the alignment in the sum.
         level_weights: of the reconstruction of the crops, the children, and their children (MiM: 1, 1, 1).
+        objectives: further pretext tasks by name, the same that the network has.
 
     Attributes:
-        warm_up: from 0 to 1, a factor of `alignment_weight`; set by whoever lets the alignment in gradually.
+        objectives: all of them by name, "reconstruction" and "alignment" first.
+
+    Raises:
+        UserError: if a weight is negative, or a further objective has the name of one of the first two.
     """
 
     def __init__(
@@ -36,13 +44,21 @@ class PretrainingLoss(nn.Module):
         alignment: AlignmentLoss,
         alignment_weight: float = 0.05,
         level_weights: Sequence[float] = (1.0, 1.0, 1.0),
+        objectives: Mapping[str, Objective] | None = None,
     ) -> None:
         super().__init__()
-        if not level_weights or min(level_weights) < 0 or level_weights[0] <= 0:
-            raise UserError(f"level_weights {list(level_weights)} do not fit: the first above 0, none below")
         self.reconstruction, self.alignment = reconstruction, alignment
-        self.alignment_weight, self.level_weights = alignment_weight, list(level_weights)
-        self.warm_up = 1.0
+        self.objectives: dict[str, Objective] = {
+            "reconstruction": Reconstruction(voxels=reconstruction, level_weights=level_weights),
+            "alignment": Alignment(pairs=alignment, weight=alignment_weight),
+        }
+        for name, objective in (objectives or {}).items():
+            if name in self.objectives:
+                raise UserError(f"objectives#{name}: the loss has an objective of this name: choose another one")
+            self.objectives[name] = objective
+        for name, objective in self.objectives.items():
+            if objective.weight < 0:
+                raise UserError(f"the weight {objective.weight} of the {name} is negative: give 0 or more")
 
     def forward(self, output: PretrainingOutput, target: dict[str, Any]) -> Tensor:
         """The loss of a network output.
@@ -51,37 +67,41 @@ class PretrainingLoss(nn.Module):
             output: of the pre-training network.
             target: `image` ``[B, C, D, H, W]``, and `clean` alike where the network was given a degraded one; bool
                 ``[B, 1, D, H, W]`` `valid` and `foreground`; and `children`, the levels of children that the network
-                was given.
+                was given, as `bundle.masking.LevelBatch`. Objectives get these, every further tensor of the batch, and
+                bool ``[B, 1, d, h, w]`` `visible` and `hidden` on cells. `children` is empty where there are none.
         """
-        hidden, terms = output["hidden"], output["terms"]
-        children = target.get("children", [])
-        if len(children) >= len(self.level_weights):
-            raise UserError(f"{len(children) + 1} levels, but {len(self.level_weights)} level_weights: one for each")
-        loss, found = self.reconstruction(
-            output["reconstruction"],
-            target.get("clean", target["image"]),
-            target["valid"],
-            hidden,
-            target["foreground"],
-        )
-        loss = self.level_weights[0] * loss
-        terms.update(found)
-        for number, (reconstruction, level) in enumerate(zip(output["children"], children, strict=True), 1):
-            of_level, found = self.reconstruction(
-                reconstruction, level.image, level.valid, level.hidden, level.foreground
-            )
-            loss = loss + self.level_weights[number] * of_level
-            terms.update({f"{name}_level{number + 1}": found[name] for name in ("reconstruction", "zero_predictor")})
-        if output["pairs"]:
-            alignment, found = self.alignment(output["pairs"])
-            loss = loss + self.warm_up * self.alignment_weight * alignment
-            terms.update(found)
-        terms["mask_ratio"] = hidden.sum() / (hidden | output["visible"]).sum()
-        terms["loss"] = loss.detach()
-        return loss
+        visible, hidden, terms = output["visible"], output["hidden"], output["terms"]
+        target = {"children": [], **target, "visible": visible, "hidden": hidden}
+        losses = []
+        for name, objective in self.objectives.items():
+            if name in output["made"]:
+                loss, found = objective.loss(output["made"][name], target)
+                losses.append(objective.warm_up * objective.weight * loss)
+                terms.update({name: loss.detach(), **found})
+        terms["mask_ratio"] = hidden.sum() / (hidden | visible).sum()
+        total: Tensor = sum(losses[1:], losses[0])
+        terms["loss"] = total.detach()
+        return total
 
     def restore(self, output: PretrainingOutput, target: dict[str, Any]) -> Tensor:
         """The reconstruction in the image's own units, ``[B, C, D, H, W]``."""
         image, hidden = target.get("clean", target["image"]), output["hidden"]
         cell = [s // h for s, h in zip(image.shape[2:], hidden.shape[2:])]
         return self.reconstruction.restore(output["reconstruction"], image, target["valid"], cell)
+
+    @contextmanager
+    def on_this_process_alone(self) -> Iterator[None]:
+        """While it lasts, no part waits for the other processes: for one that measures something by itself.
+
+        Parts that can wait say so by the attribute `across_ranks`.
+        """
+        parts: list[Any] = [*self.modules(), *self.objectives.values()]
+        parts = [part for part in parts if hasattr(part, "across_ranks")]
+        before = [part.across_ranks for part in parts]
+        for part in parts:
+            part.across_ranks = False
+        try:
+            yield
+        finally:
+            for part, value in zip(parts, before):
+                part.across_ranks = value

@@ -117,17 +117,17 @@ class ReconstructionLoss(nn.Module):
             visible_mean = (_mean_where(x, valid & ~hidden, dims=(1, 3)) - mean) / sd
             zero = torch.zeros_like(x)
             terms = {
-                "reconstruction": _mean_of_crops(error, wanted),
-                "reconstruction_foreground": _mean_of_crops(error, wanted & foreground),
-                "reconstruction_air": _mean_of_crops(error, wanted & ~foreground),
-                "reconstruction_raw": _mean_of_crops(self.distance(prediction * sd + mean, x), wanted),
-                "zero_predictor": _mean_of_crops(self.distance(zero, target), wanted),
-                "zero_predictor_raw": _mean_of_crops(self.distance(zero, x), wanted),
-                "mean_predictor": _mean_of_crops(self.distance(visible_mean.expand_as(x), target), wanted),
+                "reconstruction": _average_crops(error, wanted),
+                "reconstruction_foreground": _average_crops(error, wanted & foreground),
+                "reconstruction_air": _average_crops(error, wanted & ~foreground),
+                "reconstruction_raw": _average_crops(self.distance(prediction * sd + mean, x), wanted),
+                "zero_predictor": _average_crops(self.distance(zero, target), wanted),
+                "zero_predictor_raw": _average_crops(self.distance(zero, x), wanted),
+                "mean_predictor": _average_crops(self.distance(visible_mean.expand_as(x), target), wanted),
             }
         if self.visible_weight:
             loss = loss + self.visible_weight * self._mean_to_train(trained, valid & ~hidden)
-            terms["reconstruction_visible"] = _mean_of_crops(error, valid & ~hidden).detach()
+            terms["reconstruction_visible"] = _average_crops(error, valid & ~hidden).detach()
         return loss, terms
 
     def restore(self, reconstruction: Tensor, image: Tensor, valid: Tensor, cell: Sequence[int]) -> Tensor:
@@ -141,7 +141,7 @@ class ReconstructionLoss(nn.Module):
     def _mean_to_train(self, x: Tensor, where: Tensor) -> Tensor:
         """Mean of ``[B, ...]`` where `where`, over the batches of all processes; without gradients over the crops."""
         if not torch.is_grad_enabled():
-            return _mean_of_crops(x, where)
+            return _average_crops(x, where)
         where = where.expand_as(x)
         count = where.sum()
         if self.across_ranks and dist.is_available() and dist.is_initialized():
@@ -158,7 +158,7 @@ class ReconstructionLoss(nn.Module):
         return mean, _mean_where((x - mean).square(), valid, dims).sqrt().clamp(min=self.floor)
 
 
-def _mean_of_crops(x: Tensor, where: Tensor) -> Tensor:
+def _average_crops(x: Tensor, where: Tensor) -> Tensor:
     """Mean over the crops of each one's mean of ``[B, ...]`` where `where`, of the crops where anything is."""
     means = _mean_where(x, where, tuple(range(1, x.ndim))).flatten()
     some = where.flatten(1).any(1)

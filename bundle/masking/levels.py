@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bundle.cells import Triple, triple
 from bundle.errors import UserError
-from bundle.masking.sampler import BatchMask, MaskSampler, generator_of
+from bundle.masking.sampler import BatchMask, MaskSampler, make_generator
 
 __all__ = ["ChildLevel", "LevelBatch", "MaskInMask"]
 
@@ -29,7 +29,7 @@ class ChildLevel:
     """One level of children.
 
     Args:
-        masking: masks the children; with a ratio of its own.
+        masking: masks the children; with another ratio than the crops, if you like.
         children: number of children per parent.
         size: voxels of a child as the network gets it, on each axis; whole multiples of the encoder's total stride.
         extent: voxels of the parent's that a child covers on each axis; None takes `size`. Another than `size` is
@@ -65,7 +65,7 @@ class ChildLevel:
         if extent_mm is not None:
             self.extent_mm = (float(extent_mm),) * 3 if isinstance(extent_mm, (int, float)) else tuple(extent_mm)
 
-    def extent_of(self, spacing: Sequence[float], parent: Triple) -> Triple:
+    def find_extent(self, spacing: Sequence[float], parent: Triple) -> Triple:
         """Voxels of the parent's that a child covers, at the parent's voxel size in mm.
 
         Raises:
@@ -159,8 +159,10 @@ class MaskInMask:
             else:
                 batches[-1].visible, batches[-1].hidden = seen_anew
             batches.append(batch)
-            own = BatchMask(batch.visible, batch.hidden)
-            parent = _Parent(batch.image, batch.valid, batch.foreground, batch.spacing, draws, own, level.masking.cell)
+            children_mask = BatchMask(batch.visible, batch.hidden)
+            parent = _Parent(
+                batch.image, batch.valid, batch.foreground, batch.spacing, draws, children_mask, level.masking.cell
+            )
         return mask, batches
 
     def _cut(self, number: int, level: ChildLevel, parent: _Parent) -> tuple[LevelBatch, Tensor, BatchMask]:
@@ -170,8 +172,8 @@ class MaskInMask:
         cut: dict[str, list[Tensor]] = {"image": [], "valid": [], "foreground": []}
         corners, extents, draws = [], [], []
         for row, draw in enumerate(parent.draw.tolist()):
-            extent = level.extent_of(parent.spacing[row].tolist(), size)
-            generator = generator_of(self.masking.seed, _PLACE_STREAM, number, draw)
+            extent = level.find_extent(parent.spacing[row].tolist(), size)
+            generator = make_generator(self.masking.seed, _PLACE_STREAM, number, draw)
             for child in range(level.children):
                 corner = _place(hidden[row, 0], valid[row, 0], parent.cell, size, extent, generator)
                 place = [slice(c, c + e) for c, e in zip(corner, extent)]
@@ -185,19 +187,19 @@ class MaskInMask:
         tensors = {key: torch.stack(values) for key, values in cut.items()}
         empty = ~tensors["valid"].flatten(1).any(1)  # nothing but padding: then the padding is what there is
         tensors["valid"] = tensors["valid"] | empty[:, None, None, None, None]
-        own_draws, wide = torch.tensor(draws), torch.tensor(extents)
+        child_draws, wide = torch.tensor(draws), torch.tensor(extents)
         spacing = parent.spacing.repeat_interleave(level.children, 0) * wide / torch.tensor(level.size)
-        own = level.masking(tensors["valid"], own_draws, spacing, stream=(number,))
+        masked = level.masking(tensors["valid"], child_draws, spacing, stream=(number,))
         batch = LevelBatch(
             **tensors,
-            visible=own.visible,
-            hidden=own.hidden,
+            visible=masked.visible,
+            hidden=masked.hidden,
             spacing=spacing.to(parent.spacing.dtype),
             parent=torch.arange(len(parent.image)).repeat_interleave(level.children),
             corner=torch.tensor(corners),
             extent=wide,
         )
-        return batch, own_draws, BatchMask(visible=valid & ~hidden, hidden=hidden)
+        return batch, child_draws, BatchMask(visible=valid & ~hidden, hidden=hidden)
 
 
 class _Parent(NamedTuple):
@@ -233,16 +235,16 @@ def _place(
         if not (valid & possible).any():  # a volume of a few voxels in the corner of its crop: as near as can be
             middle = hidden.nonzero()[0] * torch.tensor(cell) + torch.tensor(cell) // 2 - torch.tensor(extent) // 2
             return triple(middle.clamp(min=0).minimum(torch.tensor(size) - torch.tensor(extent)).tolist())
-        hidden[_one_of(hidden, generator)] = False
-        hidden[_one_of(valid & possible, generator)] = True
+        hidden[_draw_one(hidden, generator)] = False
+        hidden[_draw_one(valid & possible, generator)] = True
     corner = []
-    for (low, high), index in zip(ranges, _one_of(hidden & possible, generator)):
+    for (low, high), index in zip(ranges, _draw_one(hidden & possible, generator)):
         least, most = int(low[index]), int(high[index])
         corner.append(least + int(torch.randint(most - least + 1, (1,), generator=generator)))
     return triple(corner)
 
 
-def _one_of(cells: Tensor, generator: torch.Generator) -> Triple:
+def _draw_one(cells: Tensor, generator: torch.Generator) -> Triple:
     """The place of one of the cells that are True, drawn evenly."""
     places = cells.nonzero()
     return triple(places[int(torch.randint(len(places), (1,), generator=generator))].tolist())

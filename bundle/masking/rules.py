@@ -103,6 +103,15 @@ class AdaptiveBlocks(MaskRule):
         ratio: share of blocks to hide, or a range of shares.
         min_masked: hide at least this many blocks.
         min_unmasked: leave at least this many blocks visible where there are more than that.
+
+    Examples:
+        >>> rule = AdaptiveBlocks(ratio=0.6)
+        >>> rule.block_size((6, 6, 6))  # of a 96^3 crop with cells of 16^3 voxels
+        (3, 3, 3)
+        >>> valid = torch.ones(6, 6, 6, dtype=torch.bool)
+        >>> hidden = rule(valid, torch.Generator().manual_seed(0))
+        >>> int(hidden.sum()) == 4 * 27  # int(8 * 0.6) of 8 blocks
+        True
     """
 
     def __init__(self, *, ratio: Ratio = 0.6, min_masked: int = 1, min_unmasked: int = 2) -> None:
@@ -128,6 +137,15 @@ class PhysicalBlocks(MaskRule):
     Args:
         block_mm: width of a block, on all axes or on each.
         ratio: share of blocks to hide, or a range of shares.
+
+    Examples:
+        >>> rule = PhysicalBlocks(block_mm=32, ratio=0.5)
+        >>> rule.block_size((8, 8, 8), cell_mm=(8, 8, 40))  # thick slices: one cell is wide enough
+        (4, 4, 1)
+        >>> valid = torch.ones(8, 8, 8, dtype=torch.bool)
+        >>> hidden = rule(valid, torch.Generator().manual_seed(0), cell_mm=(8, 8, 40))
+        >>> hidden.float().mean().item()
+        0.5
     """
 
     def __init__(self, *, block_mm: float | Sequence[float] = 32.0, ratio: Ratio = 0.6) -> None:
@@ -152,6 +170,14 @@ class UniformCells(MaskRule):
 
     Args:
         ratio: share of cells to hide, or a range of shares.
+
+    Examples:
+        >>> rule = UniformCells(ratio=0.6)
+        >>> valid = torch.ones(4, 4, 4, dtype=torch.bool)
+        >>> valid[0] = False  # padding is never hidden
+        >>> hidden = rule(valid, torch.Generator().manual_seed(0))
+        >>> int(hidden.sum()), bool(hidden[0].any())  # round(48 * 0.6)
+        (29, False)
     """
 
     def __init__(self, *, ratio: Ratio = 0.6) -> None:

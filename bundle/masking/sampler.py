@@ -15,7 +15,7 @@ from bundle.cells import valid_cells
 from bundle.errors import UserError
 from bundle.masking.rules import MaskRule
 
-__all__ = ["BatchMask", "MaskSampler", "generator_of"]
+__all__ = ["BatchMask", "MaskSampler", "make_generator"]
 
 #: sets the random stream of masks apart from that of crops, which derives from the same seed and draw
 _MASK_STREAM = 1
@@ -74,7 +74,7 @@ class MaskSampler:
             voxel_mm = [1.0] * 3 if spacing is None else spacing[sample].tolist()
             hidden[sample, 0] = self.rule(
                 cells[sample, 0],
-                generator_of(self.seed, _MASK_STREAM, number, *stream),
+                make_generator(self.seed, _MASK_STREAM, number, *stream),
                 [mm * voxels for mm, voxels in zip(voxel_mm, self.cell)],
                 None if weights is None else weights[sample, 0],
             )
@@ -88,7 +88,7 @@ class MaskSampler:
         return torch.where(largest > 0, means / largest.clamp(min=1e-30), 0.0) + self.weight_floor
 
 
-def generator_of(*numbers: int) -> torch.Generator:
+def make_generator(*numbers: int) -> torch.Generator:
     """A random generator whose state derives from the numbers alone."""
     seed = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(seed[0] >> np.uint64(1)))

@@ -8,7 +8,8 @@ from bundle.networks.encoders.build import build_encoder
 from bundle.networks.encoders.encoder import Encoder, Level
 from bundle.networks.feature_map import build_feature_map, total_stride
 from bundle.networks.level_pairs import VolumeLevelPairs
-from bundle.networks.pairs import Pairs, View
+from bundle.networks.objective import Objective
+from bundle.networks.pairs import Pairs, View, find_pairs
 from bundle.networks.pretraining import PretrainingNetwork, PretrainingOutput
 from bundle.networks.segres_decoder import SegResDecoder
 from bundle.networks.teacher import Teacher
@@ -18,6 +19,7 @@ __all__ = [
     "Encoder",
     "EncoderDepthPairs",
     "Level",
+    "Objective",
     "Pairs",
     "PretrainingNetwork",
     "PretrainingOutput",
@@ -28,6 +30,7 @@ __all__ = [
     "average_at",
     "build_encoder",
     "build_feature_map",
+    "find_pairs",
     "plain_depth_pairs",
     "reestimate_batch_norm",
     "total_stride",

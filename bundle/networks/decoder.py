@@ -87,11 +87,19 @@ class Decoder(nn.Module):
 
     def forward(self, features: Sequence[SparseVolume]) -> Tensor:
         """The encoder's features, finest first, to ``[B, channels, D, H, W]``."""
+        return self.reconstruct(self.decode(features))
+
+    def decode(self, features: Sequence[SparseVolume]) -> Tensor:
+        """The encoder's features, finest first, to the decoder's last: ``[B, width, d, h, w]`` at its stride."""
         used = features[-len(self.levels) :]
         x = self.refine[-1](self.densify[-1](used[-1]))
         for i in reversed(range(len(self.levels) - 1)):
             x = self.refine[i](self.upsample[i](x) + self.densify[i](used[i]))
-        return self._voxels(self.predict(x))
+        return x
+
+    def reconstruct(self, decoded: Tensor) -> Tensor:
+        """What `decode` made to ``[B, channels, D, H, W]``: a site's values are ``stride^3`` voxels."""
+        return self._voxels(self.predict(decoded))
 
     def _voxels(self, x: Tensor) -> Tensor:
         """``[B, channels * sd * sh * sw, d, h, w]`` -> ``[B, channels, d * sd, h * sh, w * sw]``."""

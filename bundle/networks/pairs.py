@@ -1,17 +1,18 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
-"""What an alignment loss compares, and the views of a volume that it is drawn from."""
+"""The views of a volume that heads are called with, and the pairs that an alignment loss compares."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
 from bundle.errors import UserError
 from bundle.sparse import SparseVolume
 
-__all__ = ["Pairs", "View", "make_head"]
+__all__ = ["Pairs", "View", "find_pairs", "make_head"]
 
 
 @dataclass
@@ -37,11 +38,13 @@ class View:
 
     Attributes:
         features: the encoder's on what is visible, finest first.
-        full: the teacher's on all that has data, finest first; None without a teacher.
+        full: the teacher's on all that has data, finest first; None without a teacher, or where no heads ask for it.
         spacing: ``[N, 3]``, voxel size in mm.
         volume: int64 ``[N]``, the sample in the batch that each row was cut from.
         origin: ``[N, 3]``, the first corner in mm from that sample's.
         parent: int64 ``[N]``, the row of the level before that each was cut from; None for the crops themselves.
+        decoded: ``[N, C, d, h, w]``, the decoder's last features, of hidden places as well, on its finest grid; None
+            before the decoder has run.
     """
 
     features: Sequence[SparseVolume]
@@ -50,6 +53,13 @@ class View:
     volume: Tensor
     origin: Tensor
     parent: Tensor | None = None
+    decoded: Tensor | None = None
+
+
+def find_pairs(made: Mapping[str, Any]) -> list[Pairs]:
+    """All pairs of features among what the heads of a network made, whichever objective they are for."""
+    lists = [found for found in made.values() if isinstance(found, (list, tuple))]
+    return [item for found in lists for item in found if isinstance(item, Pairs)]
 
 
 def make_head(kind: str, channels: int, dim: int) -> nn.Module:

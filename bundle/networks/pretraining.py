@@ -1,11 +1,11 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
-"""The pre-training network: sparse encoder, densify, decoder and alignment heads in one module."""
+"""The pre-training network: sparse encoder, densify, decoder and the objectives' heads in one module."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from typing import TypedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -17,31 +17,35 @@ from bundle.networks.decoder import Decoder
 from bundle.networks.depth_pairs import EncoderDepthPairs
 from bundle.networks.encoders import Encoder
 from bundle.networks.level_pairs import VolumeLevelPairs
-from bundle.networks.pairs import Pairs, View
+from bundle.networks.objective import Objective
+from bundle.networks.pairs import View
 from bundle.networks.segres_decoder import SegResDecoder
 from bundle.networks.teacher import Teacher
 from bundle.sparse import CellLayout, SparseVolume
 
 __all__ = ["PretrainingNetwork", "PretrainingOutput"]
 
+#: names that the network or its teacher has for something else
+_TAKEN = {"reconstruction", "heads"}
+
 
 class PretrainingOutput(TypedDict):
     """What the network returns.
 
     Attributes:
-        reconstruction: ``[B, C, D, H, W]`` in the units of the normalised target.
+        reconstruction: ``[B, C, D, H, W]`` of the crops, in the units of the normalised target.
         visible: bool ``[B, 1, d, h, w]`` on cells.
         hidden: bool ``[B, 1, d, h, w]`` on cells: the part to be reconstructed.
-        children: reconstructions ``[N, C, D, H, W]`` of the children, level by level.
-        pairs: features to be aligned, one entry per two adjacent depths or levels; empty without alignment heads.
+        made: what the heads of each objective made, by its name. "reconstruction" is a list, the crops' first, then the
+            children's ``[N, C, D, H, W]`` level by level; "alignment" is a list of `Pairs`. Names of heads that made
+            nothing are absent.
         terms: the loss writes its terms here, detached scalars, for whoever logs them.
     """
 
     reconstruction: Tensor
     visible: Tensor
     hidden: Tensor
-    children: list[Tensor]
-    pairs: list[Pairs]
+    made: dict[str, Any]
     terms: dict[str, Tensor]
 
 
@@ -52,10 +56,11 @@ class PretrainingNetwork(nn.Module):
 
     Args:
         encoder: a MONAI network behind the `Encoder` contract.
-        decoder: from the encoder's features to voxels.
-        alignment: draws pairs of features to be aligned, or None.
-        teacher_momentum: of a teacher, the moving average of encoder and alignment heads, that makes the keys of the
-            alignment from the whole volume; None has no teacher.
+        decoder: from the encoder's features to voxels; the heads of the objective "reconstruction".
+        alignment: draws pairs of features to be aligned, or None; the heads of the objective "alignment".
+        objectives: further pretext tasks by name; their heads become submodules of that name.
+        teacher_momentum: of a teacher, the moving average of the encoder and of the heads that use it, which sees the
+            whole volume; None has no teacher.
         sparse: False encodes the crop densely with its hidden voxels set to zero: a plain masked autoencoder, for
             comparison. The same network, masks and losses.
         executor: how the encoder runs sparsely, one of `SparseVolume.known_executors()`.
@@ -66,7 +71,21 @@ class PretrainingNetwork(nn.Module):
             needs no gradient scaler, so the trainer's own `amp` stays off.
 
     Raises:
-        UserError: for an unknown executor, or a teacher without alignment heads.
+        UserError: for an unknown executor, a name of an objective that is taken, an objective that needs a teacher
+            where there is none, or a teacher that no heads use.
+
+    Examples:
+        >>> import torch
+        >>> from bundle.networks import Decoder, build_encoder
+        >>> encoder = build_encoder("SegResEncoder", init_filters=4, blocks_down=(1, 1, 1))
+        >>> network = PretrainingNetwork(encoder=encoder, decoder=Decoder(levels=encoder.levels, width=8))
+        >>> visible = torch.rand(2, 1, 4, 4, 4) > 0.6  # on cells of the encoder's total stride, here 4 voxels
+        >>> image, spacing = torch.randn(2, 1, 16, 16, 16), torch.ones(2, 3)
+        >>> output = network(image, visible=visible, hidden=~visible, spacing=spacing)
+        >>> output["reconstruction"].shape
+        torch.Size([2, 1, 16, 16, 16])
+        >>> sorted(output["made"])
+        ['reconstruction']
     """
 
     def __init__(
@@ -75,6 +94,7 @@ class PretrainingNetwork(nn.Module):
         encoder: Encoder,
         decoder: Decoder | SegResDecoder,
         alignment: EncoderDepthPairs | VolumeLevelPairs | None = None,
+        objectives: Mapping[str, Objective] | None = None,
         teacher_momentum: float | None = None,
         sparse: bool = True,
         executor: str = "cells",
@@ -92,10 +112,24 @@ class PretrainingNetwork(nn.Module):
             for block in decoder.refine:
                 block.compile()  # in place: the keys of the state dict stay
         self.teacher: Teacher | None = None
+        self._further = dict(objectives or {})
+        for name, objective in self._further.items():
+            if not name.isidentifier() or name in _TAKEN or hasattr(self, name):
+                raise UserError(f"objectives#{name}: an objective cannot have this name: choose another one")
+            if objective.needs_whole and teacher_momentum is None:
+                raise UserError(
+                    f"objectives#{name} needs a teacher, which sees the whole crop: set network_def#teacher_momentum, "
+                    "such as 0.995"
+                )
+            self.add_module(name, nn.Identity() if objective.heads is None else objective.heads)
         if teacher_momentum is not None:
-            if alignment is None:
-                raise UserError("network_def#teacher_momentum is set, but there are no alignment heads to teach")
-            self.teacher = Teacher(encoder, alignment, teacher_momentum)
+            taught = self._taught_heads()
+            if not taught:
+                raise UserError(
+                    "network_def#teacher_momentum is set, but neither alignment heads nor an objective needs a "
+                    "teacher: set it to null, or network_def#alignment"
+                )
+            self.teacher = Teacher(encoder, taught, teacher_momentum)
         elif isinstance(alignment, EncoderDepthPairs):
             alignment.predict[-1].requires_grad_(False)  # the coarsest depth is a query only against a teacher
 
@@ -112,32 +146,36 @@ class PretrainingNetwork(nn.Module):
             children: levels of volumes cut from the hidden part.
         """
         with torch.autocast(image.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            sample = torch.arange(len(image), device=image.device)
-            view = View(self._encode(image, visible, hidden), None, spacing, sample, torch.zeros_like(spacing))
-            views, seen = [view], [(image, visible, hidden)]
-            for level in children:
-                above = views[-1]
-                views.append(
-                    View(
-                        features=self._encode(level.image, level.visible, level.hidden),
-                        full=None,
-                        spacing=level.spacing,
-                        volume=above.volume[level.parent],
-                        origin=above.origin[level.parent] + level.corner * above.spacing[level.parent],
-                        parent=level.parent,
-                    )
+            views = self._encode_all(image, visible, hidden, spacing, children)
+            reconstructions = []
+            for view in views:
+                view.decoded = self.decoder.decode(view.features)
+                reconstructions.append(self.decoder.reconstruct(view.decoded).to(image.dtype))
+            if self.teacher is not None:
+                seen = [(image, visible, hidden), *((level.image, level.visible, level.hidden) for level in children)]
+                self._show_whole(self.teacher, views, seen)
+            made = {"reconstruction": reconstructions, **self._call_heads(views)}
+        return {"reconstruction": reconstructions[0], "visible": visible, "hidden": hidden, "made": made, "terms": {}}
+
+    def _encode_all(
+        self, image: Tensor, visible: Tensor, hidden: Tensor, spacing: Tensor, children: Sequence[LevelBatch]
+    ) -> list[View]:
+        """The crops as a view, then the children level by level."""
+        sample = torch.arange(len(image), device=image.device)
+        views = [View(self._encode(image, visible, hidden), None, spacing, sample, torch.zeros_like(spacing))]
+        for level in children:
+            above = views[-1]
+            views.append(
+                View(
+                    features=self._encode(level.image, level.visible, level.hidden),
+                    full=None,
+                    spacing=level.spacing,
+                    volume=above.volume[level.parent],
+                    origin=above.origin[level.parent] + level.corner * above.spacing[level.parent],
+                    parent=level.parent,
                 )
-                seen.append((level.image, level.visible, level.hidden))
-            reconstructions = [self.decoder(view.features).to(image.dtype) for view in views]
-            pairs = self._pairs(views, seen)
-        return {
-            "reconstruction": reconstructions[0],
-            "visible": visible,
-            "hidden": hidden,
-            "children": reconstructions[1:],
-            "pairs": pairs,
-            "terms": {},
-        }
+            )
+        return views
 
     def _encode(self, image: Tensor, visible: Tensor, hidden: Tensor) -> list[SparseVolume]:
         layout = CellLayout(visible if self.sparse else visible | hidden)
@@ -145,20 +183,40 @@ class PretrainingNetwork(nn.Module):
             image = SparseVolume.from_dense(image, CellLayout(visible), "masked").to_dense()
         return self.encoder(SparseVolume.from_dense(image, layout, self.executor), self.recompute_levels)
 
-    def _pairs(self, views: list[View], seen: list[tuple[Tensor, Tensor, Tensor]]) -> list[Pairs]:
-        if self.alignment is None:
-            return []
-        if self.teacher is None:
-            return self.alignment(views)
-        # of the levels that keys are taken from: all but the last for level pairs, the crops for depth pairs
-        for view, (image, visible, hidden) in zip(views[: max(1, len(views) - 1)], seen):
-            view.full = self.teacher.encode(SparseVolume.from_dense(image, CellLayout(visible | hidden), self.executor))
-        return self.alignment(views, self.teacher.heads)
+    def _show_whole(
+        self, teacher: Teacher, views: Sequence[View], seen: Sequence[tuple[Tensor, Tensor, Tensor]]
+    ) -> None:
+        """Fills `View.full` where heads ask for it."""
+        count = len(views)
+        if not any(objective.needs_whole for objective in self._further.values()):
+            # the alignment takes keys of all levels but the last for level pairs, of the crops for depth pairs
+            count = max(1, count - 1)
+        for view, (image, visible, hidden) in zip(views[:count], seen):
+            view.full = teacher.encode(SparseVolume.from_dense(image, CellLayout(visible | hidden), self.executor))
+
+    def _call_heads(self, views: list[View]) -> dict[str, Any]:
+        """What the heads beside the decoder make of the views, by the names of their objectives."""
+        averaged = {} if self.teacher is None else self.teacher.heads
+        made = {}
+        for name in ("alignment", *self._further):
+            heads = getattr(self, name)
+            if heads is None:
+                continue
+            found = heads(views, averaged[name]) if name in averaged else heads(views)
+            if found is not None and not (isinstance(found, list) and not found):
+                made[name] = found
+        return made
+
+    def _taught_heads(self) -> dict[str, nn.Module]:
+        """The heads that are called with a teacher, if there is one, by the names of their objectives."""
+        names = [name for name, objective in self._further.items() if objective.needs_whole]
+        heads = {} if self.alignment is None else {"alignment": self.alignment}
+        return {**heads, **{name: getattr(self, name) for name in names}}
 
     def update_teacher(self) -> None:
         """Moves the teacher, if there is one, towards the encoder: to be called after every step of the optimizer."""
-        if self.teacher is not None and self.alignment is not None:
-            self.teacher.update(self.encoder, self.alignment)
+        if self.teacher is not None:
+            self.teacher.update(self.encoder, self._taught_heads())
 
     def encoder_state_dict(self, images: Sequence[Tensor] = ()) -> dict[str, Tensor]:
         """The product: the encoder half's weights under the MONAI network's own keys, on the CPU.

@@ -71,8 +71,16 @@ class SegResDecoder(nn.Module):
 
     def forward(self, features: Sequence[SparseVolume]) -> Tensor:
         """The encoder's features, finest first, to ``[B, channels, D, H, W]``."""
+        return self.reconstruct(self.decode(features))
+
+    def decode(self, features: Sequence[SparseVolume]) -> Tensor:
+        """The encoder's features, finest first, to the decoder's last: ``[B, init_filters, D, H, W]``."""
         *skips, x = (level.to_dense(fill=token) for level, token in zip(features, self.mask_tokens, strict=True))
         for level, skip in zip(self.up_layers, reversed(skips), strict=True):
             x = level["blocks"](level["upsample"](x) + skip)
-        reconstruction: Tensor = self.up_layers[-1]["head"](x)
+        return x
+
+    def reconstruct(self, decoded: Tensor) -> Tensor:
+        """What `decode` made to ``[B, channels, D, H, W]``."""
+        reconstruction: Tensor = self.up_layers[-1]["head"](decoded)
         return reconstruction

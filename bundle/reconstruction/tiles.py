@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from monai.data.utils import compute_importance_map, dense_patch_slices
@@ -12,7 +13,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from bundle.errors import UserError
-from bundle.losses import PretrainingLoss
 from bundle.masking import MaskSampler
 from bundle.reconstruction.prepared import WholeVolume
 from bundle.reconstruction.window_masks import draw_window_masks
@@ -37,6 +37,19 @@ class Reconstructed:
     hidden: Tensor
     first_hidden: Tensor
     terms: dict[str, float]
+
+
+class RestoringLoss(Protocol):
+    """What is used of a run's loss; `bundle.losses.PretrainingLoss` is one.
+
+    Attributes:
+        reconstruction: from reconstruction, image, valid, hidden and foreground to the loss and its terms.
+    """
+
+    reconstruction: Callable[..., tuple[Tensor, dict[str, Tensor]]]
+
+    def restore(self, output: Any, target: dict[str, Any]) -> Tensor:
+        """The reconstruction in the image's own units."""
 
 
 class TiledReconstruction:
@@ -66,7 +79,7 @@ class TiledReconstruction:
         self,
         *,
         network: nn.Module,
-        loss: PretrainingLoss,
+        loss: RestoringLoss,
         masking: MaskSampler,
         crop_size: Sequence[int],
         device: torch.device,

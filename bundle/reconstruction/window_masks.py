@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bundle.cells import valid_cells
 from bundle.masking import MaskSampler
-from bundle.masking.sampler import generator_of
+from bundle.masking.sampler import make_generator
 
 __all__ = ["WindowMasks", "draw_window_masks"]
 
@@ -58,7 +58,7 @@ def draw_window_masks(
     wanted: list[Tensor] = []
     while not hidden or (complementary and bool(remaining.any())):
         weight = remaining.double() if hidden else None  # what weighs nothing is drawn last
-        hidden.append(masking.rule(cells, generator_of(seed, _WINDOW_STREAM, window, len(hidden)), cell_mm, weight))
+        hidden.append(masking.rule(cells, make_generator(seed, _WINDOW_STREAM, window, len(hidden)), cell_mm, weight))
         wanted.append(hidden[-1] & remaining)
         remaining = remaining & ~hidden[-1]
     rows = torch.stack(hidden)[:, None]

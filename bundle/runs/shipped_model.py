@@ -79,8 +79,8 @@ class ShippedModel(TrainedRun):
         Raises:
             UserError: if they are of another network, as those of a run that replaced the shipped ones may be.
         """
-        # the alignment's heads are not shipped: nothing that is done with a trained network needs them
-        given = {key: value for key, value in network.state_dict().items() if key.startswith("alignment.")}
+        # other heads are not shipped: nothing that is done with a trained network needs them
+        given = {k: v for k, v in network.state_dict().items() if not k.startswith(("encoder.", "decoder."))}
         for file, prefix in ((self.checkpoint, "encoder.network."), (decoder_file(self.checkpoint), "decoder.")):
             weights: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
             given |= {f"{prefix}{key}": value for key, value in weights.items()}

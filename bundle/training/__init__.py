@@ -1,7 +1,6 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
 """What surrounds MONAI's trainer: starting a run, watching it, and keeping its state and its product."""
 
-from bundle.training.alignment_schedule import AlignmentWarmUp, UpdateTeacher
 from bundle.training.batch_norm import ReestimateBatchNorm
 from bundle.training.checkpoint import RunCheckpoint
 from bundle.training.clipping import ClipGradients
@@ -12,6 +11,7 @@ from bundle.training.export import ExportEncoder
 from bundle.training.health import RepresentationHealth
 from bundle.training.history import History
 from bundle.training.loss_scaling import ScaleLoss
+from bundle.training.objective_schedule import AlignmentWarmUp, UpdateTeacher, WarmUpObjective
 from bundle.training.panels import ReconstructionPanels
 from bundle.training.parameters import parameter_groups
 from bundle.training.per_class import PerClass
@@ -45,6 +45,7 @@ __all__ = [
     "Summary",
     "UpdateTeacher",
     "ValidationLoss",
+    "WarmUpObjective",
     "latest_scalars",
     "parameter_groups",
     "training_steps",

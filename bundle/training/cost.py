@@ -1,23 +1,57 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
-"""What an epoch will cost, told before it starts."""
+"""What an epoch will cost, said before it starts."""
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from math import prod
+from typing import Any, Protocol
 
 import torch
 from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
-from bundle.losses import AlignmentLoss, PretrainingLoss, ReconstructionLoss
-from bundle.masking import MaskedBatch, MaskInMask
+from bundle.losses import PretrainingLoss
 from bundle.runs.distributed import unwrap
 
 __all__ = ["CostReport", "cost_lines"]
 
 logger = logging.getLogger(__name__)
+
+
+class Sized(Protocol):
+    """A level of children.
+
+    Attributes:
+        size: voxels of one on each axis.
+    """
+
+    size: tuple[int, int, int]
+
+
+class Masking(Protocol):
+    """What is known of the passes of a step; `bundle.masking.MaskInMask` is one."""
+
+    @property
+    def passes(self) -> list[int]:
+        """Forward passes per crop at each level, the crop itself first."""
+
+    @property
+    def levels(self) -> Sequence[Sized]:
+        """The levels of children."""
+
+
+class PrepareBatch(Protocol):
+    """The trainer's `prepare_batch`; `bundle.masking.MaskedBatch` is one."""
+
+    @property
+    def masking(self) -> Masking:
+        """Says how many passes a step takes."""
+
+    def __call__(self, batch: dict[str, Any], device: torch.device) -> tuple[Tensor, Any, Any, dict[str, Any]]:
+        """The network's input, the loss's target, and the network's further arguments."""
 
 
 class CostReport:
@@ -39,7 +73,7 @@ class CostReport:
         self,
         *,
         network: nn.Module,
-        masked_batch: MaskedBatch,
+        masked_batch: PrepareBatch,
         loss: PretrainingLoss,
         crop_size: tuple[int, int, int],
         batch_size: int,
@@ -54,10 +88,14 @@ class CostReport:
 
     def _report(self, engine: Engine) -> None:
         device = torch.device(engine.state.device)
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            seconds = min(self._seconds(device) for _ in range(2))
         for line in cost_lines(self.masked_batch.masking, self.crop_size):
             logger.info("%s", line)
+        try:
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):
+                seconds = min(self._seconds(device) for _ in range(2))
+        except KeyError as missing:
+            logger.info("the time of a step is not measured: an objective reads %s, which noise does not have", missing)
+            return
         logger.info(
             "a step of %d crops takes about %.2f s, an epoch of %d steps about %.1f min, loading and validation apart",
             self.batch_size,
@@ -67,24 +105,20 @@ class CostReport:
         )
 
     def _seconds(self, device: torch.device) -> float:
-        parts: list[ReconstructionLoss | AlignmentLoss] = [self.loss.reconstruction, self.loss.alignment]
-        was_training, across_ranks = self.network.training, [part.across_ranks for part in parts]
+        was_training = self.network.training
         self.network.eval()  # running statistics stay
-        for part in parts:
-            part.across_ranks = False  # the other processes do not measure
         try:
             _wait(device)
             begin = time.perf_counter()
             image, target, _, arguments = self.masked_batch(self._noise(), device)
-            loss = self.loss(self.network(image, **arguments), target)
+            with self.loss.on_this_process_alone():  # the other processes do not measure
+                loss = self.loss(self.network(image, **arguments), target)
             parameters = [p for p in self.network.parameters() if p.requires_grad]
             torch.autograd.grad(loss, parameters, allow_unused=True)
             _wait(device)
             return time.perf_counter() - begin
         finally:
             self.network.train(was_training)
-            for part, before in zip(parts, across_ranks):
-                part.across_ranks = before
 
     def _noise(self) -> dict[str, Tensor]:
         image = torch.randn(self.batch_size, 1, *self.crop_size)
@@ -93,7 +127,7 @@ class CostReport:
         return batch | {"draw": torch.arange(self.batch_size), "spacing": torch.ones(self.batch_size, 3)}
 
 
-def cost_lines(masking: MaskInMask, crop_size: tuple[int, ...]) -> list[str]:
+def cost_lines(masking: Masking, crop_size: tuple[int, ...]) -> list[str]:
     """One line per level: forward passes per crop, and their voxels in per cent of the crop's."""
     sizes = [tuple(crop_size), *(level.size for level in masking.levels)]
     lines = []

@@ -14,7 +14,7 @@ from ignite.engine import Engine, Events
 from monai.utils.enums import CommonKeys
 from torch import Tensor, nn
 
-from bundle.networks import Encoder, PretrainingNetwork, average_at
+from bundle.networks import Encoder, PretrainingNetwork, average_at, find_pairs
 from bundle.runs.distributed import gather, is_main_rank, unwrap
 from bundle.sparse import CellLayout, SparseVolume
 
@@ -57,8 +57,8 @@ class RepresentationHealth:
     - health_effective_rank: directions that the coarsest features use (Roy & Vetterli 2007);
     - health_deviation: of the normalised features per channel, times the square root of the channels: 1 is all
       directions alike, 0 is collapse;
-    - health_alignment, health_uniformity: of the alignment's pairs, where there are any (Wang & Isola 2020,
-      arXiv:2005.10242).
+    - health_alignment, health_uniformity: of the pairs of features that heads made, where there are any (Wang & Isola
+      2020, arXiv:2005.10242).
 
     Put it after the handler that collects the loss terms.
 
@@ -91,7 +91,7 @@ class RepresentationHealth:
         self._untrained.to(volume.device)
         for encoder, kept in ((self.network.encoder, self._trained_sites), (self._untrained, self._untrained_sites)):
             kept.extend(_site_features(encoder, volume, sites, numbers))
-        for pair in output["pairs"]:
+        for pair in find_pairs(output["made"]):
             self._pairs.append((pair.query.double().cpu(), pair.key.double().cpu()))
 
     def _finish(self, engine: Engine) -> None:

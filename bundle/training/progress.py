@@ -26,12 +26,13 @@ class Progress:
 
     Args:
         name: what runs, such as "train" or "validate".
-        shown: the figures to show, out of those of `Scalars`; put this handler after that one.
+        shown: the figures to show, out of those of `Scalars`; put this handler after that one. None shows the loss and
+            that of each objective of the trainer.
         every_seconds: time between two lines, in seconds.
     """
 
-    def __init__(self, *, name: str, shown: Sequence[str] = (), every_seconds: float = 60) -> None:
-        self.name, self.shown, self.every_seconds = name, tuple(shown), every_seconds
+    def __init__(self, *, name: str, shown: Sequence[str] | None = (), every_seconds: float = 60) -> None:
+        self.name, self.shown, self.every_seconds = name, shown, every_seconds
         self._figures: dict[str, float] = {}
         self._epoch_start = self._last_line = 0.0
         self._done_at_start = 0
@@ -49,7 +50,10 @@ class Progress:
     def _remember(self, engine: Engine) -> None:
         latest = latest_scalars(engine.state.output)
         if latest is not None:
-            self._figures = {name: latest[name] for name in self.shown if name in latest}
+            shown = self.shown
+            if shown is None:
+                shown = ("loss", *getattr(getattr(engine, "loss_function", None), "objectives", ()))
+            self._figures = {name: latest[name] for name in shown if name in latest}
 
     def _start(self, engine: Engine) -> None:
         self._epoch_start = self._last_line = time.monotonic()

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 # figure of the history: (label, number format)
 _FIGURES = {
-    "train/loss": ("training loss, with alignment", ".4f"),
+    "train/loss": ("training loss", ".4f"),
     "train/reconstruction": ("training reconstruction loss", ".4f"),
     "validation/reconstruction": ("validation reconstruction loss", ".4f"),
     "validation/zero_predictor": ("the same if 0 is predicted", ".4f"),
@@ -101,7 +101,7 @@ class Summary:
             f"Training {outcome}.",
             *self._trained(engine.state.device, rows),
             *self._data(),
-            *_results(rows, self.figures, self.best),
+            *_results(rows, self._labelled(engine, rows), self.best),
             *self._files(),
             "",
         ])  # fmt: skip
@@ -134,6 +134,19 @@ class Summary:
             lines += [f"- not used: {len(self.skipped)}"]
             lines += [f"  - {name}: {problem}; {remedy}" for name, problem, remedy in self.skipped]
         return lines
+
+    def _labelled(self, engine: Engine, rows: Sequence[Mapping[str, float]]) -> Mapping[str, tuple[str, str]]:
+        """The figures to show; the training loss says which objectives it is the sum of, where the loss has any."""
+        objectives = getattr(getattr(engine, "loss_function", None), "objectives", {})
+        trained = [
+            name if objective.weight == 1 else f"{objective.weight:g} x {name}"
+            for name, objective in objectives.items()
+            if objective.weight > 0 and rows and f"train/{name}" in rows[-1]
+        ]
+        if not trained or self.figures is not _FIGURES:
+            return self.figures
+        label, form = _FIGURES["train/loss"]
+        return {**_FIGURES, "train/loss": (f"{label}: {' + '.join(trained)}", form)}
 
     def _files(self) -> list[str]:
         folder = self.run_folder

@@ -17,8 +17,8 @@ __all__ = ["ValidationLoss"]
 class ValidationLoss:
     """Computes the loss of each validation batch, so that its terms can be logged as in training.
 
-    Crops and masks are fixed by the numbers of their draws. What else is random, such as the sites drawn for the
-    alignment, is drawn from `seed` anew in every validation, and leaves the training's generators as they were.
+    Crops and masks are fixed by the numbers of their draws. What else is random, such as the sites that heads
+    draw, is drawn from `seed` anew in every validation, and leaves the training's generators as they were.
 
     Put this handler before the one that collects the terms.
 

@@ -139,7 +139,7 @@ class SparKPretraining(nn.Module):
         with torch.autocast(image.device.type, dtype=self.autocast, enabled=self.autocast is not None):
             reconstruction = self.step(image, visible).to(image.dtype)
         output = {"reconstruction": reconstruction, "visible": visible, "hidden": hidden}
-        return output | {"children": [], "pairs": [], "terms": {}}
+        return output | {"made": {"reconstruction": [reconstruction]}, "terms": {}}
 
     def update_teacher(self) -> None:
         """There is none."""

@@ -16,12 +16,12 @@ def example(with_pairs: bool):
     visible = ~hidden
     visible[0, 0, 1, 1, 1] = False  # padding: neither
     features = Pairs(torch.randn(5, 3), torch.randn(5, 3), torch.zeros(5), torch.zeros(5, 3))
+    reconstruction = torch.randn_like(image)
     output = {
-        "reconstruction": torch.randn_like(image),
+        "reconstruction": reconstruction,
         "visible": visible,
         "hidden": hidden,
-        "children": [],
-        "pairs": [features] if with_pairs else [],
+        "made": {"reconstruction": [reconstruction], **({"alignment": [features]} if with_pairs else {})},
         "terms": {},
     }
     target = {"image": image, "valid": torch.ones_like(image, dtype=torch.bool), "foreground": image > 0}

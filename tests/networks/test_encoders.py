@@ -118,7 +118,7 @@ def test_it_pretrains_with_every_trained_parameter_receiving_a_gradient(name: st
     image, visible = batch(encoder, CASES[name])
     out = network(image.float(), visible=visible, hidden=~visible, spacing=torch.ones(2, 3))
     assert out["reconstruction"].shape == image.shape
-    pairs = sum((pair.query * pair.key).sum() for pair in out["pairs"])
+    pairs = sum((pair.query * pair.key).sum() for pair in out["made"]["alignment"])
     (out["reconstruction"].square().mean() + pairs).backward()
     for key, parameter in network.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, key

@@ -88,7 +88,7 @@ def test_every_parameter_gets_a_finite_gradient_that_is_not_zero(crop: int):
 def test_autocast_keeps_the_reconstruction_in_the_images_type():
     out = forward(network(autocast=torch.bfloat16), batch(32))
     assert out["reconstruction"].dtype == torch.float32
-    assert out["pairs"][0].query.dtype == torch.bfloat16  # it did run in half precision
+    assert out["made"]["alignment"][0].query.dtype == torch.bfloat16  # it did run in half precision
 
 
 def test_the_product_is_the_plain_encoders_state_dict():

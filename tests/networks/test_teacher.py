@@ -89,7 +89,7 @@ def test_the_teacher_sees_the_masked_part_and_the_student_does_not():
     for x in (image, changed):
         torch.manual_seed(2)
         outs.append(net(x, **arguments))
-    for a, b in zip(outs[0]["pairs"], outs[1]["pairs"], strict=True):
+    for a, b in zip(*(out["made"]["alignment"] for out in outs), strict=True):
         assert torch.equal(a.query, b.query)
         assert not torch.equal(a.key, b.key)
     assert torch.equal(outs[0]["reconstruction"], outs[1]["reconstruction"])
@@ -119,7 +119,7 @@ def test_one_level_of_children_is_the_network_on_those_children():
     (level,) = arguments["children"]
     out = net(image, **arguments)
     alone = net(level.image, visible=level.visible, hidden=level.hidden, spacing=level.spacing)
-    torch.testing.assert_close(out["children"][0], alone["reconstruction"])
+    torch.testing.assert_close(out["made"]["reconstruction"][1], alone["reconstruction"])
     assert target["children"] == [level]
 
 
@@ -142,7 +142,7 @@ def test_a_teacher_needs_something_to_teach():
         network(None, 0.9)
     encoder = build_encoder("SegResEncoder", init_filters=4, blocks_down=(1, 1))
     with pytest.raises(UserError, match=r"teacher_momentum 1\.5"):
-        Teacher(encoder, torch.nn.Identity(), 1.5)
+        Teacher(encoder, {}, 1.5)
 
 
 # ---- the dense comparison --------------------------------------------------------------------------------------------

@@ -7,10 +7,11 @@ import pytest
 import torch
 from ignite.engine import Engine
 
+from bundle.errors import UserError
 from bundle.losses import AlignmentLoss, PretrainingLoss, ReconstructionLoss
 from bundle.masking import AdaptiveBlocks, ChildLevel, MaskedBatch, MaskInMask, MaskSampler
-from bundle.networks import Decoder, EncoderDepthPairs, PretrainingNetwork, build_encoder
-from bundle.training import AlignmentWarmUp, CostReport, UpdateTeacher
+from bundle.networks import Decoder, EncoderDepthPairs, Objective, PretrainingNetwork, build_encoder
+from bundle.training import AlignmentWarmUp, CostReport, UpdateTeacher, WarmUpObjective
 from bundle.training.cost import cost_lines
 
 
@@ -55,6 +56,31 @@ def test_the_report_leaves_network_and_randomness_as_they_were(caplog: pytest.Lo
     assert all(p.grad is None for p in net.parameters())
 
 
+def test_an_objective_that_reads_more_of_the_batch_leaves_the_time_out(caplog: pytest.LogCaptureFixture):
+    class Organ(Objective):
+        def loss(self, made, target):  # noqa: ARG002 - the signature
+            return target["organ"].sum(), {}
+
+    encoder = build_encoder("SegResEncoder", init_filters=4, blocks_down=(1, 1, 1), norm="instance")
+    objectives = {"organ": Organ()}
+    report = CostReport(
+        network=PretrainingNetwork(
+            encoder=encoder, decoder=Decoder(levels=encoder.levels, width=4, stride=2), objectives=objectives
+        ),
+        masked_batch=MaskedBatch(masking(1)),
+        loss=PretrainingLoss(reconstruction=ReconstructionLoss(), alignment=AlignmentLoss(), objectives=objectives),
+        crop_size=(16, 16, 16),
+        batch_size=2,
+        steps_per_epoch=30,
+    )
+    engine = Engine(lambda *_: None)
+    engine.state.device = torch.device("cpu")
+    with caplog.at_level(logging.INFO, logger="bundle"):
+        report._report(engine)
+    assert "5 forward passes" in caplog.text and "an objective reads 'organ'" in caplog.text
+    assert "an epoch of" not in caplog.text
+
+
 def test_the_report_does_not_wait_for_other_processes():
     """Only the first process reports: its loss must not gather the others' keys meanwhile."""
     encoder = build_encoder("SegResEncoder", init_filters=4, blocks_down=(1, 1, 1), norm="instance")
@@ -82,10 +108,25 @@ def test_the_report_does_not_wait_for_other_processes():
 def test_the_alignments_weight_rises_and_stays():
     whole = loss()
     weights: list[float] = []
-    engine = Engine(lambda *_: weights.append(whole.warm_up))
+    engine = Engine(lambda *_: weights.append(whole.objectives["alignment"].warm_up))
     AlignmentWarmUp(loss=whole, steps=4).attach(engine)
     engine.run(range(3), max_epochs=2)
     assert weights == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+
+
+def test_the_weight_of_any_objective_rises_by_its_name():
+    class Third(Objective):
+        def loss(self, made, target):  # noqa: ARG002 - the signature
+            return made, {}
+
+    third = Third()
+    whole = PretrainingLoss(reconstruction=ReconstructionLoss(), alignment=AlignmentLoss(), objectives={"third": third})
+    engine = Engine(lambda *_: None)
+    WarmUpObjective(loss=whole, steps=4, objective="third").attach(engine)
+    engine.run(range(2), max_epochs=1)
+    assert third.warm_up == 0.5 and whole.objectives["alignment"].warm_up == 1.0
+    with pytest.raises(UserError, match="'fourth': choose one of reconstruction, alignment, third"):
+        WarmUpObjective(loss=whole, steps=4, objective="fourth")
 
 
 def test_the_teacher_moves_once_per_step():

@@ -33,6 +33,20 @@ def test_a_terminal_shows_a_bar_with_the_terms(monkeypatch):
     assert "reconstruction=" in terminal.getvalue()
 
 
+def test_none_shows_the_loss_and_each_objective(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    network = ToyNetwork()
+    optimizer = SGD(network.parameters(), lr=0.1)
+    handlers = [Scalars(name="train", optimizer=optimizer), Progress(name="train", shown=None)]
+    trainer = toy_trainer(network, optimizer, toy_loader(), 1, handlers)
+    trainer.loss_function.objectives = {"reconstruction": None, "zero_predictor": None, "absent": None}
+    trainer.run()
+    shown = terminal.getvalue()
+    assert all(f"{name}=" in shown for name in ("loss", "reconstruction", "zero_predictor"))
+    assert "mean_predictor" not in shown and "absent" not in shown
+
+
 def test_a_log_file_gets_no_bar_and_no_line_in_a_short_epoch(caplog, capsys):
     caplog.set_level(logging.INFO, logger="bundle")
     train(every_seconds=60)

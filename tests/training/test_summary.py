@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 from ignite.engine import Events
@@ -22,7 +23,7 @@ def volume(modality: str, *, padded: bool = False) -> PreparedVolume:
     return PreparedVolume(name="a", file="a.pt", modality=modality, size=(1, 1, 1), padded=padded)
 
 
-def train(path, error=None, at_epoch=2):
+def train(path, error=None, at_epoch=2, objectives=None):
     network, folder = ToyNetwork(), RunFolder(path)
     optimizer = SGD(network.parameters(), lr=0.1)
     evaluator = toy_evaluator(network, [Scalars(name="validation")])
@@ -35,6 +36,8 @@ def train(path, error=None, at_epoch=2):
     )  # fmt: skip
     handlers = [Scalars(name="train", optimizer=optimizer), ValidationHandler(1, evaluator), history, summary]
     trainer = toy_trainer(network, optimizer, toy_loader(), 3, handlers)
+    if objectives is not None:
+        trainer.loss_function.objectives = objectives
 
     @trainer.on(Events.ITERATION_COMPLETED)
     def fail(engine):
@@ -64,6 +67,19 @@ def test_the_page_says_what_on_what_how_well_and_where(tmp_path, caplog):
     assert f"`{tmp_path / 'metrics.csv'}`" in text
     assert "model.pt" not in text, "only what is there is listed"
     assert text in caplog.text
+
+
+def test_the_training_loss_says_what_it_is_the_sum_of(tmp_path):
+    def weight(value):
+        return SimpleNamespace(weight=value)
+
+    objectives = {"reconstruction": weight(1.0), "alignment": weight(0.05), "mean_predictor": weight(0.3)}
+    text, _ = train(tmp_path / "a", objectives=objectives)
+    assert "| training loss: reconstruction + 0.3 x mean_predictor |" in text, "the alignment did not run"
+    text, _ = train(tmp_path / "b", objectives={**objectives, "mean_predictor": weight(0.0)})
+    assert "| training loss: reconstruction |" in text
+    text, _ = train(tmp_path / "c")
+    assert "| training loss |" in text and "alignment" not in text
 
 
 def test_an_interrupted_run_has_its_page_too(tmp_path, caplog):

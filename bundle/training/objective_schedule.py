@@ -1,5 +1,5 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
-"""What the alignment needs beside the loss: its weight let in gradually, and the teacher moved after every step."""
+"""What objectives need beside the loss: a weight let in gradually, and the teacher moved after every step."""
 
 from __future__ import annotations
 
@@ -9,33 +9,44 @@ from ignite.engine import Engine, Events
 from torch import nn
 from torch.optim import Optimizer
 
+from bundle.errors import UserError
 from bundle.losses import PretrainingLoss
 from bundle.runs.distributed import unwrap
 
-__all__ = ["AlignmentWarmUp", "UpdateTeacher"]
+__all__ = ["AlignmentWarmUp", "UpdateTeacher", "WarmUpObjective"]
 
 
-class AlignmentWarmUp:
-    """Raises the alignment's weight from 0 to its own over the first steps: reconstruction settles first.
+class WarmUpObjective:
+    """Raises an objective's weight from 0 to its full value over the first steps: reconstruction settles first.
 
     Args:
-        loss: whose weight.
+        loss: the trainer's.
         steps: number of iterations until the full weight; 0 starts with it.
+        objective: its name.
+
+    Raises:
+        UserError: if the loss has no objective of that name.
     """
 
-    def __init__(self, *, loss: PretrainingLoss, steps: int) -> None:
-        self.loss, self.steps = loss, steps
+    def __init__(self, *, loss: PretrainingLoss, steps: int, objective: str = "alignment") -> None:
+        if objective not in loss.objectives:
+            known = ", ".join(loss.objectives)
+            raise UserError(f"WarmUpObjective: the loss has no objective {objective!r}: choose one of {known}")
+        self.objective, self.steps = loss.objectives[objective], steps
 
     def attach(self, engine: Engine) -> None:
         """Registers with the trainer."""
         engine.add_event_handler(Events.ITERATION_STARTED, self._set)
 
     def _set(self, engine: Engine) -> None:
-        self.loss.warm_up = min(1.0, engine.state.iteration / self.steps) if self.steps else 1.0
+        self.objective.warm_up = min(1.0, engine.state.iteration / self.steps) if self.steps else 1.0
+
+
+AlignmentWarmUp = WarmUpObjective  # the name in configs
 
 
 class UpdateTeacher:
-    """Moves the network's teacher, if it has one, towards the encoder after every step of the optimizer.
+    """Moves the network's teacher, if it has one, towards the encoder and its heads after every step of the optimizer.
 
     Args:
         network: the pre-training network, wrapped or not.

@@ -1,0 +1,67 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""The two objectives that the bundle itself has. The network has their heads: its decoder and its alignment heads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from bundle.errors import UserError
+from bundle.losses.alignment import AlignmentLoss
+from bundle.losses.reconstruction import ReconstructionLoss
+from bundle.networks import Objective, Pairs
+
+__all__ = ["Alignment", "Reconstruction"]
+
+
+class Reconstruction(Objective):
+    """The hidden voxels of the crops, and of the children level by level.
+
+    Args:
+        voxels: the loss of one level.
+        level_weights: of the crops, the children, and their children.
+
+    Raises:
+        UserError: if the first weight is not above 0, or another one is below.
+    """
+
+    def __init__(self, *, voxels: ReconstructionLoss, level_weights: Sequence[float] = (1.0, 1.0, 1.0)) -> None:
+        super().__init__()
+        if not level_weights or min(level_weights) < 0 or level_weights[0] <= 0:
+            raise UserError(f"level_weights {list(level_weights)} do not fit: the first above 0, none below")
+        self.voxels, self.level_weights = voxels, list(level_weights)
+
+    def loss(self, made: Sequence[Tensor], target: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum over the levels; the terms of the children's levels end in "_level2", "_level3"."""
+        if len(made) > len(self.level_weights):
+            raise UserError(f"{len(made)} levels, but {len(self.level_weights)} level_weights: one for each")
+        crops, *rest = made
+        loss, terms = self.voxels(
+            crops, target.get("clean", target["image"]), target["valid"], target["hidden"], target["foreground"]
+        )
+        loss = self.level_weights[0] * loss
+        for number, (reconstruction, level) in enumerate(zip(rest, target["children"], strict=True), 1):
+            found, figures = self.voxels(reconstruction, level.image, level.valid, level.hidden, level.foreground)
+            loss = loss + self.level_weights[number] * found
+            terms |= {f"{name}_level{number + 1}": figures[name] for name in ("reconstruction", "zero_predictor")}
+        return loss, terms
+
+
+class Alignment(Objective):
+    """Features of one place agree at two depths of the encoder, or at two levels of volumes.
+
+    Args:
+        pairs: the loss of pairs of features.
+        weight: of the loss in the sum.
+    """
+
+    def __init__(self, *, pairs: AlignmentLoss, weight: float = 0.05) -> None:
+        super().__init__(weight=weight)
+        self.pairs = pairs
+
+    def loss(self, made: Sequence[Pairs], target: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:  # noqa: ARG002
+        """The mean over the pairs of depths or levels."""
+        found: tuple[Tensor, dict[str, Tensor]] = self.pairs(made)
+        return found

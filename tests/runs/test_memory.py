@@ -12,7 +12,7 @@ from bundle.runs.memory import keep_freed_memory
 def test_a_large_block_is_reused_without_new_pages():
     code = """
 import resource, sys, torch
-from bundle.training.memory import keep_freed_memory
+from bundle.runs.memory import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 for turn in range(5):

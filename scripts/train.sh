@@ -18,6 +18,6 @@ case " $*" in
     *) "$python" "$root/scripts/fetch_data.py" --data_dir "$root/data" ;;
 esac
 # the bundle's own paths hang on bundle_root, so that a path given as an option is read from where the user stands
-exec "$python" -m monai.bundle run training \
+exec "$python" -m monai.bundle run training --workflow_name bundle.runs.CheckedWorkflow \
     --config_file "['$root/configs/train.yaml','$root/configs/preset_small.yaml']" \
     --bundle_root "$root" "$@"

@@ -44,7 +44,7 @@ QUICK = {
     "warmup_epochs": 1,
     "val_interval": 1,
     "num_workers": 0,
-    "pretrained": False,
+    "pretrained": None,
     "device": "cpu",
 }
 

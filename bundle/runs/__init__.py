@@ -2,20 +2,21 @@
 """A run: its folder, device, processes, options and checkpoints; what every command needs."""
 
 from bundle.runs.device import autocast_dtype, pick_device
-from bundle.runs.distributed import is_not_main_rank, stop_distributed, wrap
+from bundle.runs.distributed import stop_distributed, wrap
 from bundle.runs.folder import RunFolder, open_run_folder
 from bundle.runs.run_settings import use_run_settings
 from bundle.runs.shipped_model import ShippedModel, find_trained
 from bundle.runs.start import start_run
 from bundle.runs.trained_run import TrainedRun
+from bundle.runs.workflow import CheckedWorkflow
 
 __all__ = [
+    "CheckedWorkflow",
     "RunFolder",
     "ShippedModel",
     "TrainedRun",
     "autocast_dtype",
     "find_trained",
-    "is_not_main_rank",
     "open_run_folder",
     "pick_device",
     "start_run",

@@ -11,16 +11,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-__all__ = [
-    "broadcast",
-    "gather",
-    "is_main_rank",
-    "is_not_main_rank",
-    "start_distributed",
-    "stop_distributed",
-    "unwrap",
-    "wrap",
-]
+__all__ = ["broadcast", "gather", "is_main_rank", "start_distributed", "stop_distributed", "unwrap", "wrap"]
 
 
 def start_distributed(device: torch.device) -> None:
@@ -43,11 +34,6 @@ def stop_distributed() -> None:
 def is_main_rank() -> bool:
     """Whether this process is the one that logs and writes files."""
     return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
-
-
-def is_not_main_rank() -> bool:
-    """The opposite of `is_main_rank`, for `_disabled_` of a handler in a config."""
-    return not is_main_rank()
 
 
 def gather(value: Any) -> list[Any]:

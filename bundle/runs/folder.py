@@ -54,8 +54,12 @@ class RunFolder:
 
     @property
     def panels(self) -> Path:
-        """Folder of the reconstruction panels."""
+        """Folder of the pictures of what the network predicts."""
         return self.path / "panels"
+
+    def panel(self, epoch: int) -> Path:
+        """Picture of the validation after an epoch, counted from 1."""
+        return self.panels / f"epoch_{epoch:04d}.png"
 
     @property
     def curves(self) -> Path:

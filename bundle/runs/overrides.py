@@ -5,18 +5,18 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from monai.bundle import ComponentLocator, ConfigComponent, ConfigParser
-from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
+from monai.bundle import ComponentLocator, ConfigComponent, ConfigParser, ReferenceResolver
+from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS, merge_kv
 from monai.utils import optional_import
 
 from bundle.errors import UserError
 from bundle.runs.config_source import ConfigSource
 
-__all__ = ["check_overrides"]
+__all__ = ["check_overrides", "check_parents"]
 
 # ids that MONAI itself adds: the metadata, and what `--tracking mlflow` sets
 _ADDED_BY_MONAI = {ConfigParser.meta_key, *DEFAULT_MLFLOW_SETTINGS["configs"]}
@@ -50,6 +50,66 @@ def check_overrides(source: ConfigSource, own: Sequence[str] = ()) -> None:
     else:
         hint = f"see {source.files[0]} for all options" if near is None else f"did you mean {dashes}{near}?"
     raise UserError(f"unknown option {dashes}{unknown}{'' if file is None else f' in {file}'}: {hint}")
+
+
+def check_parents(files: Sequence[Path], options: Iterable[str]) -> None:
+    """Refuses a nested option whose parent is unknown, such as ``--loss#reconstructon#target``.
+
+    MONAI looks up the parent while it merges the options, before any component of a config exists, and ends in a
+    traceback. So this must be called before MONAI merges.
+
+    Args:
+        files: the config files in the order of merging.
+        options: the ids given beside the files.
+
+    Raises:
+        UserError: for the first option without its parent, with the nearest known id.
+    """
+    parser = ConfigParser({})
+    for file in files:
+        for key, value in ConfigParser.load_config_file(file).items():
+            _check_parent(parser, key.lstrip("+"), f" in {file}", files)
+            merge_kv(parser, key, value)
+    for option in options:
+        _check_parent(parser, option, "", files)
+
+
+def _check_parent(parser: ConfigParser, option: str, where: str, files: Sequence[Path]) -> None:
+    *parents, last = ReferenceResolver.split_id(option)
+    node: Any = parser.get()
+    corrected: list[str] = []
+    for parent in parents:
+        found = _nearest_key(node, parent)
+        if found is None:
+            corrected = []
+            break
+        corrected.append(found)
+        node = node[int(found)] if isinstance(node, list) else node[found]
+    if corrected == parents and (not parents or isinstance(node, (dict, list))):
+        return
+    unknown, dashes = "#".join([*parents, last]), "" if where else "--"
+    if corrected and (name := _nearest_argument(node, last)) is not None:
+        near: str | None = "#".join([*corrected, name])
+    else:
+        near = _nearest(unknown, [], list(_ids(parser.get()))) or "#".join(corrected) or None
+    hint = f"see {files[0]} for all options" if near is None else f"did you mean {dashes}{near}?"
+    raise UserError(f"unknown option {dashes}{unknown}{where}: {hint}")
+
+
+def _nearest_key(node: Any, key: str) -> str | None:
+    """The key or index itself if the node has it, else the one of a mapping that is spelt alike."""
+    if isinstance(node, list):
+        return key if key.isdecimal() and int(key) < len(node) else None
+    if not isinstance(node, Mapping):
+        return None
+    return key if key in node else next(iter(difflib.get_close_matches(key, map(str, node), n=1, cutoff=0.7)), None)
+
+
+def _nearest_argument(node: Any, name: str) -> str | None:
+    """What a mapping has, or the component that it makes accepts, and is spelt like `name`."""
+    known = {*node, *(_argument_names(node) or ())} if isinstance(node, Mapping) else set()
+    names = sorted(one for one in known if not one.startswith("_"))
+    return next(iter(difflib.get_close_matches(name, names, n=1, cutoff=0.7)), None)
 
 
 def _load(files: Sequence[Path]) -> dict[str, Any]:

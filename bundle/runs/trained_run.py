@@ -17,6 +17,7 @@ from torch import nn
 
 from bundle.errors import UserError
 from bundle.runs.checkpoint import load_network, read_checkpoint
+from bundle.runs.components import list_missing_components
 from bundle.runs.folder import RunFolder
 
 __all__ = ["TrainedRun", "newest_run"]
@@ -44,7 +45,7 @@ class TrainedRun:
         config: the file with the settings.
 
     Raises:
-        UserError: if there is no such run, or it lacks the checkpoint or its settings.
+        UserError: if there is no such run, it lacks the checkpoint or its settings, or an earlier version wrote them.
     """
 
     def __init__(
@@ -66,12 +67,25 @@ class TrainedRun:
                 "completed an epoch" + ("" if last else ", or --checkpoint last")
             )
         self.config = _newest_config(self.folder)
+        self._check_components()
         self._use(settings)
 
     def _use(self, settings: Mapping[str, Any] | None) -> None:
         self._settings = dict(settings or {})
         self._parser: ConfigParser | None = None
         self._saved: dict[str, Any] | None = None
+
+    def _check_components(self) -> None:
+        try:
+            missing = list_missing_components(self._content())
+        except (OSError, ValueError, yaml.YAMLError):
+            return  # `get` says that it cannot be read
+        if missing:
+            raise UserError(
+                f"{self.config} was written by an earlier version of this bundle (0.1.0), whose {missing[0]} has "
+                f"moved: train again, use that version, or give the training's command with --resume "
+                f"{self.folder.path}, which goes on from its checkpoint and writes the settings anew"
+            )
 
     def _content(self) -> dict[str, Any]:
         """The config, as read."""

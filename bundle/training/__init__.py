@@ -3,24 +3,22 @@
 
 from bundle.training.batch_norm import ReestimateBatchNorm
 from bundle.training.checkpoint import RunCheckpoint
-from bundle.training.clipping import ClipGradients
 from bundle.training.cost import CostReport
-from bundle.training.curves import LearningCurves
 from bundle.training.evaluation import EvaluationReport, RunCheckpointLoader
 from bundle.training.export import ExportEncoder
+from bundle.training.gradients import ClipGradients, ScaleLoss
 from bundle.training.health import RepresentationHealth
 from bundle.training.history import History
-from bundle.training.loss_scaling import ScaleLoss
 from bundle.training.objective_schedule import AlignmentWarmUp, UpdateTeacher, WarmUpObjective
+from bundle.training.optimization import parameter_groups, training_steps, warmup_cosine
 from bundle.training.panels import ReconstructionPanels
-from bundle.training.parameters import parameter_groups
 from bundle.training.per_class import PerClass
 from bundle.training.progress import Progress
 from bundle.training.record import RecordConfig
 from bundle.training.sampling import SetSamplerEpoch
-from bundle.training.scalars import Scalars, latest_scalars
-from bundle.training.schedule import training_steps, warmup_steps
+from bundle.training.scalars import Scalars
 from bundle.training.summary import Summary
+from bundle.training.tensorboard import TensorBoard
 from bundle.training.validation import ValidationLoss
 
 __all__ = [
@@ -30,7 +28,6 @@ __all__ = [
     "EvaluationReport",
     "ExportEncoder",
     "History",
-    "LearningCurves",
     "PerClass",
     "Progress",
     "ReconstructionPanels",
@@ -43,11 +40,11 @@ __all__ = [
     "ScaleLoss",
     "SetSamplerEpoch",
     "Summary",
+    "TensorBoard",
     "UpdateTeacher",
     "ValidationLoss",
     "WarmUpObjective",
-    "latest_scalars",
     "parameter_groups",
     "training_steps",
-    "warmup_steps",
+    "warmup_cosine",
 ]

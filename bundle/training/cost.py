@@ -14,7 +14,7 @@ from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
 from bundle.losses import PretrainingLoss
-from bundle.runs.distributed import unwrap
+from bundle.runs.distributed import is_main_rank, unwrap
 
 __all__ = ["CostReport", "cost_lines"]
 
@@ -58,7 +58,7 @@ class CostReport:
     """Logs, when training starts, the forward passes per crop and the time that an epoch's steps will take.
 
     The time is that of a forward and backward pass over a batch of noise, without loading and validation; weights,
-    running statistics and random generators stay as they are.
+    running statistics and random generators stay as they are. Under several processes only the main one measures.
 
     Args:
         network: the pre-training network, wrapped or not.
@@ -84,7 +84,8 @@ class CostReport:
 
     def attach(self, engine: Engine) -> None:
         """Registers with the trainer."""
-        engine.add_event_handler(Events.STARTED, self._report)
+        if is_main_rank():
+            engine.add_event_handler(Events.STARTED, self._report)
 
     def _report(self, engine: Engine) -> None:
         device = torch.device(engine.state.device)

@@ -18,7 +18,7 @@ from torch import nn
 from bundle.atomic import free_path, replace_file
 from bundle.data import PreparedVolume, SkippedVolume
 from bundle.runs import TrainedRun
-from bundle.runs.distributed import unwrap
+from bundle.runs.distributed import is_main_rank, unwrap
 
 __all__ = ["EvaluationReport", "RunCheckpointLoader"]
 
@@ -51,7 +51,8 @@ class RunCheckpointLoader:
 class EvaluationReport:
     """Writes the figures to `evaluation.json` and `evaluation.csv`, and logs them as a table.
 
-    Files of earlier evaluations stay: then it is `evaluation_2.json`, and so on. Put it after the handlers that compute
+    Files of earlier evaluations stay: then it is `evaluation_2.json`, and so on. Under several processes only the main
+    one writes. Put it after the handlers that compute
     figures.
 
     Args:
@@ -76,7 +77,8 @@ class EvaluationReport:
 
     def attach(self, engine: Engine) -> None:
         """Registers at the end of the evaluation."""
-        engine.add_event_handler(Events.COMPLETED, self)
+        if is_main_rank():
+            engine.add_event_handler(Events.COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
         """Writes the files and logs the table."""

@@ -22,7 +22,7 @@ from torch import nn
 
 from bundle.atomic import free_path, replace_file
 from bundle.runs import RunFolder
-from bundle.runs.distributed import unwrap
+from bundle.runs.distributed import is_main_rank, unwrap
 from bundle.weights import decoder_file
 
 __all__ = ["ExportEncoder"]
@@ -40,7 +40,7 @@ class ExportEncoder:
     into `model_decoder.pt` alike, for fine-tuning to start from as well.
 
     A published model is never lost: without `replace_model` it stays, with it it is kept as `model_previous.pt`
-    (`model_previous_2.pt`, ...).
+    (`model_previous_2.pt`, ...). Under several processes only the main one writes.
 
     Args:
         run_folder: where to.
@@ -72,6 +72,8 @@ class ExportEncoder:
 
     def attach(self, engine: Engine) -> None:
         """Registers with the trainer."""
+        if not is_main_rank():
+            return
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._write)
         engine.add_event_handler(Events.COMPLETED, self._publish)
 

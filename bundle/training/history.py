@@ -1,47 +1,71 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
-"""Every epoch's figures in one table, which survives a resume."""
+"""Every epoch's metrics in one table, which survives a resume, and as curves."""
 
 from __future__ import annotations
 
 import csv
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ignite.engine import Engine, Events
 
 from bundle.atomic import replace_file
+from bundle.figures.curves import draw_curves
 from bundle.runs import RunFolder
+from bundle.runs.distributed import is_main_rank
 
 __all__ = ["History", "clock", "read_history"]
 
 logger = logging.getLogger(__name__)
 
+#: pre-training's learning curves: the loss, beside what predicts without having learned
+_CURVES = {
+    "reconstruction loss of hidden voxels": {
+        "train/reconstruction": "training",
+        "validation/reconstruction": "validation",
+        "validation/zero_predictor": "validation: predict 0",
+        "validation/mean_predictor": "validation: predict the mean of the visible voxels",
+    }
+}
+
 
 class History:
-    """Keeps `metrics.csv`, with one row per epoch and one column per figure, and logs a line per epoch.
+    """Keeps `metrics.csv`, with one row per epoch and one column per metric, draws `curves.png`, and logs a line.
 
     Put it after validation and before the checkpoint: an epoch whose checkpoint was never finished is trained again
-    after a resume, and its row is written anew.
+    after a resume, and its row is written anew. Under several processes only the main one acts.
 
     Args:
         run_folder: where to.
         validator: the engine that validates; epochs in which it did not run have empty cells.
-        shown: the figures of the log line, such as "train/reconstruction".
+        shown: the metrics of the log line, such as "train/reconstruction".
+        curves: what to draw: for each picture, by the label of its y axis, metrics and what to call them; None draws
+            pre-training's.
 
     Attributes:
-        rows: figures of each epoch by name; "epoch" counts from 1 and "seconds" is the time that the epoch took,
+        rows: metrics of each epoch by name; "epoch" counts from 1 and "seconds" is the time that the epoch took,
             validation included.
     """
 
-    def __init__(self, *, run_folder: RunFolder, validator: Engine | None = None, shown: Sequence[str] = ()) -> None:
-        self.path, self.validator, self.shown = run_folder.history, validator, tuple(shown)
+    def __init__(
+        self,
+        *,
+        run_folder: RunFolder,
+        validator: Engine | None = None,
+        shown: Sequence[str] = (),
+        curves: Mapping[str, Mapping[str, str]] | None = None,
+    ) -> None:
+        self.path, self.picture, self.validator = run_folder.history, run_folder.curves, validator
+        self.shown, self.curves = tuple(shown), curves or _CURVES
         self.rows: list[dict[str, float]] = read_history(self.path) if run_folder.resumed else []
         self._start = 0.0
 
     def attach(self, engine: Engine) -> None:
         """Registers at the start and the end of each epoch of the trainer."""
+        if not is_main_rank():
+            return
         engine.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._finish_epoch)
 
@@ -55,11 +79,13 @@ class History:
             row.update(self.validator.state.metrics)
         self.rows = [earlier for earlier in self.rows if earlier["epoch"] < epoch] + [row]
         _write(self.path, self.rows)
+        with replace_file(self.picture) as temporary:
+            draw_curves(self.rows, self.curves).savefig(temporary, format="png")
 
-        figures = [f"{name} {row[name]:.4g}" for name in self.shown if name in row]
+        shown = [f"{name} {row[name]:.4g}" for name in self.shown if name in row]
         remaining = (last_epoch - epoch) * row["seconds"]
-        figures += [f"took {clock(row['seconds'])}", f"{clock(remaining)} to go"]
-        logger.info("epoch %d/%d: %s", epoch, last_epoch, ", ".join(figures))
+        shown += [f"took {clock(row['seconds'])}", f"{clock(remaining)} to go"]
+        logger.info("epoch %d/%d: %s", epoch, last_epoch, ", ".join(shown))
 
 
 def clock(seconds: float) -> str:
@@ -69,7 +95,7 @@ def clock(seconds: float) -> str:
 
 
 def read_history(path: Path) -> list[dict[str, float]]:
-    """The rows of a `metrics.csv`, none if there is no such file; a figure that an epoch has not got is left out."""
+    """The rows of a `metrics.csv`, none if there is no such file; a metric that an epoch lacks is left out."""
     if not path.exists():
         return []
     with path.open(newline="") as file:

@@ -15,6 +15,7 @@ from monai.utils.enums import CommonKeys
 from bundle.atomic import replace_file
 from bundle.figures.reconstruction import PanelCrop, draw_panels
 from bundle.runs import RunFolder
+from bundle.runs.distributed import is_main_rank
 
 __all__ = ["ReconstructionPanels"]
 
@@ -23,7 +24,8 @@ class ReconstructionPanels:
     """Draws some validation crops after each epoch: original, masked input, reconstruction and error.
 
     The crops are the first one of each of the first volumes that validation meets; as validation's crops and masks are
-    fixed, so is the picture, but for what the network learns. It goes to `panels/epoch_0003.png` and to TensorBoard.
+    fixed, so is the picture, but for what the network learns. It goes to `panels/epoch_0003.png`.
+    Under several processes only the main one acts.
 
     Args:
         run_folder: where to.
@@ -32,7 +34,6 @@ class ReconstructionPanels:
         crops: how many crops to show.
         names: the name of each volume by its number, free of anything that identifies a patient. Without it the volumes
             are shown by their numbers.
-        writer: a TensorBoard `SummaryWriter`.
         interval: number of epochs between two pictures.
     """
 
@@ -43,15 +44,16 @@ class ReconstructionPanels:
         restore: Callable[[dict[str, Any], dict[str, torch.Tensor]], torch.Tensor],
         crops: int = 3,
         names: Sequence[str] | None = None,
-        writer: Any = None,
         interval: int = 1,
     ) -> None:
-        self.folder, self.restore, self.crops = run_folder.panels, restore, crops
-        self.names, self.writer, self.interval = names, writer, interval
+        self.run_folder, self.restore, self.crops = run_folder, restore, crops
+        self.names, self.interval = names, interval
         self._shown: dict[int, PanelCrop] = {}
 
     def attach(self, engine: Engine) -> None:
         """Registers with the evaluator."""
+        if not is_main_rank():
+            return
         engine.add_event_handler(Events.EPOCH_STARTED, self._forget)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._draw)
@@ -84,10 +86,8 @@ class ReconstructionPanels:
         if not self._shown:
             return
         pixels = draw_panels(list(self._shown.values()), title=f"epoch {engine.state.epoch}")
-        with replace_file(self.folder / f"epoch_{engine.state.epoch:04d}.png") as temporary:
+        with replace_file(self.run_folder.panel(engine.state.epoch)) as temporary:
             imsave(temporary, pixels)
-        if self.writer is not None:
-            self.writer.add_image("reconstruction", pixels, engine.state.epoch, dataformats="HWC")
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from ignite.engine import Engine, Events
 from ignite.handlers.tqdm_logger import ProgressBar
 
+from bundle.runs.distributed import is_main_rank
 from bundle.training.scalars import latest_scalars
 
 __all__ = ["Progress"]
@@ -23,6 +24,7 @@ class Progress:
 
     On a terminal this is Ignite's tqdm bar, which vanishes when the epoch ends (`History` then logs its line). Else,
     where a bar would fill the log with thousands of lines, it is a line every `every_seconds`: none in a short epoch.
+    Under several processes only the main one shows it.
 
     Args:
         name: what runs, such as "train" or "validate".
@@ -39,6 +41,8 @@ class Progress:
 
     def attach(self, engine: Engine) -> None:
         """Registers with a trainer or an evaluator."""
+        if not is_main_rank():
+            return
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._remember)
         if sys.stderr.isatty():
             bar = ProgressBar(desc=self.name, dynamic_ncols=True)

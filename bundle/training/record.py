@@ -13,6 +13,7 @@ from monai.bundle import ConfigParser
 from bundle.atomic import free_path, replace_file
 from bundle.runs import RunFolder
 from bundle.runs.config_source import calling_config
+from bundle.runs.distributed import is_main_rank
 
 __all__ = ["RecordConfig"]
 
@@ -28,6 +29,7 @@ class RecordConfig:
     """Writes the merged config, with all presets and overrides, to `config.yaml` when training starts.
 
     A resumed run with other settings adds `config_2.yaml`, and so on; with settings already written it adds nothing.
+    Under several processes only the main one writes.
 
     Args:
         run_folder: where to.
@@ -43,7 +45,8 @@ class RecordConfig:
 
     def attach(self, engine: Engine) -> None:
         """Registers at the start of the trainer."""
-        engine.add_event_handler(Events.STARTED, self)
+        if is_main_rank():
+            engine.add_event_handler(Events.STARTED, self)
 
     def __call__(self, engine: Engine) -> None:  # noqa: ARG002 - the signature of a handler
         """Writes the file."""

@@ -15,7 +15,7 @@ from bundle.atomic import replace_file
 from bundle.data import PreparedVolume, SkippedVolume
 from bundle.errors import user_error_in
 from bundle.runs import RunFolder
-from bundle.runs.distributed import unwrap
+from bundle.runs.distributed import is_main_rank, unwrap
 from bundle.training.history import clock, read_history
 
 __all__ = ["Summary"]
@@ -41,7 +41,8 @@ _FIGURES = {
 class Summary:
     """Writes `summary.md` and logs it when training completes, is interrupted or fails.
 
-    Put it after all other handlers. It raises again what it was called for.
+    Put it after all other handlers. It raises again what it was called for. Under several processes only the main one
+    writes.
 
     Args:
         run_folder: where to, and where `History` keeps the figures.
@@ -50,8 +51,8 @@ class Summary:
         validation: likewise.
         skipped: the volumes that could not be used.
         title: of the page.
-        figures: of the last epoch to show, their names in the history and what to call them; None for pre-training's.
-        best: a figure of which the highest tells the epoch whose weights are the product; that epoch is shown instead.
+        metrics: of the last epoch to show, their names in the history and what to call them; None for pre-training's.
+        best: a metric of which the highest tells the epoch whose weights are the product; that epoch is shown instead.
     """
 
     def __init__(
@@ -63,17 +64,19 @@ class Summary:
         validation: Sequence[PreparedVolume] = (),
         skipped: Sequence[SkippedVolume] = (),
         title: str = "Pre-training summary",
-        figures: Mapping[str, str] | None = None,
+        metrics: Mapping[str, str] | None = None,
         best: str | None = None,
     ) -> None:
         self.run_folder, self.network = run_folder, unwrap(network)
         self.training, self.validation, self.skipped = training, validation, skipped
         self.title, self.best = title, best
-        self.figures = _FIGURES if figures is None else {name: (label, ".4g") for name, label in figures.items()}
+        self.figures = _FIGURES if metrics is None else {name: (label, ".4g") for name, label in metrics.items()}
         self._handled: BaseException | None = None
 
     def attach(self, engine: Engine) -> None:
         """Registers with the trainer."""
+        if not is_main_rank():
+            return
         engine.add_event_handler(Events.COMPLETED, self._complete)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._fail)
 

@@ -28,7 +28,7 @@ class PretrainedSettings:
     warning: the encoder has learned what an organ looks like at the spacing and intensities it was pre-trained on.
 
     Args:
-        pretrained: the weights file; None or False to train from scratch (MONAI drops a None from the command line).
+        pretrained: the weights file; None to train from scratch.
         encoder: name and arguments of the encoder where no weights tell them, as for `build_encoder`.
         spacing: mm per axis, or None for the recorded one; "own" keeps each volume's own.
         ct_window: HU, lowest and highest, or None for the recorded one.
@@ -46,14 +46,16 @@ class PretrainedSettings:
 
     def __init__(
         self,
-        pretrained: str | os.PathLike[str] | bool | None = None,
+        pretrained: str | os.PathLike[str] | None = None,
         *,
         encoder: Mapping[str, Any],
         spacing: Sequence[float | None] | str | None = None,
         ct_window: Sequence[float] | None = None,
         mr_percentiles: Sequence[float] | None = None,
     ) -> None:
-        recorded = {} if not pretrained else _recorded(Path(str(pretrained)).with_suffix(".json"))
+        if isinstance(pretrained, bool):
+            raise UserError(f"--pretrained {pretrained} names no file: give weights, or --pretrained None for scratch")
+        recorded = {} if pretrained is None else _recorded(Path(str(pretrained)).with_suffix(".json"))
         given = {"spacing": spacing, "ct_window": ct_window, "mr_percentiles": mr_percentiles}
         used = {name: _pick(name, value, recorded) for name, value in given.items()}
         self.spacing: list[float | None] | None = used["spacing"]

@@ -30,7 +30,7 @@ class Transfer:
 
     Args:
         network: contains the encoder, such as a SegResNetDS.
-        pretrained: the weights file; None or False leaves the network as it is, for training from scratch.
+        pretrained: the weights file; None leaves the network as it is, for training from scratch.
         encoder: name and arguments of the encoder, as for `build_encoder`.
         schedule: "full", "sawtooth" or "frozen". With the last the encoder's parameters get no gradient, and its
             BatchNorms keep their running statistics.
@@ -52,7 +52,7 @@ class Transfer:
     def __init__(
         self,
         network: nn.Module,
-        pretrained: str | os.PathLike[str] | bool | None = None,
+        pretrained: str | os.PathLike[str] | None = None,
         *,
         encoder: Mapping[str, Any],
         schedule: str = "full",
@@ -64,7 +64,7 @@ class Transfer:
         self.network = network
         self.report: TransferReport | None = None
         self.decoder_report: TransferReport | None = None
-        if pretrained:
+        if pretrained is not None:
             self.report = load_encoder(network, str(pretrained), least=least)
             self.decoder_report = load_decoder(network, str(pretrained), least=least) if pretrained_decoder else None
         with torch.random.fork_rng(devices=[]):  # weights to be thrown away must not change those that follow

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD
 
 from bundle.errors import UserError
-from bundle.runs.distributed import broadcast, is_main_rank, is_not_main_rank, start_distributed, stop_distributed, wrap
+from bundle.runs.distributed import broadcast, is_main_rank, start_distributed, stop_distributed, wrap
 from bundle.runs.folder import RunFolder, open_run_folder
 from bundle.runs.start import start_run
 from bundle.training.checkpoint import RunCheckpoint
@@ -127,7 +127,7 @@ def test_one_process_needs_no_group(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     start_distributed(CPU)
     assert not dist.is_initialized()
-    assert not is_not_main_rank()
+    assert is_main_rank()
     network = nn.Linear(1, 1)
     assert wrap(network, CPU) is network
     assert not isinstance(wrap(network, CPU), DistributedDataParallel)

@@ -11,7 +11,9 @@ import yaml
 from monai.bundle import ConfigWorkflow, create_workflow
 
 from bundle.errors import UserError, user_error_in
+from bundle.runs import CheckedWorkflow
 
+ROOT = Path(__file__).parents[2]
 BASE = {
     "epochs": 3,
     "lr": 1.0e-3,
@@ -108,10 +110,9 @@ def test_a_copied_config_of_another_name_is_its_own_base(configs):
 def test_the_command_line_and_an_args_file_say_it_in_one_line(configs, tmp_path):
     args = tmp_path / "args.yaml"
     args.write_text(yaml.safe_dump({"config_file": str(configs / "train.yaml"), "epoch": 7}))
-    root = Path(__file__).parents[2]
     done = subprocess.run(
         [sys.executable, "-m", "monai.bundle", "run", "training", "--args_file", str(args)],
-        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(root)}, capture_output=True, text=True, check=False,
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "error: unknown option --epoch: did you mean --epochs?"
@@ -128,3 +129,59 @@ def test_an_unknown_option_of_none_is_refused(configs):
         create_workflow(config_file=str(configs / "train.yaml"), epoch=None, workflow_type="train", run_id="training")
 
     assert message(make) == "unknown option --epoch: did you mean --epochs?"
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("netwrok#norm", "unknown option --netwrok#norm: did you mean --network#norm?"),
+        ("netwrok::nrom", "unknown option --netwrok#nrom: did you mean --network#norm?"),
+        ("train#trainr#step", "unknown option --train#trainr#step: did you mean --train#trainer#steps?"),
+        ("trainer#steps", "unknown option --trainer#steps: did you mean --train#trainer#steps?"),
+        ("netwrok#x", "unknown option --netwrok#x: did you mean --network?"),
+        ("train#handlers#1#name", "unknown option --train#handlers#1#name: did you mean --train#handlers#0#name?"),
+        ("epochs#x", "unknown option --epochs#x: did you mean --epochs?"),
+    ],
+)
+def test_a_mistyped_parent_is_refused_with_the_nearest(configs, option, said):
+    def make():
+        CheckedWorkflow(str(configs / "train.yaml"), **{option: 1})
+
+    assert message(make) == said
+
+
+def test_a_parent_like_nothing_points_to_the_config(configs):
+    said = message(lambda: CheckedWorkflow(str(configs / "train.yaml"), **{"zzz#yyy": 1}))
+    assert said == f"unknown option --zzz#yyy: see {configs / 'train.yaml'} for all options"
+
+
+def test_a_mistyped_parent_in_a_preset_is_refused_with_the_file(configs):
+    preset = configs / "presets" / "small.yaml"
+    preset.write_text(yaml.safe_dump({"train#trainr#steps": 2}))
+    said = message(lambda: CheckedWorkflow([str(configs / "train.yaml"), str(preset)]))
+    assert said == f"unknown option train#trainr#steps in {preset}: did you mean train#trainer#steps?"
+
+
+@pytest.mark.parametrize("option", ["epochs", "network#norm", "train#handlers#0#name", "table#anything", "new"])
+def test_what_has_a_parent_is_merged_as_by_monai(configs, option):
+    files = [str(configs / "train.yaml")]
+    checked, plain = (make(files, **{option: 1}).parser.get() for make in (CheckedWorkflow, ConfigWorkflow))
+    assert checked == plain
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("--train#trainr#steps", "error: unknown option --train#trainr#steps: did you mean --train#trainer#steps?"),
+        ("--epoch", "error: unknown option --epoch: did you mean --epochs?"),
+    ],
+)
+def test_the_command_line_says_it_in_one_line_with_the_checked_workflow(configs, tmp_path, option, said):
+    command = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", str(configs / "train.yaml")]
+    done = subprocess.run(
+        [*command, "--workflow_name", "bundle.runs.CheckedWorkflow", option, "2"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == said
+    assert "Traceback" not in done.stderr

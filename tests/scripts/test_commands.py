@@ -37,8 +37,8 @@ def test_training_sets_up_fetches_and_runs_the_bundle(project: Path) -> None:
     lines = run(project / "scripts/train.sh").stdout.splitlines()
     fetch = ["python", f"{project}/scripts/fetch_data.py", "--data_dir", f"{project}/data"]
     files = f"['{project}/configs/train.yaml','{project}/configs/preset_small.yaml']"
-    bundle = ["python", "-m", "monai.bundle", "run", "training", "--config_file", files, "--bundle_root", str(project)]
-    assert lines == ["set up ", *fetch, *bundle]
+    bundle = ["python", "-m", "monai.bundle", "run", "training", "--workflow_name", "bundle.runs.CheckedWorkflow"]
+    assert lines == ["set up ", *fetch, *bundle, "--config_file", files, "--bundle_root", str(project)]
 
 
 def test_options_reach_the_bundle_unchanged_and_last(project: Path) -> None:

@@ -21,9 +21,9 @@ from torch.optim import AdamW
 from bundle.errors import UserError
 from bundle.runs.folder import RunFolder
 from bundle.training.checkpoint import RunCheckpoint
+from bundle.training.optimization import training_steps
 from bundle.training.sampling import SetSamplerEpoch
 from bundle.training.scalars import Scalars
-from bundle.training.schedule import training_steps
 
 from .toy import ToyNetwork, toy_evaluator, toy_loader, toy_trainer
 

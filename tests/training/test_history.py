@@ -10,7 +10,6 @@ from monai.handlers import ValidationHandler
 from torch.optim import SGD
 
 from bundle.runs.folder import RunFolder
-from bundle.training.curves import LearningCurves
 from bundle.training.history import History, clock
 from bundle.training.scalars import Scalars
 
@@ -22,8 +21,7 @@ def train(folder, epochs, finished=0):
     optimizer = SGD(network.parameters(), lr=0.1)
     evaluator = toy_evaluator(network, [Scalars(name="validation")])
     history = History(run_folder=folder, validator=evaluator, shown=["train/loss", "validation/reconstruction"])
-    curves = LearningCurves(folder)
-    handlers = [Scalars(name="train", optimizer=optimizer), ValidationHandler(2, evaluator), history, curves]
+    handlers = [Scalars(name="train", optimizer=optimizer), ValidationHandler(2, evaluator), history]
     trainer = toy_trainer(network, optimizer, toy_loader(), epochs, handlers)
 
     @trainer.on(Events.STARTED)

@@ -4,11 +4,12 @@ from __future__ import annotations
 import pytest
 import torch
 from ignite.engine import Events
-from monai.handlers import TensorBoardStatsHandler
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.optim import SGD
 
+from bundle.runs import RunFolder
 from bundle.training.scalars import Scalars, latest_scalars
+from bundle.training.tensorboard import TensorBoard
 
 from .toy import SIZE, ToyNetwork, toy_evaluator, toy_loader, toy_trainer
 
@@ -48,7 +49,7 @@ def test_figures_of_an_iteration_come_every_interval_and_reach_tensorboard(tmp_p
     def handlers(optimizer):
         return [
             Scalars(name="train", interval=3, optimizer=optimizer),
-            TensorBoardStatsHandler(log_dir=str(tmp_path), iteration_log=3, output_transform=latest_scalars),
+            TensorBoard(run_folder=RunFolder(tmp_path), interval=3),
         ]
 
     trainer = train(handlers)
@@ -58,7 +59,7 @@ def test_figures_of_an_iteration_come_every_interval_and_reach_tensorboard(tmp_p
     )
     trainer.run()
     assert seen == [True, False, True, False, True, True, False, False]  # 1 and 5 begin an epoch; 3 and 6
-    events = EventAccumulator(str(tmp_path)).Reload()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     steps = {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
     for name in ("reconstruction", "learning_rate", "volumes_per_second", "voxels_per_second", "peak_memory_mib"):
         assert steps[name] == [3, 6]

@@ -109,8 +109,8 @@ def test_the_epoch_with_the_best_validation_is_shown(tmp_path):
     with folder.history.open("w") as file:
         file.write("epoch,seconds,validation/dice,train/loss\n1,1,0.2,3\n2,1,0.7,2\n3,1,,1\n4,1,0.5,1\n")
     network = ToyNetwork()
-    figures = {"validation/dice": "Dice", "train/loss": "loss"}
-    summary = Summary(run_folder=folder, network=network, figures=figures, best="validation/dice")
+    metrics = {"validation/dice": "Dice", "train/loss": "loss"}
+    summary = Summary(run_folder=folder, network=network, metrics=metrics, best="validation/dice")
     trainer = toy_trainer(network, SGD(network.parameters(), lr=0.1), toy_loader(2), 1, [summary])
     trainer.run()
     text = folder.summary.read_text()

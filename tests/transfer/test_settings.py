@@ -88,3 +88,9 @@ def test_an_argument_of_the_encoder_is_the_recorded_one_or_the_default(tmp_path:
     assert settings.argument("filters", None) is None
     with pytest.raises(UserError, match="the network asks for 'init_filters' of the encoder DynUNet"):
         settings.argument("init_filters")
+
+
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_a_truth_value_is_no_file(pretrained: bool):
+    with pytest.raises(UserError, match=f"--pretrained {pretrained} names no file: .* --pretrained None"):
+        PretrainedSettings(pretrained, encoder=GIVEN)

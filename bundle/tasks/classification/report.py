@@ -8,7 +8,6 @@ import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
@@ -37,19 +36,12 @@ class FindingsReport:
         validator: the engine that validates, whose output holds `pred`, logits, and `label`.
         findings: their names, in the order of the logits.
         volumes: that are validated.
-        writer: a TensorBoard `SummaryWriter`.
     """
 
     def __init__(
-        self,
-        *,
-        run_folder: RunFolder,
-        validator: Engine,
-        findings: Sequence[str],
-        volumes: Sequence[PreparedVolume],
-        writer: Any = None,
+        self, *, run_folder: RunFolder, validator: Engine, findings: Sequence[str], volumes: Sequence[PreparedVolume]
     ) -> None:
-        self.run_folder, self.validator, self.findings, self.writer = run_folder, validator, tuple(findings), writer
+        self.run_folder, self.validator, self.findings = run_folder, validator, tuple(findings)
         self.names = [volume.name for volume in volumes]
         self._rows: dict[int, tuple[Tensor, Tensor]] = {}  # logits and labels by the number of the volume
 
@@ -86,10 +78,8 @@ class FindingsReport:
         pixels = draw_roc(
             scores, known, roc_auc(scores, known).tolist(), findings=self.findings, title=f"epoch {epoch}"
         )
-        with replace_file(self.run_folder.panels / f"epoch_{epoch:04d}.png") as temporary:
+        with replace_file(self.run_folder.panel(epoch)) as temporary:
             imsave(temporary, pixels)
-        if self.writer is not None:
-            self.writer.add_image("ROC", pixels, epoch, dataformats="HWC")
 
     def _keep_best(self, engine: Engine) -> None:  # noqa: ARG002 - as above
         best = self.run_folder.best_checkpoint

@@ -11,6 +11,7 @@ from bundle.tasks.detection.boxes import (
     boxes_in_voxels,
     boxes_in_world,
     check_box_classes,
+    list_labels,
 )
 from bundle.tasks.detection.detector import Detector
 from bundle.tasks.detection.find import find_boxes
@@ -38,4 +39,5 @@ __all__ = [
     "check_box_classes",
     "collate_boxes",
     "find_boxes",
+    "list_labels",
 ]

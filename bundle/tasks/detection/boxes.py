@@ -20,27 +20,43 @@ from torch import Tensor
 
 from bundle.errors import UserError, VolumeError
 
-__all__ = ["BoxesToVoxelsd", "ReadBoxesd", "as_targets", "boxes_in_voxels", "boxes_in_world", "check_box_classes"]
+__all__ = [
+    "BoxesToVoxelsd",
+    "ReadBoxesd",
+    "as_targets",
+    "boxes_in_voxels",
+    "boxes_in_world",
+    "check_box_classes",
+    "list_labels",
+]
 
 #: the eight corners of a box: which end of it on each axis
 _CORNERS = np.array(list(itertools.product((0, 1), repeat=3)))
 
 
-def check_box_classes(classes: Sequence[str]) -> int:
+def check_box_classes(classes: Mapping[str, int] | Sequence[str]) -> int:
     """The number of classes of boxes; there is none for the background.
 
     Args:
-        classes: their names, in the order of their labels: the first has label 0.
+        classes: label in the data list by the name of each class; or their names alone, with the labels 0, 1, 2...
 
     Raises:
-        UserError: if there is no name, or one appears twice.
+        UserError: if there is no name, or a name or a label appears twice.
     """
-    names = list(classes) if isinstance(classes, (list, tuple)) else []
-    if not names or len(set(names)) < len(names) or not all(isinstance(name, str) and name for name in names):
-        raise UserError(f"--classes {classes} does not fit: name the classes in the order of their labels, as [nodule]")
+    names = list(classes) if isinstance(classes, (Mapping, list, tuple)) else []
+    labels = list_labels(classes) if names else []
+    named = names and all(isinstance(name, str) and name for name in names) and len(set(names)) == len(names)
+    numbered = all(type(label) is int and label >= 0 for label in labels) and len(set(labels)) == len(labels)
+    if not named or not numbered:
+        raise UserError(f"--classes {classes} does not fit: give each class its own label, such as {{nodule: 0}}")
     if len(names) > 255:
         raise UserError(f"--classes names {len(names)} classes: at most 255 are possible")
     return len(names)
+
+
+def list_labels(classes: Mapping[str, int] | Sequence[str]) -> list[int]:
+    """The label of each class in the data list, in the order of `classes`, which is as for `check_box_classes`."""
+    return list(classes.values()) if isinstance(classes, Mapping) else list(range(len(classes)))
 
 
 def boxes_in_voxels(boxes: Any, affine: Any) -> np.ndarray:
@@ -73,27 +89,30 @@ def _enclosing(low: np.ndarray, high: np.ndarray, matrix: np.ndarray, shift: flo
 
 
 class ReadBoxesd(MapTransform):
-    """Lists of boxes and labels as tensors: float64 ``[N, 6]`` in mm as they are, and uint8 ``[N]``.
+    """Lists of boxes and labels as tensors: float64 ``[N, 6]`` in mm as they are, and uint8 ``[N]``, 0 the first class.
 
     Args:
         keys: of the list of boxes.
-        classes: their names, in the order of their labels.
+        classes: as for `check_box_classes`.
         label_key: of the list of labels.
 
     Raises:
         VolumeError: for a label that no class has, or numbers that are none.
     """
 
-    def __init__(self, keys: KeysCollection = "box", *, classes: Sequence[str], label_key: str = "label") -> None:
+    def __init__(
+        self, keys: KeysCollection = "box", *, classes: Mapping[str, int] | Sequence[str], label_key: str = "label"
+    ) -> None:
         super().__init__(keys)
-        self.count, self.label_key = check_box_classes(classes), label_key
+        check_box_classes(classes)
+        self.labels, self.label_key = list_labels(classes), label_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
         name, labels = str(item["name"]), item[self.label_key]
-        wrong = [label for label in labels if type(label) is not int or not 0 <= label < self.count]
+        wrong = [label for label in labels if type(label) is not int or label not in self.labels]
         if wrong:
-            known = "label 0" if self.count == 1 else f"labels 0 to {self.count - 1}"
+            known = f"label{'' if len(self.labels) == 1 else 's'} {', '.join(map(str, self.labels))}"
             raise VolumeError(name, f"has a box with label {wrong[0]!r}, --classes has {known}", "correct either")
         for key in self.key_iterator(item):
             try:
@@ -103,7 +122,7 @@ class ReadBoxesd(MapTransform):
             if not boxes.isfinite().all():
                 raise VolumeError(name, "has a box that is not finite", "correct the data list")
             item[key] = boxes
-        item[self.label_key] = torch.tensor(labels, dtype=torch.uint8)
+        item[self.label_key] = torch.tensor([self.labels.index(label) for label in labels], dtype=torch.uint8)
         return item
 
 

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from ignite.engine import Engine, Events
 from matplotlib.image import imsave
@@ -14,6 +12,7 @@ from torch import Tensor
 from bundle.atomic import replace_file
 from bundle.figures.detection import DrawnVolume, draw_detections
 from bundle.runs import RunFolder
+from bundle.runs.distributed import is_main_rank
 
 __all__ = ["DetectionPanels"]
 
@@ -21,21 +20,22 @@ __all__ = ["DetectionPanels"]
 class DetectionPanels:
     """Draws the first validation volumes after each validation: three slices each, with true and predicted boxes.
 
-    Goes to `panels/epoch_0003.png` and to TensorBoard.
+    The picture goes to `panels/epoch_0003.png`. Under several processes only the main one acts.
 
     Args:
         run_folder: where to.
         volumes: how many volumes to show, the first of the validation.
         boxes: predictions to draw per volume, those that score highest.
-        writer: a TensorBoard `SummaryWriter`.
     """
 
-    def __init__(self, *, run_folder: RunFolder, volumes: int = 3, boxes: int = 5, writer: Any = None) -> None:
-        self.folder, self.volumes, self.boxes, self.writer = run_folder.panels, volumes, boxes, writer
+    def __init__(self, *, run_folder: RunFolder, volumes: int = 3, boxes: int = 5) -> None:
+        self.run_folder, self.volumes, self.boxes = run_folder, volumes, boxes
         self._shown: list[DrawnVolume] = []
 
     def attach(self, engine: Engine) -> None:
         """Registers with the evaluator."""
+        if not is_main_rank():
+            return
         engine.add_event_handler(Events.EPOCH_STARTED, self._forget)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._draw)
@@ -64,10 +64,8 @@ class DetectionPanels:
         if not self._shown:
             return
         pixels = draw_detections(self._shown, title=f"epoch {engine.state.epoch}")
-        with replace_file(self.folder / f"epoch_{engine.state.epoch:04d}.png") as temporary:
+        with replace_file(self.run_folder.panel(engine.state.epoch)) as temporary:
             imsave(temporary, pixels)
-        if self.writer is not None:
-            self.writer.add_image("detection", pixels, engine.state.epoch, dataformats="HWC")
 
 
 def _array(tensor: Tensor) -> np.ndarray:

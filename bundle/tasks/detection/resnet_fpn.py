@@ -49,7 +49,7 @@ class ResNetFPN(nn.Module):
         if encoder.get("name") not in ("ResNet", "ResNetFeatures"):
             raise UserError(
                 f"detection needs a ResNet, and the encoder is {encoder.get('name')!r}: pre-train one with "
-                "configs/encoder_resnet50.yaml and give its model.pt as --pretrained, or --pretrained False"
+                "configs/encoder_resnet50.yaml and give its model.pt as --pretrained, or --pretrained None"
             )
         layers = list(returned_layers)
         if not layers or layers != list(range(layers[0], layers[-1] + 1)) or layers[0] < 1 or layers[-1] > _LAYERS:

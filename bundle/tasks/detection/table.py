@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from bundle.atomic import replace_file
 from bundle.data import PreparedVolume
 from bundle.runs import RunFolder
 from bundle.runs.distributed import gather, is_main_rank
-from bundle.tasks.detection.boxes import boxes_in_world
+from bundle.tasks.detection.boxes import boxes_in_world, list_labels
 
 __all__ = ["PredictedBoxes"]
 
@@ -30,15 +30,21 @@ class PredictedBoxes:
     Args:
         run_folder: where to.
         volumes: the validation volumes, for their names.
-        classes: their names, in the order of their labels.
+        classes: as for `check_box_classes`.
         key_metric: higher is better. Put this handler where the metric has been computed.
     """
 
     def __init__(
-        self, *, run_folder: RunFolder, volumes: Sequence[PreparedVolume], classes: Sequence[str], key_metric: str
+        self,
+        *,
+        run_folder: RunFolder,
+        volumes: Sequence[PreparedVolume],
+        classes: Mapping[str, int] | Sequence[str],
+        key_metric: str,
     ) -> None:
         self.json, self.csv = run_folder.path / "boxes.json", run_folder.path / "boxes.csv"
-        self.volumes, self.classes, self.key_metric = volumes, list(classes), key_metric
+        self.volumes, self.classes, self.key_metric = volumes, classes, key_metric
+        self.names, self.labels = list(classes), list_labels(classes)
         self.best = -np.inf
         if run_folder.resumed and self.json.exists():
             self.best = json.loads(self.json.read_text())[key_metric]
@@ -61,7 +67,7 @@ class PredictedBoxes:
             self._found.append({
                 "image": self.volumes[int(number)].name,
                 "box": boxes.round(3).tolist(),
-                "label": pred["label"].cpu()[order].tolist(),
+                "label": [self.labels[number] for number in pred["label"].cpu()[order].tolist()],
                 "score": [round(score, 4) for score in pred["label_scores"].float().cpu()[order].tolist()],
             })  # fmt: skip
 
@@ -74,9 +80,10 @@ class PredictedBoxes:
         content = {"epoch": engine.state.epoch, self.key_metric: value, "classes": self.classes, "validation": found}
         with replace_file(self.json) as temporary:
             temporary.write_text(json.dumps(content, indent=1) + "\n")
+        name_by_label = dict(zip(self.labels, self.names))
         with replace_file(self.csv) as temporary, temporary.open("w", newline="") as file:
             table = csv.writer(file)
             table.writerow(["image", "class", "score", "x", "y", "z", "width", "height", "depth"])
             for one in found:
                 for box, label, score in zip(one["box"], one["label"], one["score"]):
-                    table.writerow([one["image"], self.classes[label], score, *box])
+                    table.writerow([one["image"], name_by_label[label], score, *box])

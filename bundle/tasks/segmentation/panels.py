@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from monai.utils.enums import CommonKeys
 from bundle.atomic import replace_file
 from bundle.figures.segmentation import draw_segmentation
 from bundle.runs import RunFolder
+from bundle.runs.distributed import is_main_rank
 
 __all__ = ["SegmentationPanels"]
 
@@ -22,22 +22,23 @@ __all__ = ["SegmentationPanels"]
 class SegmentationPanels:
     """Draws the first validation volumes after each validation: image, label and prediction in three planes.
 
-    Goes to `panels/epoch_0003.png` and to TensorBoard. Put it where prediction and label are one-hot, that is after
-    the evaluator's postprocessing.
+    The picture goes to `panels/epoch_0003.png`. Put the handler where prediction and label are one-hot, that is after
+    the evaluator's postprocessing. Under several processes only the main one acts.
 
     Args:
         run_folder: where to.
         classes: their names, in the order of their channels without the background.
         volumes: how many volumes to show.
-        writer: a TensorBoard `SummaryWriter`.
     """
 
-    def __init__(self, *, run_folder: RunFolder, classes: Sequence[str], volumes: int = 2, writer: Any = None) -> None:
-        self.folder, self.classes, self.volumes, self.writer = run_folder.panels, tuple(classes), volumes, writer
+    def __init__(self, *, run_folder: RunFolder, classes: Sequence[str], volumes: int = 2) -> None:
+        self.run_folder, self.classes, self.volumes = run_folder, tuple(classes), volumes
         self._shown: list[tuple[np.ndarray, np.ndarray, np.ndarray, tuple[float, ...]]] = []
 
     def attach(self, engine: Engine) -> None:
         """Registers with the evaluator."""
+        if not is_main_rank():
+            return
         engine.add_event_handler(Events.EPOCH_STARTED, self._forget)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._draw)
@@ -57,7 +58,5 @@ class SegmentationPanels:
         if not self._shown:
             return
         pixels = draw_segmentation(self._shown, classes=self.classes, title=f"epoch {engine.state.epoch}")
-        with replace_file(self.folder / f"epoch_{engine.state.epoch:04d}.png") as temporary:
+        with replace_file(self.run_folder.panel(engine.state.epoch)) as temporary:
             imsave(temporary, pixels)
-        if self.writer is not None:
-            self.writer.add_image("segmentation", pixels, engine.state.epoch, dataformats="HWC")

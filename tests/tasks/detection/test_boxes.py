@@ -139,7 +139,19 @@ def test_a_box_that_reaches_out_of_the_image_is_clipped_to_it():
     assert item["box"].tolist() == [[0, 3.5, 4.5, 3.5, 5.5, 8]]
 
 
-@pytest.mark.parametrize("classes", [[], ["a", "a"], [1], {"a": 0}, None])
-def test_classes_are_names(classes):
+@pytest.mark.parametrize("classes", [[], {}, ["a", "a"], [1], {"a": 0, "b": 0}, {"a": "x"}, {"a": -1}, {1: 0}, None])
+def test_each_class_has_a_name_and_a_label(classes):
     with pytest.raises(UserError, match="--classes"):
         check_box_classes(classes)
+
+
+def test_labels_of_the_list_are_those_of_the_classes():
+    classes = {"cyst": 7, "nodule": 2}
+    assert check_box_classes(classes) == 2
+    boxes = [[4, 4, 4, 2, 2, 2]] * 3
+    item = ReadBoxesd(classes=classes)(item_with(boxes, [2, 7, 2]))
+    assert item["label"].tolist() == [1, 0, 1]
+    with pytest.raises(VolumeError, match="label 1, --classes has labels 7, 2"):
+        ReadBoxesd(classes=classes)(item_with(boxes, [2, 1, 2]))
+    names, numbered = (ReadBoxesd(classes=c)(item_with(boxes, [0, 1, 0])) for c in (["a", "b"], {"a": 0, "b": 1}))
+    assert names["label"].tolist() == numbered["label"].tolist() == [0, 1, 0]

@@ -11,10 +11,8 @@ import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine
-from matplotlib.colors import to_rgb
 
 from bundle.data import PreparedVolume
-from bundle.figures.detection import DrawnVolume, draw_detections
 from bundle.runs import RunFolder
 from bundle.tasks.detection import AveragePrecision, BoxBatch, PredictedBoxes, boxes_in_voxels
 
@@ -112,6 +110,19 @@ def test_boxes_are_listed_in_the_mm_of_the_original_file(tmp_path: Path):
     assert [row["class"] for row in rows] == ["y", "y"] and float(rows[0]["depth"]) == 8
 
 
+def test_the_list_has_the_labels_of_the_data_list(tmp_path: Path):
+    folder = run_folder(tmp_path)
+    volumes = [PreparedVolume(name="a.nii", file="", modality="CT", size=(9, 9, 9))]
+    classes = {"x": 7, "y": 2}
+    table = PredictedBoxes(run_folder=folder, volumes=volumes, classes=classes, key_metric="validation/map")
+    given = {"volume": torch.tensor([0]), "affine": torch.eye(4)[None]}
+    evaluate([(prediction(BOXES[:1], [0.9], label=1), target(BOXES[:1], 1))], ("x", "y"), table, **given)
+    content = json.loads((tmp_path / "boxes.json").read_text())
+    assert content["classes"] == classes and content["validation"][0]["label"] == [2]
+    with (tmp_path / "boxes.csv").open() as file:
+        assert [row["class"] for row in csv.DictReader(file)] == ["y"]
+
+
 def test_the_list_of_a_better_epoch_is_kept_also_after_a_resume(tmp_path: Path):
     volumes = [PreparedVolume(name="a.nii", file="", modality="CT", size=(9, 9, 9))]
     given = {"volume": torch.tensor([0]), "affine": torch.eye(4)[None]}
@@ -122,28 +133,6 @@ def test_the_list_of_a_better_epoch_is_kept_also_after_a_resume(tmp_path: Path):
         evaluate([(pred, target(BOXES))], ("x",), table, **given)
         (one,) = json.loads((tmp_path / "boxes.json").read_text())["validation"]
         assert len(one["box"]) == listed
-
-
-def frame(pixels: np.ndarray, colour: str) -> np.ndarray:
-    """Where a colour is."""
-    return np.abs(pixels / 255 - to_rgb(colour)).max(axis=-1) < 0.1
-
-
-def test_true_and_predicted_boxes_are_drawn_where_their_voxels_are():
-    image = np.random.default_rng(0).normal(size=(32, 32, 32)).astype(np.float32) * 0.01
-    image[20:30, 20:28, 4:12] = 1
-    drawn = DrawnVolume(image, (1, 1, 1), BOXES[1:2].numpy(), BOXES[1:2].numpy() + 40, np.array([0.5]))
-    assert drawn.middle == (25, 24, 8)
-    pixels = draw_detections([drawn], title="")
-    height, width, _ = pixels.shape
-    axial = pixels[: height - 40, : width // 3]
-    green, bright = frame(axial, "#30e050"), (axial.min(axis=-1) > 200) & (axial.max(axis=-1) < 256)
-    rows, columns = np.flatnonzero(green.any(1)), np.flatnonzero(green.any(0))
-    inside = axial[rows[0] + 3 : rows[-1] - 2, columns[0] + 3 : columns[-1] - 2]
-    assert (inside > 200).all(), "the frame holds something other than the bright block"
-    outside = axial[rows[0] - 6 : rows[0] - 3, columns[0] : columns[-1]]
-    assert (outside < 150).all() and bright.any()
-    assert not frame(axial, "#ff9020").any()  # the prediction is not in these slices
 
 
 @pytest.mark.parametrize("training", [True, False])

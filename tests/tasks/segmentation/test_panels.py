@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from ignite.engine import Engine
 
-from bundle.figures.segmentation import draw_segmentation
 from bundle.runs import RunFolder
 from bundle.tasks.segmentation import SegmentationPanels
 
@@ -20,20 +19,6 @@ def volume() -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[float, ...]]:
     label = np.zeros(SIZE, dtype=np.int64)
     label[2:5, 3:9, 2:6] = 1
     return image, label, np.zeros_like(label), (1.0, 1.0, 2.0)
-
-
-def colourful(pixels: np.ndarray) -> float:
-    """Share of the pixels that are no grey."""
-    return float((np.ptp(pixels.astype(int), axis=-1) > 20).mean())
-
-
-def test_what_is_labelled_or_predicted_is_coloured():
-    image, label, nothing, spacing = volume()
-    neither, one, both = (
-        colourful(draw_segmentation([(image, a, b, spacing)], classes=["liver"], title="x"))
-        for a, b in ((nothing, nothing), (label, nothing), (label, label))
-    )
-    assert neither < one < both
 
 
 def test_the_first_volumes_of_a_validation_are_drawn_once(tmp_path: Path):

@@ -1,0 +1,44 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""Learning curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+__all__ = ["draw_curves"]
+
+#: of what predicts without having learned, in grey: dotted, dashed
+_BASELINES = ("C7:", "C7--")
+
+
+def draw_curves(rows: Sequence[Mapping[str, float]], curves: Mapping[str, Mapping[str, str]]) -> Figure:
+    """Draws metrics over the epochs.
+
+    Args:
+        rows: metrics of each epoch by name; an epoch that lacks a metric has no point on its curve.
+        curves: for each picture, by the label of its y axis: the names of metrics, and what to call them. A metric
+            whose name ends in "_predictor" is a baseline, and grey.
+    """
+    figure = Figure(figsize=(7 * len(curves), 4.5), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    for ax, (ylabel, names) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items()):
+        for (name, label), style in zip(names.items(), _choose_styles(names), strict=True):
+            points = [(row["epoch"], row[name]) for row in rows if name in row]
+            if points:
+                ax.plot(*zip(*points, strict=True), style, label=label, marker="." if len(points) == 1 else None)
+        ax.set(xlabel="epoch", ylabel=ylabel)
+        ax.set_ylim(bottom=0)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.grid(alpha=0.3)
+        if ax.has_data():
+            ax.legend()
+    return figure
+
+
+def _choose_styles(names: Mapping[str, str]) -> list[str]:
+    colours, baselines = iter(f"C{number}-" for number in range(len(names))), iter(_BASELINES * len(names))
+    return [next(baselines if name.endswith("_predictor") else colours) for name in names]

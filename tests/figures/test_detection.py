@@ -1,0 +1,31 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.colors import to_rgb
+
+from bundle.figures.detection import DrawnVolume, draw_detections
+
+BOX = np.array([[20, 20, 4, 30, 28, 12]], dtype=np.float32)
+
+
+def frame(pixels: np.ndarray, colour: str) -> np.ndarray:
+    """Where a colour is."""
+    return np.abs(pixels / 255 - to_rgb(colour)).max(axis=-1) < 0.1
+
+
+def test_true_and_predicted_boxes_are_drawn_where_their_voxels_are():
+    image = np.random.default_rng(0).normal(size=(32, 32, 32)).astype(np.float32) * 0.01
+    image[20:30, 20:28, 4:12] = 1
+    drawn = DrawnVolume(image, (1, 1, 1), BOX, BOX + 40, np.array([0.5]))
+    assert drawn.middle == (25, 24, 8)
+    pixels = draw_detections([drawn], title="")
+    height, width, _ = pixels.shape
+    axial = pixels[: height - 40, : width // 3]
+    green, bright = frame(axial, "#30e050"), (axial.min(axis=-1) > 200) & (axial.max(axis=-1) < 256)
+    rows, columns = np.flatnonzero(green.any(1)), np.flatnonzero(green.any(0))
+    inside = axial[rows[0] + 3 : rows[-1] - 2, columns[0] + 3 : columns[-1] - 2]
+    assert (inside > 200).all(), "the frame holds something other than the bright block"
+    outside = axial[rows[0] - 6 : rows[0] - 3, columns[0] : columns[-1]]
+    assert (outside < 150).all() and bright.any()
+    assert not frame(axial, "#ff9020").any()  # the prediction is not in these slices

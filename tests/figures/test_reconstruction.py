@@ -1,0 +1,61 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+from __future__ import annotations
+
+import nibabel
+import numpy as np
+import pytest
+
+from bundle.figures.planes import PLANES
+from bundle.figures.reconstruction import PanelCrop, _pictures, draw_panels, plane_indices
+
+
+def crop(**changes):
+    """16 x 8 x 4 voxels in cells of 4, one of them hidden: the most to the right, front and head."""
+    hidden = np.zeros((4, 2, 1), dtype=bool)
+    hidden[-1, -1, -1] = True
+    fields = {
+        "name": "volume 0", "spacing": (1.0, 1.0, 2.0), "visible": ~hidden, "hidden": hidden,
+        "image": np.linspace(0, 100, 16 * 8 * 4).reshape(16, 8, 4), "reconstruction": np.full((16, 8, 4), 50.0),
+        "foreground": np.ones((16, 8, 4), dtype=bool),
+    }  # fmt: skip
+    return PanelCrop(**{**fields, **changes})
+
+
+@pytest.mark.parametrize("plane", PLANES, ids=lambda plane: plane.name)
+def test_each_edge_of_a_picture_is_where_its_letter_says(plane):
+    # each voxel's position along R, A, S; nibabel knows which letters are the ends of the axes
+    ends = nibabel.orientations.aff2axcodes(np.eye(4), labels=(("L", "R"), ("P", "A"), ("I", "S")))
+    position = dict(zip(ends, np.meshgrid(*[np.arange(5)] * 3, indexing="ij"), strict=True))
+    opposite = {"L": "R", "P": "A", "I": "S"}
+
+    def towards(letter):
+        return plane.slice_of(-position[opposite[letter]] if letter in opposite else position[letter], 2)
+
+    assert (np.diff(towards(plane.left), axis=1) < 0).all()
+    assert (np.diff(towards(plane.right), axis=1) > 0).all()
+    assert (np.diff(towards(plane.top), axis=0) < 0).all()
+    assert (np.diff(towards(plane.bottom), axis=0) > 0).all()
+
+
+def test_the_slices_go_through_the_most_hidden_foreground():
+    foreground = np.zeros((16, 8, 4), dtype=bool)
+    foreground[13, :, :2] = True
+    assert plane_indices(crop(foreground=foreground)) == (13, 6, 1)
+
+
+def test_only_hidden_cells_show_the_reconstruction_and_the_error():
+    original, masked, pasted, error = _pictures(crop())
+    inside = np.zeros((16, 8, 4), dtype=bool)
+    inside[12:, 4:] = True
+    assert np.array_equal(np.isnan(masked), inside)
+    assert np.array_equal(pasted[~inside], original[~inside])
+    assert np.ptp(pasted[inside]) == 0
+    assert np.isnan(error[~inside]).all()
+    low, high = np.percentile(crop().image, (1, 99))
+    np.testing.assert_allclose(error[inside], 100 * np.abs(crop().image[inside] - 50) / (high - low))
+
+
+def test_a_constant_crop_is_drawn():
+    pixels = draw_panels([crop(image=np.ones((16, 8, 4)))], title="epoch 1")
+    assert pixels.dtype == np.uint8
+    assert pixels.shape[2] == 3

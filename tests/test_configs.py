@@ -1,0 +1,80 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""The configs are short, and a reader need not read beyond one line of them."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+from monai.bundle import ConfigParser
+
+ROOT = Path(__file__).parents[1]
+FINE_TUNING = [ROOT / f"configs/finetune_{task}.yaml" for task in ("segmentation", "classification", "detection")]
+LONG = [ROOT / "configs/train.yaml", *FINE_TUNING]
+WITH_FIRST_PART = [*LONG, *(ROOT / f"configs/{name}.yaml" for name in ("evaluate", "reconstruct", "inference"))]
+BORDER = "# You need not read below this line."
+
+#: lines of each file in version 0.1.0
+LINES_BEFORE = {"train": 348, "finetune_segmentation": 373, "finetune_classification": 333, "finetune_detection": 366}
+#: what MONAI's properties of a training bundle, presets and users name
+PUBLIC = (
+    "bundle_root", "device", "dataset_dir", "network_def", "network", "loss", "optimizer", "lr_scheduler", "volumes",
+    "prepare", "model_settings", "train#trainer", "train#dataset", "train#dataloader", "train#preprocessing",
+    "train#inferer", "train#handlers", "validate#evaluator", "validate#dataset", "validate#dataloader",
+    "validate#preprocessing", "validate#inferer", "validate#handlers",
+)  # fmt: skip
+
+
+def lines(file: Path) -> list[str]:
+    return [line.strip() for line in file.read_text().splitlines() if line.strip()]
+
+
+@pytest.mark.parametrize("file", LONG, ids=lambda file: file.stem)
+def test_each_is_at_least_80_lines_shorter_than_in_0_1_0(file: Path):
+    assert len(file.read_text().splitlines()) <= LINES_BEFORE[file.stem] - 80
+
+
+def test_the_fine_tuning_configs_share_fewer_than_120_lines():
+    counts = [Counter(lines(file)) for file in FINE_TUNING]
+    assert sum((counts[0] & counts[1] & counts[2]).values()) < 120
+    for one, other in itertools.combinations(counts, 2):
+        assert sum((one & other).values()) < 140
+
+
+@pytest.mark.parametrize("file", WITH_FIRST_PART, ids=lambda file: file.stem)
+def test_the_first_part_is_values_and_ends_with_one_line(file: Path):
+    text = file.read_text()
+    assert text.count(BORDER) == 1
+    first, _, rest = text.partition(BORDER)
+    assert "\n# ---- " in first and rest.startswith("\n\n# ---- ")
+    assert len(first.splitlines()) <= 60
+    given = yaml.safe_load(first)
+    assert len(given) >= 5
+    # nothing to build but the encoder, which has a name and arguments
+    assert [name for name, value in given.items() if isinstance(value, dict) and "_target_" in value] in (
+        [],
+        ["encoder"],
+    )
+
+
+@pytest.mark.parametrize("file", LONG, ids=lambda file: file.stem)
+def test_public_ids_are_there(file: Path):
+    parser = ConfigParser(ConfigParser.load_config_file(file))
+    assert [name for name in PUBLIC if name not in parser] == []
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda file: file.stem)
+def test_handlers_guard_their_own_rank(file: Path):
+    assert "rank" not in yaml.safe_dump(yaml.safe_load(file.read_text())).replace("across_ranks", "")
+
+
+def test_from_scratch_and_classes_have_one_form():
+    for file in FINE_TUNING:
+        first = file.read_text().partition(BORDER)[0]
+        (remark,) = [line for line in first.splitlines() if line.startswith("pretrained:")]
+        assert "null (--pretrained None): from scratch" in remark and "False" not in first
+    segmentation, classification, detection = (yaml.safe_load(file.read_text()) for file in FINE_TUNING)
+    assert segmentation["classes"] == detection["classes"] == {} and classification["findings"] == []

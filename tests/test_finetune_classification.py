@@ -155,9 +155,9 @@ def test_a_wrong_option_is_one_line_that_names_it(folder: Path, tmp_path: Path, 
 
 
 def test_the_page_explains_every_id_that_one_may_change():
-    page = (ROOT / "docs/finetune_classification.md").read_text()
+    page = (ROOT / "docs/how-to/finetune_classification.md").read_text()
     changeable = CONFIG.read_text().partition("# ---- set-up")[0]
     ids = list(yaml.safe_load(changeable))
     assert {"findings", "input", "encoder"} <= set(ids)
     lacking = [name for name in ids if not re.search(rf"^\| `{name}` \|", page, flags=re.MULTILINE)]
-    assert not lacking, f"docs/finetune_classification.md has no row for {', '.join(lacking)}"
+    assert not lacking, f"docs/how-to/finetune_classification.md has no row for {', '.join(lacking)}"

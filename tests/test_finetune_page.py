@@ -1,5 +1,5 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
-"""docs/finetune.md: it names every option, and its code runs."""
+"""docs/how-to/finetune_segmentation.md: it names every option, and its code runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.export.models import write_model
 from tests.networks.encoder_cases import Case
 
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs/finetune.md").read_text()
+PAGE = (ROOT / "docs/how-to/finetune_segmentation.md").read_text()
 CONFIG = (ROOT / "configs/finetune_segmentation.yaml").read_text()
 
 
@@ -50,7 +50,7 @@ def test_the_block_of_plain_pytorch_trains_from_a_scan_and_its_label_map(
     nibabel.save(scan, tmp_path / "scan.nii.gz")
     nibabel.save(nibabel.Nifti1Image((grey + 2 * white).astype(np.uint8), scan.affine), tmp_path / "scan_labels.nii.gz")
     monkeypatch.chdir(tmp_path)
-    exec(compile(code, "docs/finetune.md", "exec"), {})
+    exec(compile(code, "docs/how-to/finetune_segmentation.md", "exec"), {})
     lines = capsys.readouterr().out.splitlines()
     assert any("loaded" in line for line in lines)
     losses = [float(line.split()[1]) for line in lines if re.fullmatch(r"\d+ [\d.]+", line)]

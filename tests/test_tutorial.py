@@ -1,5 +1,5 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
-"""docs/tutorial.ipynb: its code cells run in order, on real volumes, with settings that take seconds."""
+"""docs/tutorials/tutorial.ipynb: its code cells run in order, on real volumes, with settings that take seconds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[1]
-NOTEBOOK = ROOT / "docs/tutorial.ipynb"
+NOTEBOOK = ROOT / "docs/tutorials/tutorial.ipynb"
 TINY = {
     "repository": str(ROOT),
     "device": "cpu",

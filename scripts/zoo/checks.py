@@ -1,7 +1,8 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
 """The Model Zoo's assertions about a bundle's folder: the list, and running it.
 
-docs/how-to/release_to_the_model_zoo.md explains each. A check is a generator of what is wrong; one that yields nothing holds.
+docs/how-to/release_to_the_model_zoo.md explains each. A check is a generator of what is wrong; one
+that yields nothing holds.
 """
 
 from __future__ import annotations

@@ -94,7 +94,10 @@ class PretrainingNetwork(nn.Module):
         self.teacher: Teacher | None = None
         if teacher_momentum is not None:
             if alignment is None:
-                raise UserError("network_def#teacher_momentum is set, but there are no alignment heads to teach")
+                raise UserError(
+                    "network_def#teacher_momentum is set, but there are no alignment heads to teach: set it to null, "
+                    "or set network_def#alignment"
+                )
             self.teacher = Teacher(encoder, alignment, teacher_momentum)
         elif isinstance(alignment, EncoderDepthPairs):
             alignment.predict[-1].requires_grad_(False)  # the coarsest depth is a query only against a teacher

@@ -4,8 +4,8 @@
     python scripts/zoo/config_reference.py
 
 The source is the first part of each YAML file: all above the line "You need not read below this line", or above the
-section "set-up", "the run" or "the model" where a file has no such line. A remark stands behind the value, or in comment lines right
-below it that begin further right than the id. An id whose meaning is the same in every config may do without.
+section "set-up", "the run" or "the model" where a file has no such line. A remark stands behind the value, or in
+indented comment lines right below it. An id whose meaning is the same in every config may do without.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ _INTRODUCTION = """\
 `scripts/zoo/config_reference.py` makes this page from the comments of the YAML files. Do not edit it by hand.
 
 Any value can be set on the command line as `--name value`, one inside another as `--name#inner value`. What stands
-further below in a YAML file, and is not in this list, is reached in the same way. `null` is written `None` on the command
-line. The files in a list of `--config_file` are merged from left to right.
+further below in a YAML file, and is not in this list, is reached in the same way. `null` is written `None` on the
+command line. The files in a list of `--config_file` are merged from left to right.
 """
 
 
@@ -142,7 +142,7 @@ def _as_text(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     if isinstance(value, float):
-        return f"{value:.1e}".replace("e-0", "e-") if value < 0.01 else str(value)
+        return f"{value:.1e}".replace("e-0", "e-") if 0 < value < 0.01 else str(value)
     text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000)
     return text.removesuffix("\n").removesuffix("...").strip()
 
@@ -181,9 +181,8 @@ def page(configs: Path) -> str:
             parts.append(f"| `{option.id}` | `{_cell(option.default)}` | {_cell(option.remark)} |")
         parts.append("")
     parts.append("## Files to put behind one of these\n\n| file | |\n|---|---|")
-    for file in sorted(configs.glob("*.yaml")):
-        if file.name not in _MAIN:
-            parts.append(f"| `configs/{file.name}` | {_cell(opening(file.read_text()))} |")
+    others = (file for file in sorted(configs.glob("*.yaml")) if file.name not in _MAIN)
+    parts += [f"| `configs/{file.name}` | {_cell(opening(file.read_text()))} |" for file in others]
     text = "\n".join(parts) + "\n"
     # a table that begins right below a row of another one needs a blank line
     return re.sub(r"(\|)\n(\*\*|\| id)", r"\1\n\n\2", text)

@@ -34,8 +34,10 @@ def commands(page: str) -> list[str]:
 
 
 def shown_configs(page: str) -> dict[str, str]:
-    """The configs that a page shows in full, by the name in their first line."""
-    return {found[1]: block for block in blocks(page, "yaml") if (found := re.match(r"# (\w+\.yaml)\n", block))}
+    """The configs that a page shows in full, by the name in their first line or in the line above the block."""
+    named = {found[1]: block for block in blocks(page, "yaml") if (found := re.match(r"# (\w+\.yaml)\n", block))}
+    above = re.findall(r"`(\w+\.yaml)`[^\n]*:\n\n```yaml\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    return {**dict(above), **named}
 
 
 def check_command(line: str, page: str, folder: Path) -> None:

@@ -16,6 +16,7 @@ import yaml
 from bundle.errors import UserError
 from tests.page_commands import BrokenCommand, check_command, commands
 from tests.pages import PAGES, ROOT, blocks, links, names_in_code, prose, relative, slugs
+from tests.test_architecture import FLOORS
 
 NOW = [page for page in PAGES if page.name != "CHANGELOG.md"]  # the pages that speak of today's code
 COMMANDS = [(page, line) for page in NOW for line in commands(page.read_text())]
@@ -112,6 +113,12 @@ def test_files_and_names_of_the_package_in_the_text_exist(page: Path) -> None:
             assert (ROOT / name).exists(), f"{relative(page)} names {name}"
         elif re.fullmatch(r"bundle(\.\w+)+", name):
             assert pkgutil.resolve_name(name), f"{relative(page)} names {name}"
+
+
+def test_the_guide_for_contributors_has_every_room_on_its_floor() -> None:
+    rows = re.findall(r"^\| (\d+) \| (`.*?`) \|", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    shown = {int(floor): set(re.findall(r"`(\w+)/?`", rooms)) for floor, rooms in rows}
+    assert shown == {number: set(rooms) for number, rooms in enumerate(FLOORS)}
 
 
 def test_the_readme_is_short_and_has_a_picture() -> None:

@@ -15,7 +15,7 @@ import yaml
 
 from bundle.errors import UserError
 from tests.page_commands import BrokenCommand, check_command, commands
-from tests.pages import PAGES, ROOT, blocks, links, names_in_code, prose, relative, slugs
+from tests.pages import PAGES, ROOT, blocks, links, names_in_code, relative, slugs
 from tests.test_architecture import FLOORS
 
 NOW = [page for page in PAGES if page.name != "CHANGELOG.md"]  # the pages that speak of today's code
@@ -125,13 +125,6 @@ def test_the_readme_is_short_and_has_a_picture() -> None:
     text = (ROOT / "README.md").read_text()
     assert len(text.splitlines()) <= 130
     assert "![" in text
-
-
-@pytest.mark.parametrize("page", NOW, ids=relative)
-def test_lines_of_text_are_short_enough_to_read_in_a_terminal(page: Path) -> None:
-    lines = [line for line in prose(page.read_text()).splitlines() if not line.startswith(("|", "!", "#"))]
-    long = [line for line in lines if len(line) > 120 and page.name != "configs.md"]
-    assert not long
 
 
 @pytest.mark.parametrize(

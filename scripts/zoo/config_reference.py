@@ -50,6 +50,7 @@ _COMMON = {
     "crop_size": "voxels per axis; a multiple of the encoder's total stride",
     "lr": "learning rate at its peak",
     "num_workers": "processes that read volumes and cut crops",
+    "encoder": "the network, and its arguments",
     "modality": "auto, or CT or MR for all volumes",
     "mr_percentiles": "of the body, lowest and highest; null: as in pre-training",
     "warmup_epochs": "in which the learning rate rises, at most half of `epochs`",
@@ -58,7 +59,7 @@ _COMMON = {
     "dropout": "share of the pooled features that is set to 0 in training",
     "resume": "true continues a run",
 }
-_END = re.compile(r"^# .*(you need not read below|---- (set-up|the run|the model)\b)", re.IGNORECASE)
+_ENDS = (re.compile(r"^# you need not read below", re.IGNORECASE), re.compile(r"^# -+ (set-up|the run|the model)\b"))
 _TITLE = re.compile(r"^# -+ (.*?) -+$")
 _ID = re.compile(r"^([A-Za-z_]\w*(?:[#:]+\w+)*):(?:\s|$)")
 _REMARK = re.compile(r"(?:^|\s)# (.*)$")
@@ -100,8 +101,11 @@ def first_part(text: str) -> list[str]:
         All lines above the line that ends the first part; all lines if there is none.
     """
     lines = text.splitlines()
-    end = next((number for number, line in enumerate(lines) if _END.match(line)), len(lines))
-    return lines[:end]
+    for end in _ENDS:
+        for number, line in enumerate(lines):
+            if end.match(line):
+                return lines[:number]
+    return lines
 
 
 def options(text: str) -> list[Option]:

@@ -5,7 +5,7 @@
     python scripts/export_model.py models/model.pt --formats onnx safetensors --output_dir exports --input volume.nii.gz
 
 Each file is read back and must give the network's features on noise of two sizes and, with --input, on crops of a real
-volume, prepared as in pre-training. A file that does not is not kept. What the formats are for: docs/export.md.
+volume, prepared as in pre-training. A file that does not is not kept. What the formats are for: docs/how-to/export.md.
 """
 
 from __future__ import annotations

@@ -5,12 +5,10 @@ from __future__ import annotations
 
 import csv
 import json
-import re
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from monai.bundle import ConfigWorkflow
 
 from bundle.errors import user_error_in
@@ -152,12 +150,3 @@ def test_a_wrong_option_is_one_line_that_names_it(folder: Path, tmp_path: Path, 
     found = user_error_in(error.value)
     assert found is not None, f"not a UserError: {error.value!r}"
     assert message in str(found) and "\n" not in str(found)
-
-
-def test_the_page_explains_every_id_that_one_may_change():
-    page = (ROOT / "docs/finetune_classification.md").read_text()
-    changeable = CONFIG.read_text().partition("# ---- set-up")[0]
-    ids = list(yaml.safe_load(changeable))
-    assert {"findings", "input", "encoder"} <= set(ids)
-    lacking = [name for name in ids if not re.search(rf"^\| `{name}` \|", page, flags=re.MULTILINE)]
-    assert not lacking, f"docs/finetune_classification.md has no row for {', '.join(lacking)}"

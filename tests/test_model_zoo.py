@@ -34,7 +34,7 @@ from tests.tiny_run import TINY, VOLUMES
 from tests.zoo.release import ENCODER, NAME, ROOT, Released
 
 SCHEMA = ROOT / "tests/schema/meta_schema_20240725.json"
-PAGE = ROOT / "docs/model_zoo.md"
+PAGE = ROOT / "docs/how-to/release_to_the_model_zoo.md"
 # in the zoo's models/model_info.json of October 2024
 ZOO = [
     "brats_mri_segmentation",

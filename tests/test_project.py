@@ -1,5 +1,5 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
-"""The project's own files: pins, licence, the commands that the README names, links, log settings."""
+"""The project's own files: pins, licence, the commands that the README names, log settings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ HEADER = "# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under t
 FOLDERS = ("bundle", "scripts", "tests", "configs", "docs", ".ci")
 PYTHON_FILES = sorted(file for folder in FOLDERS for file in (ROOT / folder).rglob("*.py") if file.stat().st_size > 0)
 SHELL_FILES = [*sorted((ROOT / "scripts").glob("*.sh")), ROOT / ".ci/run"]
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 PINS = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
 
 
@@ -74,14 +73,6 @@ def test_readme_names_the_two_commands_and_ci_runs_the_second() -> None:
     assert "\nbash scripts/train.sh\n" in readme
     assert "\nbash scripts/test.sh\n" in readme
     assert (ROOT / ".ci/run").read_text().splitlines()[-1] == "bash scripts/test.sh"
-
-
-@pytest.mark.parametrize("page", PAGES, ids=relative)
-def test_files_that_a_page_links_to_exist(page: Path) -> None:
-    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
-    for target in re.findall(r"\]\(([^)\s]+)\)", text):
-        if not re.match(r"[a-z]+:|#", target):
-            assert (page.parent / target.partition("#")[0]).exists(), f"{relative(page)} links to {target}"
 
 
 def test_configs_hold_no_personal_path() -> None:

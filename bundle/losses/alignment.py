@@ -54,7 +54,10 @@ class AlignmentLoss(nn.Module):
         if negatives not in _NEGATIVES:
             raise UserError(f"unknown alignment negatives {negatives!r}: choose one of {', '.join(_NEGATIVES)}")
         if temperature <= 0 or exclusion_mm < 0:
-            raise UserError("alignment needs a temperature above 0 and an exclusion_mm of 0 or more")
+            raise UserError(
+                f"alignment with temperature {temperature} and exclusion_mm {exclusion_mm} does not fit: give a "
+                "temperature above 0 and an exclusion_mm of 0 or more"
+            )
         self.kind, self.temperature, self.exclusion_mm = kind, temperature, exclusion_mm
         self.negatives, self.across_ranks = negatives, across_ranks
 

@@ -30,8 +30,8 @@ class ReconstructionLoss(nn.Module):
 
     Every voxel counts alike in the loss, those of all processes together, so that several train as one does. Were it a
     mean over crops, one that is mostly padding would weigh as much as a full one; networks trained so reconstructed
-    worse (docs/method_study.md). What is logged, and the loss in a validation, is a mean over crops of each one's mean:
-    so they do not depend on the batch size.
+    worse (scripts/studies/method.md). What is logged, and the loss in a validation, is a mean over crops of each one's
+    mean: so they do not depend on the batch size.
 
     The target is the image, shifted and scaled: ``(x - mean) / max(sd, floor)`` with mean and standard deviation over
     the valid voxels of each cell (`per_patch`, as in MAE and SparK), of the sample's whole crop (`per_volume`), or not

@@ -45,7 +45,10 @@ class VolumeLevelPairs(nn.Module):
     ) -> None:
         super().__init__()
         if not -len(levels) <= depth < len(levels):
-            raise UserError(f"depth {depth} is no level of the encoder, which has {len(levels)}")
+            raise UserError(
+                f"depth {depth} is no level of the encoder, which has {len(levels)}: set alignment_heads#depth from "
+                f"{-len(levels)} to {len(levels) - 1}"
+            )
         self.level, self.depth, self.samples = levels[depth], depth, samples
         self.project = make_head(head, self.level.channels, dim)
         self.predict = make_head("mlp", dim, dim) if predictor else nn.Identity()

@@ -90,7 +90,10 @@ def prepare_volume(found: FoundVolume, prepare: Compose) -> WholeVolume:
         if isinstance(step, ReadVolumed):
             original = item["image"].clone()
     if original is None or "intensity" not in item:
-        raise UserError("the run's config.yaml prepares volumes without ReadVolumed or NormalizeByModalityd")
+        raise UserError(
+            "the run's config.yaml prepares volumes without ReadVolumed or NormalizeByModalityd: name a run that "
+            "prepares them with these two"
+        )
     image: MetaTensor = item["image"]
     return WholeVolume(
         name=found.name,

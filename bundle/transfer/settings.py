@@ -78,7 +78,8 @@ class PretrainedSettings:
                 return default[0]
             raise UserError(
                 f"the network asks for {name!r} of the encoder {self.encoder.get('name')}, which was built with "
-                f"{', '.join(map(str, self.encoder))}: choose a network that contains this encoder (docs/finetune.md)"
+                f"{', '.join(map(str, self.encoder))}: choose a network that contains this encoder, see "
+                "docs/how-to/finetune_segmentation.md"
             )
         return self.encoder[name]
 

@@ -77,7 +77,7 @@ class Transfer:
         if not self.depths:
             raise UserError(
                 f"{type(network).__name__} does not contain the encoder {encoder.get('name')}: build it with the "
-                "encoder's own arguments (docs/finetune.md names the networks for each encoder)"
+                "encoder's own arguments (docs/how-to/finetune_segmentation.md names the networks for each encoder)"
             )
         if different := _differences(plain, network, prefix):
             logger.warning(
@@ -92,7 +92,7 @@ class Transfer:
         """The learning rate at its peak: `lr`, or for None 3e-4 where encoder and decoder are pre-trained, else 1e-3.
 
         Adam's first steps move every weight by about the rate, whatever the gradient. At 1e-3 that costs pre-trained
-        weights more than ten steps bring; from scratch there is little to lose (docs/transfer.md).
+        weights more than ten steps bring; from scratch there is little to lose (scripts/studies/transfer.md).
         """
         if lr is not None:
             return lr

@@ -6,7 +6,8 @@
 
 A ridge regression from the features of single voxels (of the cell that a voxel lies in, at coarse levels) to the
 classes of a task of transfer_tasks.py, solved in closed form, beside an untrained encoder of the same network.
-It takes seconds, and tells in advance which level's weights are worth loading for a segmentation: docs/transfer.md.
+It takes seconds, and tells in advance which level's weights are worth loading for a segmentation: see
+scripts/studies/transfer.md.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ two volumes held out (a chest CT and a brain MR). Measured on those, in the same
   on the other across a gap: CSF, grey and white matter (brain), six groups of organs (chest). Mean Dice;
 - fitted, fine-tuned: a map fitted as a classifier, then encoder and map trained together for some steps
   (--tune-steps 0 leaves both out);
-- the health figures of docs/method_study.md.
+- the health figures of scripts/studies/method.md.
 
 Finished runs are kept in the output file: a second call does what is missing. Writes a table, JSON and a plot.
 """

@@ -1,7 +1,8 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
-"""The Model Zoo's assertions about a bundle's folder: the list, and running it. docs/model_zoo.md explains each.
+"""The Model Zoo's assertions about a bundle's folder: the list, and running it.
 
-A check is a generator of what is wrong; one that yields nothing holds.
+docs/how-to/release_to_the_model_zoo.md explains each. A check is a generator of what is wrong; one
+that yields nothing holds.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ def check(name: str) -> Callable[[Check], Check]:
 
 
 def known_ids() -> list[str]:
-    """The ids of all assertions, in the order of docs/model_zoo.md."""
+    """The ids of all assertions, in the order of docs/how-to/release_to_the_model_zoo.md."""
     for module in _MODULES:
         importlib.import_module(module)  # registers its checks
     return sorted(CHECKS, key=lambda name: (_ORDER.index(name[0]), int(name[1:])))

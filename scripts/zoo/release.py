@@ -6,7 +6,8 @@
     python scripts/zoo/release.py --check dist/<name>                     checks a folder, changes nothing
 
 The folder holds the files under version control that are needed to run, JSON twins of the configs, and the weights; no
-tests, caches or notes. The same commit and weights give the same zip, byte for byte. The checks: docs/model_zoo.md.
+tests, caches or notes. The same commit and weights give the same zip, byte for byte. What is checked:
+docs/how-to/release_to_the_model_zoo.md.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ _FOLDERS = ("bundle", "configs", "docs", "scripts")
 _FILES = ("LICENSE", "constraints.txt", "pyproject.toml", "requirements.txt")
 #: of these folders, what needs the tests or the repository's history
 _DEVELOPMENT = (
-    "docs/model_zoo.md",
+    "docs/how-to/release_to_the_model_zoo.md",
     "scripts/check.sh",
     "scripts/zoo/release.py",
     "scripts/zoo/release_files.py",

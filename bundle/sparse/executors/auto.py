@@ -31,7 +31,7 @@ class AutoVolume(CellsVolume, executor="auto"):
 
     Among the methods is the dense convolution that `masked` runs, so a level at which little is masked may run densely.
     All methods agree to rounding, but a second run may pick others: for results that are the same bit for bit, choose
-    `cells`. MinkowskiEngine is not tried; it was the slowest wherever it was measured (docs/benchmarks.md).
+    `cells`. MinkowskiEngine is not tried; it was the slowest wherever it was measured (scripts/benchmarks/speed.md).
     """
 
     def convolve_blocks(

@@ -38,5 +38,8 @@ def find_boxes(dataset_dir: str | os.PathLike[str]) -> list[FoundVolume]:
         if not isinstance(boxes, list) or not isinstance(labels, list) or len(boxes) != len(labels):
             raise UserError(f"{listed} gives {volume.name} not one label for each box: list as many labels as boxes")
         if any(len(box) != 6 or min(box[3:]) <= 0 for box in boxes):
-            raise UserError(f"{listed} gives {volume.name} a box that is not x, y, z, width, height, depth in mm")
+            raise UserError(
+                f"{listed} gives {volume.name} a box that is not x, y, z, width, height, depth in mm: list six "
+                "numbers, the last three above 0"
+            )
     return sorted(volumes, key=lambda volume: volume.name)

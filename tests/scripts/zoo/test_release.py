@@ -278,7 +278,7 @@ BREAKS: list[tuple[str, Callable[[Path], object]]] = [
     ("S2", lambda folder: (folder / "docs/a.md").write_bytes(b"a\r\n")),
     ("R1", lambda folder: (folder / "eval").mkdir()),
     ("R1", lambda folder: (folder / "bundle/__pycache__").mkdir()),
-    ("R2", lambda folder: (folder / "docs/data.md").unlink()),
+    ("R2", lambda folder: (folder / "docs/reference/data_formats.md").unlink()),
     ("R3", edit("configs/train.yaml", "epochs: 100", "epochs: 101")),
     ("R4", edit("configs/inference.yaml", "init_filters", "init_filter")),
 ]  # fmt: skip

@@ -1,0 +1,101 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""docs/explanation/results.md and the README: their tables hold the means of the recorded runs."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean
+
+import pytest
+from scipy.stats import ttest_rel
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs/explanation/results.md").read_text()
+README = (ROOT / "README.md").read_text()
+TRANSFER = json.loads((ROOT / "docs/figures/transfer.json").read_text())
+METHOD = json.loads((ROOT / "docs/figures/method_study.json").read_text())["results"]
+SPEED = json.loads((ROOT / "docs/figures/benchmark.json").read_text())["rows"]
+
+TASKS = {"tissues in brain MR": "brain", "organs in chest CT": "chest"}
+BUDGETS = {"a quarter of a brain": "quarter", "half a brain": "half", "one side": "half"}
+ARMS = {
+    "none (`base`)*": "base",
+    "untrained encoder": "untrained",
+    "dense encoder*": "dense",
+    "single cells as masks": "uniform masks",
+    "masks of 96 mm": "physical masks",
+    "two levels of Mask-in-Mask": "2 levels",
+    "three levels": "3 levels",
+    "alignment of depths*": "depth alignment",
+    "decoder to half the resolution": "decoder stride 2",
+    "SegResNetDS's decoder, histogram": "full decoder, histogram",
+}
+
+
+def table(page: str, first_column: str) -> list[list[str]]:
+    """The rows of the table whose first heading is that; an empty cell has the value above it in two columns."""
+    lines = page.splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith(f"| {first_column} |"))
+    rows = []
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        rows.append(
+            [cell.strip().strip("*") if number else cell.strip() for number, cell in enumerate(line.split("|")[1:-1])]
+        )
+    for above, row in pairwise(rows):
+        row[:2] = [cell or old for cell, old in zip(row[:2], above)]
+    return rows
+
+
+def dice(task: str, labels: str, steps: int, arm: str) -> dict[int, float]:
+    """Mean Dice in % by seed: over classes, then over test volumes."""
+    wanted = (task, labels, steps, arm)
+    runs = [run for run in TRANSFER if (run["task"], run["labels"], run["steps"], run["arm"]) == wanted]
+    return {run["seed"]: 100 * fmean(fmean(classes) for classes in run["dice"].values()) for run in runs}
+
+
+@pytest.mark.parametrize(("page", "count"), [(PAGE, 6), (README, 4)], ids=["results", "README"])
+def test_dice_from_scratch_and_pre_trained(page: str, count: int):
+    rows = table(page, "task")
+    assert len(rows) == count
+    for task, labels, steps, *cells in rows:
+        scratch, pretrained = (dice(TASKS[task], BUDGETS[labels], int(steps), arm) for arm in ("scratch", "pretrained"))
+        assert len(scratch) == len(pretrained) == 5
+        assert float(cells[0]) == pytest.approx(fmean(scratch.values()), abs=0.051)
+        assert float(cells[1]) == pytest.approx(fmean(pretrained.values()), abs=0.051)
+        if len(cells) > 2:
+            first, second = ([by_seed[seed] for seed in range(5)] for by_seed in (pretrained, scratch))
+            assert float(cells[2]) == pytest.approx(fmean(first) - fmean(second), abs=0.051)
+            assert float(cells[3]) == pytest.approx(ttest_rel(first, second).pvalue, rel=0.1)
+
+
+def test_parts_of_the_method():
+    rows = table(PAGE, "change")
+    columns = ("reconstruction CT", "reconstruction MR", "fitted CT", "fitted MR", "step seconds")
+    assert len(rows) == len(ARMS)
+    for change, *cells in rows:
+        seeds = METHOD[ARMS[change]].values()
+        assert len(seeds) == (8 if change.endswith("*") else 3)
+        for column, cell in zip(columns, cells, strict=True):
+            values = [seed[column] for seed in seeds if column in seed]
+            assert bool(cell) == bool(values), (change, column)
+            if cell:
+                assert float(cell) == pytest.approx(fmean(values), abs=0.0051), (change, column)
+
+
+def test_seconds_and_memory():
+    candidates = ("cells", "dense channels-last", "minkowski", "spark")
+    rows = table(PAGE, "network")
+    assert len(rows) == 6
+    for case, masked, *cells in rows:
+        ratio = int(masked.removesuffix(" %")) / 100
+        key, what = ("peak_mib" if "MiB" in case else "seconds"), ("step" if "step" in case else "encoder")
+        for candidate, cell in zip(candidates, cells, strict=True):
+            wanted = (what, candidate, 96, ratio)
+            found = [row[key] for row in SPEED if (row["what"], row["candidate"], row["size"], row["ratio"]) == wanted]
+            assert bool(cell) == bool(found), (case, masked, candidate)
+            if cell:
+                assert float(cell) == pytest.approx(found[0], abs=0.051 if key == "seconds" else 0.51)

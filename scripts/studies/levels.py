@@ -50,8 +50,7 @@ def prepared(
         }
     )
     volumes = parser.get_parsed_content("volumes")
-    files = [volume.file for volume in (*volumes.training, *volumes.validation)]
-    return [torch.load(file, weights_only=True) for file in files]
+    return [volume.load() for volume in (*volumes.training, *volumes.validation)]
 
 
 @torch.no_grad()

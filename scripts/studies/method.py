@@ -331,7 +331,7 @@ def one_run(arm: str, seed: int, steps: int, tune_steps: int) -> dict[str, float
             return figures
         for volume in workflow.parser.get_parsed_content("volumes").validation:
             name = Path(volume.name).name.split(".")[0]
-            prepared = torch.load(volume.file, weights_only=True)
+            prepared = volume.load()
             labels = labels_of(name, workflow)
             figures[f"probe {volume.modality}"] = probe(network, prepared["image"], labels, seed)
             if tune_steps:

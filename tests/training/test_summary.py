@@ -2,13 +2,14 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import pytest
 from ignite.engine import Events
 from monai.handlers import ValidationHandler
 from torch.optim import SGD
 
-from bundle.data import PreparedVolume, SkippedVolume
+from bundle.data import PlainStore, PreparedVolume, SkippedVolume
 from bundle.errors import UserError
 from bundle.runs.folder import RunFolder
 from bundle.training.history import History
@@ -19,7 +20,7 @@ from .toy import ToyNetwork, toy_evaluator, toy_loader, toy_trainer
 
 
 def volume(modality: str, *, padded: bool = False) -> PreparedVolume:
-    return PreparedVolume(name="a", file="a.pt", modality=modality, size=(1, 1, 1), padded=padded)
+    return PreparedVolume(name="a", store=PlainStore(Path()), key="a", modality=modality, size=(1, 1, 1), padded=padded)
 
 
 def train(path, error=None, at_epoch=2):

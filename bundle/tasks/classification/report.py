@@ -20,6 +20,7 @@ from bundle.atomic import replace_file
 from bundle.data import PreparedVolume
 from bundle.figures.roc import draw_roc
 from bundle.runs import RunFolder
+from bundle.runs.checkpoint import read_checkpoint
 from bundle.runs.distributed import gather, is_main_rank
 from bundle.tasks.classification.metrics import roc_auc
 
@@ -95,7 +96,7 @@ class FindingsReport:
         best = self.run_folder.best_checkpoint
         if not is_main_rank() or not best.exists():
             return
-        table = self._table(torch.load(best, map_location="cpu", mmap=True, weights_only=True)["epoch"])
+        table = self._table(read_checkpoint(best)["epoch"])
         if table.exists():
             with replace_file(self.run_folder.path / "predictions.csv") as temporary:
                 shutil.copyfile(table, temporary)

@@ -86,7 +86,7 @@ def check_labelled(volumes: Sequence[PreparedVolume], classes: Mapping[str, int]
     """
     absent = dict(enumerate(classes, start=1))
     for volume in volumes:
-        indices = torch.load(volume.file, mmap=True, weights_only=True)["label_cls_indices"]
+        indices = volume.load(keys=["label_cls_indices"])["label_cls_indices"]
         absent = {index: name for index, name in absent.items() if not len(indices[index])}
         if not absent:
             return volumes

@@ -55,8 +55,8 @@ class OptionalSpacingd(MapTransform):
         item = dict(data)
         for key in self.key_iterator(item):
             if self.pixdim is not None and any(p is not None for p in self.pixdim):
-                own = item[key].pixdim.tolist()
-                wanted = [o if p is None else p for p, o in zip(self.pixdim, own)]
+                current = item[key].pixdim.tolist()
+                wanted = [c if p is None else p for p, c in zip(self.pixdim, current)]
                 item[key] = Spacing(pixdim=wanted, mode=self.mode, padding_mode="border")(item[key])
         return item
 

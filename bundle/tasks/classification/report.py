@@ -80,9 +80,9 @@ class FindingsReport:
             writer = csv.writer(file)
             writer.writerow(["volume", *self.findings, *(f"{finding} label" for finding in self.findings)])
             for number, (logits, labels) in sorted(rows.items()):
-                told = ["" if math.isnan(label) else f"{label:.0f}" for label in labels.tolist()]
+                cells = ["" if math.isnan(label) else f"{label:.0f}" for label in labels.tolist()]
                 probabilities = logits.double().sigmoid().tolist()
-                writer.writerow([self.names[number], *(f"{p:.9g}" for p in probabilities), *told])
+                writer.writerow([self.names[number], *(f"{p:.9g}" for p in probabilities), *cells])
         scores, known = (torch.stack(column) for column in zip(*rows.values()))
         pixels = draw_roc(
             scores, known, roc_auc(scores, known).tolist(), findings=self.findings, title=f"epoch {epoch}"

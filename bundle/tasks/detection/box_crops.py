@@ -66,8 +66,8 @@ class RandBoxCropd(PlacedCropd):
     def finish(self, item: dict[Any, Any], place: Crop) -> dict[Any, Any]:
         """Moves the boxes into the crop; drops those of which too little is inside."""
         boxes, corner, end = item[self.box_key], [side.start for side in place], [side.stop for side in place]
-        kept, keep = spatial_crop_boxes(boxes, corner, end, remove_empty=True)
-        labels, whole = item[self.label_key][keep], boxes[keep]
+        kept, numbers = spatial_crop_boxes(boxes, corner, end, remove_empty=True)
+        labels, whole = item[self.label_key][numbers], boxes[numbers]
         enough = _volume(kept) >= self.min_share * _volume(whole)
         item[self.box_key], item[self.label_key] = kept[enough], labels[enough]
         return item

@@ -41,6 +41,16 @@ class OptionalSpacingd(MapTransform):
         keys: of the image.
         pixdim: mm per axis (R, A, S), or None for the volume's own on all.
         mode: interpolation, as in `monai.transforms.Spacing`.
+
+    Example:
+        >>> import torch
+        >>> from monai.data import MetaTensor
+        >>> from bundle.data import OptionalSpacingd
+        >>> image = MetaTensor(torch.rand(1, 10, 10, 4), affine=torch.diag(torch.tensor([1.0, 1, 5, 1])))
+        >>> OptionalSpacingd("image", [2, 2, None])({"image": image})["image"].pixdim.tolist()
+        [2.0, 2.0, 5.0]
+        >>> OptionalSpacingd("image", None)({"image": image})["image"] is image
+        True
     """
 
     def __init__(
@@ -73,6 +83,13 @@ class PadToCropd(MapTransform):
 
     Raises:
         VolumeError: for a volume that fills fewer than two cells, so that no part of it could be hidden.
+
+    Example:
+        >>> import torch
+        >>> from bundle.data import PadToCropd
+        >>> item = PadToCropd("image", spatial_size=(6, 6, 6))({"image": torch.ones(1, 6, 4, 8), "name": "scan"})
+        >>> item["image"].shape, item["valid"][0, 0, :, 0].tolist()
+        (torch.Size([1, 6, 6, 8]), [0, 1, 1, 1, 1, 0])
     """
 
     def __init__(

@@ -101,6 +101,31 @@ class VolumeSet:
 
     Raises:
         UserError: if there is nothing to train on, or nothing to validate on.
+
+    Example:
+        Two small volumes are prepared, and one of them is held out for validation.
+
+        >>> import tempfile, nibabel, numpy
+        >>> from monai.transforms import Compose
+        >>> from bundle.data import Foregroundd, Modalityd, NormalizeByModalityd, PadToCropd, ReadVolumed
+        >>> from bundle.data import ToPlainTensorsd, VolumeSet
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> for name in ("one", "two"):
+        ...     voxels = numpy.zeros((24, 24, 24), dtype=numpy.float32)
+        ...     voxels[4:20, 4:20, 4:20] = numpy.random.default_rng(0).normal(500, 50, (16, 16, 16))
+        ...     nibabel.save(nibabel.Nifti1Image(voxels, numpy.eye(4)), f"{folder.name}/{name}.nii")
+        >>> steps = [ReadVolumed(), Modalityd(), Foregroundd(), NormalizeByModalityd()]
+        >>> prepare = Compose([*steps, PadToCropd(spatial_size=(32, 32, 16)), ToPlainTensorsd()])
+        >>> volumes = VolumeSet(dataset_dir=folder.name, transform=prepare, cache_dir=f"{folder.name}/.cache")
+        >>> volumes.summary
+        {'training': {'CT': 0, 'MR': 1}, 'validation': {'CT': 0, 'MR': 1}}
+        >>> volume = volumes.training[0]
+        >>> volume.size, volume.padded
+        ((32, 32, 24), True)
+        >>> sorted(volume.load())
+        ['foreground', 'image', 'modality', 'spacing', 'valid']
+        >>> volume.load(crop=(slice(0, 8), slice(8, 16), slice(8, 16)))["image"].shape
+        torch.Size([1, 8, 8, 8])
     """
 
     def __init__(

@@ -20,6 +20,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("weights",),
     ("data", "masking", "sparse", "figures"),
     ("networks", "runs"),
+    ("probing",),
     ("losses", "transfer"),
     ("training", "export"),
     ("tasks", "inference", "reconstruction"),
@@ -34,6 +35,7 @@ for room in ("inference", "reconstruction"):
     MAY_IMPORT[room].discard("training")
 MAY_IMPORT["weights"] = {"errors", "atomic"}
 MAY_IMPORT["figures"] = {"errors"}
+MAY_IMPORT["probing"] = {"errors", "cells", "sparse", "networks"}
 MAY_IMPORT["transfer"].discard("data")
 MAY_IMPORT["__init__"] = set()  # importing `bundle` must stay cheap: configs name the components one by one
 

@@ -315,7 +315,7 @@ def test_several_channels_in_one_volume(bundle_root: Path, brain, tmp_path: Path
     assert "has 2 channels, not the 3 of --in_channels" in problem(bundle_root, tmp_path, in_channels=3)
     folder, flow = run(bundle_root, tmp_path, in_channels=2, epochs=1)
     assert weights(folder / "model.pt")["encoder.conv_init.weight"].shape[1] == 2
-    volume = torch.load(flow.parser.get_parsed_content("volumes").training[0].file, weights_only=True)
+    volume = flow.parser.get_parsed_content("volumes").training[0].load()
     assert volume["image"].shape[0] == 2 and volume["valid"].shape[0] == 1
     inside = volume["foreground"][0] > 0
     for channel in volume["image"]:

@@ -94,7 +94,7 @@ def test_predictions_are_those_of_the_exported_network(finished: Path, folder: P
     volumes = flow.parser.get_parsed_content("volumes").validation
     for row, volume in zip(rows, volumes, strict=True):
         assert volume.size == (32, 32, 32)  # the whole, shrunk and padded
-        image = torch.load(volume.file, weights_only=True)["image"]
+        image = volume.load()["image"]
         with torch.no_grad():
             probabilities = network.eval()(image[None]).sigmoid()[0]
         assert [float(row["ct"]), float(row["body"])] == pytest.approx(probabilities.tolist(), abs=1e-5)

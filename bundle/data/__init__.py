@@ -1,11 +1,12 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
 """From files to crops: find, read and check, prepare once, split, crop."""
 
-from bundle.data.crops import CropDataset, DrawSampler, RandForegroundCropd, make_loader
+from bundle.data.crops import CropDataset, DrawSampler, PlacedCropd, RandForegroundCropd, make_loader
 from bundle.data.find import FoundVolume, find_volumes
 from bundle.data.geometry import OptionalSpacingd, PadToCropd, ToPlainTensorsd, crop_size
 from bundle.data.intensity import Foregroundd, Modalityd, NormalizeByModalityd
 from bundle.data.read import ReadVolumed, read_volume
+from bundle.data.store import PlainStore, Store
 from bundle.data.volume_set import PreparedVolume, SkippedVolume, VolumeSet, skipped_because
 from bundle.data.weight_map import WeightMapd
 
@@ -18,10 +19,13 @@ __all__ = [
     "NormalizeByModalityd",
     "OptionalSpacingd",
     "PadToCropd",
+    "PlacedCropd",
+    "PlainStore",
     "PreparedVolume",
     "RandForegroundCropd",
     "ReadVolumed",
     "SkippedVolume",
+    "Store",
     "ToPlainTensorsd",
     "VolumeSet",
     "WeightMapd",

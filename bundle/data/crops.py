@@ -12,16 +12,54 @@ from monai.config import KeysCollection
 from monai.transforms import Compose, MapTransform, Randomizable
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from bundle.data.store import Crop
 from bundle.data.volume_set import PreparedVolume
 from bundle.errors import UserError
 
-__all__ = ["CropDataset", "DrawSampler", "RandForegroundCropd", "make_loader"]
+__all__ = ["CropDataset", "DrawSampler", "PlacedCropd", "RandForegroundCropd", "make_loader"]
 
 # random streams of one seed: masks have stream 1 (bundle/masking/sampler.py)
 _CROP_STREAM, _ORDER_STREAM = 0, 2
 
 
-class RandForegroundCropd(Randomizable, MapTransform):
+class PlacedCropd(Randomizable, MapTransform):
+    """A random crop that draws its place first, from a few tensors, so that of the others only the crop is read.
+
+    A subclass says in `place_keys` which tensors it must see whole, and draws from them in `draw_place`.
+    """
+
+    place_keys: tuple[str, ...] = ()
+
+    def draw_place(self, item: Mapping[Any, Any], size: Sequence[int]) -> Crop:
+        """Draws where to crop.
+
+        Args:
+            item: the tensors `place_keys`, whole.
+            size: of the volume, voxels per axis.
+        """
+        raise NotImplementedError
+
+    def finish(self, item: dict[Any, Any], place: Crop) -> dict[Any, Any]:  # noqa: ARG002 - for subclasses
+        """Changes what is not on the image's grid, boxes for example; here nothing."""
+        return item
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        place = self.draw_place(item, item[self.first_key(item)].shape[1:])
+        where = (slice(None), *place)
+        for key in self.key_iterator(item):
+            item[key] = item[key][where].clone()
+        return self.finish(item, place)
+
+    def read(self, volume: PreparedVolume) -> dict[Any, Any]:
+        """The crop that `__call__` would make of the whole volume, read from its store as a crop."""
+        place = self.draw_place(volume.load(keys=self.place_keys), volume.size)
+        item = volume.load(crop=place)
+        list(self.key_iterator(item))  # an error for a key that is not there
+        return self.finish(item, place)
+
+
+class RandForegroundCropd(PlacedCropd):
     """Crops where there is something to see: the first of `tries` places with enough foreground, else the best.
 
     Args:
@@ -46,24 +84,26 @@ class RandForegroundCropd(Randomizable, MapTransform):
         super().__init__(keys, allow_missing_keys)
         self.spatial_size, self.foreground_key = tuple(spatial_size), foreground_key
         self.min_foreground, self.tries = min_foreground, tries
+        self.place_keys = (foreground_key,)
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        item = dict(data)
-        foreground, best, place = item[self.foreground_key], -1.0, None
+    def draw_place(self, item: Mapping[Any, Any], size: Sequence[int]) -> Crop:
+        """Draws up to `tries` places; gives the first with enough foreground, else the one with the most."""
+        foreground, best = item[self.foreground_key], -1.0
+        place: Crop = (slice(None), slice(None), slice(None))
         for _ in range(self.tries):
-            candidate = self._draw(foreground.shape[1:])
-            share = foreground[candidate].float().mean().item()
+            candidate = self._draw(size)
+            where = (slice(None), *candidate)
+            share = foreground[where].float().mean().item()
             if share > best:
                 best, place = share, candidate
             if share >= self.min_foreground:
                 break
-        for key in self.key_iterator(item):
-            item[key] = item[key][place].clone()
-        return item
+        return place
 
-    def _draw(self, size: Sequence[int]) -> tuple[slice, ...]:
-        corner = [int(self.R.randint(s - c + 1)) for s, c in zip(size, self.spatial_size)]
-        return (slice(None), *(slice(z, z + c) for z, c in zip(corner, self.spatial_size)))
+    def _draw(self, size: Sequence[int]) -> Crop:
+        starts = [int(self.R.randint(s - c + 1)) for s, c in zip(size, self.spatial_size)]
+        d, h, w = (slice(start, start + c) for start, c in zip(starts, self.spatial_size))
+        return d, h, w
 
 
 class CropDataset(Dataset[dict[str, Any]]):
@@ -75,7 +115,8 @@ class CropDataset(Dataset[dict[str, Any]]):
 
     Args:
         data: prepared volumes.
-        transform: random transforms from a volume's tensors to a crop's.
+        transform: random transforms from a volume's tensors to a crop's. If the first one is a `PlacedCropd`, only the
+            crop is read from the store, else the whole volume.
         seed: of the run.
         shuffle: False draws the volumes in their own order: for validation.
         keys: of the tensors to hand on, where a crop has them.
@@ -98,19 +139,23 @@ class CropDataset(Dataset[dict[str, Any]]):
         return len(self.data)
 
     def __getitem__(self, draw: int) -> dict[str, Any]:
-        volume = self.volume_of(draw)
-        # memory-mapped: only the pages of the crop are read
-        item = torch.load(self.data[volume].file, mmap=True, weights_only=True)
+        volume = self.find_volume(draw)
         seed = np.random.SeedSequence((self.seed, _CROP_STREAM, draw)).generate_state(1)
         self.transform.set_random_state(seed=int(seed[0]))
-        crop = self.transform(item)
+        crop = self._crop(self.data[volume])
         if isinstance(crop, list):  # MONAI's random crops give lists, here of one
             (crop,) = crop
         plain = {key: crop[key].as_subclass(torch.Tensor).contiguous() for key in self.keys if key in crop}
         masks = {key: plain[key] > 0 for key in ("valid", "foreground") if key in plain}
         return plain | masks | {"spacing": crop["spacing"], "draw": draw, "volume": volume}
 
-    def volume_of(self, draw: int) -> int:
+    def _crop(self, volume: PreparedVolume) -> Any:
+        steps = self.transform.transforms
+        if steps and isinstance(steps[0], PlacedCropd):
+            return self.transform(steps[0].read(volume), start=1)
+        return self.transform(volume.load())
+
+    def find_volume(self, draw: int) -> int:
         """The number of the volume that a draw is taken from."""
         round_, place = divmod(draw, len(self.data))
         if not self.shuffle:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,6 +14,7 @@ import itk
 import pydicom
 from pydicom.errors import InvalidDicomError
 
+from bundle.data.dataset_json import list_entries, read_json
 from bundle.errors import UserError
 
 __all__ = ["VOLUME_SUFFIXES", "FoundVolume", "find_listed", "find_volumes", "modality_named", "volume_files"]
@@ -146,27 +146,14 @@ def _looks_like_dicom(path: Path) -> bool:
 
 
 def _from_json(path: Path) -> list[FoundVolume]:
-    try:
-        content = json.loads(path.read_text())
-    except (ValueError, OSError) as error:
-        raise UserError(f"--dataset_dir {path} is no readable json ({error}): correct or replace it") from error
-    if not isinstance(content, dict) or not isinstance(content.get("training"), list):
-        raise UserError(f"--dataset_dir {path} has no list 'training': name the volumes as in an MSD dataset.json")
-    if not isinstance(content.get("validation") or [], list):
-        raise UserError(f"--dataset_dir {path} has a 'validation' that is no list: list its volumes or remove it")
-    has_split = bool(content.get("validation"))
-    volumes = []
-    for part in ("training", "validation"):
-        for listed in content.get(part) or []:
-            entry = {"image": listed} if isinstance(listed, str) else listed
-            if not isinstance(entry, dict) or not isinstance(entry.get("image"), str):
-                raise UserError(f"--dataset_dir {path} lists {entry!r} in {part!r}: give a path or {{'image': path}}")
-            volumes += find_listed(
-                path.parent / entry["image"],
-                entry["image"],
-                modality=modality_named(entry.get("modality")),
-                part=part if has_split else "",
-            )
+    volumes: list[FoundVolume] = []
+    remedy = "name the volumes as in an MSD dataset.json"
+    for name, part, listed in list_entries(path, read_json(path), remedy):
+        entry = {"image": listed} if isinstance(listed, str) else listed
+        if not isinstance(entry, dict) or not isinstance(entry.get("image"), str):
+            raise UserError(f"--dataset_dir {path} lists {entry!r} in {name!r}: give a path or {{'image': path}}")
+        modality = modality_named(entry.get("modality"))
+        volumes += find_listed(path.parent / entry["image"], entry["image"], modality=modality, part=part)
     return volumes
 
 
@@ -189,16 +176,16 @@ def find_listed(
         group: as the list says, or "".
         annotations: what the list says of it besides.
     """
-    told = FoundVolume(name, (), modality, group, part, annotations or {})
+    entry = FoundVolume(name, (), modality, group, part, annotations or {})
     if not file.is_dir():
-        return [replace(told, files=(str(file),))]
+        return [replace(entry, files=(str(file),))]
     series = [
         replace(
-            told, name=found.name, files=found.files, modality=modality or found.modality, group=group or found.group
+            entry, name=found.name, files=found.files, modality=modality or found.modality, group=group or found.group
         )
         for found in _dicom_series(file, prefix=name)
     ]
-    return series or [told]  # reading it says what is wrong
+    return series or [entry]  # reading it says what is wrong
 
 
 def _hidden(path: Path, root: Path) -> bool:

@@ -41,6 +41,16 @@ class OptionalSpacingd(MapTransform):
         keys: of the image.
         pixdim: mm per axis (R, A, S), or None for the volume's own on all.
         mode: interpolation, as in `monai.transforms.Spacing`.
+
+    Example:
+        >>> import torch
+        >>> from monai.data import MetaTensor
+        >>> from bundle.data import OptionalSpacingd
+        >>> image = MetaTensor(torch.rand(1, 10, 10, 4), affine=torch.diag(torch.tensor([1.0, 1, 5, 1])))
+        >>> OptionalSpacingd("image", [2, 2, None])({"image": image})["image"].pixdim.tolist()
+        [2.0, 2.0, 5.0]
+        >>> OptionalSpacingd("image", None)({"image": image})["image"] is image
+        True
     """
 
     def __init__(
@@ -55,8 +65,8 @@ class OptionalSpacingd(MapTransform):
         item = dict(data)
         for key in self.key_iterator(item):
             if self.pixdim is not None and any(p is not None for p in self.pixdim):
-                own = item[key].pixdim.tolist()
-                wanted = [o if p is None else p for p, o in zip(self.pixdim, own)]
+                current = item[key].pixdim.tolist()
+                wanted = [c if p is None else p for p, c in zip(self.pixdim, current)]
                 item[key] = Spacing(pixdim=wanted, mode=self.mode, padding_mode="border")(item[key])
         return item
 
@@ -73,6 +83,13 @@ class PadToCropd(MapTransform):
 
     Raises:
         VolumeError: for a volume that fills fewer than two cells, so that no part of it could be hidden.
+
+    Example:
+        >>> import torch
+        >>> from bundle.data import PadToCropd
+        >>> item = PadToCropd("image", spatial_size=(6, 6, 6))({"image": torch.ones(1, 6, 4, 8), "name": "scan"})
+        >>> item["image"].shape, item["valid"][0, 0, :, 0].tolist()
+        (torch.Size([1, 6, 6, 8]), [0, 1, 1, 1, 1, 0])
     """
 
     def __init__(

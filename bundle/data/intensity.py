@@ -31,6 +31,15 @@ class Modalityd(MapTransform):
     Args:
         keys: of the image.
         modality: "auto", "CT" or "MR".
+
+    Example:
+        >>> import torch
+        >>> from bundle.data import Modalityd
+        >>> air = torch.full((1, 4, 4, 4), -1000.0)
+        >>> Modalityd()({"image": air})["modality"], Modalityd()({"image": air + 1000})["modality"]
+        ('CT', 'MR')
+        >>> Modalityd()({"image": air, "modality": "MR"})["modality"]
+        'MR'
     """
 
     def __init__(self, keys: KeysCollection = "image", modality: str = "auto") -> None:
@@ -58,6 +67,18 @@ class Foregroundd(MapTransform):
 
     Args:
         keys: of the image, in units of the file.
+
+    Example:
+        >>> import torch
+        >>> from monai.data import MetaTensor
+        >>> from bundle.data import Foregroundd
+        >>> image = MetaTensor(torch.full((1, 8, 8, 8), -1000.0))  # air
+        >>> image[:, 2:6, 2:6, 2:6] = 40.0  # the body
+        >>> image[:, 3, 3, 3] = -900.0  # a hole in it
+        >>> image[:, 0, 0, 0] = 1000.0  # a speck of noise
+        >>> foreground = Foregroundd()({"image": image, "modality": "CT", "name": "scan"})["foreground"]
+        >>> int(foreground.sum()), int(foreground[0, 3, 3, 3]), int(foreground[0, 0, 0, 0])
+        (64, 1, 0)
     """
 
     def __init__(self, keys: KeysCollection = "image") -> None:
@@ -90,6 +111,14 @@ class NormalizeByModalityd(MapTransform):
         keys: of the image.
         ct_window: HU, lowest and highest.
         mr_percentiles: of the foreground, lowest and highest.
+
+    Example:
+        >>> import torch
+        >>> from bundle.data import NormalizeByModalityd
+        >>> hounsfield = torch.tensor([-2000.0, -1000.0, 0.0, 1000.0, 3000.0]).view(1, 1, 1, 5)
+        >>> item = {"image": hounsfield, "foreground": hounsfield > -500, "modality": "CT", "name": "scan"}
+        >>> NormalizeByModalityd(ct_window=(-1000, 1000))(item)["image"].flatten().tolist()
+        [-1.0, -1.0, 0.0, 1.0, 1.0]
     """
 
     def __init__(

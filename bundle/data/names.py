@@ -24,8 +24,8 @@ def without_ending(name: str) -> str:
 
 def without_paths(text: str, volume: FoundVolume, name: str) -> str:
     """A message about a volume with `name` in place of its name and of the paths of all its files."""
-    told = [value for value in volume.annotations.values() if isinstance(value, str)]
-    files = [*volume.files, *(file for files in volume.channels for file in files), *told]
+    annotated = [value for value in volume.annotations.values() if isinstance(value, str)]
+    files = [*volume.files, *(file for files in volume.channels for file in files), *annotated]
     words = {form for file in files for form in (str(Path(file).absolute()), file, Path(file).name)}
     for word in sorted({*words, volume.name}, key=len, reverse=True):  # the longest first: some contain others
         text = text.replace(word, name)

@@ -36,6 +36,17 @@ class ReadVolumed(MapTransform):
 
     Raises:
         VolumeError: as `read_volume`; also for another number of channels, or channels on different grids.
+
+    Example:
+        >>> import tempfile, nibabel, numpy
+        >>> from bundle.data import ReadVolumed
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> file = f"{folder.name}/scan.nii.gz"
+        >>> voxels = numpy.arange(4 * 5 * 6, dtype=numpy.int16).reshape(4, 5, 6)
+        >>> nibabel.save(nibabel.Nifti1Image(voxels, numpy.diag([2, 2, 3, 1])), file)
+        >>> image = ReadVolumed("image")({"image": [file], "name": "scan"})["image"]
+        >>> image.shape, image.pixdim.tolist()
+        (torch.Size([1, 4, 5, 6]), [2.0, 2.0, 3.0])
     """
 
     def __init__(self, keys: KeysCollection = "image", channels: int = 1) -> None:

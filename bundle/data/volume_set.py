@@ -5,16 +5,13 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 import torch.distributed as dist
 from monai.data.utils import pickle_hashing
 from monai.transforms import Compose
@@ -22,6 +19,7 @@ from tqdm import tqdm
 
 from bundle.data.find import FoundVolume, find_volumes
 from bundle.data.names import name_digest, without_paths
+from bundle.data.store import Crop, Header, Store, open_store
 from bundle.errors import UserError, VolumeError, user_error_in
 
 __all__ = ["PreparedVolume", "SkippedVolume", "VolumeSet", "skipped_because"]
@@ -34,11 +32,12 @@ _CACHE_VERSION = 1
 
 @dataclass(frozen=True)
 class PreparedVolume:
-    """A volume's cached tensors.
+    """A volume whose tensors are in a store.
 
     Attributes:
         name: its path below the dataset's folder.
-        file: of the tensors: `image` float32, `foreground` and `valid` uint8, ``[1, D, H, W]``, and `spacing` ``[3]``.
+        store: where its tensors are.
+        key: under which they are there.
         modality: "CT" or "MR".
         size: voxels per axis, padding included.
         padded: whether the volume was smaller than the crop.
@@ -47,12 +46,22 @@ class PreparedVolume:
     """
 
     name: str
-    file: str
+    store: Store
+    key: str
     modality: str
     size: tuple[int, ...]
     padded: bool = False
     group: str = ""
     part: str = ""
+
+    def load(self, crop: Crop | None = None, keys: Collection[str] | None = None) -> dict[str, Any]:
+        """The tensors: `image` float32, `foreground` and `valid` uint8, ``[C, D, H, W]``, `spacing` ``[3]`` in mm, ...
+
+        Args:
+            crop: the part to read, a slice of voxels for each axis; None reads the whole volume.
+            keys: names of the tensors to read, where they are there; None reads all.
+        """
+        return self.store.read(self.key, crop, keys)
 
 
 class SkippedVolume(NamedTuple):
@@ -66,7 +75,7 @@ class SkippedVolume(NamedTuple):
 class VolumeSet:
     """The volumes of a dataset, prepared and split.
 
-    Each volume goes through `transform` once; the result is kept in `cache_dir` under a key made from its files, their
+    Each volume goes through `transform` once; the result is kept in a store under a key made from its files, their
     size and time of change, and all settings of the transforms, so nothing stale is ever used. A volume that fails is
     left out, and listed in `skipped`. Under torchrun the processes share the work.
 
@@ -77,12 +86,13 @@ class VolumeSet:
         dataset_dir: as for `find_volumes`.
         transform: from `image` (a list of files), `name` and `modality`, and `channels` (lists of files) where a volume
             has several images, to plain tensors.
-        cache_dir: where to keep them.
+        cache_dir: folder of a store that is given by name.
         val_fraction: share of volumes for validation, unless a data list names them.
         seed: of the split.
         workers: volumes prepared at a time.
         find: what finds the volumes; their annotations are handed to `transform` under their own names.
         hash_names: from here on a volume's name is `name_digest` of it; `transform` still gets the name itself.
+        store: where prepared volumes are kept: a name in `bundle.data.store.STORES`, or a `Store`.
 
     Attributes:
         training: volumes to train on.
@@ -91,6 +101,31 @@ class VolumeSet:
 
     Raises:
         UserError: if there is nothing to train on, or nothing to validate on.
+
+    Example:
+        Two small volumes are prepared, and one of them is held out for validation.
+
+        >>> import tempfile, nibabel, numpy
+        >>> from monai.transforms import Compose
+        >>> from bundle.data import Foregroundd, Modalityd, NormalizeByModalityd, PadToCropd, ReadVolumed
+        >>> from bundle.data import ToPlainTensorsd, VolumeSet
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> for name in ("one", "two"):
+        ...     voxels = numpy.zeros((24, 24, 24), dtype=numpy.float32)
+        ...     voxels[4:20, 4:20, 4:20] = numpy.random.default_rng(0).normal(500, 50, (16, 16, 16))
+        ...     nibabel.save(nibabel.Nifti1Image(voxels, numpy.eye(4)), f"{folder.name}/{name}.nii")
+        >>> steps = [ReadVolumed(), Modalityd(), Foregroundd(), NormalizeByModalityd()]
+        >>> prepare = Compose([*steps, PadToCropd(spatial_size=(32, 32, 16)), ToPlainTensorsd()])
+        >>> volumes = VolumeSet(dataset_dir=folder.name, transform=prepare, cache_dir=f"{folder.name}/.cache")
+        >>> volumes.summary
+        {'training': {'CT': 0, 'MR': 1}, 'validation': {'CT': 0, 'MR': 1}}
+        >>> volume = volumes.training[0]
+        >>> volume.size, volume.padded
+        ((32, 32, 24), True)
+        >>> sorted(volume.load())
+        ['foreground', 'image', 'modality', 'spacing', 'valid']
+        >>> volume.load(crop=(slice(0, 8), slice(8, 16), slice(8, 16)))["image"].shape
+        torch.Size([1, 8, 8, 8])
     """
 
     def __init__(
@@ -104,10 +139,11 @@ class VolumeSet:
         workers: int = 1,
         find: Callable[[str | os.PathLike[str]], list[FoundVolume]] = find_volumes,
         hash_names: bool = False,
+        store: str | Store = "plain",
     ) -> None:
         if not 0 <= val_fraction < 1:
             raise UserError(f"--val_fraction {val_fraction} does not fit: give a share from 0 to below 1, such as 0.2")
-        self.transform, self.cache_dir = transform, Path(cache_dir)
+        self.transform, self.store = transform, open_store(store, Path(cache_dir))
         found = find(dataset_dir)
         results = self._prepare(found, workers)
         if hash_names:
@@ -133,10 +169,9 @@ class VolumeSet:
 
     def _prepare(self, found: Sequence[FoundVolume], workers: int) -> list[PreparedVolume | SkippedVolume]:
         rank, world = (dist.get_rank(), dist.get_world_size()) if _distributed() else (0, 1)
-        self.cache_dir.mkdir(parents=True, exist_ok=True)
-        own = found[rank::world]
+        share = found[rank::world]
         with ThreadPoolExecutor(max(1, workers)) as pool:
-            bar = tqdm(pool.map(self._prepare_one, own), total=len(own), desc="preparing volumes", disable=rank > 0)
+            bar = tqdm(pool.map(self._prepare_one, share), total=len(share), desc="preparing volumes", disable=rank > 0)
             results = list(bar)
         if world > 1:
             shared: list[Any] = [None] * world
@@ -149,32 +184,44 @@ class VolumeSet:
         if found.channels:
             item["channels"] = [list(files) for files in found.channels]
         try:
-            file = self.cache_dir / f"{self._key(item)}.pt"
-            kept = _read(file)
-            if kept is None:
-                _write(self.transform(item), file)
-                kept = torch.load(file, mmap=True, weights_only=True)
+            key = self._key(item)
+            header = self.store.describe(key)
+            if header is None:
+                tensors = self.transform(item)
+                header = Header.from_tensors(tensors)
+                self._keep(key, tensors, found.name)
         except Exception as error:  # noqa: BLE001  one broken volume must not end the run
             return skipped_because(found.name, error)
         return PreparedVolume(
             name=found.name,
-            file=str(file),
-            modality=kept["modality"],
-            size=tuple(kept["image"].shape[1:]),
-            padded=not kept["valid"][0, -1, -1, -1],  # padding is on both sides, and one more voxel on this one
+            store=self.store,
+            key=key,
+            modality=header.modality,
+            size=header.size,
+            padded=header.padded,
             group=found.group or found.name,
             part=found.part,
         )
 
+    def _keep(self, key: str, tensors: dict[str, Any], name: str) -> None:
+        try:
+            self.store.write(key, tensors)
+        except (OSError, RuntimeError) as error:  # torch's writer raises the second where the disk is full
+            reason = str(error).splitlines()[0]
+            raise VolumeError(
+                name, f"is prepared but cannot be kept ({reason})", "make room in --cache_dir, or give another one"
+            ) from error
+
     def _key(self, item: dict[str, Any]) -> str:
-        told = {key: value for key, value in item.items() if key not in ("image", "name", "modality")}
-        named = [value for value in told.values() if isinstance(value, str)]  # files of annotations
+        annotations = {key: value for key, value in item.items() if key not in ("image", "name", "modality")}
+        named = [value for value in annotations.values() if isinstance(value, str)]  # their files
         more = [file for files in item.get("channels", ()) for file in files]
         files = [Path(file).absolute() for file in (*item["image"], *named, *more)]
         stamp = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         # the steps of a Compose, not itself: it holds a random state, another one in each process
         steps = self.transform.flatten().transforms if isinstance(self.transform, Compose) else self.transform
-        return pickle_hashing([_CACHE_VERSION, stamp, item["modality"], steps, *([told] if told else [])]).decode()
+        more_settings = [annotations] if annotations else []
+        return pickle_hashing([_CACHE_VERSION, stamp, item["modality"], steps, *more_settings]).decode()
 
 
 def _hashed(result: PreparedVolume | SkippedVolume, found: Sequence[FoundVolume]) -> PreparedVolume | SkippedVolume:
@@ -198,25 +245,6 @@ def skipped_because(name: str, error: Exception) -> SkippedVolume:
     while root.__cause__ is not None:
         root = root.__cause__
     return SkippedVolume(name, f"cannot be prepared ({type(root).__name__}: {root})", "inspect it or leave it out")
-
-
-def _read(file: Path) -> dict[str, Any] | None:
-    """A prepared volume, its tensors mapped from the file; None if there is none or it is damaged."""
-    try:
-        return torch.load(file, mmap=True, weights_only=True) if file.exists() else None
-    except (OSError, RuntimeError, EOFError, UnpicklingError):
-        logger.warning("%s is damaged: preparing its volume again", file)
-        return None
-
-
-def _write(tensors: dict[str, Any], file: Path) -> None:
-    # a name of its own for each writer: processes and threads may prepare the same volume
-    temporary = file.with_name(f"{file.stem}.{os.getpid()}.{threading.get_ident()}.part")
-    try:
-        torch.save(tensors, temporary)
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _split(

@@ -72,7 +72,7 @@ def draw_detections(volumes: Sequence[DrawnVolume], *, title: str) -> np.ndarray
         for ax, plane in zip(axes[row], PLANES):
             index = volume.middle[plane.normal]
             aspect = volume.spacing[plane.up] / volume.spacing[plane.across]
-            ax.imshow(plane.slice_of(grey, index), cmap="gray", vmin=0, vmax=1, aspect=aspect, interpolation="nearest")
+            ax.imshow(plane.cut(grey, index), cmap="gray", vmin=0, vmax=1, aspect=aspect, interpolation="nearest")
             for box, score in zip(volume.predicted, volume.scores):
                 _draw_box(ax, plane, box, index, volume.image.shape, _PREDICTED, f"{score:.2f}")
             for box in volume.true:

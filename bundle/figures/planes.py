@@ -31,7 +31,7 @@ class Plane:
         """The array axis that runs from the bottom of the picture to its top."""
         return 1 if self.normal == 2 else 2
 
-    def slice_of(self, volume: np.ndarray, index: int) -> np.ndarray:
+    def cut(self, volume: np.ndarray, index: int) -> np.ndarray:
         """The plane's slice of an R, A, S array as rows from top to bottom."""
         taken: np.ndarray = np.take(volume, index, axis=self.normal)
         return taken.T[::-1, ::-1]  # from [across, up] to rows from the top and columns from the left

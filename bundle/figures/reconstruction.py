@@ -126,7 +126,7 @@ def _draw_plane(
         is_error = name == "error"
         ax.set_facecolor("black" if is_error else _MASKED_COLOUR)
         drawn = ax.imshow(
-            plane.slice_of(volume, index),
+            plane.cut(volume, index),
             cmap="inferno" if is_error else "gray",
             vmin=0,
             vmax=_LARGEST_ERROR if is_error else 1,

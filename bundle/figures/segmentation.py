@@ -52,10 +52,10 @@ def draw_segmentation(
             for place, (name, overlay) in enumerate(zip(_PICTURES, (None, label, prediction))):
                 ax = axes[row, number * len(_PICTURES) + place]
                 aspect = spacing[plane.up] / spacing[plane.across]
-                picture = plane.slice_of(grey, index)
+                picture = plane.cut(grey, index)
                 rgb = np.repeat(picture[..., None], 3, axis=-1)
                 if overlay is not None:
-                    drawn = plane.slice_of(overlay, index)
+                    drawn = plane.cut(overlay, index)
                     marked = drawn > 0
                     rgb[marked] = 0.5 * rgb[marked] + 0.5 * colours((drawn[marked] - 1) % colours.N)[:, :3]
                 ax.imshow(rgb, aspect=aspect, interpolation="nearest")

@@ -16,6 +16,7 @@ from ignite.engine import Engine, Events
 
 from bundle.atomic import replace_file
 from bundle.runs import RunFolder
+from bundle.runs.checkpoint import read_checkpoint
 from bundle.runs.distributed import is_main_rank
 
 __all__ = ["ExportBest"]
@@ -56,7 +57,7 @@ class ExportBest:
             self._write(self.run_folder.last_checkpoint)
 
     def _write(self, file: Path) -> None:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+        checkpoint = read_checkpoint(file)
         with replace_file(self.run_folder.model) as temporary:
             torch.save(checkpoint["network"], temporary)
             digest = hashlib.sha256(temporary.read_bytes()).hexdigest()

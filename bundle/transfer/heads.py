@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bundle.errors import UserError
+from bundle.probing import minimize
 
 __all__ = ["fit_heads", "heads_of", "is_head"]
 
@@ -122,26 +123,22 @@ def _fit(head: nn.Conv3d, x: Tensor, y: Tensor, loss: nn.Module, ridge: float, i
     x = (x - mean) / deviation
     label = y.view(1, 1, -1, 1, 1)
     assert head.bias is not None  # fit_heads has looked
-    before = _loss_of(loss, x * deviation + mean, head.weight, head.bias, label).item()
+    before = _compute_loss(loss, x * deviation + mean, head.weight, head.bias, label).item()
     weight = torch.zeros_like(head.weight, requires_grad=True)
     bias = torch.zeros(head.out_channels, device=x.device, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=iterations, line_search_fn="strong_wolfe")
 
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        value = _loss_of(loss, x, weight, bias, label) + ridge * weight.square().sum()
-        value.backward()
-        return value
+    def objective() -> Tensor:
+        return _compute_loss(loss, x, weight, bias, label) + ridge * weight.square().sum()
 
-    optimizer.step(closure)
+    minimize(objective, [weight, bias], iterations)
     with torch.no_grad():
-        after = _loss_of(loss, x, weight, bias, label).item()
+        after = _compute_loss(loss, x, weight, bias, label).item()
         head.weight.copy_(weight / deviation)
         head.bias.copy_(bias - (head.weight * mean).sum((1, 2, 3, 4)))
     return before, after
 
 
-def _loss_of(loss: nn.Module, x: Tensor, weight: Tensor, bias: Tensor, label: Tensor) -> Tensor:
+def _compute_loss(loss: nn.Module, x: Tensor, weight: Tensor, bias: Tensor, label: Tensor) -> Tensor:
     """The loss of single voxels' neighbourhoods, laid out as one volume."""
     logits = F.conv3d(x, weight, bias).flatten(1)  # [N, classes]
     return loss(logits.T[None, :, :, None, None], label)

@@ -27,6 +27,7 @@ from transfer_tasks import TASKS, Task, write_task
 
 from bundle.errors import UserError
 from bundle.networks import build_encoder
+from bundle.probing import fit_ridge
 from bundle.transfer import load_encoder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,8 +52,7 @@ def prepared(
         }
     )
     volumes = parser.get_parsed_content("volumes")
-    files = [volume.file for volume in (*volumes.training, *volumes.validation)]
-    return [torch.load(file, weights_only=True) for file in files]
+    return [volume.load() for volume in (*volumes.training, *volumes.validation)]
 
 
 @torch.no_grad()
@@ -76,27 +76,14 @@ def ridge_dice(train: tuple[Tensor, Tensor], tests: Sequence[tuple[Tensor, Tenso
         classes: how many, without 0.
     """
     x, y = train
-    mean, deviation = x.mean(0), x.std(0) + 1e-9
-
-    def design(x: Tensor) -> Tensor:
-        return torch.cat([(x - mean) / deviation, torch.ones(len(x), 1, dtype=x.dtype)], 1)
-
-    a = design(x)
-    weights = torch.linalg.solve(
-        a.T @ a + 10 * torch.eye(a.shape[1], dtype=a.dtype), a.T @ one_hot(y, classes, a.dtype)
-    )
+    predict = fit_ridge(x, torch.nn.functional.one_hot(y.long(), classes + 1).to(x.dtype), 10 / len(x))
     dice = []
     for x, y in tests:
-        said = (design(x) @ weights).argmax(1)
+        said = predict(x).argmax(1)
         for index in range(1, classes + 1):
             both = ((said == index) & (y == index)).sum()
             dice.append(200 * both / max(1, int((said == index).sum() + (y == index).sum())))
     return float(torch.stack(dice).mean())
-
-
-def one_hot(labels: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
-    """``[N]`` to ``[N, classes + 1]``."""
-    return torch.nn.functional.one_hot(labels.long(), classes + 1).to(dtype)
 
 
 def probe(encoder: nn.Module, volumes: Sequence[dict[str, Tensor]], classes: int, samples: int) -> dict[str, float]:

@@ -41,6 +41,7 @@ from bundle.atomic import replace_file
 from bundle.data import CropDataset, read_volume
 from bundle.masking import AdaptiveBlocks, MaskSampler
 from bundle.networks import PretrainingNetwork
+from bundle.probing import fit_ridge, minimize
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(1, str(ROOT / "scripts/benchmarks"))  # the SparK-style arm trains spark_baseline
@@ -187,7 +188,7 @@ def held_out_reconstruction(workflow: ConfigWorkflow, crops: int = 8) -> dict[st
     return {f"reconstruction {modality}": statistics.mean(values) for modality, values in ratios.items()}
 
 
-def labels_of(name: str, workflow: ConfigWorkflow) -> Tensor:
+def read_labels(name: str, workflow: ConfigWorkflow) -> Tensor:
     """int64 ``[D, H, W]`` on the prepared volume's grid; 0 is unlabelled."""
     steps = workflow.parser.get_parsed_content("prepare").transforms
     file = next((ROOT / "data/volumes").glob(f"{name}.*"))
@@ -258,28 +259,20 @@ def probe(network: PretrainingNetwork, image: Tensor, labels: Tensor, seed: int)
     generator, classes = torch.Generator().manual_seed(seed), int(labels.max())
     fit, test = (drawn(half, 8000, generator) for half in halves(labels))
     x, z = features_at(network, image, torch.cat([fit, test])).double().split([len(fit), len(test)])
-    mean, sd = x.mean(0), x.std(0).clamp(min=1e-6)
-    x, z = ((side - mean) / sd for side in (x, z))
-    y = F.one_hot(labels[tuple(fit.T)] - 1, classes).double()
-    strength = 1e-2 * len(x) * torch.eye(x.shape[1], dtype=x.dtype)
-    weights = torch.linalg.solve(x.T @ x + strength, x.T @ (y - y.mean(0)))
-    return dice((z @ weights + y.mean(0)).argmax(1) + 1, labels[tuple(test.T)], classes)
+    predict = fit_ridge(x, F.one_hot(labels[tuple(fit.T)] - 1, classes).double())
+    return dice(predict(z).argmax(1) + 1, labels[tuple(test.T)], classes)
 
 
-def fitted_map(x: Tensor, y: Tensor, classes: int) -> nn.Sequential:
+def fit_map(x: Tensor, y: Tensor, classes: int) -> nn.Sequential:
     """A linear map of standardized features ``[N, C]``, fitted to labels ``[N]`` by L-BFGS: see `fit_heads`."""
     norm, linear = nn.BatchNorm1d(x.shape[1], affine=False, momentum=1.0), nn.Linear(x.shape[1], classes)
     x = norm(x)  # which keeps the mean and deviation of its last call
     nn.init.zeros_(linear.weight)
-    optimizer = torch.optim.LBFGS(linear.parameters(), max_iter=50, line_search_fn="strong_wolfe")
 
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(linear(x), y) + 1e-3 * linear.weight.square().sum()
-        loss.backward()
-        return loss
+    def objective() -> Tensor:
+        return F.cross_entropy(linear(x), y) + 1e-3 * linear.weight.square().sum()
 
-    optimizer.step(closure)
+    minimize(objective, linear.parameters())
     return nn.Sequential(norm, linear)
 
 
@@ -307,7 +300,7 @@ def fine_tune(network: PretrainingNetwork, image: Tensor, labels: Tensor, seed: 
 
     with torch.no_grad():
         features, truth = features_and_labels(fit)
-    head = fitted_map(features, truth - 1, classes)
+    head = fit_map(features, truth - 1, classes)
     before = score()
     network.train()
     head.train()
@@ -331,8 +324,8 @@ def one_run(arm: str, seed: int, steps: int, tune_steps: int) -> dict[str, float
             return figures
         for volume in workflow.parser.get_parsed_content("volumes").validation:
             name = Path(volume.name).name.split(".")[0]
-            prepared = torch.load(volume.file, weights_only=True)
-            labels = labels_of(name, workflow)
+            prepared = volume.load()
+            labels = read_labels(name, workflow)
             figures[f"probe {volume.modality}"] = probe(network, prepared["image"], labels, seed)
             if tune_steps:
                 state = {k: v.clone() for k, v in network.state_dict().items()}

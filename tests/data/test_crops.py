@@ -13,7 +13,15 @@ import pytest
 import torch
 from monai.transforms import Compose, RandFlipd
 
-from bundle.data import CropDataset, DrawSampler, PreparedVolume, RandForegroundCropd, VolumeSet, make_loader
+from bundle.data import (
+    CropDataset,
+    DrawSampler,
+    PlainStore,
+    PreparedVolume,
+    RandForegroundCropd,
+    VolumeSet,
+    make_loader,
+)
 from bundle.errors import UserError
 from tests.data.volumes import preparation
 
@@ -31,7 +39,6 @@ def volumes(tmp_path: Path) -> list[PreparedVolume]:
     prepared = []
     for n in range(3):
         image = torch.arange(np.prod(SIZE), dtype=torch.float32).reshape(1, *SIZE) + 10000 * n
-        file = tmp_path / f"{n}.pt"
         content = {
             "image": image,
             "foreground": (image % 2 == 0).to(torch.uint8),
@@ -39,8 +46,9 @@ def volumes(tmp_path: Path) -> list[PreparedVolume]:
             "spacing": torch.tensor([1.0, 2.0, 3.0 + n]),
             "modality": "CT",
         }
-        torch.save(content, file)
-        prepared.append(PreparedVolume(name=f"{n}", file=str(file), modality="CT", size=SIZE))
+        store = PlainStore(tmp_path)
+        store.write(f"{n}", content)
+        prepared.append(PreparedVolume(name=f"{n}", store=store, key=f"{n}", modality="CT", size=SIZE))
     return prepared
 
 
@@ -82,10 +90,10 @@ def test_augmentation_differs_between_draws(volumes: list[PreparedVolume]) -> No
 
 def test_every_round_takes_each_volume_once_in_changing_order(volumes: list[PreparedVolume]) -> None:
     crops = dataset(volumes)
-    rounds = [tuple(crops.volume_of(3 * r + i) for i in range(3)) for r in range(20)]
+    rounds = [tuple(crops.find_volume(3 * r + i) for i in range(3)) for r in range(20)]
     assert all(sorted(order) == [0, 1, 2] for order in rounds) and len(set(rounds)) > 3
     in_order = dataset(volumes, shuffle=False)
-    assert [in_order.volume_of(draw) for draw in range(6)] == [0, 1, 2, 0, 1, 2]
+    assert [in_order.find_volume(draw) for draw in range(6)] == [0, 1, 2, 0, 1, 2]
 
 
 def images(loader: Any) -> list[torch.Tensor]:
@@ -121,7 +129,7 @@ def test_epochs_take_successive_draws_so_that_a_resume_repeats_none(volumes: lis
         loader.sampler.set_epoch(epoch)
         draws += [int(draw) for batch in loader for draw in batch["draw"]]
     assert draws == list(range(24))
-    assert max(Counter(dataset(volumes).volume_of(draw) for draw in draws).values()) == 8
+    assert max(Counter(dataset(volumes).find_volume(draw) for draw in draws).values()) == 8
 
 
 def test_two_ranks_together_take_the_draws_of_one_rank_step_by_step() -> None:

@@ -85,7 +85,7 @@ def test_hashed_names_hide_the_names_and_change_nothing_else(folder: Path, caplo
     for part in ("training", "validation"):
         one, other = getattr(plain, part), getattr(hashed, part)
         assert names(other) == [sha256(name.encode()).hexdigest()[:16] for name in names(one)]
-        assert [volume.file for volume in other] == [volume.file for volume in one]
+        assert [volume.key for volume in other] == [volume.key for volume in one]
     (skipped,) = hashed.skipped
     assert skipped.name == sha256(b"mr_jane_doe.nii").hexdigest()[:16] and "cannot be read" in skipped.problem
     assert "jane" in str(plain.skipped) and "jane" not in str(hashed.skipped) + caplog.text
@@ -94,7 +94,7 @@ def test_hashed_names_hide_the_names_and_change_nothing_else(folder: Path, caplo
 def test_prepared_volume_is_normalised_padded_and_described(folder: Path) -> None:
     volumes = volume_set(folder, transform=preparation((16, 16, 32)))
     for volume in volumes.training + volumes.validation:
-        kept = torch.load(volume.file, weights_only=True)
+        kept = volume.load()
         assert volume.modality == volume.name[:2].upper() and volume.padded
         assert tuple(kept["image"].shape[1:]) == volume.size and volume.size[2] == 32
         assert int(kept["valid"].sum()) < kept["valid"].numel()
@@ -109,7 +109,7 @@ def test_changed_transform_prepares_anew(folder: Path) -> None:
     before = volume_set(folder).training[0]
     after = volume_set(folder, transform=counted(ct_window=[-500, 500])).training[0]
     assert len(Counted.passed) == 10
-    assert torch.load(before.file)["image"].mean() != torch.load(after.file)["image"].mean()
+    assert before.load()["image"].mean() != after.load()["image"].mean()
 
 
 def test_changed_file_is_prepared_anew_even_with_size_and_name_unchanged(folder: Path) -> None:
@@ -130,11 +130,12 @@ def test_modality_told_by_the_list_is_part_of_the_key(folder: Path) -> None:
 
 def test_damaged_cache_is_prepared_again(folder: Path) -> None:
     volume = volume_set(folder).training[0]
-    content = Path(volume.file).read_bytes()
-    Path(volume.file).write_bytes(content[: len(content) // 2])
+    file = folder.parent / f"cache/{volume.key}.pt"
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
     assert volume in volume_set(folder).training
     assert len(Counted.passed) == 6
-    assert torch.load(volume.file, weights_only=True)["image"].shape[1:] == volume.size
+    assert volume.load()["image"].shape[1:] == volume.size
 
 
 def test_nothing_half_written_stays_behind(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,6 +147,33 @@ def test_nothing_half_written_stays_behind(folder: Path, monkeypatch: pytest.Mon
     with pytest.raises(UserError, match="No space left on device"):
         volume_set(folder)
     assert list((folder.parent / "cache").iterdir()) == []
+
+
+def test_a_damaged_header_in_the_cache_is_prepared_again(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    volume = volume_set(folder).training[0]
+    file = folder.parent / f"cache/{volume.key}.pt"
+    file.write_bytes(file.read_bytes().replace(b"modality", b"modalitz"))
+    again = volume_set(folder)
+    assert volume in again.training and again.skipped == [] and len(Counted.passed) == 6
+    assert "is damaged" in caplog.text and volume.load()["modality"] == volume.modality
+
+
+def test_a_volume_that_cannot_be_kept_is_skipped_with_the_reason(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    save = torch.save
+
+    def fails_once(content: Any, file: Any) -> None:
+        if Counted.passed[-1] == "ct_1.nii":
+            raise RuntimeError("[enforce fail at inline_container.cc] . unexpected pos 64 vs 0\nmore")
+        save(content, file)
+
+    monkeypatch.setattr(torch, "save", fails_once)
+    volumes = volume_set(folder)
+    ((name, problem, remedy),) = volumes.skipped
+    assert name == "ct_1.nii" and problem.startswith("is prepared but cannot be kept (") and "\n" not in problem
+    assert "--cache_dir" in remedy and f"skipped {name}: {problem}" in caplog.text
+    assert len(volumes.training + volumes.validation) == 4
 
 
 def test_unusable_volumes_are_skipped_and_reported(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

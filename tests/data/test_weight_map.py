@@ -52,7 +52,7 @@ def test_a_map_of_another_voxel_size_is_brought_to_the_image(folders, tmp_path: 
     affine[:3, 3] = 0.5
     write_nifti(maps / "a.nii.gz", whole, affine)
     found = prepared(volumes, maps, tmp_path / "cache")
-    kept = torch.load(found.training[0].file, weights_only=True)
+    kept = found.training[0].load()
     assert kept["weight_map"].shape == kept["image"].shape
     assert kept["weight_map"][0, -6:-2].mean() > 0.9
     assert kept["weight_map"][0, :6].mean() < 0.1
@@ -76,9 +76,9 @@ def test_a_negative_weight_is_refused(folders, tmp_path: Path):
 
 def test_a_changed_map_is_prepared_anew(folders, tmp_path: Path):
     volumes, maps = folders
-    first = prepared(volumes, maps, tmp_path / "cache").training[0].file
+    first = prepared(volumes, maps, tmp_path / "cache").training[0].key
     write_nifti(maps / "a.nii.gz", np.ones((24, 20, 16), np.float32) + np.eye(24, 20, dtype=np.float32)[..., None])
-    assert prepared(volumes, maps, tmp_path / "cache").training[0].file != first
+    assert prepared(volumes, maps, tmp_path / "cache").training[0].key != first
 
 
 def test_without_a_folder_nothing_happens_and_a_wrong_one_is_named(tmp_path: Path):

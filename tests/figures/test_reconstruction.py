@@ -29,7 +29,7 @@ def test_each_edge_of_a_picture_is_where_its_letter_says(plane):
     opposite = {"L": "R", "P": "A", "I": "S"}
 
     def towards(letter):
-        return plane.slice_of(-position[opposite[letter]] if letter in opposite else position[letter], 2)
+        return plane.cut(-position[opposite[letter]] if letter in opposite else position[letter], 2)
 
     assert (np.diff(towards(plane.left), axis=1) < 0).all()
     assert (np.diff(towards(plane.right), axis=1) > 0).all()

@@ -12,69 +12,7 @@ from ignite.engine import Engine
 
 from bundle.networks import Decoder, EncoderDepthPairs, PretrainingNetwork, build_encoder
 from bundle.training import RepresentationHealth
-from bundle.training.health import effective_rank, feature_deviation, retrieval, uniformity, warnings_of
-
-
-def crops(volumes: int, rows: int, make) -> list[tuple[torch.Tensor, torch.Tensor, int]]:
-    generator = torch.Generator().manual_seed(0)
-    return [(*make(rows, generator), volume) for volume in range(volumes)]
-
-
-def random(rows: int, generator: torch.Generator) -> torch.Tensor:
-    return torch.randn(rows, 16, dtype=torch.float64, generator=generator)
-
-
-def test_a_linear_relation_is_found_on_volumes_that_it_was_not_fitted_on():
-    mix = random(16, torch.Generator().manual_seed(5))
-
-    def related(rows, generator):
-        x = random(rows, generator)
-        return x, x @ mix
-
-    assert retrieval(crops(4, 50, related)) > 0.98
-
-
-def test_unrelated_features_are_found_by_chance_only():
-    share = retrieval(crops(6, 50, lambda rows, g: (random(rows, g), random(rows, g))))
-    assert share < 0.06
-
-
-def test_a_relation_of_one_volume_alone_does_not_count():
-    """Query and key share a pattern that another volume has not: a map fitted there must not help here."""
-
-    def own(rows, generator):
-        x = random(rows, generator)
-        return x, x @ random(16, generator)
-
-    assert retrieval(crops(2, 50, own)) < 0.15
-
-
-def test_crops_of_one_volume_are_split_and_a_single_crop_gives_nothing():
-    queries = [q for q, _, _ in crops(4, 20, lambda r, g: (random(r, g), random(r, g)))]
-    one = [(query, query, 7) for query in queries]
-    assert retrieval(one) > 0.9
-    assert retrieval(one[:1]) == 0
-
-
-def test_effective_rank_of_known_spectra():
-    x = torch.linalg.qr(torch.randn(64, 8, dtype=torch.float64))[0]
-    x = x - x.mean(0)
-    x = torch.linalg.qr(x)[0]
-    assert effective_rank(x) == pytest.approx(8, rel=1e-6)
-    assert effective_rank(x[:, :1] @ torch.randn(1, 8, dtype=torch.float64)) == pytest.approx(1, rel=1e-6)
-    assert effective_rank(torch.ones(10, 4, dtype=torch.float64)) == 0
-
-
-def test_deviation_is_one_for_all_directions_alike_and_zero_for_one():
-    assert feature_deviation(torch.randn(5000, 32, dtype=torch.float64)) == pytest.approx(1, abs=0.02)
-    assert feature_deviation(torch.ones(50, 32, dtype=torch.float64)) == pytest.approx(0, abs=1e-6)
-
-
-def test_uniformity_is_its_formula():
-    x = torch.nn.functional.normalize(torch.randn(7, 5, dtype=torch.float64), dim=1)
-    total = [torch.exp(-2 * (x[i] - x[j]).square().sum()) for i in range(7) for j in range(i)]
-    assert uniformity(x) == pytest.approx(torch.stack(total).mean().log().item())
-    assert uniformity(x[:1].expand(4, -1)) == pytest.approx(0, abs=1e-9)
+from bundle.training.health import find_problems
 
 
 def test_warnings_say_what_is_wrong():
@@ -85,10 +23,10 @@ def test_warnings_say_what_is_wrong():
         "health_effective_rank": 20.0,
         "health_deviation": 0.8,
     }
-    assert warnings_of(good, same=0.0) == []
-    assert "same vector" in warnings_of(good, same=1.0)[0]
-    assert "collapse" in warnings_of(good | {"health_effective_rank": 1.1}, same=0.0)[0]
-    assert "no better than by its position" in warnings_of(good | {"health_top1": 0.4}, same=0.0)[0]
+    assert find_problems(good, same=0.0) == []
+    assert "same vector" in find_problems(good, same=1.0)[0]
+    assert "collapse" in find_problems(good | {"health_effective_rank": 1.1}, same=0.0)[0]
+    assert "no better than by its position" in find_problems(good | {"health_top1": 0.4}, same=0.0)[0]
 
 
 def network() -> PretrainingNetwork:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,7 @@ from ignite.engine import Events
 from monai.handlers import ValidationHandler
 from torch.optim import SGD
 
-from bundle.data import PreparedVolume, SkippedVolume
+from bundle.data import PlainStore, PreparedVolume, SkippedVolume
 from bundle.errors import UserError
 from bundle.runs.folder import RunFolder
 from bundle.training.history import History
@@ -20,7 +21,7 @@ from .toy import ToyNetwork, toy_evaluator, toy_loader, toy_trainer
 
 
 def volume(modality: str, *, padded: bool = False) -> PreparedVolume:
-    return PreparedVolume(name="a", file="a.pt", modality=modality, size=(1, 1, 1), padded=padded)
+    return PreparedVolume(name="a", store=PlainStore(Path()), key="a", modality=modality, size=(1, 1, 1), padded=padded)
 
 
 def train(path, error=None, at_epoch=2, objectives=None):

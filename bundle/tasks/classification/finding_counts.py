@@ -68,8 +68,7 @@ class FindingCounts:
 
 def _count(volumes: Sequence[PreparedVolume]) -> list[list[int]]:
     """For each finding the number of volumes with 1, with 0 and with neither."""
-    files = (torch.load(volume.file, mmap=True, weights_only=True) for volume in volumes)
-    labels = torch.stack([file["label"] for file in files])
+    labels = torch.stack([volume.load(keys=["label"])["label"] for volume in volumes])
     return torch.stack([labels == 1, labels == 0, labels.isnan()]).sum(1).T.tolist()
 
 

@@ -19,6 +19,7 @@ from bundle.atomic import replace_file
 from bundle.data import PreparedVolume
 from bundle.figures.roc import draw_roc
 from bundle.runs import RunFolder
+from bundle.runs.checkpoint import read_checkpoint
 from bundle.runs.distributed import gather, is_main_rank
 from bundle.tasks.classification.metrics import roc_auc
 
@@ -71,9 +72,9 @@ class FindingsReport:
             writer = csv.writer(file)
             writer.writerow(["volume", *self.findings, *(f"{finding} label" for finding in self.findings)])
             for number, (logits, labels) in sorted(rows.items()):
-                told = ["" if math.isnan(label) else f"{label:.0f}" for label in labels.tolist()]
+                cells = ["" if math.isnan(label) else f"{label:.0f}" for label in labels.tolist()]
                 probabilities = logits.double().sigmoid().tolist()
-                writer.writerow([self.names[number], *(f"{p:.9g}" for p in probabilities), *told])
+                writer.writerow([self.names[number], *(f"{p:.9g}" for p in probabilities), *cells])
         scores, known = (torch.stack(column) for column in zip(*rows.values()))
         pixels = draw_roc(
             scores, known, roc_auc(scores, known).tolist(), findings=self.findings, title=f"epoch {epoch}"
@@ -85,7 +86,7 @@ class FindingsReport:
         best = self.run_folder.best_checkpoint
         if not is_main_rank() or not best.exists():
             return
-        table = self._table(torch.load(best, map_location="cpu", mmap=True, weights_only=True)["epoch"])
+        table = self._table(read_checkpoint(best)["epoch"])
         if table.exists():
             with replace_file(self.run_folder.path / "predictions.csv") as temporary:
                 shutil.copyfile(table, temporary)

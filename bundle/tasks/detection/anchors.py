@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 from bundle.data import PreparedVolume, SkippedVolume
 from bundle.errors import UserError
@@ -59,6 +58,6 @@ def anchor_shapes(
 
 
 def _sizes(volumes: Sequence[PreparedVolume]) -> np.ndarray:
-    boxes = [torch.load(volume.file, mmap=True, weights_only=True)["box"].numpy() for volume in volumes]
+    boxes = [volume.load(keys=["box"])["box"].numpy() for volume in volumes]
     together = np.concatenate([np.zeros((0, 6)), *boxes])
     return together[:, 3:] - together[:, :3]

@@ -3,20 +3,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data.box_utils import spatial_crop_boxes
-from monai.transforms import MapTransform, Randomizable
 from torch.utils.data import default_collate
+
+from bundle.data import PlacedCropd
+from bundle.data.store import Crop
 
 __all__ = ["RandBoxCropd", "collate_boxes"]
 
 
-class RandBoxCropd(Randomizable, MapTransform):
+class RandBoxCropd(PlacedCropd):
     """Crops around a box drawn at random, or, in the other draws and in volumes without boxes, anywhere in the body.
 
     MONAI's `RandCropBoxByPosNegLabeld` does the same, but paints and copies the whole volume for every crop; this one
@@ -48,21 +50,24 @@ class RandBoxCropd(Randomizable, MapTransform):
         super().__init__(keys)
         self.spatial_size, self.positive, self.min_share = np.array(spatial_size), positive, min_share
         self.box_key, self.label_key, self.foreground_key, self.tries = box_key, label_key, foreground_key, tries
+        self.place_keys = (box_key, foreground_key)
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        item = dict(data)
-        boxes, room = item[self.box_key], np.array(item[self.first_key(item)].shape[1:]) - self.spatial_size
+    def draw_place(self, item: Mapping[Any, Any], size: Sequence[int]) -> Crop:
+        """Draws a place around a box, or in the body."""
+        boxes, room = item[self.box_key], np.array(size) - self.spatial_size
         wants_box = self.R.random() < self.positive
         if wants_box and len(boxes):
             corner = self._around(np.asarray(boxes[self.R.randint(len(boxes))]), room)
         else:
             corner = self._in_body(item[self.foreground_key], room)
-        end = corner + self.spatial_size
-        place = (slice(None), *(slice(int(a), int(b)) for a, b in zip(corner, end)))
-        for key in self.key_iterator(item):
-            item[key] = item[key][place].clone()
-        kept, keep = spatial_crop_boxes(boxes, corner.tolist(), end.tolist(), remove_empty=True)
-        labels, whole = item[self.label_key][keep], boxes[keep]
+        d, h, w = (slice(int(a), int(a + length)) for a, length in zip(corner, self.spatial_size))
+        return d, h, w
+
+    def finish(self, item: dict[Any, Any], place: Crop) -> dict[Any, Any]:
+        """Moves the boxes into the crop; drops those of which too little is inside."""
+        boxes, corner, end = item[self.box_key], [side.start for side in place], [side.stop for side in place]
+        kept, numbers = spatial_crop_boxes(boxes, corner, end, remove_empty=True)
+        labels, whole = item[self.label_key][numbers], boxes[numbers]
         enough = _volume(kept) >= self.min_share * _volume(whole)
         item[self.box_key], item[self.label_key] = kept[enough], labels[enough]
         return item

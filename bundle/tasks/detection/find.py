@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from bundle.data.find import FoundVolume
-from bundle.data.lists import volumes_of
+from bundle.data.lists import find_labelled
 from bundle.errors import UserError
 
 __all__ = ["find_boxes"]
@@ -32,7 +32,7 @@ def find_boxes(dataset_dir: str | os.PathLike[str]) -> list[FoundVolume]:
     listed = root / "dataset.json" if root.is_dir() else root
     if not listed.is_file():
         raise UserError(f"--dataset_dir {root} has no dataset.json: give one with training: [{{image, box, label}}]")
-    volumes = volumes_of(listed, ("box", "label"))
+    volumes = find_labelled(listed, ("box", "label"))
     for volume in volumes:
         boxes, labels = volume.annotations["box"], volume.annotations["label"]
         if not isinstance(boxes, list) or not isinstance(labels, list) or len(boxes) != len(labels):

@@ -87,7 +87,7 @@ class AveragePrecision(Metric):
             return 0.0
         found = self.coco(volumes)[0]
         # MONAI's own mean over the classes counts a class without boxes as -1
-        of_classes = {name: _pick(found, f"{name}_mAP_") for name in present}
+        class_means = {name: _pick(found, f"{name}_mAP_") for name in present}
         self.figures = {
             f"{self.name}/recall": _mean(_pick(found, f"{name}_mAR_") for name in present),
             f"{self.name}/precision_iou_{self.lowest[4:]}": _mean(
@@ -95,8 +95,8 @@ class AveragePrecision(Metric):
             ),
         }
         if len(self.classes) > 1:
-            self.figures |= {f"{self.name}/{name}": value for name, value in of_classes.items()}
-        return _mean(of_classes.values())
+            self.figures |= {f"{self.name}/{name}": value for name, value in class_means.items()}
+        return _mean(class_means.values())
 
     def attach(self, engine: Engine, name: str, usage: Any = None) -> None:
         """Registers with the evaluator."""

@@ -8,8 +8,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from bundle.data.dataset_json import read_json
 from bundle.data.find import FoundVolume, volume_files
-from bundle.data.lists import modality_of_all, read_json, volumes_of
+from bundle.data.lists import find_labelled, first_modality
 from bundle.data.names import without_ending
 from bundle.errors import UserError
 
@@ -43,9 +44,9 @@ def find_segmentations(dataset_dir: str | os.PathLike[str]) -> list[FoundVolume]
     listed = root / "dataset.json" if (root / "dataset.json").is_file() else root
     # nnU-Net has a dataset.json, too, which lists no volumes
     if listed.is_file() and (listed == root or "training" in read_json(listed)):
-        volumes = volumes_of(listed, ("label",))
+        volumes = find_labelled(listed, ("label",))
     else:
-        modality = modality_of_all(read_json(listed)) if listed.is_file() else ""
+        modality = first_modality(read_json(listed)) if listed.is_file() else ""
         volumes = [pair for images, labels in _LAYOUTS for pair in _pairs(root / images, root / labels, modality)]
     if not volumes:
         raise UserError(

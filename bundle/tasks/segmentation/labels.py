@@ -45,6 +45,20 @@ class ReadLabelMapd(MapTransform):
 
     Raises:
         VolumeError: for a map that cannot be read, is on another grid, or holds values that are no whole numbers.
+
+    Example:
+        >>> import tempfile, nibabel, numpy, torch
+        >>> from monai.data import MetaTensor
+        >>> from bundle.tasks.segmentation import ReadLabelMapd
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> file = f"{folder.name}/labels.nii.gz"
+        >>> labels = numpy.zeros((4, 4, 4), dtype=numpy.uint8)
+        >>> labels[0], labels[1], labels[2] = 6, 9, 3  # the liver, a tumour, and something else
+        >>> nibabel.save(nibabel.Nifti1Image(labels, numpy.eye(4)), file)
+        >>> item = {"image": MetaTensor(torch.rand(1, 4, 4, 4)), "label": file, "name": "scan"}
+        >>> read = ReadLabelMapd(classes={"liver": 6, "tumour": 9})(item)
+        >>> read["label"][0, :, 0, 0].tolist()
+        [1, 2, 0, 0]
     """
 
     def __init__(self, keys: KeysCollection = "label", *, classes: Mapping[str, int], image_key: str = "image") -> None:
@@ -86,7 +100,7 @@ def check_labelled(volumes: Sequence[PreparedVolume], classes: Mapping[str, int]
     """
     absent = dict(enumerate(classes, start=1))
     for volume in volumes:
-        indices = torch.load(volume.file, mmap=True, weights_only=True)["label_cls_indices"]
+        indices = volume.load(keys=["label_cls_indices"])["label_cls_indices"]
         absent = {index: name for index, name in absent.items() if not len(indices[index])}
         if not absent:
             return volumes

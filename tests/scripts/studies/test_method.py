@@ -59,7 +59,7 @@ def test_a_probe_reads_labels_that_the_intensity_shows():
 def test_a_fitted_map_reads_features_of_any_scale():
     features = torch.randn(500, 4) * torch.tensor([1.0, 1e3, 1e-3, 0.0]) + torch.tensor([0.0, 5e3, 1.0, 2.0])
     labels = (features[:, 1] > 5e3).long() + 2 * (features[:, 2] > 1).long()
-    head = method_study.fitted_map(features, labels, 4)
+    head = method_study.fit_map(features, labels, 4)
     assert (head(features).argmax(1) == labels).float().mean() > 0.95
     torch.testing.assert_close(head[0](features)[:, :3].mean(0), torch.zeros(3), atol=1e-3, rtol=0)
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from bundle.data import PreparedVolume
+from bundle.data import PlainStore, PreparedVolume
 from bundle.errors import UserError
 from bundle.tasks.classification import FindingCounts, FindingsTensord, FitInputd, check_findings, find_findings
 from tests.data.volumes import ct_phantom, write_nifti
@@ -67,10 +67,10 @@ def test_findings_that_are_no_list_of_names_are_refused(findings):
 
 
 def volumes(folder: Path, labels: list[list[float]]) -> list[PreparedVolume]:
-    files = [folder / f"{number}_{len(labels)}.pt" for number in range(len(labels))]
-    for file, label in zip(files, labels):
-        torch.save({"label": torch.tensor(label)}, file)
-    return [PreparedVolume(file.name, str(file), "CT", (8, 8, 8)) for file in files]
+    store, keys = PlainStore(folder), [f"{number}_{len(labels)}" for number in range(len(labels))]
+    for key, label in zip(keys, labels):
+        store.write(key, {"label": torch.tensor(label)})
+    return [PreparedVolume(key, store, key, "CT", (8, 8, 8)) for key in keys]
 
 
 def test_counts_and_weights_are_those_of_the_volumes(tmp_path: Path):

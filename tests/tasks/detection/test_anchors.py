@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from bundle.data import PreparedVolume, SkippedVolume
+from bundle.data import PlainStore, PreparedVolume, SkippedVolume
 from bundle.errors import UserError
 from bundle.tasks.detection import anchor_shapes
 
 
 def volume(folder: Path, name: str, sizes: list[list[float]]) -> PreparedVolume:
     box = torch.tensor([[5.0, 6, 7, 5 + a, 6 + b, 7 + c] for a, b, c in sizes]).reshape(-1, 6)
-    file = folder / f"{name}.pt"
-    torch.save({"box": box}, file)
-    return PreparedVolume(name=name, file=str(file), modality="CT", size=(64, 64, 64))
+    store = PlainStore(folder)
+    store.write(name, {"box": box})
+    return PreparedVolume(name=name, store=store, key=name, modality="CT", size=(64, 64, 64))
 
 
 def test_small_medium_and_large_boxes_give_a_shape_each(tmp_path: Path):

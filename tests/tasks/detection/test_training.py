@@ -12,7 +12,7 @@ import pytest
 import torch
 from ignite.engine import Engine
 
-from bundle.data import PreparedVolume
+from bundle.data import PlainStore, PreparedVolume
 from bundle.runs import RunFolder
 from bundle.tasks.detection import AveragePrecision, BoxBatch, PredictedBoxes, boxes_in_voxels
 
@@ -93,7 +93,10 @@ def test_boxes_are_listed_in_the_mm_of_the_original_file(tmp_path: Path):
     affine = torch.tensor([[0.5, 0, 0, -30], [0, 0.5, 0, 12], [0, 0, 2, 100], [0, 0, 0, 1]])
     world = np.array([[-20.0, 20, 120, 4, 5, 6], [-22, 19, 118, 3, 3, 8]])
     voxels = torch.from_numpy(boxes_in_voxels(world, affine)).float()
-    volumes = [PreparedVolume(name=name, file="", modality="CT", size=(9, 9, 9)) for name in ("b.nii", "a.nii")]
+    volumes = [
+        PreparedVolume(name=name, store=PlainStore(Path()), key="", modality="CT", size=(9, 9, 9))
+        for name in ("b.nii", "a.nii")
+    ]
     folder = run_folder(tmp_path)
     table = PredictedBoxes(run_folder=folder, volumes=volumes, classes=["x", "y"], key_metric="validation/map")
     perfect = [(prediction(voxels, [0.3, 0.8], label=1), target(voxels, 1)), (prediction(NONE, []), target(NONE))]
@@ -112,7 +115,7 @@ def test_boxes_are_listed_in_the_mm_of_the_original_file(tmp_path: Path):
 
 def test_the_list_has_the_labels_of_the_data_list(tmp_path: Path):
     folder = run_folder(tmp_path)
-    volumes = [PreparedVolume(name="a.nii", file="", modality="CT", size=(9, 9, 9))]
+    volumes = [PreparedVolume(name="a.nii", store=PlainStore(Path()), key="", modality="CT", size=(9, 9, 9))]
     classes = {"x": 7, "y": 2}
     table = PredictedBoxes(run_folder=folder, volumes=volumes, classes=classes, key_metric="validation/map")
     given = {"volume": torch.tensor([0]), "affine": torch.eye(4)[None]}
@@ -124,7 +127,7 @@ def test_the_list_has_the_labels_of_the_data_list(tmp_path: Path):
 
 
 def test_the_list_of_a_better_epoch_is_kept_also_after_a_resume(tmp_path: Path):
-    volumes = [PreparedVolume(name="a.nii", file="", modality="CT", size=(9, 9, 9))]
+    volumes = [PreparedVolume(name="a.nii", store=PlainStore(Path()), key="", modality="CT", size=(9, 9, 9))]
     given = {"volume": torch.tensor([0]), "affine": torch.eye(4)[None]}
     good, bad = prediction(BOXES, [0.9, 0.5, 0.7]), prediction(BOXES[:1], [0.9])
     for resumed, pred, listed in ((False, good, 3), (True, bad, 3), (False, bad, 1)):

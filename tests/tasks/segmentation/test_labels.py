@@ -9,7 +9,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from bundle.data import PreparedVolume, ReadVolumed
+from bundle.data import PlainStore, PreparedVolume, ReadVolumed
 from bundle.errors import UserError, VolumeError
 from bundle.tasks.classification import FindingsTensord
 from bundle.tasks.segmentation import LabelsInForegroundd, ReadLabelMapd, check_classes, check_labelled
@@ -103,12 +103,13 @@ def test_labelled_voxels_count_as_foreground():
 
 
 def prepared(path: Path, *lengths: int) -> PreparedVolume:
-    torch.save({"label_cls_indices": [torch.arange(length) for length in lengths]}, path)
-    return PreparedVolume(path.name, str(path), "CT", (4, 4, 4))
+    store = PlainStore(path.parent)
+    store.write(path.name, {"label_cls_indices": [torch.arange(length) for length in lengths]})
+    return PreparedVolume(path.name, store, path.name, "CT", (4, 4, 4))
 
 
 def test_every_class_must_be_somewhere_in_the_training_volumes(tmp_path: Path):
-    volumes = [prepared(tmp_path / "a.pt", 5, 0, 3), prepared(tmp_path / "b.pt", 5, 2, 0)]
+    volumes = [prepared(tmp_path / "a", 5, 0, 3), prepared(tmp_path / "b", 5, 2, 0)]
     classes = {"liver": 1, "tumour": 4}
     assert check_labelled(volumes, classes) is volumes
     with pytest.raises(UserError, match=r"none of the 1 training volumes has a voxel of tumour \(4\)"):

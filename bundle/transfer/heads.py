@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bundle.errors import UserError
 
-__all__ = ["fit_heads", "heads_of", "is_head"]
+__all__ = ["find_heads", "fit_heads", "is_head"]
 
 #: what MONAI's networks call the layers that make classes of features
 HEADS = {"head", "heads", "deep_supervision_heads", "output_block", "segmentation_head"}
@@ -23,7 +23,7 @@ def is_head(name: str) -> bool:
     return not HEADS.isdisjoint(name.split("."))
 
 
-def heads_of(network: nn.Module) -> dict[str, nn.Conv3d]:
+def find_heads(network: nn.Module) -> dict[str, nn.Conv3d]:
     """The convolutions that make classes of features, by their names."""
     return {name: module for name, module in network.named_modules() if isinstance(module, nn.Conv3d) and is_head(name)}
 
@@ -58,7 +58,7 @@ def fit_heads(
     Raises:
         UserError: if there is no head, or one that is no plain convolution.
     """
-    heads = heads_of(network)
+    heads = find_heads(network)
     if not heads:
         raise UserError(
             f"--fit_heads finds no heads in {type(network).__name__}: set it to 0, or add their name to HEADS in "
@@ -122,26 +122,26 @@ def _fit(head: nn.Conv3d, x: Tensor, y: Tensor, loss: nn.Module, ridge: float, i
     x = (x - mean) / deviation
     label = y.view(1, 1, -1, 1, 1)
     assert head.bias is not None  # fit_heads has looked
-    before = _loss_of(loss, x * deviation + mean, head.weight, head.bias, label).item()
+    before = _compute_loss(loss, x * deviation + mean, head.weight, head.bias, label).item()
     weight = torch.zeros_like(head.weight, requires_grad=True)
     bias = torch.zeros(head.out_channels, device=x.device, requires_grad=True)
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=iterations, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        value = _loss_of(loss, x, weight, bias, label) + ridge * weight.square().sum()
+        value = _compute_loss(loss, x, weight, bias, label) + ridge * weight.square().sum()
         value.backward()
         return value
 
     optimizer.step(closure)
     with torch.no_grad():
-        after = _loss_of(loss, x, weight, bias, label).item()
+        after = _compute_loss(loss, x, weight, bias, label).item()
         head.weight.copy_(weight / deviation)
         head.bias.copy_(bias - (head.weight * mean).sum((1, 2, 3, 4)))
     return before, after
 
 
-def _loss_of(loss: nn.Module, x: Tensor, weight: Tensor, bias: Tensor, label: Tensor) -> Tensor:
+def _compute_loss(loss: nn.Module, x: Tensor, weight: Tensor, bias: Tensor, label: Tensor) -> Tensor:
     """The loss of single voxels' neighbourhoods, laid out as one volume."""
     logits = F.conv3d(x, weight, bias).flatten(1)  # [N, classes]
     return loss(logits.T[None, :, :, None, None], label)

@@ -72,7 +72,7 @@ def test_the_share_of_the_encoder_that_is_used_is_known():
         extractor = ResNetFPN(ENCODER, returned_layers=layers, out_channels=8)
         kept = [key for key in given if not key.startswith(above)]
         assert set(kept) == set(extractor.body.state_dict())
-        assert extractor.share == pytest.approx(len(kept) / len(given)) and extractor.least < extractor.share
+        assert extractor.share == pytest.approx(len(kept) / len(given)) and extractor.min_matched < extractor.share
 
 
 def test_losses_have_gradients_for_every_parameter_also_without_a_box():

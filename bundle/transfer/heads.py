@@ -57,6 +57,20 @@ def fit_heads(
 
     Raises:
         UserError: if there is no head, or one that is no plain convolution.
+
+    Example:
+        >>> import torch
+        >>> from monai.losses import DiceCELoss
+        >>> from monai.networks.nets import SegResNetDS
+        >>> from bundle.transfer import fit_heads
+        >>> _ = torch.manual_seed(0)
+        >>> network = SegResNetDS(out_channels=2, init_filters=8, blocks_down=[1, 1, 1], norm="instance")
+        >>> image = torch.randn(1, 1, 16, 16, 16)
+        >>> losses = fit_heads(
+        ...     network, [{"image": image, "label": (image > 1).float()}], DiceCELoss(softmax=True, to_onehot_y=True)
+        ... )
+        >>> [(name, before > after) for name, (before, after) in losses.items()]
+        [('up_layers.1.head', True)]
     """
     heads = find_heads(network)
     if not heads:

@@ -45,6 +45,17 @@ def load_encoder(
     Raises:
         UserError: if the file cannot be read, is not the one that the `model.json` beside it describes, or less than
             `min_matched` of it fits; the network is then untouched.
+
+    Example:
+        >>> from monai.networks.nets import SegResNetDS
+        >>> from bundle.transfer import load_encoder
+        >>> arguments = {"init_filters": 16, "blocks_down": [1, 2, 2, 1, 1], "norm": ("instance", {"affine": True})}
+        >>> network = SegResNetDS(in_channels=2, out_channels=3, **arguments)
+        >>> report = load_encoder(network, "models/model.pt")
+        >>> report.prefix, report.share
+        ('encoder.', 1.0)
+        >>> report.adapted
+        {'conv_init.weight': '1 -> 2 input channels'}
     """
     name = "the weights" if isinstance(weights, Mapping) else os.fspath(weights)
     given = dict(weights) if isinstance(weights, Mapping) else ModelFiles(weights).read_weights()
@@ -81,6 +92,15 @@ def load_decoder(
 
     Raises:
         UserError: if the file is damaged, or is not the one that `model.json` describes.
+
+    Example:
+        >>> from monai.networks.nets import SegResNetDS
+        >>> from bundle.transfer import load_decoder, load_encoder
+        >>> arguments = {"init_filters": 16, "blocks_down": [1, 2, 2, 1, 1], "norm": ("instance", {"affine": True})}
+        >>> network = SegResNetDS(out_channels=3, **arguments)
+        >>> encoder, decoder = (load(network, "models/model.pt") for load in (load_encoder, load_decoder))
+        >>> decoder.missing  # nothing but the new head
+        ['up_layers.3.head.weight', 'up_layers.3.head.bias']
     """
     files = ModelFiles(model)
     about = files.read_settings()

@@ -16,29 +16,7 @@ from monai.bundle import ConfigWorkflow
 from bundle.export import plain_model
 from bundle.transfer import load_encoder
 from tests.tiny_run import DEV, ROOT, TINY, TRAIN, bundle_root
-from tests.users_encoder import write_encoder_file
-
-PRETRAIN = """
-encoder:
-  _target_: bundle.networks.build_encoder
-  name: my_encoder.residual
-  width: 4
-  depth: 4
-"""
-FINETUNE = """
-network_def:
-  _target_: my_encoder.Segmentation
-  width: $@settings.argument('width')
-  depth: $@settings.argument('depth')
-  classes: "@class_count"
-loss: {_target_: monai.losses.DiceCELoss, to_onehot_y: true, softmax: true, include_background: true, batch: true}
-model_settings#network:
-  _target_: builtins.dict
-  name: my_encoder.Segmentation
-  width: $@settings.argument('width')
-  depth: $@settings.argument('depth')
-  classes: "@class_count"
-"""
+from tests.users_encoder import FINETUNE, PRETRAIN, write_encoder_file
 
 
 def run(configs: list[str], **overrides) -> ConfigWorkflow:

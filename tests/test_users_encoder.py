@@ -13,7 +13,7 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 
-from bundle.export import plain_model
+from bundle.export import FORMATS, export_model, plain_model
 from bundle.transfer import load_encoder
 from tests.tiny_run import DEV, ROOT, TINY, TRAIN, bundle_root
 from tests.users_encoder import FINETUNE, PRETRAIN, write_encoder_file
@@ -76,6 +76,12 @@ def test_the_weights_load_back_as_a_plain_encoder_with_the_networks_own_features
         for given, expected in zip(plain_model(pretrained).network(image), network(image), strict=True):
             torch.testing.assert_close(given, expected, rtol=0, atol=0)
             assert given.std() > 0
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_it_goes_into_every_file_format(pretrained: Path, tmp_path: Path, name: str):
+    done = export_model(plain_model(pretrained), name, tmp_path / f"model{FORMATS[name].suffix}")
+    assert done.relative < 1e-4
 
 
 def test_fine_tuning_starts_from_them_inside_the_users_segmentation_network(pretrained: Path, folder: Path):

@@ -187,7 +187,7 @@ def held_out_reconstruction(workflow: ConfigWorkflow, crops: int = 8) -> dict[st
     return {f"reconstruction {modality}": statistics.mean(values) for modality, values in ratios.items()}
 
 
-def labels_of(name: str, workflow: ConfigWorkflow) -> Tensor:
+def read_labels(name: str, workflow: ConfigWorkflow) -> Tensor:
     """int64 ``[D, H, W]`` on the prepared volume's grid; 0 is unlabelled."""
     steps = workflow.parser.get_parsed_content("prepare").transforms
     file = next((ROOT / "data/volumes").glob(f"{name}.*"))
@@ -332,7 +332,7 @@ def one_run(arm: str, seed: int, steps: int, tune_steps: int) -> dict[str, float
         for volume in workflow.parser.get_parsed_content("volumes").validation:
             name = Path(volume.name).name.split(".")[0]
             prepared = torch.load(volume.file, weights_only=True)
-            labels = labels_of(name, workflow)
+            labels = read_labels(name, workflow)
             figures[f"probe {volume.modality}"] = probe(network, prepared["image"], labels, seed)
             if tune_steps:
                 state = {k: v.clone() for k, v in network.state_dict().items()}

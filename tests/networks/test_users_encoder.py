@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bundle.errors import UserError
-from bundle.networks import build_encoder, total_stride
+from bundle.networks import build_encoder, build_feature_map, total_stride
 from bundle.sparse import CellLayout, SparseVolume
 from tests.users_encoder import FILE, write_encoder_file
 
@@ -56,6 +56,14 @@ def test_building_it_draws_no_random_numbers_but_its_weights(module: str):
     torch.manual_seed(0)
     build_encoder(f"{module}.residual")
     assert torch.equal(torch.rand(1), expected)
+
+
+def test_inference_builds_it_as_a_feature_map(module: str):
+    arguments = {"name": f"{module}.residual", "width": 4, "depth": 3}
+    encoder, network = build_encoder(**arguments).eval(), build_feature_map(arguments).eval()
+    network.load_state_dict(encoder.network_state_dict(), strict=True)
+    image = torch.randn(1, 1, 8, 8, 12)
+    torch.testing.assert_close(network(image), encoder(image)[-1], rtol=0, atol=0)
 
 
 def test_its_total_stride_is_known_without_memory(module: str):

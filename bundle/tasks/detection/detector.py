@@ -104,12 +104,14 @@ class Detector(RetinaNetDetector):
         MONAI's own asks whether the matcher is torchvision's, which takes torchvision to be installed.
         """
         matched = []
-        for of_crop, target in zip(anchors, targets, strict=True):
-            boxes = target[self.target_box_key].to(of_crop.device)
+        for crop_anchors, target in zip(anchors, targets, strict=True):
+            boxes = target[self.target_box_key].to(crop_anchors.device)
             if len(boxes):
-                _, indices = self.proposal_matcher(boxes, of_crop, num_anchor_locs_per_level, self.num_anchors_per_loc)
+                _, indices = self.proposal_matcher(
+                    boxes, crop_anchors, num_anchor_locs_per_level, self.num_anchors_per_loc
+                )
             else:
-                indices = torch.full((len(of_crop),), -1, dtype=torch.int64, device=of_crop.device)
+                indices = torch.full((len(crop_anchors),), -1, dtype=torch.int64, device=crop_anchors.device)
             matched.append(indices)
         return matched
 

@@ -330,7 +330,7 @@ def test_truncated_weights_are_one_line_of_the_bare_command_anywhere(models: Pat
     done = command("run", "--config_file", CONFIG, *options, "--weights", tmp_path / "model.pt", cwd=tmp_path)
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-    assert line.startswith(f"error: {tmp_path}/model.pt is damaged")
+    assert line.startswith(f"error: {tmp_path}/model.pt is not the file that model.json describes, it is damaged")
     assert "Traceback" not in done.stderr + done.stdout
 
 

@@ -2,16 +2,21 @@
 """The encoder in other file formats, each verified against the network it was made from."""
 
 from bundle.export.export_model import Exported, export_model, verify_file
-from bundle.export.formats import FORMATS
+from bundle.export.formats import FORMATS, Format
 from bundle.export.plain import PlainEncoder, PlainModel, plain_model, plain_network
+from bundle.export.verify import Verifier, compare_features, settings_text
 
 __all__ = [
     "FORMATS",
     "Exported",
+    "Format",
     "PlainEncoder",
     "PlainModel",
+    "Verifier",
+    "compare_features",
     "export_model",
     "plain_model",
     "plain_network",
+    "settings_text",
     "verify_file",
 ]

@@ -1,5 +1,5 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
-"""Writes an encoder to a format, and keeps the file only if it gives the features of the network it was made from."""
+"""Writes an encoder to a format, and keeps the file only if the format's verifier finds in it what it was made from."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from bundle.atomic import replace_file
 from bundle.errors import UserError
-from bundle.export.formats import example_image, get_format, settings_text
+from bundle.export.formats import get_format
 from bundle.export.plain import PlainModel
+from bundle.export.verify import first_line
 
 __all__ = ["Exported", "export_model", "verify_file"]
 
@@ -26,8 +26,8 @@ class Exported:
     Attributes:
         file: where it is.
         size: in bytes.
-        difference: largest absolute one of any feature from the eager network's.
-        relative: the largest of any level, as a share of the level's largest feature.
+        difference: largest absolute one from the eager network, of any feature or what else the format compares.
+        relative: the largest as a share: of a level's largest feature.
         how: it was written, in a word or two.
     """
 
@@ -67,7 +67,7 @@ def export_model(
         except Exception as error:  # the exporters raise anything, and all of it means the same
             raise UserError(
                 f"format {name} cannot hold this encoder, {model.settings['encoder']['name']} with its arguments "
-                f"({_first_line(error)}): use another of --formats; safetensors holds any"
+                f"({first_line(error)}): use another of --formats; safetensors holds any"
             ) from error
         difference, relative = verify_file(temporary, name, model, images)
         size = temporary.stat().st_size
@@ -77,57 +77,24 @@ def export_model(
 def verify_file(
     path: str | os.PathLike[str], name: str, model: PlainModel, images: Sequence[Tensor] = ()
 ) -> tuple[float, float]:
-    """Reads a file back and compares its features with the eager network's.
+    """Reads a file back and compares it with the eager network, as the format says: by its features, or otherwise.
 
     Args:
         path: of the file.
         name: of its format.
         model: what it was made from.
-        images: to compare on besides noise of two sizes, ``[B, 1, D, H, W]``.
+        images: ``[B, 1, D, H, W]``, to compare features on besides noise of two sizes.
 
     Returns:
-        The largest absolute difference, and the largest as a share of its level's largest feature.
+        The largest absolute difference, and the largest as a share of the largest value that it was compared with.
 
     Raises:
         UserError: if the file cannot be read, holds other settings, or differs by more than rounding does.
     """
     chosen = get_format(name)
     try:
-        network, settings = chosen.read(Path(path))
+        return chosen.verify(Path(path), name, model, images)
     except UserError:
         raise
     except Exception as error:  # the readers raise anything on a damaged file
-        raise UserError(f"the {name} file cannot be read back ({_first_line(error)}): export it again") from error
-    if settings != settings_text(model):
-        raise UserError(f"the {name} file holds other settings than model.json: export it again")
-    difference = relative = 0.0
-    for image in (example_image(model, (2, 2, 2), batch=1), example_image(model), *images):
-        with torch.no_grad():
-            expected = model.network(image)
-            try:
-                given = list(network(image))
-            except Exception as error:  # as above
-                raise UserError(
-                    f"the {name} file does not run on {list(image.shape)} ({_first_line(error)}): use another format"
-                ) from error
-        apart, share = _apart(expected, given)
-        if not share <= chosen.allowed:  # nor if it is no number
-            raise UserError(
-                f"the {name} file gives other features than the network: on {list(image.shape)} they are apart by "
-                f"{apart:.1e}, {share:.1e} of the largest, and {chosen.allowed:.0e} may be rounding: use another format"
-            )
-        difference, relative = max(difference, apart), max(relative, share)
-    return difference, relative
-
-
-def _apart(expected: Sequence[Tensor], given: Sequence[Tensor]) -> tuple[float, float]:
-    """The largest difference of any level, and the largest as a share of its level's largest feature."""
-    if [level.shape for level in given] != [level.shape for level in expected]:
-        return float("inf"), float("inf")
-    apart = torch.stack([(its - mine).abs().max() for its, mine in zip(given, expected)])
-    largest = torch.stack([mine.abs().max() for mine in expected]).clamp(min=1e-30)
-    return float(apart.max()), float((apart / largest).max())  # not a number where any is
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
+        raise UserError(f"the {name} file cannot be read back ({first_line(error)}): export it again") from error

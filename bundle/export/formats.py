@@ -1,5 +1,5 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
-"""The file formats that an encoder is exported to: how each is written, and read back without the code it came from.
+"""The file formats that an encoder is exported to: how each is written, and verified without the code it came from.
 
 Every file also holds the settings of `model.json`, as text under that name.
 """
@@ -13,7 +13,7 @@ import importlib.util
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,32 +27,34 @@ from torch import Tensor
 from bundle.errors import UserError
 from bundle.export.exportable import exportable
 from bundle.export.plain import PlainModel, plain_network
+from bundle.export.verify import Readable, Verifier, compare_features, example_image, settings_text
 
-__all__ = ["FORMATS", "SETTINGS", "Format", "example_image", "get_format", "settings_text"]
+__all__ = ["FORMATS", "SETTINGS", "Format", "get_format"]
 
 #: name of the settings inside a file
 SETTINGS = "model.json"
-
-#: what a file, read back, gives: a function from an image to the features of every level, and the settings as text
-Readable = tuple[Callable[[Tensor], Sequence[Tensor]], str]
 
 
 @dataclass(frozen=True)
 class Format:
     """A file format.
 
+    `FORMATS` holds those there are. A file of one's own adds another, for `export_model` to use:
+
+        FORMATS["npz"] = Format(".npz", write_npz, verify_npz)
+
     Attributes:
         suffix: of the file.
         write: writes a model to a path, and says how in a word or two.
-        read: of a path; uses nothing but the file.
-        allowed: difference from the network's features, as a share of a level's largest.
+        verify: compares a written file with its model. `compare_features` makes one for a file that gives the features
+            of every level. A file for another program's loader brings its check. It raises a `UserError` of one line
+            where the two differ.
         packages: that it needs on top of the bundle's own.
     """
 
     suffix: str
     write: Callable[[PlainModel, Path], str]
-    read: Callable[[Path], Readable]
-    allowed: float = 1e-5  # the same operations, in another order at most
+    verify: Verifier
     packages: tuple[str, ...] = ()
 
 
@@ -71,12 +73,6 @@ def get_format(name: str) -> Format:
             f'run "python -m pip install -c constraints.txt {" ".join(lacking)}"'
         )
     return FORMATS[name]
-
-
-def example_image(model: PlainModel, cells: tuple[int, int, int] = (2, 3, 4), batch: int = 2) -> Tensor:
-    """Noise, the same at each call, of so many cells of the encoder's total stride: ``[batch, 1, D, H, W]``."""
-    size = [n * step for n, step in zip(cells, model.network.strides[-1])]
-    return torch.randn(batch, 1, *size, generator=torch.Generator().manual_seed(0))
 
 
 def _write_safetensors(model: PlainModel, path: Path) -> str:
@@ -157,11 +153,6 @@ def _program(model: PlainModel) -> torch.export.ExportedProgram:
     return torch.export.export(exportable(model.network), (example_image(model),), dynamic_shapes=(dims,))
 
 
-def settings_text(model: PlainModel) -> str:
-    """What a file holds of the settings."""
-    return json.dumps(model.settings)
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without torch's notes on what of it is old, and which other packages it could have used."""
@@ -179,8 +170,10 @@ def _quiet() -> Iterator[None]:
 #: by the name that --formats takes. ONNX Runtime sums a norm's statistics in float32, so that its error grows with the
 #: volume: 2e-5 of a level's largest feature on 96^3 voxels and 2e-4 on 128^3, where PyTorch's is 4e-6
 FORMATS: dict[str, Format] = {
-    "safetensors": Format(".safetensors", _write_safetensors, _read_safetensors),
-    "torchscript": Format(".ts", _write_torchscript, _read_torchscript),
-    "onnx": Format(".onnx", _write_onnx, _read_onnx, 1e-3, ("onnx", "onnxscript", "onnxruntime")),
-    "torch_export": Format(".pt2", _write_torch_export, _read_torch_export),
+    "safetensors": Format(".safetensors", _write_safetensors, compare_features(_read_safetensors)),
+    "torchscript": Format(".ts", _write_torchscript, compare_features(_read_torchscript)),
+    "onnx": Format(
+        ".onnx", _write_onnx, compare_features(_read_onnx, allowed=1e-3), ("onnx", "onnxscript", "onnxruntime")
+    ),
+    "torch_export": Format(".pt2", _write_torch_export, compare_features(_read_torch_export)),
 }

@@ -3,19 +3,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from bundle.errors import UserError
 from bundle.networks import Encoder, build_encoder
-from bundle.weights import read_weights
+from bundle.weights import ModelFiles
 
 __all__ = ["PlainEncoder", "PlainModel", "plain_model", "plain_network"]
 
@@ -77,15 +74,14 @@ def plain_model(model: str | os.PathLike[str]) -> PlainModel:
     Raises:
         UserError: if one of the two is missing or damaged, or they do not belong together.
     """
-    path = Path(model)
-    weights = read_weights(path)
-    settings = _read_settings(path.with_suffix(".json"))
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    if settings.get("sha256", digest) != digest:
+    files = ModelFiles(model)
+    weights, settings = files.read_weights(), files.read_settings()
+    if settings is None:
         raise UserError(
-            f"{path.with_suffix('.json')} is not of {path}: its sha256 is another; copy the two from one run folder"
+            f"{files.settings} does not exist: copy it from the run folder too, it says how to build the network"
         )
-    return PlainModel(plain_network(settings, weights, name=str(path)), weights, settings)
+    content = dict(settings.content)
+    return PlainModel(plain_network(content, weights, name=str(files.weights)), weights, content)
 
 
 def plain_network(
@@ -105,25 +101,13 @@ def plain_network(
     if not isinstance(about, Mapping) or "name" not in about:
         raise UserError(f"the settings of {name} name no encoder: give the model.json that pre-training wrote with it")
     encoder = build_encoder(**about)
-    own = {key: tuple(value.shape) for key, value in encoder.network_state_dict().items()}
+    current = {key: tuple(value.shape) for key, value in encoder.network_state_dict().items()}
     given = {key: tuple(value.shape) for key, value in weights.items()}
-    if wrong := sorted(key for key in own.keys() | given.keys() if own.get(key) != given.get(key)):
+    if wrong := sorted(key for key in current.keys() | given.keys() if current.get(key) != given.get(key)):
         raise UserError(
             f"{name}: {len(wrong)} tensors do not fit {about['name']} with the arguments in model.json, such as "
-            f"{wrong[0]} (file: {given.get(wrong[0], 'none')}, network: {own.get(wrong[0], 'none')}): use the "
+            f"{wrong[0]} (file: {given.get(wrong[0], 'none')}, network: {current.get(wrong[0], 'none')}): use the "
             "model.json that was written with these weights"
         )
     encoder.network.load_state_dict(encoder.network.state_dict() | dict(weights))
     return PlainEncoder(encoder).eval()
-
-
-def _read_settings(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(f"{path} does not exist: copy it from the run folder too, it says how to build the network")
-    try:
-        settings = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}): copy it again from the run folder") from error
-    if not isinstance(settings, dict):
-        raise UserError(f"{path} holds no settings: give the model.json that pre-training wrote")
-    return settings

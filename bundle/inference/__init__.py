@@ -6,16 +6,13 @@ from bundle.inference.manifest import Manifest
 from bundle.inference.output import OutputFolder
 from bundle.inference.prepare import OriginalGeometryd, PadToWindowd, ToPlainItemd
 from bundle.inference.save import CellStatisticsd, SaveEmbeddingd, SaveFeatureMapd
-from bundle.inference.settings import ModelSettings, read_settings
 from bundle.inference.start import start_inference
 from bundle.inference.volumes import VolumeDataset, list_volumes
-from bundle.inference.weights import load_strictly, sha256_of
 from bundle.inference.windows import whole_cell_overlap
 
 __all__ = [
     "CellStatisticsd",
     "Manifest",
-    "ModelSettings",
     "OriginalGeometryd",
     "OutputFolder",
     "PadToWindowd",
@@ -25,9 +22,6 @@ __all__ = [
     "VolumeDataset",
     "VolumeEvaluator",
     "list_volumes",
-    "load_strictly",
-    "read_settings",
-    "sha256_of",
     "start_inference",
     "whole_cell_overlap",
 ]

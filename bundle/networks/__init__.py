@@ -5,7 +5,7 @@ from bundle.networks.batch_norm import reestimate_batch_norm
 from bundle.networks.decoder import Decoder
 from bundle.networks.depth_pairs import EncoderDepthPairs, average_at, plain_depth_pairs
 from bundle.networks.encoders.build import build_encoder
-from bundle.networks.encoders.encoder import Encoder, Level
+from bundle.networks.encoders.encoder import Encoder, Level, Stage
 from bundle.networks.feature_map import build_feature_map, total_stride
 from bundle.networks.level_pairs import VolumeLevelPairs
 from bundle.networks.objective import Objective
@@ -24,6 +24,7 @@ __all__ = [
     "PretrainingNetwork",
     "PretrainingOutput",
     "SegResDecoder",
+    "Stage",
     "Teacher",
     "View",
     "VolumeLevelPairs",

@@ -42,9 +42,9 @@ def build_feature_map(encoder: Mapping[str, Any]) -> nn.Module:
     graph.output(features)
     network = GraphModule(built.network, graph, class_name="FeatureMap")
     # one module may have two names, as in DynUNet: the file holds its weights under both
-    own = {name for name, _ in network.named_modules(remove_duplicate=False)}
+    present = {name for name, _ in network.named_modules(remove_duplicate=False)}
     for name, module in built.network.named_modules(remove_duplicate=False):
-        if module in stages and name not in own:
+        if module in stages and name not in present:
             network.add_submodule(name, module)
     return network
 

@@ -3,23 +3,20 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
 from monai.bundle import ConfigParser
-from torch import Tensor
 
 from bundle.errors import UserError
 from bundle.runs.checkpoint import load_network
 from bundle.runs.folder import RunFolder
 from bundle.runs.trained_run import TrainedRun, newest_run
-from bundle.weights import decoder_file
+from bundle.weights import ModelFiles
 
 __all__ = ["ShippedModel", "find_trained"]
 
@@ -51,19 +48,16 @@ class ShippedModel(TrainedRun):
         self.config = root / "configs" / configs[-1]
         self._files = [root / "configs" / name for name in configs]
         super()._use({**(settings or {}), "bundle_root": str(root)})
-        try:
-            about = json.loads(self.checkpoint.with_suffix(".json").read_text())
-            for file, name in ((self.checkpoint, "sha256"), (decoder_file(self.checkpoint), "decoder_sha256")):
-                if sha256(file.read_bytes()).hexdigest() != about.get(name):
-                    raise UserError(
-                        f"{file} is not the file that model.json describes: name a run with --run_folder, or download "
-                        "the bundle's models/ again"
-                    )
-        except FileNotFoundError as error:
-            raise UserError(
-                f"{error.filename} is missing: name a run with --run_folder, or download the bundle's models/ again"
-            ) from error
-        self._epochs = int(about.get("epochs", 0))
+        self._model = ModelFiles(self.checkpoint)
+        for file in (self._model.weights, self._model.settings, self._model.decoder):
+            if not file.is_file():
+                raise UserError(
+                    f"{file} is missing: name a run with --run_folder, or download the bundle's models/ again"
+                )
+        self._model.verify_weights()
+        self._model.verify_decoder()
+        about = self._model.read_settings()
+        self._epochs = 0 if about is None else int(about.content.get("epochs", 0))
 
     def _content(self) -> dict[str, Any]:
         return dict(ConfigParser.load_config_files([str(file) for file in self._files]))
@@ -81,9 +75,8 @@ class ShippedModel(TrainedRun):
         """
         # other heads are not shipped: nothing that is done with a trained network needs them
         given = {k: v for k, v in network.state_dict().items() if not k.startswith(("encoder.", "decoder."))}
-        for file, prefix in ((self.checkpoint, "encoder.network."), (decoder_file(self.checkpoint), "decoder.")):
-            weights: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
-            given |= {f"{prefix}{key}": value for key, value in weights.items()}
+        given |= {f"encoder.network.{key}": value for key, value in self._model.read_weights().items()}
+        given |= {f"decoder.{key}": value for key, value in self._model.read_decoder().items()}
         load_network(network, given, self.checkpoint)
         logger.info("shipped weights %s, after epoch %d", self.checkpoint, self.epoch)
 

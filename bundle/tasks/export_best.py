@@ -3,21 +3,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import monai
-import torch
 from ignite.engine import Engine, Events
 
-from bundle.atomic import replace_file
 from bundle.runs import RunFolder
 from bundle.runs.checkpoint import read_checkpoint
 from bundle.runs.distributed import is_main_rank
+from bundle.weights import ModelFiles
 
 __all__ = ["ExportBest"]
 
@@ -58,14 +54,5 @@ class ExportBest:
 
     def _write(self, file: Path) -> None:
         checkpoint = read_checkpoint(file)
-        with replace_file(self.run_folder.model) as temporary:
-            torch.save(checkpoint["network"], temporary)
-            digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
-        about = {
-            **self.settings,
-            "epoch": checkpoint["epoch"],
-            "sha256": digest,
-            "versions": {"monai": monai.__version__, "torch": torch.__version__},
-        }
-        with replace_file(self.run_folder.model.with_suffix(".json")) as temporary:
-            temporary.write_text(json.dumps(about, indent=4, default=str) + "\n")
+        settings = {**self.settings, "epoch": checkpoint["epoch"]}
+        ModelFiles(self.run_folder.model).write(checkpoint["network"], settings)

@@ -3,27 +3,23 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import importlib.metadata
 import itertools
 import json
 import logging
 import os
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import monai
 import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
-from bundle.atomic import free_path, replace_file
+from bundle.atomic import free_path
 from bundle.runs import RunFolder
 from bundle.runs.distributed import is_main_rank, unwrap
-from bundle.weights import decoder_file
+from bundle.weights import ModelFiles
 
 __all__ = ["ExportEncoder"]
 
@@ -81,19 +77,14 @@ class ExportEncoder:
         images = self._images(engine)
         weights: Mapping[str, torch.Tensor] = self.network.encoder_state_dict(*images)  # type: ignore[operator]
         decoder: Mapping[str, torch.Tensor] = self.network.decoder_state_dict(*images)  # type: ignore[operator]
-        digest = _save(weights, self.model)
         about = {
             **self.settings,
             "version": _version(),
             "epochs": engine.state.epoch,
             "iterations": engine.state.iteration,
             "parameters": sum(parameter.numel() for parameter in weights.values()),
-            "sha256": digest,
-            **({"decoder_sha256": _save(decoder, decoder_file(self.model))} if decoder else {}),
-            "versions": {"monai": monai.__version__, "torch": torch.__version__},
         }
-        with replace_file(self.model.with_suffix(".json")) as temporary:
-            temporary.write_text(json.dumps(about, indent=4, default=_as_json) + "\n")
+        ModelFiles(self.model).write(weights, about, decoder)
 
     def _images(self, engine: Engine) -> tuple[list[torch.Tensor], ...]:
         """The arguments of `encoder_state_dict` and `decoder_state_dict`."""
@@ -114,9 +105,9 @@ class ExportEncoder:
                 )
                 return
             kept = free_path(self.published.with_name("model_previous.pt"))
-            _copy(self.published, kept)
+            ModelFiles(self.published).copy_to(kept)
             logger.info("kept the earlier model as %s", kept)
-        _copy(self.model, self.published)
+        ModelFiles(self.model).copy_to(self.published)
         logger.info("published %s", self.published)
 
 
@@ -129,32 +120,3 @@ def _version() -> str:
         return importlib.metadata.version("ct_mr_sparse_mim_pretraining")
     except importlib.metadata.PackageNotFoundError:
         return "unknown"
-
-
-def _as_json(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.asdict(value)
-    return str(value)
-
-
-def _save(weights: Mapping[str, torch.Tensor], file: Path) -> str:
-    """Writes a state dict; gives the file's sha256."""
-    weights = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
-    with replace_file(file) as temporary:
-        torch.save(weights, temporary)
-        return hashlib.sha256(temporary.read_bytes()).hexdigest()
-
-
-def _copy(model: Path, target: Path) -> None:
-    """Copies a model and what is beside it: the JSON file and the decoder, each if it has one."""
-    pairs = [
-        (model.with_suffix(".json"), target.with_suffix(".json")),
-        (decoder_file(model), decoder_file(target)),
-        (model, target),
-    ]
-    for source, copy in pairs:
-        if source.exists():
-            with replace_file(copy) as temporary:
-                shutil.copyfile(source, temporary)
-        else:
-            copy.unlink(missing_ok=True)  # another model's

@@ -1,5 +1,5 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
-"""From pre-trained weights to a downstream network, with a report of what went where, and to other file formats."""
+"""From pre-trained weights to a downstream network, with a report of what went where."""
 
 from bundle.transfer.groups import layer_wise_groups
 from bundle.transfer.heads import fit_heads, is_head

@@ -52,12 +52,12 @@ def layer_wise_groups(
             continue
         depth = transfer.depths.get(name, transfer.levels)
         factor = 1.0 if depth == transfer.levels else encoder_factor * decay ** (transfer.levels - 1 - depth)
-        own_rate = head_factor != 1 and depth == transfer.levels and is_head(name)
-        factor *= head_factor if own_rate else 1.0
+        is_new_head = head_factor != 1 and depth == transfer.levels and is_head(name)
+        factor *= head_factor if is_new_head else 1.0
         decays = parameter.ndim > 1
         part = "encoder" if depth < transfer.levels else "decoder" if name in loaded else "rest"
         group = groups.setdefault(
-            (depth, not own_rate, part, decays),
+            (depth, not is_new_head, part, decays),
             {"params": [], "lr": lr * factor, "weight_decay": weight_decay if decays else 0.0, "part": part},
         )
         group["params"].append(parameter)

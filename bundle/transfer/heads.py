@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bundle.errors import UserError
 from bundle.probing import minimize
 
-__all__ = ["fit_heads", "heads_of", "is_head"]
+__all__ = ["find_heads", "fit_heads", "is_head"]
 
 #: what MONAI's networks call the layers that make classes of features
 HEADS = {"head", "heads", "deep_supervision_heads", "output_block", "segmentation_head"}
@@ -24,7 +24,7 @@ def is_head(name: str) -> bool:
     return not HEADS.isdisjoint(name.split("."))
 
 
-def heads_of(network: nn.Module) -> dict[str, nn.Conv3d]:
+def find_heads(network: nn.Module) -> dict[str, nn.Conv3d]:
     """The convolutions that make classes of features, by their names."""
     return {name: module for name, module in network.named_modules() if isinstance(module, nn.Conv3d) and is_head(name)}
 
@@ -58,8 +58,22 @@ def fit_heads(
 
     Raises:
         UserError: if there is no head, or one that is no plain convolution.
+
+    Example:
+        >>> import torch
+        >>> from monai.losses import DiceCELoss
+        >>> from monai.networks.nets import SegResNetDS
+        >>> from bundle.transfer import fit_heads
+        >>> _ = torch.manual_seed(0)
+        >>> network = SegResNetDS(out_channels=2, init_filters=8, blocks_down=[1, 1, 1], norm="instance")
+        >>> image = torch.randn(1, 1, 16, 16, 16)
+        >>> losses = fit_heads(
+        ...     network, [{"image": image, "label": (image > 1).float()}], DiceCELoss(softmax=True, to_onehot_y=True)
+        ... )
+        >>> [(name, before > after) for name, (before, after) in losses.items()]
+        [('up_layers.1.head', True)]
     """
-    heads = heads_of(network)
+    heads = find_heads(network)
     if not heads:
         raise UserError(
             f"--fit_heads finds no heads in {type(network).__name__}: set it to 0, or add their name to HEADS in "

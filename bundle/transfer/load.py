@@ -7,18 +7,15 @@ the keys belong, says what it did, and fails when too little fits.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 from collections.abc import Mapping
-from pathlib import Path
 
 from torch import Tensor, nn
 
 from bundle.errors import UserError
 from bundle.transfer.report import TransferReport
-from bundle.weights import decoder_file, read_weights, without_reconstruction
+from bundle.weights import ModelFiles, without_reconstruction
 
 __all__ = ["find_prefix", "load_decoder", "load_encoder"]
 
@@ -30,7 +27,7 @@ def load_encoder(
     weights: str | os.PathLike[str] | Mapping[str, Tensor],
     *,
     prefix: str | None = None,
-    least: float = 0.9,
+    min_matched: float = 0.9,
 ) -> TransferReport:
     """Copies an encoder's weights into `network`, and logs a table of what went where.
 
@@ -43,29 +40,43 @@ def load_encoder(
         network: to be loaded into; its other tensors stay as they are.
         weights: a file that `read_weights` reads, or a state dict.
         prefix: what stands before the keys in the network; None finds it.
-        least: share of the file's tensors that must fit.
+        min_matched: share of the file's tensors that must fit.
 
     Raises:
-        UserError: if the file cannot be read, or less than `least` of it fits; the network is then untouched.
+        UserError: if the file cannot be read, is not the one that the `model.json` beside it describes, or less than
+            `min_matched` of it fits; the network is then untouched.
+
+    Example:
+        >>> from monai.networks.nets import SegResNetDS
+        >>> from bundle.transfer import load_encoder
+        >>> arguments = {"init_filters": 16, "blocks_down": [1, 2, 2, 1, 1], "norm": ("instance", {"affine": True})}
+        >>> network = SegResNetDS(in_channels=2, out_channels=3, **arguments)
+        >>> report = load_encoder(network, "models/model.pt")
+        >>> report.prefix, report.share
+        ('encoder.', 1.0)
+        >>> report.adapted
+        {'conv_init.weight': '1 -> 2 input channels'}
     """
     name = "the weights" if isinstance(weights, Mapping) else os.fspath(weights)
-    given = dict(weights) if isinstance(weights, Mapping) else read_weights(weights)
-    own = network.state_dict()
+    given = dict(weights) if isinstance(weights, Mapping) else ModelFiles(weights).read_weights()
+    current = network.state_dict()
     if prefix is None:
-        prefix = find_prefix(given, own)
-    report, fitted = _match(given, own, prefix)
-    if report.share < least:
+        prefix = find_prefix(given, current)
+    report, fitted = _match(given, current, prefix)
+    if report.share < min_matched:
         raise UserError(
             f"{name}: {report.share:.0%} of its {len(given)} tensors fit into {type(network).__name__}, at least "
-            f"{least:.0%} must: build the network with the encoder's own arguments (they are in the json beside the "
-            f"weights){_example(report)}"
+            f"{min_matched:.0%} must: build the network with the encoder's own arguments (they are in the json beside "
+            f"the weights){_example(report)}"
         )
-    network.load_state_dict(own | fitted)
+    network.load_state_dict(current | fitted)
     logger.info("%s into %s:\n%s", name, type(network).__name__, report.table())
     return report
 
 
-def load_decoder(network: nn.Module, model: str | os.PathLike[str], *, least: float = 0.9) -> TransferReport | None:
+def load_decoder(
+    network: nn.Module, model: str | os.PathLike[str], *, min_matched: float = 0.9
+) -> TransferReport | None:
     """Copies the decoder's weights, too, where some lie beside the encoder's and `network` has that decoder.
 
     Its last layer, which made intensities of features, and its mask tokens are left out. Where there are no weights, or
@@ -74,60 +85,73 @@ def load_decoder(network: nn.Module, model: str | os.PathLike[str], *, least: fl
     Args:
         network: that the encoder's weights were loaded into.
         model: the encoder's file, `model.pt`; the decoder's is `model_decoder.pt` beside it.
-        least: share of the file's tensors that must fit.
+        min_matched: share of the file's tensors that must fit.
 
     Returns:
         What went where, or None.
 
     Raises:
-        UserError: if the file is damaged, or is not the decoder of this encoder.
+        UserError: if the file is damaged, or is not the one that `model.json` describes.
+
+    Example:
+        >>> from monai.networks.nets import SegResNetDS
+        >>> from bundle.transfer import load_decoder, load_encoder
+        >>> arguments = {"init_filters": 16, "blocks_down": [1, 2, 2, 1, 1], "norm": ("instance", {"affine": True})}
+        >>> network = SegResNetDS(out_channels=3, **arguments)
+        >>> encoder, decoder = (load(network, "models/model.pt") for load in (load_encoder, load_decoder))
+        >>> decoder.missing  # nothing but the new head
+        ['up_layers.3.head.weight', 'up_layers.3.head.bias']
     """
-    file, about = decoder_file(Path(model)), Path(model).with_suffix(".json")
-    expected = json.loads(about.read_text()).get("decoder_sha256") if about.is_file() else None
-    if not file.is_file():
-        if expected:
-            logger.warning("%s is missing, so the decoder starts untrained: copy it beside %s", file, model)
+    files = ModelFiles(model)
+    about = files.read_settings()
+    if not files.decoder.is_file():
+        if about is not None and about.decoder_sha256:
+            logger.warning(
+                "%s is missing, so the decoder starts untrained: copy it beside %s", files.decoder, files.weights
+            )
         return None
-    given = without_reconstruction(read_weights(file))
-    if expected != hashlib.sha256(file.read_bytes()).hexdigest():
+    if about is None:
         raise UserError(
-            f"{file} is not the decoder of {model}: copy both and {about.name} from one run folder, or give "
-            "--pretrained_decoder False"
+            f"{files.settings} does not exist, so {files.decoder} may be another encoder's: copy it from the run "
+            "folder too, or give --pretrained_decoder False"
         )
-    own = network.state_dict()
-    report, fitted = _match(given, own, find_prefix(given, own))
-    if report.share < least:
-        logger.info("%s has another decoder than %s, so it starts untrained", type(network).__name__, file)
+    given = without_reconstruction(files.read_decoder())
+    current = network.state_dict()
+    report, fitted = _match(given, current, find_prefix(given, current))
+    if report.share < min_matched:
+        logger.info("%s has another decoder than %s, so it starts untrained", type(network).__name__, files.decoder)
         return None
     parts = tuple({f"{report.prefix}{key.partition('.')[0]}." for key in given})
     report.missing[:] = [key for key in report.missing if key.startswith(parts)]
-    network.load_state_dict(own | fitted)
-    logger.info("%s into %s:\n%s", file, type(network).__name__, report.table())
+    network.load_state_dict(current | fitted)
+    logger.info("%s into %s:\n%s", files.decoder, type(network).__name__, report.table())
     return report
 
 
-def find_prefix(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+def find_prefix(given: Mapping[str, Tensor], current: Mapping[str, Tensor]) -> str:
     """What stands before the given keys in a network, such as "encoder.": the place where most of them fit.
 
     Args:
         given: an encoder's state dict.
-        own: the network's.
+        current: the network's.
     """
-    parts = (key.split(".")[:-1] for key in own)
+    parts = (key.split(".")[:-1] for key in current)
     places = {".".join([*part[:depth], ""]) for part in parts for depth in range(len(part) + 1)}
-    return max(sorted(places, key=len), key=lambda place: _fitting(given, own, place))
+    return max(sorted(places, key=len), key=lambda place: _fitting(given, current, place))
 
 
-def _fitting(given: Mapping[str, Tensor], own: Mapping[str, Tensor], prefix: str) -> int:
-    return sum(f"{prefix}{key}" in own and own[f"{prefix}{key}"].shape == value.shape for key, value in given.items())
+def _fitting(given: Mapping[str, Tensor], current: Mapping[str, Tensor], prefix: str) -> int:
+    return sum(
+        f"{prefix}{key}" in current and current[f"{prefix}{key}"].shape == value.shape for key, value in given.items()
+    )
 
 
 def _match(
-    given: Mapping[str, Tensor], own: Mapping[str, Tensor], prefix: str
+    given: Mapping[str, Tensor], current: Mapping[str, Tensor], prefix: str
 ) -> tuple[TransferReport, dict[str, Tensor]]:
     report, fitted = TransferReport(prefix), dict[str, Tensor]()
     for key, value in given.items():
-        target = own.get(f"{prefix}{key}")
+        target = current.get(f"{prefix}{key}")
         if target is None:
             report.unexpected.append(key)
             continue
@@ -141,7 +165,7 @@ def _match(
         else:
             report.reshaped[key] = f"{list(value.shape)} -> {list(target.shape)}"
     report.missing.extend(
-        key for key in own if key.startswith(prefix) and key.removeprefix(prefix) not in given and key not in fitted
+        key for key in current if key.startswith(prefix) and key.removeprefix(prefix) not in given and key not in fitted
     )
     return report, fitted
 

@@ -3,21 +3,18 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from bundle.errors import UserError
+from bundle.weights import ModelFiles, ModelSettings
 
 __all__ = ["PretrainedSettings"]
 
 logger = logging.getLogger(__name__)
 
-#: what holds if neither the weights nor the config say anything
-_DEFAULTS: dict[str, Any] = {"spacing": None, "ct_window": [-1000, 1000], "mr_percentiles": [0.5, 99.5]}
 _LENGTHS = {"spacing": 3, "ct_window": 2, "mr_percentiles": 2}
 
 
@@ -55,13 +52,13 @@ class PretrainedSettings:
     ) -> None:
         if isinstance(pretrained, bool):
             raise UserError(f"--pretrained {pretrained} names no file: give weights, or --pretrained None for scratch")
-        recorded = {} if pretrained is None else _recorded(Path(str(pretrained)).with_suffix(".json"))
+        recorded = ModelSettings() if pretrained is None else _read_recorded(str(pretrained))
         given = {"spacing": spacing, "ct_window": ct_window, "mr_percentiles": mr_percentiles}
         used = {name: _pick(name, value, recorded) for name, value in given.items()}
         self.spacing: list[float | None] | None = used["spacing"]
         self.ct_window: list[float] = used["ct_window"]
         self.mr_percentiles: list[float] = used["mr_percentiles"]
-        self.encoder: dict[str, Any] = dict(recorded.get("encoder") or encoder)
+        self.encoder: dict[str, Any] = dict(recorded.encoder or encoder)
 
     def argument(self, name: str, *default: Any) -> Any:
         """An argument of the encoder, for a network that contains it.
@@ -84,39 +81,31 @@ class PretrainedSettings:
         return self.encoder[name]
 
 
-def _recorded(file: Path) -> dict[str, Any]:
-    if not file.is_file():
+def _read_recorded(pretrained: str) -> ModelSettings:
+    files = ModelFiles(pretrained)
+    found = files.read_settings()
+    if found is None:
         logger.warning(
             "%s does not exist: volumes are prepared as the config says, and the network is built with its encoder",
-            file,
+            files.settings,
         )
-        return {}
-    try:
-        content = json.loads(file.read_text())
-    except (ValueError, OSError) as error:
-        raise UserError(
-            f"{file} is no readable json ({error}): copy it again, or move it away to do without"
-        ) from error
-    if not isinstance(content, dict):
-        raise UserError(f"{file} is not what pre-training writes beside its weights: copy it again, or move it away")
-    return content
+    return found or ModelSettings()
 
 
-def _pick(name: str, given: Any, recorded: Mapping[str, Any]) -> Any:
+def _pick(name: str, given: Any, recorded: ModelSettings) -> Any:
+    found = getattr(recorded, name)  # what holds if neither the weights nor the config say anything is there, too
+    used = list(found) if isinstance(found, Sequence) else found
     if given is None:
-        return recorded.get(name, _DEFAULTS[name])
+        return used
     if given == "own" and name == "spacing":
         value = None
     elif isinstance(given, Sequence) and not isinstance(given, str) and len(given) == _LENGTHS[name]:
         value = list(given)
     else:
-        such = "[1, 1, 1], own" if name == "spacing" else str(_DEFAULTS[name])
-        raise UserError(f"--{name} {given!r} does not fit: give {_LENGTHS[name]} numbers such as {such}, or null")
-    if name in recorded and recorded[name] != value:
+        example = "[1, 1, 1], own" if name == "spacing" else str(list(getattr(ModelSettings, name)))
+        raise UserError(f"--{name} {given!r} does not fit: give {_LENGTHS[name]} numbers such as {example}, or null")
+    if name in recorded.content and used != value:
         logger.warning(
-            "%s is %s here, but the encoder was pre-trained with %s: its features may fit less",
-            name,
-            value,
-            recorded[name],
+            "%s is %s here, but the encoder was pre-trained with %s: its features may fit less", name, value, used
         )
     return value

@@ -34,7 +34,7 @@ class Transfer:
         encoder: name and arguments of the encoder, as for `build_encoder`.
         schedule: "full", "sawtooth" or "frozen". With the last the encoder's parameters get no gradient, and its
             BatchNorms keep their running statistics.
-        least: share of the file's tensors that must fit.
+        min_matched: share of the file's tensors that must fit.
         pretrained_decoder: whether to load the decoder's weights as well, see `load_decoder`.
 
     Attributes:
@@ -56,7 +56,7 @@ class Transfer:
         *,
         encoder: Mapping[str, Any],
         schedule: str = "full",
-        least: float = 0.9,
+        min_matched: float = 0.9,
         pretrained_decoder: bool = False,
     ) -> None:
         if schedule not in SCHEDULES:
@@ -65,8 +65,10 @@ class Transfer:
         self.report: TransferReport | None = None
         self.decoder_report: TransferReport | None = None
         if pretrained is not None:
-            self.report = load_encoder(network, str(pretrained), least=least)
-            self.decoder_report = load_decoder(network, str(pretrained), least=least) if pretrained_decoder else None
+            self.report = load_encoder(network, str(pretrained), min_matched=min_matched)
+            self.decoder_report = (
+                load_decoder(network, str(pretrained), min_matched=min_matched) if pretrained_decoder else None
+            )
         with torch.random.fork_rng(devices=[]):  # weights to be thrown away must not change those that follow
             plain = build_encoder(**encoder)
         weights = plain.network_state_dict()
@@ -110,24 +112,24 @@ class Transfer:
 
 def _depths(encoder: Encoder) -> dict[str, int]:
     """Level of each of the encoder's tensors, by its name in the plain network."""
-    level_of: dict[int, int] = {}
+    levels: dict[int, int] = {}
     for depth, stage in enumerate(encoder.stages):
         for module in stage.modules:
             tensors: list[Tensor] = [*module.parameters(), *module.buffers()]
-            level_of.update({id(tensor): depth for tensor in tensors})
+            levels.update({id(tensor): depth for tensor in tensors})
     tensors_by_name = {
         **dict(encoder.network.named_parameters(remove_duplicate=False)),
         **dict(encoder.network.named_buffers(remove_duplicate=False)),
     }
-    return {key: level_of[id(tensor)] for key, tensor in tensors_by_name.items() if id(tensor) in level_of}
+    return {key: levels[id(tensor)] for key, tensor in tensors_by_name.items() if id(tensor) in levels}
 
 
 def _differences(encoder: Encoder, network: nn.Module, prefix: str) -> list[str]:
     """Layers without parameters of their own, strides and the like, in which two encoders whose weights fit differ."""
     used = {id(module) for stage in encoder.stages for part in stage.modules for module in part.modules()}
-    own, found = dict(network.named_modules(remove_duplicate=False)), []
+    current, found = dict(network.named_modules(remove_duplicate=False)), []
     for name, module in encoder.network.named_modules(remove_duplicate=False):
-        other = own.get(f"{prefix}{name}")
+        other = current.get(f"{prefix}{name}")
         if id(module) not in used or other is None or next(module.children(), None) is not None:
             continue
         # a stem may have other input channels: transfer adapts it

@@ -13,9 +13,8 @@ scripts/studies/transfer.md.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +28,13 @@ from bundle.errors import UserError
 from bundle.networks import build_encoder
 from bundle.probing import fit_ridge
 from bundle.transfer import load_encoder
+from bundle.weights import ModelFiles
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def prepared(
-    task: Task, settings: dict[str, Any], seed: int, data_dir: Path, work_dir: Path
+    task: Task, settings: Mapping[str, Any], seed: int, data_dir: Path, work_dir: Path
 ) -> list[dict[str, Tensor]]:
     """The task's volumes as `configs/finetune_segmentation.yaml` prepares them, the one to train on first."""
     parser = ConfigParser()
@@ -106,16 +106,16 @@ def probe(encoder: nn.Module, volumes: Sequence[dict[str, Tensor]], classes: int
 
 def mean_probe(task: Task, weights: Path, options: argparse.Namespace, *, trained: bool) -> dict[str, float]:
     """`probe` of an encoder with the weights, or untrained, mean over seeds."""
-    about = weights.with_suffix(".json")
-    if not about.is_file():
+    about = ModelFiles(weights).read_settings()
+    if about is None:
         raise UserError(f"{weights} has no json beside it: give the model.pt of a pre-training")
-    settings, found = json.loads(about.read_text()), []
+    found = []
     for seed in range(options.seeds):
         torch.manual_seed(seed)
-        encoder = build_encoder(**settings["encoder"])
+        encoder = build_encoder(**about.encoder)
         if trained:
             load_encoder(encoder.network, weights)
-        volumes = prepared(task, settings, seed, options.data_dir, options.work_dir)
+        volumes = prepared(task, about.content, seed, options.data_dir, options.work_dir)
         found.append(probe(encoder.eval(), volumes, len(task.classes), options.samples))
     return {name: sum(f[name] for f in found) / len(found) for name in found[0]}
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import configparser
-import hashlib
 import json
 import re
 import subprocess
@@ -16,6 +15,9 @@ import torch
 import yaml
 from checks import NotChecked, Release, check
 from monai.bundle.workflows import _reject_executable_logging_config as reject_executable
+
+from bundle.errors import UserError
+from bundle.weights import ModelFiles
 
 _LARGEST_FILE = 25 * 10**6  # bytes
 _HASH_LENGTHS = {"md5": 32, "sha1": 40, "sha256": 64, "sha512": 128}
@@ -57,17 +59,17 @@ def weights(release: Release) -> Iterator[str]:
         raise NotChecked("built without weights")
     about = json.loads(release.texts["models/model.json"])
     large = {entry["path"]: entry for entry in _large_files(release)}
-    decoder = release.path / "models/model_decoder.pt"
-    if (hashlib.sha256(decoder.read_bytes()).hexdigest() if decoder.is_file() else None) != about.get("decoder_sha256"):
-        yield "model_decoder.pt is not the file that model.json describes"
+    files = ModelFiles(release.path / "models/model.pt")
+    try:
+        files.verify_decoder()
+        files.verify_weights()
+    except UserError as error:
+        yield str(error)
     if "models/model.pt" in large:
         if large["models/model.pt"].get("hash_val") != about["sha256"]:
             yield "large_files.yml and model.json name different files"
         return
-    file = release.path / "models/model.pt"
-    if hashlib.sha256(file.read_bytes()).hexdigest() != about["sha256"]:
-        yield "model.pt is not the file that model.json describes"
-    content = torch.load(file, weights_only=True, map_location="cpu")
+    content = torch.load(files.weights, weights_only=True, map_location="cpu")
     if not all(isinstance(value, torch.Tensor) for value in content.values()):
         yield "model.pt is no flat state dict"
 

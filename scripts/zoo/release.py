@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import shutil
 import sys
 import tempfile
@@ -27,7 +26,7 @@ from release_files import bundle_name, bundle_version, released_files, require_c
 
 from bundle.atomic import replace_file
 from bundle.errors import UserError, install_excepthook
-from bundle.weights import decoder_file
+from bundle.weights import ModelFiles, checksum
 
 ROOT = Path(__file__).resolve().parents[2]
 LARGEST_FILE = 25 * 10**6  # bytes, the zoo's rule
@@ -64,12 +63,9 @@ def build(
             shutil.copyfile(root / file, new / file)
         write_twins(new / "configs")
         if weights is not None:
-            (new / "models").mkdir()
-            shutil.copyfile(weights.with_suffix(".json"), new / "models/model.json")
-            if not large:
-                shutil.copyfile(weights, new / "models/model.pt")
-            if decoder_file(weights).is_file():
-                shutil.copyfile(decoder_file(weights), new / "models/model_decoder.pt")
+            copies = ModelFiles(weights).copy_to(new / "models/model.pt")
+            if large:
+                copies.weights.unlink()
         if large:
             text = yaml.safe_dump({"large_files": [large]}, sort_keys=False)
             (new / "large_files.yml").write_text(text)
@@ -87,29 +83,22 @@ def _check_weights(weights: Path | None, url: str | None) -> dict[str, str]:
     """
     if weights is None:
         return {}
-    about = weights.with_suffix(".json")
-    for file in (weights, about):
+    files = ModelFiles(weights)
+    for file in (files.weights, files.settings):
         if not file.is_file():
             raise UserError(
                 f"{file} does not exist: train a model, name another with --weights, or build --without_weights"
             )
-    recorded, decoder = json.loads(about.read_text()), decoder_file(weights)
-    digest = _sha256(weights)
-    for file, expected in ((weights, recorded.get("sha256")), (decoder, recorded.get("decoder_sha256"))):
-        if (_sha256(file) if file.is_file() else None) != expected:
-            raise UserError(f"{file} is not the file that {about.name} describes: copy all from one run again")
+    files.verify_weights()
+    files.verify_decoder()
     if url is not None:
-        return {"path": "models/model.pt", "url": url, "hash_val": digest, "hash_type": "sha256"}
+        return {"path": "models/model.pt", "url": url, "hash_val": checksum(weights), "hash_type": "sha256"}
     if weights.stat().st_size > LARGEST_FILE:
         raise UserError(
             f"{weights} has {weights.stat().st_size / 1e6:.0f} MB, the zoo takes files up to 25 MB: upload it and give "
             "its address as --weights_url"
         )
     return {}
-
-
-def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def report(folder: Path, repository: Path, model_info: Path | None = None, *, with_weights: bool = True) -> bool:

@@ -9,7 +9,7 @@ from torch import nn
 
 from bundle.errors import UserError
 from bundle.transfer import fit_heads
-from bundle.transfer.heads import _neighbourhoods, heads_of
+from bundle.transfer.heads import _neighbourhoods, find_heads
 
 CLASSES = 3
 
@@ -134,4 +134,4 @@ def test_a_head_that_is_no_plain_convolution_is_one_clear_line(change):
 
 
 def test_a_classifiers_last_layer_is_not_taken_for_a_segmentation_head():
-    assert not heads_of(ResNet("basic", [1, 1, 1, 1], [8, 8, 8, 8], n_input_channels=1, num_classes=2))
+    assert not find_heads(ResNet("basic", [1, 1, 1, 1], [8, 8, 8, 8], n_input_channels=1, num_classes=2))

@@ -85,7 +85,7 @@ def test_it_can_be_left_out(model: Path):
 def test_a_network_with_another_decoder_starts_with_its_own(model: Path, network, caplog):
     before = {key: value.clone() for key, value in network.state_dict().items()}
     with caplog.at_level(logging.INFO):
-        done = transfer(model, network, least=0.9)
+        done = transfer(model, network, min_matched=0.9)
     assert "has another decoder than" in caplog.text and done.decoder_report is None
     assert all(torch.equal(v, before[k]) for k, v in done.network.state_dict().items() if "up_layers" in k)
 
@@ -110,7 +110,9 @@ def test_a_lost_decoder_is_told_and_one_that_never_was_is_not(model: Path, caplo
 def test_another_encoders_decoder_is_refused(model: Path):
     decoder = model.with_name("model_decoder.pt")
     torch.save({k: v + 1 for k, v in torch.load(decoder, weights_only=True).items()}, decoder)
-    with pytest.raises(UserError, match=r"is not the decoder of .*model\.pt: copy both and model\.json from one run"):
+    with pytest.raises(
+        UserError, match=r"model_decoder\.pt is not the file that model\.json describes.*copy both from one run"
+    ):
         transfer(model)
 
 

@@ -18,6 +18,7 @@ from bundle.networks.encoders.encoder import Encoder, Stage
 from bundle.networks.encoders.resnet import resnet_stages, senet_stages
 from bundle.networks.encoders.segresnet import segres_encoder_stages, segresnet_ds_stages, segresnet_stages
 from bundle.networks.encoders.unet import basic_unet_stages, dynunet_stages, mednext_stages, vnet_stages
+from bundle.networks.encoders.users_encoder import check_levels, find_maker
 
 __all__ = ["ENCODERS", "Family", "build_encoder"]
 
@@ -63,23 +64,47 @@ ENCODERS: dict[str, Family] = {
 
 
 def build_encoder(name: str, **arguments: Any) -> Encoder:
-    """Builds an encoder by its MONAI name with that network's own arguments.
+    """Builds an encoder by its MONAI name with that network's own arguments, or one of a user's file.
+
+    For a network that is not in `ENCODERS`, `name` is the dotted name of a function, such as "my_file.my_encoder". It
+    takes `arguments`, and returns ``Encoder(network, stages)``. The name and arguments go into `model.json`, so that
+    whoever loads the weights builds the same network; the file has to be importable there, too.
+
+    Args:
+        name: of a network in `ENCODERS`, or of a function.
+        **arguments: of that network, or function.
 
     Raises:
-        UserError: for an unknown name or an argument the network does not take.
+        UserError: for an unknown name, an argument the network does not take, or a function that makes no encoder.
+
+    Example:
+        >>> from bundle.networks import build_encoder
+        >>> encoder = build_encoder("SegResEncoder", init_filters=8, blocks_down=[1, 2, 2])
+        >>> [(level.channels, level.stride) for level in encoder.levels]
+        [(8, (1, 1, 1)), (16, (2, 2, 2)), (32, (4, 4, 4))]
+        >>> import torch
+        >>> [list(features.shape) for features in encoder(torch.zeros(1, 1, 16, 16, 16))]
+        [[1, 8, 16, 16, 16], [1, 16, 8, 8, 8], [1, 32, 4, 4, 4]]
     """
-    if name not in ENCODERS:
+    if "." in name:
+        encoder = check_levels(_call(name, find_maker(name), arguments), name)
+    elif name in ENCODERS:
+        family = ENCODERS[name]
+        arguments = {**family.defaults, **arguments}
+        network = _call(name, family.network, arguments)
+        encoder = Encoder(network, family.stages(network))
+    else:
         near = difflib.get_close_matches(name, ENCODERS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(ENCODERS)}"
+        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(ENCODERS)}, or my_file.my_function"
         raise UserError(f"unknown encoder {name!r} in encoder#name: {hint}")
-    family = ENCODERS[name]
-    arguments = {**family.defaults, **arguments}
+    encoder.settings = {"name": name, **arguments}
+    return encoder
+
+
+def _call(name: str, make: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
     try:
-        network = family.network(**arguments)
+        return make(**arguments)
     except TypeError as error:
         raise UserError(
             f"encoder {name} does not take its arguments: {error}; correct `encoder` in the config"
         ) from error
-    encoder = Encoder(network, family.stages(network))
-    encoder.settings = {"name": name, **arguments}
-    return encoder

@@ -37,8 +37,8 @@ class Stream:
 def unit_factors(streams: Sequence[Stream | None], deviations: Sequence[float]) -> list[float]:
     """What to multiply each level's features by for a standard deviation of 1.
 
-    Stages that have no such stream end in a norm, or in a sum of normalised branches, and keep their scale; if any is
-    such, all factors are 1.
+    A stage without a stream ends in a norm, or in a sum of normalised branches, and keeps its scale. If there is one,
+    all factors are 1.
 
     Args:
         streams: of each level, finest first.
@@ -73,10 +73,10 @@ def rescaled(
     """
     change: dict[int, float] = {}
     for stream, factor in zip(streams, factors, strict=True):
-        for modules, of_weight in ((stream.entry, factor / before), (stream.branches, factor)) if stream else ():
+        for modules, weight_factor in ((stream.entry, factor / before), (stream.branches, factor)) if stream else ():
             for module in modules:
                 for name, parameter in module.named_parameters():
-                    change[id(parameter)] = factor if name.endswith("bias") else of_weight
+                    change[id(parameter)] = factor if name.endswith("bias") else weight_factor
         for norm in stream.norms if stream else ():
             if isinstance(norm, _BatchNorm) and norm.running_mean is not None and norm.running_var is not None:
                 change[id(norm.running_mean)] = factor

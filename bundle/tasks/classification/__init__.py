@@ -6,7 +6,7 @@ from bundle.tasks.classification.find import check_findings, find_findings
 from bundle.tasks.classification.finding_counts import FindingCounts
 from bundle.tasks.classification.input_size import FitInputd
 from bundle.tasks.classification.labels import FindingsTensord
-from bundle.tasks.classification.loss import FindingsLoss
+from bundle.tasks.classification.loss import MaskedBCEWithLogitsLoss
 from bundle.tasks.classification.metrics import FindingsROCAUC, LossOfAllVolumes
 from bundle.tasks.classification.report import FindingsReport
 from bundle.tasks.classification.window_mean import WindowMean
@@ -14,12 +14,12 @@ from bundle.tasks.classification.window_mean import WindowMean
 __all__ = [
     "EncoderClassifier",
     "FindingCounts",
-    "FindingsLoss",
     "FindingsROCAUC",
     "FindingsReport",
     "FindingsTensord",
     "FitInputd",
     "LossOfAllVolumes",
+    "MaskedBCEWithLogitsLoss",
     "WindowMean",
     "check_findings",
     "find_findings",

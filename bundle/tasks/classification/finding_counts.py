@@ -30,7 +30,7 @@ class FindingCounts:
 
     Attributes:
         summary: by finding and part, the number of volumes that are positive, negative and unknown.
-        pos_weight: for `FindingsLoss`: negatives per positive, 100 at most; None without `balance`.
+        pos_weight: for `MaskedBCEWithLogitsLoss`: negatives per positive, 100 at most; None without `balance`.
 
     Raises:
         UserError: if no finding has both positives and negatives in validation: there is no best epoch then.

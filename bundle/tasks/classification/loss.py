@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["FindingsLoss"]
+__all__ = ["MaskedBCEWithLogitsLoss"]
 
 
-class FindingsLoss(nn.Module):
+class MaskedBCEWithLogitsLoss(nn.Module):
     """Binary cross-entropy from logits, the mean over the entries that are known; 0 where none is.
 
     Args:

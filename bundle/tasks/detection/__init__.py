@@ -13,7 +13,7 @@ from bundle.tasks.detection.boxes import (
     check_box_classes,
     list_labels,
 )
-from bundle.tasks.detection.detector import Detector
+from bundle.tasks.detection.detector import AnchorSampling, Detector
 from bundle.tasks.detection.find import find_boxes
 from bundle.tasks.detection.loss import DetectionLoss
 from bundle.tasks.detection.metrics import AveragePrecision
@@ -22,6 +22,7 @@ from bundle.tasks.detection.resnet_fpn import ResNetFPN
 from bundle.tasks.detection.table import PredictedBoxes
 
 __all__ = [
+    "AnchorSampling",
     "AveragePrecision",
     "BoxBatch",
     "BoxesToVoxelsd",

@@ -36,7 +36,7 @@ class ResNetFPN(nn.Module):
         size_divisible: voxels per site of the coarsest level, on each axis.
         scales: of the levels, relative to the finest.
         share: of the encoder's tensors that are in `body`: without the layers above the last one that is returned.
-        least: a little less: the share of a weights file that must fit.
+        min_matched: a little less: the share of a weights file that must fit.
 
     Raises:
         UserError: if the encoder is no ResNet, or an argument does not fit.
@@ -75,7 +75,7 @@ class ResNetFPN(nn.Module):
         self.size_divisible = [2 * stride for stride in levels[-1].stride]
         self.scales = [2**number for number in range(len(layers) + 1)]
         self.share = len(self.body.state_dict()) / len(built.network_state_dict())
-        self.least = 0.9 * self.share
+        self.min_matched = 0.9 * self.share
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Features of every level, finest first.

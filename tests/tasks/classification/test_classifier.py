@@ -24,7 +24,7 @@ def test_every_encoder_goes_into_it_tensor_by_tensor(case, tmp_path: Path):
     file, _ = write_model(tmp_path, case)
     encoder = PretrainedSettings(file, encoder={}).encoder
     model = EncoderClassifier(encoder, findings=3)
-    transfer = Transfer(model, file, encoder=encoder, least=1.0)
+    transfer = Transfer(model, file, encoder=encoder, min_matched=1.0)
     assert transfer.report is not None and transfer.report.prefix == "encoder."
     weights, given = model.encoder.state_dict(), torch.load(file, weights_only=True)
     assert weights.keys() == given.keys() and all(torch.equal(weights[key], given[key]) for key in given)

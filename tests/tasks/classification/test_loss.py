@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from bundle.tasks.classification import FindingsLoss
+from bundle.tasks.classification import MaskedBCEWithLogitsLoss
 
 NAN = math.nan
 LOGITS = [[0.3, -2.0, 5.0], [-0.7, 1.5, 0.0]]
@@ -24,13 +24,13 @@ def test_it_is_the_mean_cross_entropy_of_the_known_entries(weights):
             weight = 1.0 if weights is None else weights[number]
             if not math.isnan(label):
                 terms.append(-weight * math.log(p) if label == 1 else -math.log(1 - p))
-    loss = FindingsLoss(weights)(torch.tensor(LOGITS), torch.tensor(LABELS))
+    loss = MaskedBCEWithLogitsLoss(weights)(torch.tensor(LOGITS), torch.tensor(LABELS))
     assert loss.item() == pytest.approx(sum(terms) / len(terms), rel=1e-6)
 
 
 def test_an_unknown_entry_has_neither_loss_nor_gradient():
     logits = torch.tensor(LOGITS, requires_grad=True)
-    FindingsLoss()(logits, torch.tensor(LABELS)).backward()
+    MaskedBCEWithLogitsLoss()(logits, torch.tensor(LABELS)).backward()
     unknown = torch.tensor(LABELS).isnan()
     assert logits.grad is not None and logits.grad.isfinite().all()
     assert (logits.grad[unknown] == 0).all() and (logits.grad[~unknown] != 0).all()
@@ -38,6 +38,6 @@ def test_an_unknown_entry_has_neither_loss_nor_gradient():
 
 def test_a_batch_of_which_nothing_is_known_moves_nothing():
     logits = torch.tensor(LOGITS, requires_grad=True)
-    loss = FindingsLoss()(logits, torch.full((2, 3), NAN))
+    loss = MaskedBCEWithLogitsLoss()(logits, torch.full((2, 3), NAN))
     loss.backward()
     assert loss.item() == 0 and (logits.grad == 0).all()

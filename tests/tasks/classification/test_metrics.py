@@ -12,7 +12,7 @@ import torch
 from ignite.engine import Engine
 
 from bundle.figures.roc import draw_roc, roc_curve
-from bundle.tasks.classification import FindingsLoss, FindingsROCAUC, LossOfAllVolumes, WindowMean
+from bundle.tasks.classification import FindingsROCAUC, LossOfAllVolumes, MaskedBCEWithLogitsLoss, WindowMean
 from bundle.tasks.classification.metrics import roc_auc
 from bundle.training import PerClass
 
@@ -58,7 +58,7 @@ def test_the_engine_gets_the_mean_each_finding_and_the_loss_of_all_known_entries
     scores, labels = scored
     engine = Engine(lambda _, batch: ([scores[i] for i in batch], [labels[i] for i in batch]))
     FindingsROCAUC().attach(engine, "auc")
-    LossOfAllVolumes(FindingsLoss()).attach(engine, "loss")
+    LossOfAllVolumes(MaskedBCEWithLogitsLoss()).attach(engine, "loss")
     PerClass(metric="auc", classes=["x", "y", "z"], name="auc").attach(engine)
     for _ in range(2):  # nothing is left over from the pass before
         metrics = engine.run([range(15), range(15, 39), range(39, 40)]).metrics

@@ -11,7 +11,7 @@ from monai.networks.nets.resnet import ResNetFeatures
 
 from bundle.errors import UserError
 from bundle.networks import build_encoder
-from bundle.tasks.detection import DetectionLoss, Detector, ResNetFPN
+from bundle.tasks.detection import AnchorSampling, DetectionLoss, Detector, ResNetFPN
 from bundle.tasks.detection.detector import whole_overlap
 
 ENCODER = {"name": "ResNet", "block": "bottleneck", "layers": [1, 2, 1, 1], "block_inplanes": [4, 8, 8, 8],
@@ -72,7 +72,7 @@ def test_the_share_of_the_encoder_that_is_used_is_known():
         extractor = ResNetFPN(ENCODER, returned_layers=layers, out_channels=8)
         kept = [key for key in given if not key.startswith(above)]
         assert set(kept) == set(extractor.body.state_dict())
-        assert extractor.share == pytest.approx(len(kept) / len(given)) and extractor.least < extractor.share
+        assert extractor.share == pytest.approx(len(kept) / len(given)) and extractor.min_matched < extractor.share
 
 
 def test_losses_have_gradients_for_every_parameter_also_without_a_box():
@@ -124,3 +124,17 @@ def test_windows_begin_on_whole_sites(size: int, stride: int, overlap: float):
 def test_a_crop_that_does_not_fit_the_strides_is_refused(crop: list[int]):
     with pytest.raises(UserError, match="--crop_size"):
         detector(crop_size=crop)
+
+
+def test_the_sampling_decides_how_many_anchors_count_in_the_loss():
+    torch.manual_seed(0)
+    sampling = AnchorSampling(candidates=2, samples=10, positive_fraction=0.2, min_negatives=3, negative_pool=1)
+    net = detector(sampling=sampling)
+    matched = torch.full((500,), -1.0)
+    matched[[3, 50, 200, 400]] = 1.0  # labels as the sampler takes them: 1 and more match a box, 0 and less do not
+    scores = torch.rand(500)
+    positive, negative = net.fg_bg_sampler([matched.clamp(min=0)], scores)
+    assert positive[0].sum() == 2 and negative[0].sum() == 8
+    hardest = set(scores.masked_fill(matched > 0, -1).topk(8).indices.tolist())
+    assert set(torch.nonzero(negative[0]).flatten().tolist()) == hardest
+    assert net.proposal_matcher.num_candidates == 2

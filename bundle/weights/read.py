@@ -1,5 +1,5 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
-"""The files of a model: the encoder's weights, their settings, the decoder's weights."""
+"""Reads a state dict of tensors from a file; nothing in the file is executed."""
 
 from __future__ import annotations
 
@@ -16,18 +16,7 @@ from torch import Tensor
 
 from bundle.errors import UserError
 
-__all__ = ["decoder_file", "read_weights", "without_reconstruction"]
-
-
-def decoder_file(model: Path) -> Path:
-    """Where a pre-trained decoder lies: `model_decoder.pt` beside the encoder's `model.pt`."""
-    return model.with_name(f"{model.stem}_decoder{model.suffix}")
-
-
-def without_reconstruction(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Those of a pre-trained decoder's tensors that another task can use: not its last layer and mask tokens."""
-    return {key: w for key, w in weights.items() if not key.startswith("mask_tokens.") and ".head." not in key}
-
+__all__ = ["read_weights", "without_reconstruction"]
 
 #: names under which others' checkpoints keep the weights
 _NESTS = ("state_dict", "model_state_dict", "network_weights", "model", "network", "net")
@@ -70,3 +59,8 @@ def read_weights(file: str | os.PathLike[str]) -> dict[str, Tensor]:
     if all(key.startswith("module.") for key in weights):
         weights = {key.removeprefix("module."): value for key, value in weights.items()}
     return weights
+
+
+def without_reconstruction(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of a pre-trained decoder's tensors that another task can use: not its last layer and mask tokens."""
+    return {key: w for key, w in weights.items() if not key.startswith("mask_tokens.") and ".head." not in key}

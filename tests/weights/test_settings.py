@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from bundle.errors import UserError
-from bundle.inference import read_settings
+from bundle.weights import ModelFiles, ModelSettings, read_settings
 
 WRITTEN: dict[str, Any] = {
     "encoder": {"name": "VNet"},
@@ -46,10 +46,22 @@ def test_weights_without_their_json_are_warned_about(tmp_path: Path, caplog: pyt
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "no readable json"), ("[]", "lacks encoder"), ('{"encoder": {}}', "lacks crop_size, spacing")],
+    [("{", "no readable json"), ("[]", "holds no settings"), ('{"encoder": {}}', "lacks crop_size, spacing")],
 )
 def test_a_json_that_cannot_be_used_is_named(tmp_path: Path, text: str, message: str):
     (tmp_path / "model.json").write_text(text)
     with pytest.raises(UserError, match=message) as error:
         read_settings(tmp_path / "model.pt", DEFAULTS)
     assert "model.json" in str(error.value)
+
+
+def test_unknown_keys_stay_and_missing_ones_have_defaults(tmp_path: Path):
+    (tmp_path / "model.json").write_text(json.dumps({"encoder": {"name": "VNet"}, "licence": "CC0", "later": [1]}))
+    settings = ModelFiles(tmp_path / "model.pt").read_settings()
+    assert settings is not None and settings.encoder == {"name": "VNet"} and settings.sha256 == ""
+    assert settings.content == {"encoder": {"name": "VNet"}, "licence": "CC0", "later": [1]}
+    assert settings.spacing is ModelSettings().spacing is None and settings.ct_window == ModelSettings().ct_window
+
+
+def test_without_a_json_there_are_no_settings(tmp_path: Path):
+    assert ModelFiles(tmp_path / "model.pt").read_settings() is None

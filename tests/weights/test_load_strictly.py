@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import logging
+import json
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from bundle.errors import UserError
-from bundle.inference import load_strictly, sha256_of
+from bundle.weights import checksum, load_strictly
 
 
 def network() -> nn.Module:
@@ -51,9 +51,9 @@ def test_another_networks_weights_change_nothing_and_are_named(weights: Path, ch
     assert all(torch.equal(value, before[key]) for key, value in into.state_dict().items())
 
 
-def test_a_json_of_other_weights_is_warned_about(weights: Path, caplog: pytest.LogCaptureFixture):
-    with caplog.at_level(logging.WARNING):
-        load_strictly(network(), weights, sha256=sha256_of(weights))
-        assert not caplog.records
-        load_strictly(network(), weights, sha256="0" * 64)
-    assert "is not the file" in caplog.text
+def test_a_json_of_other_weights_is_an_error(weights: Path):
+    weights.with_suffix(".json").write_text(json.dumps({"sha256": checksum(weights)}))
+    load_strictly(network(), weights)
+    weights.with_suffix(".json").write_text(json.dumps({"sha256": "0" * 64}))
+    with pytest.raises(UserError, match=r"model\.pt is not the file that model\.json describes"):
+        load_strictly(network(), weights)

@@ -1,0 +1,172 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""One model on the disk: its files read, verified, written and copied together."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import monai
+import torch
+from torch import Tensor
+
+from bundle.atomic import replace_file
+from bundle.errors import UserError
+from bundle.weights.read import read_weights
+from bundle.weights.settings import ModelSettings
+
+__all__ = ["ModelFiles", "checksum"]
+
+
+class ModelFiles:
+    """The files of one model: `model.pt`, and beside it `model.json` and, if it has one, `model_decoder.pt`.
+
+    `model.json` holds the sha256 of the two others. Whoever reads weights here reads those that it was written for, or
+    gets an error. Without a `model.json`, or where it holds no sha256, nothing is checked.
+
+    Args:
+        weights: path of `model.pt`; the others have its name.
+
+    Attributes:
+        weights: file of the encoder's, or the whole network's, weights.
+        settings: file of the settings.
+        decoder: file of the pre-trained decoder's weights.
+    """
+
+    def __init__(self, weights: str | os.PathLike[str]) -> None:
+        self.weights = Path(weights)
+        self.settings = self.weights.with_suffix(".json")
+        self.decoder = self.weights.with_name(f"{self.weights.stem}_decoder{self.weights.suffix}")
+
+    def read_settings(self) -> ModelSettings | None:
+        """Reads `model.json`; None where there is none.
+
+        Raises:
+            UserError: if it is damaged.
+        """
+        if not self.settings.is_file():
+            return None
+        remedy = "copy it again from the run folder, or move it away to do without"
+        try:
+            content = json.loads(self.settings.read_text())
+        except (ValueError, OSError) as error:
+            raise UserError(f"{self.settings} is no readable json, it is damaged ({error}): {remedy}") from error
+        if not isinstance(content, dict):
+            raise UserError(f"{self.settings} is no json of a model, it holds no settings: {remedy}")
+        return ModelSettings.from_content(content)
+
+    def read_weights(self) -> dict[str, Tensor]:
+        """Reads the weights, on the CPU.
+
+        Raises:
+            UserError: if they are not there, damaged, or not those that `model.json` describes.
+        """
+        self.verify_weights()
+        return read_weights(self.weights)
+
+    def read_decoder(self) -> dict[str, Tensor]:
+        """Reads the decoder's weights, on the CPU.
+
+        Raises:
+            UserError: if they are not there, damaged, or not those that `model.json` describes.
+        """
+        self.verify_decoder()
+        return read_weights(self.decoder)
+
+    def verify_weights(self) -> None:
+        """Compares the weights, where they are, with `model.json`.
+
+        A `.safetensors` file is an export of the weights, and `model.json` holds no sha256 of it.
+
+        Raises:
+            UserError: if they are not those that it describes.
+        """
+        about = self.read_settings()
+        if about is not None and about.sha256 and self.weights.is_file() and self.weights.suffix != ".safetensors":
+            self._verify(self.weights, about.sha256)
+
+    def verify_decoder(self) -> None:
+        """Compares the decoder's weights with `model.json`: one that this does not name is another model's.
+
+        Raises:
+            UserError: if they are not those that it describes, or it names some that are missing.
+        """
+        about = self.read_settings()
+        if about is None or not (about.sha256 or about.decoder_sha256):
+            return
+        if self.decoder.is_file():
+            self._verify(self.decoder, about.decoder_sha256)
+        elif about.decoder_sha256:
+            raise UserError(f"{self.decoder} is missing: copy it beside {self.weights.name}")
+
+    def _verify(self, file: Path, expected: str) -> None:
+        if checksum(file) != expected:
+            raise UserError(
+                f"{file} is not the file that {self.settings.name} describes, it is damaged or of another model: "
+                "copy both from one run folder, or download them again"
+            )
+
+    def write(
+        self, weights: Mapping[str, Tensor], settings: Mapping[str, Any], decoder: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Writes all files; each is whole on the disk before the first takes its place.
+
+        Args:
+            weights: a flat state dict.
+            settings: for `model.json`, which also gets the sha256 of the files and the versions of MONAI and PyTorch.
+                Dataclasses become their fields, other values that are no JSON text.
+            decoder: a flat state dict, or nothing; then a decoder that lies there, another model's, is removed.
+        """
+        with ExitStack() as stack:
+            about_file = stack.enter_context(replace_file(self.settings))
+            about = {**settings, "sha256": _save(weights, stack.enter_context(replace_file(self.weights)))}
+            if decoder:
+                about["decoder_sha256"] = _save(decoder, stack.enter_context(replace_file(self.decoder)))
+            about["versions"] = {"monai": monai.__version__, "torch": torch.__version__}
+            about_file.write_text(json.dumps(about, indent=4, default=_as_json) + "\n")
+        if not decoder:
+            self.decoder.unlink(missing_ok=True)
+
+    def copy_to(self, target: str | os.PathLike[str]) -> ModelFiles:
+        """Copies the files that there are, and removes those of another model that was there.
+
+        Args:
+            target: path of the copy's `model.pt`.
+
+        Returns:
+            The copies.
+        """
+        copies = ModelFiles(target)
+        pairs = [(self.weights, copies.weights), (self.decoder, copies.decoder), (self.settings, copies.settings)]
+        with ExitStack() as stack:
+            for source, copy in pairs:
+                if source.exists():
+                    shutil.copyfile(source, stack.enter_context(replace_file(copy)))
+        for source, copy in pairs:
+            if not source.exists():
+                copy.unlink(missing_ok=True)
+        return copies
+
+
+def checksum(file: str | os.PathLike[str]) -> str:
+    """Computes the sha256 of a file, in hexadecimal digits."""
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+
+
+def _save(weights: Mapping[str, Tensor], file: Path) -> str:
+    """Writes a state dict; gives the file's sha256."""
+    torch.save({name: weight.detach().cpu().contiguous() for name, weight in weights.items()}, file)
+    return checksum(file)
+
+
+def _as_json(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    return str(value)

@@ -1,0 +1,80 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""A model's settings and weights for the network that they are for: all of the weights, or an error."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from bundle.errors import UserError
+from bundle.weights.files import ModelFiles
+from bundle.weights.settings import ModelSettings
+
+__all__ = ["load_strictly", "read_settings"]
+
+logger = logging.getLogger(__name__)
+
+
+def read_settings(weights: str | os.PathLike[str], defaults: Mapping[str, Any]) -> ModelSettings:
+    """Reads what applying a model needs from the json beside its weights.
+
+    Args:
+        weights: path of the weights, such as "models/model.pt"; they need not exist.
+        defaults: content of the json where there is none.
+
+    Raises:
+        UserError: if the json cannot be read, or says nothing of the encoder, crop size, spacing or intensities.
+    """
+    files = ModelFiles(weights)
+    found = files.read_settings()
+    if found is None:
+        if files.weights.is_file():
+            name = files.settings.name
+            logger.warning("no %s beside the weights: taking the encoder and the settings from the config", name)
+        found = ModelSettings.from_content(defaults)
+    found.require("encoder", "crop_size", "spacing", "ct_window", "mr_percentiles", where=files.settings)
+    return found
+
+
+def load_strictly(
+    network: nn.Module, weights: str | os.PathLike[str], *, device: torch.device | str = "cpu"
+) -> nn.Module:
+    """Loads a state dict of exactly the network's tensors, and moves the network to a device.
+
+    MONAI's `CheckpointLoader` shows a wrong file as pages of keys, or, with `strict_shape=False`, takes it without a
+    word.
+
+    Args:
+        network: to be loaded into, in place.
+        weights: a file that `read_weights` reads.
+        device: where the network shall run.
+
+    Returns:
+        The same network, in eval mode.
+
+    Raises:
+        UserError: if the file cannot be read, is not the one that the json beside it describes, or holds another
+            network's tensors.
+    """
+    given, current = ModelFiles(weights).read_weights(), network.state_dict()
+    problems = [
+        *(
+            f"{key} {list(given[key].shape)}, not {list(current[key].shape)}"
+            for key in sorted(given.keys() & current.keys())
+            if given[key].shape != current[key].shape
+        ),
+        *(f"no {key}" for key in sorted(current.keys() - given.keys())),
+        *(f"{key}, which it has not" for key in sorted(given.keys() - current.keys())),
+    ]
+    if problems:
+        raise UserError(
+            f"{weights} does not fit the network in {len(problems)} of its {len(current)} tensors (it holds "
+            f"{problems[0]}): put the model.json of these weights beside them, or correct `encoder`"
+        )
+    network.load_state_dict(given)
+    return network.to(device).eval()

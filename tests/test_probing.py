@@ -9,17 +9,8 @@ import torch
 from scipy.optimize import minimize as minimize_by_scipy
 from torch.nn import functional as F
 
-from bundle.networks import build_encoder
-from bundle.probing import (
-    effective_rank,
-    feature_deviation,
-    fit_ridge,
-    minimize,
-    read_site_features,
-    retrieval,
-    standardize,
-    uniformity,
-)
+from bundle.networks import build_encoder, read_site_features
+from bundle.probing import effective_rank, feature_deviation, fit_ridge, minimize, retrieval, standardize, uniformity
 
 
 def features(rows: int = 60, channels: int = 5) -> tuple[torch.Tensor, torch.Tensor]:

@@ -11,7 +11,7 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Spacing, SpatialPad
 
-from bundle.cells import Triple, valid_cells
+from bundle.cells import valid_cells
 from bundle.errors import UserError, VolumeError
 
 __all__ = ["OptionalSpacingd", "PadToCropd", "ToPlainTensorsd", "crop_size"]
@@ -19,7 +19,7 @@ __all__ = ["OptionalSpacingd", "PadToCropd", "ToPlainTensorsd", "crop_size"]
 _MASKS = {"foreground", "valid"}
 
 
-def crop_size(size: Sequence[int], cell: Sequence[int]) -> Triple:
+def crop_size(size: Sequence[int], cell: Sequence[int]) -> tuple[int, int, int]:
     """Checks a crop size, voxels per axis, against the encoder's total stride.
 
     Raises:

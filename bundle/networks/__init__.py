@@ -12,6 +12,7 @@ from bundle.networks.objective import Objective
 from bundle.networks.pairs import Pairs, View, find_pairs
 from bundle.networks.pretraining import PretrainingNetwork, PretrainingOutput
 from bundle.networks.segres_decoder import SegResDecoder
+from bundle.networks.site_features import SiteFeatures, read_site_features
 from bundle.networks.teacher import Teacher
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "PretrainingNetwork",
     "PretrainingOutput",
     "SegResDecoder",
+    "SiteFeatures",
     "Stage",
     "Teacher",
     "View",
@@ -33,6 +35,7 @@ __all__ = [
     "build_feature_map",
     "find_pairs",
     "plain_depth_pairs",
+    "read_site_features",
     "reestimate_batch_norm",
     "total_stride",
 ]

@@ -7,6 +7,7 @@ from bundle.runs.folder import RunFolder, open_run_folder
 from bundle.runs.run_settings import use_run_settings
 from bundle.runs.shipped_model import ShippedModel, find_trained
 from bundle.runs.start import start_run
+from bundle.runs.steps import training_steps
 from bundle.runs.trained_run import TrainedRun
 from bundle.runs.workflow import CheckedWorkflow
 
@@ -21,6 +22,7 @@ __all__ = [
     "pick_device",
     "start_run",
     "stop_distributed",
+    "training_steps",
     "use_run_settings",
     "wrap",
 ]

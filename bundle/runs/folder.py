@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from bundle.atomic import free_path
 from bundle.errors import UserError
+from bundle.weights import ModelFiles
 
 __all__ = ["RunFolder", "open_run_folder"]
 
@@ -51,6 +52,11 @@ class RunFolder:
     def model(self) -> Path:
         """The encoder's weights."""
         return self.path / "model.pt"
+
+    @property
+    def model_files(self) -> ModelFiles:
+        """The weights with the files beside them."""
+        return ModelFiles(self.model)
 
     @property
     def panels(self) -> Path:

@@ -13,7 +13,6 @@ from ignite.engine import Engine, Events
 from bundle.runs import RunFolder
 from bundle.runs.checkpoint import read_checkpoint
 from bundle.runs.distributed import is_main_rank
-from bundle.weights import ModelFiles
 
 __all__ = ["ExportBest"]
 
@@ -55,4 +54,4 @@ class ExportBest:
     def _write(self, file: Path) -> None:
         checkpoint = read_checkpoint(file)
         settings = {**self.settings, "epoch": checkpoint["epoch"]}
-        ModelFiles(self.run_folder.model).write(checkpoint["network"], settings)
+        self.run_folder.model_files.write(checkpoint["network"], settings)

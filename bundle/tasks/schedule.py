@@ -7,7 +7,7 @@ from collections.abc import Sized
 
 from torch.optim import Optimizer
 
-from bundle.training.optimization import training_steps, warmup_steps
+from bundle.runs.steps import training_steps, warmup_steps
 from bundle.transfer import FineTuneSchedule
 
 __all__ = ["fine_tune_schedule"]

@@ -10,7 +10,7 @@ from bundle.training.gradients import ClipGradients, ScaleLoss
 from bundle.training.health import RepresentationHealth
 from bundle.training.history import History
 from bundle.training.objective_schedule import AlignmentWarmUp, UpdateTeacher, WarmUpObjective
-from bundle.training.optimization import parameter_groups, training_steps, warmup_cosine
+from bundle.training.optimization import parameter_groups, warmup_cosine
 from bundle.training.panels import ReconstructionPanels
 from bundle.training.per_class import PerClass
 from bundle.training.progress import Progress
@@ -45,6 +45,5 @@ __all__ = [
     "ValidationLoss",
     "WarmUpObjective",
     "parameter_groups",
-    "training_steps",
     "warmup_cosine",
 ]

@@ -61,7 +61,7 @@ class ExportEncoder:
         loader: Iterable[Mapping[str, Any]] | None = None,
         batches: int = 8,
     ) -> None:
-        self.model, self.network = run_folder.model, unwrap(network)
+        self.model_files, self.network = run_folder.model_files, unwrap(network)
         self.published = Path(models_dir) / "model.pt"
         self.settings, self.replace_model = settings, replace_model
         self.loader, self.batches = loader, batches
@@ -84,7 +84,7 @@ class ExportEncoder:
             "iterations": engine.state.iteration,
             "parameters": sum(parameter.numel() for parameter in weights.values()),
         }
-        ModelFiles(self.model).write(weights, about, decoder)
+        self.model_files.write(weights, about, decoder)
 
     def _images(self, engine: Engine) -> tuple[list[torch.Tensor], ...]:
         """The arguments of `encoder_state_dict` and `decoder_state_dict`."""
@@ -101,13 +101,13 @@ class ExportEncoder:
                     "%s is from an earlier run and stays; to publish this one, copy %s over it (and model.json), "
                     "or run with --replace_model",
                     self.published,
-                    self.model,
+                    self.model_files.weights,
                 )
                 return
             kept = free_path(self.published.with_name("model_previous.pt"))
             ModelFiles(self.published).copy_to(kept)
             logger.info("kept the earlier model as %s", kept)
-        ModelFiles(self.model).copy_to(self.published)
+        self.model_files.copy_to(self.published)
         logger.info("published %s", self.published)
 
 

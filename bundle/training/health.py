@@ -13,8 +13,8 @@ from ignite.engine import Engine, Events
 from monai.utils.enums import CommonKeys
 from torch import Tensor, nn
 
-from bundle.networks import PretrainingNetwork, find_pairs
-from bundle.probing import SiteFeatures, effective_rank, feature_deviation, read_site_features, retrieval, uniformity
+from bundle.networks import PretrainingNetwork, SiteFeatures, find_pairs, read_site_features
+from bundle.probing import effective_rank, feature_deviation, retrieval, uniformity
 from bundle.runs.distributed import gather, is_main_rank, unwrap
 
 __all__ = ["RepresentationHealth", "find_problems", "measure_health"]

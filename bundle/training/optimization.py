@@ -1,9 +1,8 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
-"""What the optimizer and its schedule are made with: which parameters decay, and how many steps there are."""
+"""What the optimizer and its schedule are made with: which parameters decay, and how the rate moves."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sized
 from typing import Any
 
@@ -11,9 +10,9 @@ from monai.optimizers import WarmupCosineSchedule
 from torch import nn
 from torch.optim import Optimizer
 
-__all__ = ["parameter_groups", "training_steps", "warmup_cosine", "warmup_steps"]
+from bundle.runs.steps import training_steps, warmup_steps
 
-logger = logging.getLogger(__name__)
+__all__ = ["parameter_groups", "warmup_cosine"]
 
 
 def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -38,30 +37,6 @@ def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, 
             (free if parameter.ndim <= 1 or is_token else decayed).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
-
-
-def training_steps(loader: Sized, epochs: float) -> int:
-    """The number of iterations in `epochs` epochs (0.5 is half of one), at least 1.
-
-    With `LrScheduleHandler(epoch_level=False)` the schedule moves once per iteration, so gradient accumulation does not
-    change this number.
-    """
-    return max(1, round(len(loader) * epochs))
-
-
-def warmup_steps(loader: Sized, epochs: float, total_epochs: float) -> int:
-    """The number of iterations in `epochs` epochs, at most half of those in `total_epochs`, and at least 1.
-
-    A short run, such as a first look with ``--epochs 2``, would else end before its learning rate is reached.
-    """
-    if epochs <= total_epochs / 2:
-        return training_steps(loader, epochs)
-    logger.warning(
-        "warmup_epochs is %g of %g epochs: warms up for half of them, so that the learning rate is reached",
-        epochs,
-        total_epochs,
-    )
-    return training_steps(loader, total_epochs / 2)
 
 
 def warmup_cosine(

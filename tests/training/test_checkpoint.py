@@ -20,8 +20,8 @@ from torch.optim import AdamW
 
 from bundle.errors import UserError
 from bundle.runs.folder import RunFolder
+from bundle.runs.steps import training_steps
 from bundle.training.checkpoint import RunCheckpoint
-from bundle.training.optimization import training_steps
 from bundle.training.sampling import SetSamplerEpoch
 from bundle.training.scalars import Scalars
 

@@ -5,7 +5,8 @@ from monai.handlers import LrScheduleHandler
 from monai.optimizers import WarmupCosineSchedule
 from torch.optim import SGD
 
-from bundle.training.optimization import parameter_groups, training_steps, warmup_cosine, warmup_steps
+from bundle.runs.steps import training_steps, warmup_steps
+from bundle.training.optimization import parameter_groups, warmup_cosine
 
 from .toy import ToyNetwork, toy_loader, toy_trainer
 

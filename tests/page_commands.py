@@ -20,7 +20,7 @@ from bundle.runs.overrides import check_overrides
 from tests.pages import ROOT, blocks
 
 #: arguments of MONAI's `run`; all else that it is given is an override
-_RUN = {"config_file", "meta_file", "logging_file", "tracking", "args_file"}
+_RUN = {"config_file", "meta_file", "logging_file", "tracking", "args_file", "workflow_name"}
 
 
 class BrokenCommand(Exception):

@@ -12,7 +12,7 @@ from bundle.tasks.detection.boxes import (
     boxes_in_world,
     check_box_classes,
 )
-from bundle.tasks.detection.detector import Detector
+from bundle.tasks.detection.detector import AnchorSampling, Detector
 from bundle.tasks.detection.find import find_boxes
 from bundle.tasks.detection.loss import DetectionLoss
 from bundle.tasks.detection.metrics import AveragePrecision
@@ -21,6 +21,7 @@ from bundle.tasks.detection.resnet_fpn import ResNetFPN
 from bundle.tasks.detection.table import PredictedBoxes
 
 __all__ = [
+    "AnchorSampling",
     "AveragePrecision",
     "BoxBatch",
     "BoxesToVoxelsd",

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +14,24 @@ from torch import Tensor, nn
 
 from bundle.errors import UserError
 
-__all__ = ["Detector"]
+__all__ = ["AnchorSampling", "Detector"]
+
+
+@dataclass(frozen=True)
+class AnchorSampling:
+    """Which anchors count in the loss of the classes: those that match a box, and hard ones among the others.
+
+    Attributes:
+        anchors: per crop.
+        positive_fraction: share of them that match a box, if there are as many.
+        min_negatives: number of others, at least.
+        negative_pool: how many times as many of the highest-scoring others to draw from: smaller is harder.
+    """
+
+    anchors: int = 64
+    positive_fraction: float = 0.3
+    min_negatives: int = 16
+    negative_pool: float = 20
 
 
 class Detector(RetinaNetDetector):
@@ -29,10 +47,7 @@ class Detector(RetinaNetDetector):
         crop_size: of training and of the sliding window, voxels per axis.
         overlap: of windows, on each axis; rounded so that windows begin on a site of the coarsest level.
         candidates: anchors per level and box among which ATSS (Zhang et al. 2020, arXiv:1912.02424) chooses.
-        samples: anchors per crop that count in the loss of the classes.
-        positive_fraction: share of them that match a box, if there are as many.
-        min_negatives: least number of others.
-        negative_pool: how many times as many of the highest-scoring others to draw from: smaller is harder.
+        sampling: which anchors count in the loss of the classes.
         score_threshold: boxes that score less are dropped.
         nms_threshold: of two boxes of one class that overlap by a larger IoU, the one that scores less is dropped.
         max_boxes: per volume.
@@ -51,10 +66,7 @@ class Detector(RetinaNetDetector):
         crop_size: Sequence[int],
         overlap: float = 0.25,
         candidates: int = 4,
-        samples: int = 64,
-        positive_fraction: float = 0.3,
-        min_negatives: int = 16,
-        negative_pool: float = 20,
+        sampling: AnchorSampling | None = None,
         score_threshold: float = 0.02,
         nms_threshold: float = 0.22,
         max_boxes: int = 100,
@@ -70,11 +82,12 @@ class Detector(RetinaNetDetector):
             )
         self.set_target_keys(box_key="box", label_key="label")
         self.set_atss_matcher(num_candidates=candidates, center_in_gt=False)
+        sampling = sampling or AnchorSampling()
         self.set_hard_negative_sampler(
-            batch_size_per_image=samples,
-            positive_fraction=positive_fraction,
-            min_neg=min_negatives,
-            pool_size=negative_pool,
+            batch_size_per_image=sampling.anchors,
+            positive_fraction=sampling.positive_fraction,
+            min_neg=sampling.min_negatives,
+            pool_size=sampling.negative_pool,
         )
         self.set_box_selector_parameters(
             score_thresh=score_threshold, nms_thresh=nms_threshold, detections_per_img=max_boxes

@@ -11,7 +11,7 @@ from monai.networks.nets.resnet import ResNetFeatures
 
 from bundle.errors import UserError
 from bundle.networks import build_encoder
-from bundle.tasks.detection import DetectionLoss, Detector, ResNetFPN
+from bundle.tasks.detection import AnchorSampling, DetectionLoss, Detector, ResNetFPN
 from bundle.tasks.detection.detector import whole_overlap
 
 ENCODER = {"name": "ResNet", "block": "bottleneck", "layers": [1, 2, 1, 1], "block_inplanes": [4, 8, 8, 8],
@@ -100,6 +100,26 @@ def test_an_anchor_that_is_a_box_matches_it():
     assert matched[number] == 0 and (matched < 0).any()
     (none,) = net.compute_anchor_matched_idxs([anchors], [{"box": torch.zeros(0, 6)}], per_level)
     assert (none < 0).all() and none.shape == matched.shape
+
+
+@pytest.mark.parametrize(
+    ("sampling", "positives", "negatives"),
+    [
+        (None, 19, 44),  # of 64 anchors 30 % match a box, and 7 others come with 3 of those
+        (AnchorSampling(anchors=10, positive_fraction=0.5, min_negatives=1), 5, 5),
+        (AnchorSampling(anchors=10, positive_fraction=0.5, min_negatives=30), 5, 30),
+    ],
+)
+def test_as_many_anchors_count_as_the_sampling_says(
+    sampling: AnchorSampling | None, positives: int, negatives: int
+) -> None:
+    sampler = detector(sampling=sampling).fg_bg_sampler
+    matches = torch.zeros(2000)
+    matches[:100] = 1
+    torch.manual_seed(0)
+    (chosen,), (others,) = sampler([matches], torch.rand(2000))
+    assert int(chosen.sum()) == positives and int(others.sum()) == negatives
+    assert bool((matches[chosen > 0] == 1).all()) and bool((matches[others > 0] == 0).all())
 
 
 def test_whole_volumes_give_boxes_inside_them():

@@ -46,6 +46,14 @@ def test_options_reach_the_bundle_unchanged_and_last(project: Path) -> None:
     assert run(project / "scripts/train.sh", *options).stdout.splitlines()[-5:] == options
 
 
+@pytest.mark.parametrize(("environment", "policy"), [({}, "passive"), ({"OMP_WAIT_POLICY": "active"}, "active")])
+def test_threads_sleep_while_they_wait_unless_the_user_says_otherwise(
+    project: Path, environment: dict[str, str], policy: str
+) -> None:
+    (project / ".venv/bin/python").write_text('#!/bin/bash\necho "$OMP_WAIT_POLICY"\n')
+    assert run(project / "scripts/train.sh", **environment).stdout.splitlines()[-1] == policy
+
+
 @pytest.mark.parametrize("options", [["--dataset_dir", "/volumes"], ["--epochs", "3", "--dataset_dir=/volumes"]])
 def test_own_data_needs_no_fetching(project: Path, options: list[str]) -> None:
     result = run(project / "scripts/train.sh", *options)

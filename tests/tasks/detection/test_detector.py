@@ -102,6 +102,26 @@ def test_an_anchor_that_is_a_box_matches_it():
     assert (none < 0).all() and none.shape == matched.shape
 
 
+@pytest.mark.parametrize(
+    ("sampling", "positives", "negatives"),
+    [
+        (AnchorSampling(), 19, 44),  # of 64 anchors 30 % match a box, and 7 others come with 3 of those
+        (AnchorSampling(samples=10, positive_fraction=0.5, min_negatives=1), 5, 5),
+        (AnchorSampling(samples=10, positive_fraction=0.5, min_negatives=30), 5, 30),
+    ],
+)
+def test_as_many_anchors_count_as_the_sampling_says(
+    sampling: AnchorSampling, positives: int, negatives: int
+) -> None:
+    sampler = detector(sampling=sampling).fg_bg_sampler
+    matches = torch.zeros(2000)
+    matches[:100] = 1
+    torch.manual_seed(0)
+    (chosen,), (others,) = sampler([matches], torch.rand(2000))
+    assert int(chosen.sum()) == positives and int(others.sum()) == negatives
+    assert bool((matches[chosen > 0] == 1).all()) and bool((matches[others > 0] == 0).all())
+
+
 def test_whole_volumes_give_boxes_inside_them():
     net = detector(score_threshold=0.0, max_boxes=7).eval()
     volume = torch.randn(1, 1, 64, 48, 24)

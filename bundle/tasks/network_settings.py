@@ -32,5 +32,7 @@ def network_settings(network: nn.Module) -> dict[str, Any]:
         resolver = source.parser.ref_resolver
         for name, item in resolver.items.items():
             if isinstance(item, ConfigComponent) and resolver.resolved_content.get(name) is network:
-                settings.update(item.resolve_args())
+                arguments = item.resolve_args()
+                if not any(value is network for value in arguments.values()):  # it has not made it, only passed it on
+                    settings.update(arguments)
     return settings

@@ -21,7 +21,7 @@ CONFIG = {
         "features": "$@sizes + [8, 8, 8, 4]",
         "norm": ["instance", {"affine": "$True"}],
     },
-    "wrapped": "@network_def",
+    "wrapped": {"_target_": "bundle.runs.wrap", "network": "@network_def", "device": "$torch.device('cpu')"},
     "settings": {"network": {"_target_": "bundle.tasks.network_settings", "network": "@wrapped"}},
 }
 

@@ -30,7 +30,7 @@ class VisibleSyncBatchNorm(nn.SyncBatchNorm):
             return super().forward(x)
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         total = wide.sample_sum().sum(0)
-        sites = total.new_full((1,), x.layout.sites(x.block))
+        sites = total.new_full((1,), x.layout.count_sites(x.cell_shape))
         total, count = all_reduce(torch.cat([total, sites]), group=self.process_group).split([self.num_features, 1])
         mean = total / count
         centred = wide - mean.view(1, -1, 1, 1, 1)

@@ -22,7 +22,7 @@ __all__ = ["RULES", "SparseVolume", "rule"]
 #: what runs in place of a torch function when one of its arguments is a `SparseVolume`
 RULES: dict[Callable[..., Any], Callable[..., Any]] = {}
 
-#: executors that need a library of their own: module and class, imported when first asked for
+#: executors that need another library: module and class, imported when first asked for
 _ON_DEMAND = {"minkowski": ("bundle.sparse.executors.minkowski", "MinkowskiVolume")}
 
 
@@ -94,7 +94,7 @@ class SparseVolume(ABC):
             executor: one of `SparseVolume.known_executors()`.
 
         Raises:
-            UserError: no such executor, or the library that it needs is not installed.
+            UserError: no executor has this name, or the library that it needs is not installed.
             ValueError: `image` does not divide into the cells of `visible`.
         """
         kind = SparseVolume.executor_class(executor)
@@ -116,7 +116,7 @@ class SparseVolume(ABC):
 
     @staticmethod
     def executor_class(name: str) -> type[SparseVolume]:
-        """The executor of that name; one that needs a library of its own is imported now.
+        """The executor of that name; one that needs another library is imported now.
 
         Raises:
             UserError: there is none of that name, or its library is not installed.

@@ -1,7 +1,7 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
 """Submanifold convolution over the visible blocks: gather each block with its halo, then one dense convolution.
 
-The gradient with respect to the input is again such a convolution, of the output gradient gathered with its own halo,
+The gradient with respect to the input is again a convolution, of the output gradient gathered with its halo,
 so the backward needs no scatter and no atomic addition; the weight's gradient comes from the re-gathered input, which
 is cheaper to gather twice than to keep.
 """

@@ -24,7 +24,7 @@ from bundle.sparse.windows import Window
 
 __all__ = ["convolve_winograd_cubes"]
 
-#: the transformed sites of a part, two or three such buffers being in use: less is more calls, more leaves the cache
+#: the transformed sites of a part, with two or three of these buffers in use: less is more calls, more leaves the cache
 PART_BYTES = 4 * 2**20
 
 

@@ -23,7 +23,7 @@ __all__ = ["CellsVolume"]
 class CellsVolume(SparseVolume, executor="cells"):
     """Stores ``[N, C, d, h, w]``, a block of ``d x h x w`` sites for each of the N visible cells, channels last.
 
-    Nothing is stored or computed for absent cells, so norms and activations are torch's own on the blocks, and only
+    Nothing is stored or computed for absent cells, so norms and activations are torch's on the blocks, and only
     a convolution wider than one site looks beyond a block, at its halo.
     """
 
@@ -73,7 +73,7 @@ class CellsVolume(SparseVolume, executor="cells"):
     def normalize_sample(
         self, groups: int | None, weight: Tensor | None, bias: Tensor | None, eps: float
     ) -> SparseVolume:
-        # cells are sorted by sample, so a sample is one slice, and its norm is torch's own over that slice
+        # cells are sorted by sample, so a sample is one slice, and its norm is torch's over that slice
         samples = self.features.split([count for count in self.layout.counts if count])
         weight, bias = self._float_affine(weight, bias)
         if groups is None:

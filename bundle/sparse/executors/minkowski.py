@@ -1,5 +1,5 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
-"""The `minkowski` executor: MinkowskiEngine's sparse convolution on the network's own `Conv3d` weights.
+"""The `minkowski` executor: MinkowskiEngine's sparse convolution on the network's `Conv3d` weights.
 
 Importing this file imports MinkowskiEngine, so `SparseVolume.executor_class` does it only when the executor is chosen.
 """

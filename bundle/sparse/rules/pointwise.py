@@ -71,7 +71,7 @@ def _combine(volume: SparseVolume, other: Any, function: Callable[..., Tensor]) 
         return volume.pointwise(lambda features: function(features, other))
     if isinstance(other, Tensor):
         shape = (1,) * (5 - other.ndim) + tuple(other.shape)
-        if shape[2:] == (1, 1, 1):  # a value per sample or channel, such as a gate, a drop-path mask, a layer's scale
+        if shape[2:] == (1, 1, 1):  # a value per sample or channel: a gate, a drop-path mask, a layer's scale
             return volume.pointwise(lambda features: function(features, volume.spread(other.view(shape))))
         other = dense_beside(volume, other.view(shape))
     require_same_level(volume, other)

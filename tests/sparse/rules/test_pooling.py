@@ -65,6 +65,16 @@ def test_average_pooling_divides_by_the_sites_that_are_not_masked(executor, argu
 
 
 @pytest.mark.parametrize("layer", [nn.MaxPool3d, nn.AvgPool3d])
+def test_windows_as_wide_as_their_stride_still_cross_cells_if_they_are_padded(executor, layer):
+    visible = torch.tensor([True, True, False, True]).view(1, 1, 4, 1, 1)
+    image = torch.arange(12.0).view(1, 1, 12, 1, 1) + 1
+    out = run(layer((3, 1, 1), (3, 1, 1), (1, 0, 0)), image, visible, executor).flatten().tolist()
+    # windows start one site before their cell: [pad, 1, 2] [3, 4, 5] [6, absent, absent] [absent, 10, 11]
+    expected = [2, 5, 0, 11] if layer is nn.MaxPool3d else [1, 4, 0, 10.5]
+    assert out == expected
+
+
+@pytest.mark.parametrize("layer", [nn.MaxPool3d, nn.AvgPool3d])
 @every_window
 def test_with_everything_visible_pooling_is_the_dense_layer(executor, layer, arguments):
     image, visible = example()

@@ -57,7 +57,7 @@ class EncoderDepthPairs(nn.Module):
 
     def _pairs(self, depth: int, view: View, teacher: EncoderDepthPairs | None) -> list[Pairs]:
         below = depth + 1
-        sites = view.features[below].layout.draw_sites(self.samples, view.features[below].block)
+        sites = view.features[below].layout.draw_sites(self.samples, view.features[below].cell_shape)
         stride = view.spacing.new_tensor(self.levels[below].stride)
         position = (sites[:, 1:] + 0.5) * stride * view.spacing[sites[:, 0]]
         volume = view.volume[sites[:, 0]]
@@ -86,7 +86,7 @@ def plain_depth_pairs(levels: Sequence[Level]) -> EncoderDepthPairs:
 
 def average_at(fine: SparseVolume, coarse: SparseVolume, sites: Tensor) -> Tensor:
     """``[M, C]``: the finer level's features averaged over each of the given sites of the coarser level."""
-    step = [f // c for f, c in zip(fine.block, coarse.block)]
+    step = [f // c for f, c in zip(fine.cell_shape, coarse.cell_shape)]
     corner = sites * sites.new_tensor([1, *step])
     inside = sites.new_tensor([(0, *place) for place in product(*(range(s) for s in step))])
     children = (corner[:, None] + inside).flatten(0, 1)

@@ -75,7 +75,7 @@ class VolumeLevelPairs(nn.Module):
                 "VolumeLevelPairs needs a teacher, which sees the parent whole: set network_def#teacher_momentum"
             )
         features = child.features[self.depth]
-        sites = features.layout.draw_sites(self.samples, features.block)
+        sites = features.layout.draw_sites(self.samples, features.cell_shape)
         rows = sites[:, 0]
         stride = child.spacing.new_tensor(self.level.stride)
         position = (
@@ -100,12 +100,12 @@ def sample_at(features: SparseVolume, rows: Tensor, place: Tensor) -> Tensor:
     place = place.clamp(min=torch.zeros_like(size), max=size - 1)
     low = place.floor()
     share = place - low
-    block, layout = features.block, features.layout
+    cell_shape, layout = features.cell_shape, features.layout
     total = weights = torch.zeros((), device=place.device)
     for corner in torch.cartesian_prod(*[torch.arange(2, device=place.device)] * 3):
         site = torch.minimum(low + corner, size - 1).long()
         weight = torch.where(corner > 0, share, 1 - share).prod(1)
-        cell = torch.div(site, site.new_tensor(block), rounding_mode="floor")
+        cell = torch.div(site, site.new_tensor(cell_shape), rounding_mode="floor")
         exists = layout.visible[rows, cell[:, 0], cell[:, 1], cell[:, 2]]
         safe = torch.where(exists[:, None], torch.cat([rows[:, None], site], 1), _any_site(features))
         weight = weight * exists
@@ -117,4 +117,4 @@ def sample_at(features: SparseVolume, rows: Tensor, place: Tensor) -> Tensor:
 def _any_site(features: SparseVolume) -> Tensor:
     """int64 ``[1, 4]``, a site that exists: to be read where the weight is zero."""
     cell = features.layout.cells[:1]
-    return cell * cell.new_tensor([1, *features.block])
+    return cell * cell.new_tensor([1, *features.cell_shape])

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
@@ -14,41 +14,53 @@ from torch import Tensor
 
 from bundle.cells import Triple
 
-__all__ = ["CellLayout", "HaloTable", "Triple"]
+__all__ = ["CellLayout", "HaloTable"]
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class HaloTable:
-    """Where each site of every visible cell's block, widened by a halo, is read from.
+    """Where each site of a cell's block, widened by a halo, is read from, for some or all of the visible cells.
 
     Attributes:
-        rows: ``[N * P]`` int64, for each of the ``P`` sites of a widened block the row of the site in the features
+        rows: ``[cells * P]`` int64, for each of the ``P`` sites of a widened block the row of the site in the features
             seen as ``[N * d * h * w, C]``; row 0 stands in where the site is absent.
         absent: ``[K]`` int64, the positions in ``rows`` whose site is absent.
-        block: the widened block's sites per axis, ``P`` in all.
-        cells: ``N``, how many blocks are widened.
+        shape: sites per axis of a widened block, ``P`` in all.
+        cells: which of the layout's ``N`` visible cells these are.
     """
 
     rows: Tensor
     absent: Tensor
-    block: Triple
-    cells: int
+    shape: Triple
+    cells: slice
 
 
 class CellLayout:
     """The visible cells of a batch, shared by every level of an encoder.
 
-    A *cell* is one site of the coarsest feature map. At a finer level it is a *block* of sites, for example
-    8 x 8 x 8 of them two strides up; a cell is visible or absent at all levels alike. Finding the visible cells asks
-    the device once; every table made from them is kept, so a network asks for it at no further cost.
+    A *cell* is one site of the coarsest feature map. At a finer level it covers more sites, for example 8 x 8 x 8
+    three strides up: this is its *cell shape* there. A cell is visible or absent at all levels alike. Finding the
+    visible cells asks the device once. Every table made from them is cached, so a network asks for it at no further
+    cost.
 
     Args:
         visible: bool ``[B, 1, gd, gh, gw]`` or ``[B, gd, gh, gw]``, True where a cell is visible.
 
     Raises:
         ValueError: if `visible` has another shape or type, or shows no cell at all.
+
+    Example:
+        >>> visible = torch.zeros(1, 1, 2, 2, 2, dtype=torch.bool)
+        >>> visible[..., 1] = True  # the last half of the last axis
+        >>> layout = CellLayout(visible)
+        >>> len(layout), layout.grid
+        (4, (2, 2, 2))
+        >>> layout.site_mask((8, 8, 8)).shape  # on the voxels, if a cell is 8 x 8 x 8 of them
+        torch.Size([1, 1, 16, 16, 16])
+        >>> layout.count_sites((8, 8, 8))
+        2048
     """
 
     def __init__(self, visible: Tensor) -> None:
@@ -63,7 +75,7 @@ class CellLayout:
         if len(self.cells) == 0:
             raise ValueError("no cell is visible in any sample: lower the mask ratio or enlarge the crop")
         self.counts: list[int] = visible.flatten(1).sum(1).tolist()  # visible cells of each sample
-        self._kept: dict[tuple[object, ...], object] = {}
+        self._cache: dict[tuple[object, ...], object] = {}
 
     @property
     def batch(self) -> int:
@@ -95,38 +107,45 @@ class CellLayout:
         slots.view(-1)[self.cell_numbers] = torch.arange(len(self), device=self.device)
         return slots
 
-    def site_mask(self, block: Triple) -> Tensor:
-        """Bool ``[B, 1, D, H, W]`` on the sites of the level whose cells have `block` sites per axis."""
-        return self.keep(("mask", block), lambda: self._repeat(self.visible[:, None], block))
+    def site_mask(self, cell_shape: Triple) -> Tensor:
+        """Bool ``[B, 1, D, H, W]`` on the sites of the level whose cells have `cell_shape` sites per axis."""
+        return self.cached(("mask", cell_shape), lambda: self._repeat(self.visible[:, None], cell_shape))
 
-    def sites(self, block: Triple) -> int:
-        """Visible sites in the whole batch, at the level whose cells have `block` sites per axis."""
-        return len(self) * block[0] * block[1] * block[2]
+    def count_sites(self, cell_shape: Triple) -> int:
+        """Visible sites in the whole batch, at the level whose cells have `cell_shape` sites per axis."""
+        return len(self) * cell_shape[0] * cell_shape[1] * cell_shape[2]
 
     @cached_property
     def divisors(self) -> Tensor:
         """``[B]`` int64 on the device: visible cells of each sample, to divide by, so one where there is none."""
         return self.visible.flatten(1).sum(1).clamp(min=1)
 
-    def halo(self, block: Triple, low: Triple, high: Triple) -> HaloTable:
+    def halo(self, cell_shape: Triple, low: Triple, high: Triple) -> HaloTable:
         """The table that widens every visible cell's block by `low` sites before and `high` sites after it.
 
-        A negative width leaves out that many of the block's own sites. Sites outside the volume are absent.
+        A negative width leaves out that many of the block's sites. Sites outside the volume are absent.
         """
-        return self.halos(block, low, high, parts=1)[0]
+        return self.halos(cell_shape, low, high, parts=1)[0]
 
-    def halos(self, block: Triple, low: Triple, high: Triple, parts: int) -> list[HaloTable]:
-        """As `halo`, in so many tables of about as many cells each, in the cells' order."""
-        return self.keep(
-            ("halos", block, low, high, parts),
-            lambda: [self._halo(cells, block, low, high) for cells in self.cells.tensor_split(parts)],
+    def halos(self, cell_shape: Triple, low: Triple, high: Triple, parts: int) -> list[HaloTable]:
+        """As `halo`, in `parts` tables of about as many cells each, in the cells' order."""
+        return self.cached(
+            ("halos", cell_shape, low, high, parts),
+            lambda: [self._halo(part, cell_shape, low, high) for part in self._split(parts)],
         )
 
-    def _halo(self, cells: Tensor, block: Triple, low: Triple, high: Triple) -> HaloTable:
-        # per axis: the sites of the widened block, the cell they lie in relative to their own, the place inside it
-        sites = [torch.arange(-lo, b + hi, device=self.device) for b, lo, hi in zip(block, low, high)]
-        steps = [torch.div(s, b, rounding_mode="floor") for s, b in zip(sites, block)]
-        inside = [s - k * b for s, k, b in zip(sites, steps, block)]
+    def _split(self, parts: int) -> Iterator[slice]:
+        first = 0
+        for cells in self.cells.tensor_split(parts):
+            yield slice(first, first + len(cells))
+            first += len(cells)
+
+    def _halo(self, part: slice, cell_shape: Triple, low: Triple, high: Triple) -> HaloTable:
+        cells = self.cells[part]
+        # per axis: the sites of the widened block, the cell they lie in relative to this one, the place inside it
+        sites = [torch.arange(-lo, b + hi, device=self.device) for b, lo, hi in zip(cell_shape, low, high)]
+        steps = [torch.div(s, b, rounding_mode="floor") for s, b in zip(sites, cell_shape)]
+        inside = [s - k * b for s, k, b in zip(sites, steps, cell_shape)]
         reach = [max(int(abs(k).max()) if len(k) else 0, 0) for k in (step.cpu() for step in steps)]
         slots = F.pad(self.slots, [r for axis in reversed(reach) for r in (axis, axis)], value=-1)
         place = [cells[:, 1 + axis, None] + reach[axis] + steps[axis] for axis in range(3)]  # each [N, P_axis]
@@ -136,46 +155,48 @@ class CellLayout:
             place[1][:, None, :, None],
             place[2][:, None, None],
         ]
-        offset = (inside[0][:, None, None] * block[1] + inside[1][:, None]) * block[2] + inside[2]
-        rows = torch.where(slot < 0, 0, slot * (block[0] * block[1] * block[2]) + offset).flatten()
+        offset = (inside[0][:, None, None] * cell_shape[1] + inside[1][:, None]) * cell_shape[2] + inside[2]
+        rows = torch.where(slot < 0, 0, slot * (cell_shape[0] * cell_shape[1] * cell_shape[2]) + offset).flatten()
         absent = (slot.flatten() < 0).nonzero()[:, 0]
-        return HaloTable(rows, absent, (len(sites[0]), len(sites[1]), len(sites[2])), len(cells))
+        return HaloTable(rows, absent, (len(sites[0]), len(sites[1]), len(sites[2])), part)
 
-    def site_rows(self, sites: Tensor, block: Triple) -> Tensor:
+    def site_rows(self, sites: Tensor, cell_shape: Triple) -> Tensor:
         """Rows of the given visible sites in features seen as ``[N * d * h * w, C]``.
 
         Args:
             sites: int64 ``[M, 4]``: sample, and the site's place on each axis of the level's map. All must be visible.
-            block: sites per cell and axis at that level.
+            cell_shape: sites per cell and axis at that level.
         """
-        size = torch.tensor(block, device=sites.device)
+        size = torch.tensor(cell_shape, device=sites.device)
         cell = torch.div(sites[:, 1:], size, rounding_mode="floor")
         inside = sites[:, 1:] - cell * size
         slot = self.slots[sites[:, 0], cell[:, 0], cell[:, 1], cell[:, 2]]
-        return slot * size.prod() + (inside[:, 0] * block[1] + inside[:, 1]) * block[2] + inside[:, 2]
+        return slot * size.prod() + (inside[:, 0] * cell_shape[1] + inside[:, 1]) * cell_shape[2] + inside[:, 2]
 
-    def draw_sites(self, count: int, block: Triple, generator: torch.Generator | None = None) -> Tensor:
+    def draw_sites(self, count: int, cell_shape: Triple, generator: torch.Generator | None = None) -> Tensor:
         """Draws up to `count` different visible sites of a level, evenly over all of them.
 
         Returns:
             int64 ``[M, 4]``: sample, and the site's place on each axis, ``M = min(count, all visible sites)``.
         """
-        volume = block[0] * block[1] * block[2]
+        d, h, w = cell_shape
         device = self.device if generator is None else generator.device
-        picked = torch.randperm(len(self) * volume, generator=generator, device=device)[:count].to(self.device)
-        cell = self.cells[torch.div(picked, volume, rounding_mode="floor")]
-        inside = picked % volume
-        place = torch.stack([inside // (block[1] * block[2]), inside // block[2] % block[1], inside % block[2]], dim=1)
-        return torch.cat([cell[:, :1], cell[:, 1:] * torch.tensor(block, device=self.device) + place], dim=1)
+        picked = torch.randperm(self.count_sites(cell_shape), generator=generator, device=device)[:count].to(
+            self.device
+        )
+        cell = self.cells[torch.div(picked, d * h * w, rounding_mode="floor")]
+        inside = picked % (d * h * w)
+        place = torch.stack([inside // (h * w), inside // w % h, inside % w], dim=1)
+        return torch.cat([cell[:, :1], cell[:, 1:] * torch.tensor(cell_shape, device=self.device) + place], dim=1)
 
     @staticmethod
-    def _repeat(cells: Tensor, block: Sequence[int]) -> Tensor:
-        for axis, times in zip((-3, -2, -1), block):
+    def _repeat(cells: Tensor, cell_shape: Sequence[int]) -> Tensor:
+        for axis, times in zip((-3, -2, -1), cell_shape):
             cells = cells.repeat_interleave(times, dim=axis)
         return cells
 
-    def keep(self, key: tuple[object, ...], make: Callable[[], T]) -> T:
-        """What `make` returned when it was first called under this key: tables are made once per mask."""
-        if key not in self._kept:
-            self._kept[key] = make()
-        return self._kept[key]  # type: ignore[return-value]  # each key has one type
+    def cached(self, key: tuple[object, ...], make: Callable[[], T]) -> T:
+        """What `make` returns, made when first asked for under this key: tables are made once per mask."""
+        if key not in self._cache:
+            self._cache[key] = make()
+        return self._cache[key]  # type: ignore[return-value]  # each key has one type

@@ -1,7 +1,7 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
 """SyncBatchNorm over the visible sites of all processes.
 
-torch's layer runs a function of its own that looks past `__torch_function__`, so no rule can stand in for it.
+torch's layer runs a function that looks past `__torch_function__`, so no rule can stand in for it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["VisibleSyncBatchNorm", "sync_over_visible_sites"]
 class VisibleSyncBatchNorm(nn.SyncBatchNorm):
     """torch's SyncBatchNorm, on sparse volumes too: each process counts as many sites as it sees.
 
-    Two passes, the mean first, in float32 at least, and on any device. Dense input goes torch's own way.
+    Two passes, the mean first, in float32 at least, and on any device. Dense input runs torch's layer.
     """
 
     def forward(self, x: Any) -> Any:
@@ -30,7 +30,7 @@ class VisibleSyncBatchNorm(nn.SyncBatchNorm):
             return super().forward(x)
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         total = wide.sample_sum().sum(0)
-        sites = total.new_full((1,), x.layout.sites(x.block))
+        sites = total.new_full((1,), x.layout.count_sites(x.cell_shape))
         total, count = all_reduce(torch.cat([total, sites]), group=self.process_group).split([self.num_features, 1])
         mean = total / count
         centred = wide - mean.view(1, -1, 1, 1, 1)

@@ -17,18 +17,18 @@ class UnsupportedOperation(NotImplementedError):
     """A network asked of a sparse volume what no rule or executor can do."""
 
 
-def unsupported(function: Callable[..., Any], file: str = "rules.py") -> UnsupportedOperation:
+def unsupported(function: Callable[..., Any], file: str = "pointwise.py") -> UnsupportedOperation:
     """The error for `function`, with the path of the module that called it, read off the running frames.
 
     Args:
         function: of torch.
-        file: of `bundle/sparse/`, where its rule would go.
+        file: of `bundle/sparse/rules/`, where its rule would go.
     """
     name = getattr(function, "__name__", str(function))
     if name == "__get__":  # a property of Tensor arrives as its getter
         name = getattr(getattr(function, "__self__", None), "__name__", name)
     return UnsupportedOperation(
-        f"no sparse rule for {name!r}, called by {_calling_module()}: add one in bundle/sparse/{file}"
+        f"no sparse rule for {name!r}, called by {_calling_module()}: add one in bundle/sparse/rules/{file}"
     )
 
 

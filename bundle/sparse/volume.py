@@ -14,14 +14,15 @@ from torch import Tensor
 from bundle.cells import Triple
 from bundle.errors import UserError
 from bundle.sparse.layout import CellLayout
-from bundle.sparse.unsupported import UnsupportedOperation, unsupported
+from bundle.sparse.unsupported import unsupported
+from bundle.sparse.windows import Window
 
 __all__ = ["RULES", "SparseVolume", "rule"]
 
 #: what runs in place of a torch function when one of its arguments is a `SparseVolume`
 RULES: dict[Callable[..., Any], Callable[..., Any]] = {}
 
-#: executors that need a library of their own: module and class, imported when first asked for
+#: executors that need another library: module and class, imported when first asked for
 _ON_DEMAND = {"minkowski": ("bundle.sparse.executors.minkowski", "MinkowskiVolume")}
 
 
@@ -49,8 +50,21 @@ class SparseVolume(ABC):
 
     Attributes:
         layout: which cells are visible; the same object at every level of a network.
-        block: sites per cell on each axis at this level.
+        cell_shape: sites per cell on each axis at this level.
         features: what the executor stores.
+
+    Example:
+        >>> visible = torch.zeros(1, 1, 2, 2, 2, dtype=torch.bool)
+        >>> visible[..., 0, 0] = True
+        >>> volume = SparseVolume.from_dense(torch.randn(1, 1, 8, 8, 8), visible)
+        >>> volume
+        CellsVolume([1, 1, 8, 8, 8], 25% visible, torch.float32, cpu)
+        >>> features = torch.nn.Conv3d(1, 16, kernel_size=3, stride=2, padding=1)(volume)
+        >>> features.shape, features.cell_shape
+        (torch.Size([1, 16, 4, 4, 4]), (2, 2, 2))
+        >>> dense = features.to_dense()
+        >>> bool(dense[..., 0, 0].any()), bool(dense[..., 2:, :].any())  # a visible site, and all of some masked cells
+        (True, False)
     """
 
     executors: ClassVar[dict[str, type[SparseVolume]]] = {}  # those that are always there
@@ -62,10 +76,10 @@ class SparseVolume(ABC):
         if executor not in _ON_DEMAND:
             SparseVolume.executors[executor] = cls
 
-    def __init__(self, features: Tensor, layout: CellLayout, block: Triple) -> None:
+    def __init__(self, features: Tensor, layout: CellLayout, cell_shape: Triple) -> None:
         self.features = features
         self.layout = layout
-        self.block = block
+        self.cell_shape = cell_shape
 
     # ---- in and out -------------------------------------------------------------------------------------------------
 
@@ -80,7 +94,7 @@ class SparseVolume(ABC):
             executor: one of `SparseVolume.known_executors()`.
 
         Raises:
-            UserError: no such executor, or the library that it needs is not installed.
+            UserError: no executor has this name, or the library that it needs is not installed.
             ValueError: `image` does not divide into the cells of `visible`.
         """
         kind = SparseVolume.executor_class(executor)
@@ -91,9 +105,9 @@ class SparseVolume(ABC):
                 f"a batch {list(image.shape)} does not divide into {list(grid)} cells of {layout.batch} samples: "
                 "each axis must be a whole multiple of the encoder's total stride"
             )
-        block = (size[0] // grid[0], size[1] // grid[1], size[2] // grid[2])
+        cell_shape = (size[0] // grid[0], size[1] // grid[1], size[2] // grid[2])
         image = image.as_subclass(Tensor)  # a MetaTensor would wrap every result anew, as a view
-        return kind._from_dense(image, layout, block)  # noqa: SLF001 - of a subclass
+        return kind._from_dense(image, layout, cell_shape)  # noqa: SLF001 - of a subclass
 
     @staticmethod
     def known_executors() -> list[str]:
@@ -102,7 +116,7 @@ class SparseVolume(ABC):
 
     @staticmethod
     def executor_class(name: str) -> type[SparseVolume]:
-        """The executor of that name; one that needs a library of its own is imported now.
+        """The executor of that name; one that needs another library is imported now.
 
         Raises:
             UserError: there is none of that name, or its library is not installed.
@@ -116,7 +130,7 @@ class SparseVolume(ABC):
 
     @classmethod
     @abstractmethod
-    def _from_dense(cls, image: Tensor, layout: CellLayout, block: Triple) -> SparseVolume: ...
+    def _from_dense(cls, image: Tensor, layout: CellLayout, cell_shape: Triple) -> SparseVolume: ...
 
     @abstractmethod
     def to_dense(self, fill: Tensor | None = None) -> Tensor:
@@ -137,13 +151,14 @@ class SparseVolume(ABC):
         """
 
     @abstractmethod
-    def convolve(
-        self, weight: Tensor, bias: Tensor | None, stride: Triple, padding: Triple, dilation: Triple, groups: int
-    ) -> SparseVolume:
-        """Submanifold convolution with the dense layer's own weight ``[C_out, C_in / groups, k, k, k]``.
+    def convolve(self, weight: Tensor, bias: Tensor | None, window: Window, groups: int) -> SparseVolume:
+        """Submanifold convolution with the dense layer's weight ``[C_out, C_in / groups, k, k, k]``.
 
-        `padding` is the zeros before the first site; after the last one come as many as ``sites / stride`` outputs
-        read, which for an unevenly padded map may be another number.
+        `window` has the zeros before the first site as its padding; after the last one come as many as
+        ``sites / stride`` outputs read, which for an unevenly padded map may be another number.
+
+        Raises:
+            UnsupportedOperation: if the stride does not divide the cell.
         """
 
     @abstractmethod
@@ -166,14 +181,12 @@ class SparseVolume(ABC):
         """InstanceNorm (`groups` None) or GroupNorm over the visible sites of each sample."""
 
     @abstractmethod
-    def average_blocks(self, kernel: Triple) -> SparseVolume:
-        """Mean of each `kernel` of sites, taken side by side; every one lies inside a single cell."""
+    def pool(self, kind: Literal["max", "sum", "mean"], window: Window) -> SparseVolume:
+        """Maximum, sum or mean of the visible sites of each window; the padding is as in `convolve`.
 
-    @abstractmethod
-    def pool(
-        self, kind: Literal["max", "sum"], kernel: Triple, stride: Triple, padding: Triple, dilation: Triple
-    ) -> SparseVolume:
-        """Maximum or sum of the visible sites of each window; `padding` is as in `convolve`."""
+        A mean is asked for only over windows that lie side by side: each is inside a single cell, so all its sites are
+        visible or none is.
+        """
 
     @abstractmethod
     def sample_sum(self) -> Tensor:
@@ -195,7 +208,9 @@ class SparseVolume(ABC):
 
     @property
     def shape(self) -> torch.Size:
-        return torch.Size((self.layout.batch, self.channels, *(g * b for g, b in zip(self.layout.grid, self.block))))
+        return torch.Size(
+            (self.layout.batch, self.channels, *(g * b for g, b in zip(self.layout.grid, self.cell_shape)))
+        )
 
     def size(self, dim: int | None = None) -> torch.Size | int:
         return self.shape if dim is None else self.shape[dim]
@@ -263,18 +278,5 @@ class SparseVolume(ABC):
     def __neg__(self) -> SparseVolume:
         return RULES[torch.neg](self)
 
-    def _like(self, features: Tensor, block: Triple | None = None) -> SparseVolume:
-        return type(self)(features, self.layout, self.block if block is None else block)
-
-    def strided_block(self, stride: Triple) -> Triple:
-        """Sites per cell and axis after a stride.
-
-        Raises:
-            UnsupportedOperation: if the stride does not divide the cell, so that the mask has no place to go.
-        """
-        if any(b % s for b, s in zip(self.block, stride)):
-            raise UnsupportedOperation(
-                f"a stride of {stride} does not divide a cell that is {self.block} sites here: the cell must be the "
-                "encoder's total stride on each axis"
-            )
-        return self.block[0] // stride[0], self.block[1] // stride[1], self.block[2] // stride[2]
+    def _like(self, features: Tensor, cell_shape: Triple | None = None) -> SparseVolume:
+        return type(self)(features, self.layout, self.cell_shape if cell_shape is None else cell_shape)

@@ -6,16 +6,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Literal
 
-from bundle.cells import Triple
+import torch.nn.functional as F
+from torch import Tensor
+
+from bundle.cells import Triple, triple
 from bundle.sparse.unsupported import UnsupportedOperation
 
-__all__ = ["Window", "high_widths", "require_whole_cells"]
+__all__ = ["Window", "pool_windows", "require_whole_cells"]
 
 
 @dataclass(frozen=True)
 class Window:
-    """What a convolution reads: output ``o`` reads inputs ``o * stride - padding + k * dilation``, k below `kernel`.
+    """What an output reads: output ``o`` reads inputs ``o * stride - padding + k * dilation``, k below `kernel`.
 
     Attributes:
         kernel: places on each axis.
@@ -25,14 +29,18 @@ class Window:
     """
 
     kernel: Triple
-    stride: Triple
-    padding: Triple
-    dilation: Triple
+    stride: Triple = (1, 1, 1)
+    padding: Triple = (0, 0, 0)
+    dilation: Triple = (1, 1, 1)
 
     @property
     def high(self) -> Triple:
-        """Sites past the last one that the window reads."""
-        return high_widths(self.kernel, self.stride, self.padding, self.dilation)
+        """Sites past the last one that ``sites / stride`` outputs read.
+
+        Negative where the last window stops short of the last site.
+        """
+        axes = zip(self.kernel, self.stride, self.padding, self.dilation)
+        return triple(d * (k - 1) - p - s + 1 for k, s, p, d in axes)
 
     @property
     def is_pointwise(self) -> bool:
@@ -45,40 +53,41 @@ class Window:
         reach = zip(self.padding, self.dilation, self.kernel)
         return prod(self.stride) == 1 and all(2 * p == d * (k - 1) for p, d, k in reach)
 
+    @property
+    def is_side_by_side(self) -> bool:
+        """Whether the windows share no site and leave none out, so that each lies inside a single cell."""
+        return self.kernel == self.stride and self.dilation == (1, 1, 1) and not any(self.padding)
 
-def high_widths(kernel: Triple, stride: Triple, low: Triple, dilation: Triple) -> Triple:
-    """Sites past the last one that windows read, if `low` come before the first and ``sites / stride`` windows fit.
+    def outputs(self, cell_shape: Triple) -> Triple:
+        """Outputs per cell and axis, for cells of `cell_shape` input sites.
 
-    Negative where the last window stops short of the last site.
-    """
-    a, b, c = (d * (k - 1) - p - s + 1 for k, s, p, d in zip(kernel, stride, low, dilation))
-    return a, b, c
+        Raises:
+            UnsupportedOperation: if the stride does not divide the cell, so that the mask has no place to go.
+        """
+        if any(sites % step for sites, step in zip(cell_shape, self.stride)):
+            raise UnsupportedOperation(
+                f"a stride of {self.stride} does not divide a cell that is {cell_shape} sites here: the cell must be "
+                "the encoder's total stride on each axis"
+            )
+        return triple(sites // step for sites, step in zip(cell_shape, self.stride))
 
 
 def require_whole_cells(
-    sites: Sequence[int],
-    kernel: Triple,
-    stride: Triple,
-    low: Triple,
-    high: Triple,
-    dilation: Triple,
-    ceil_mode: bool = False,
+    sites: Sequence[int], window: Window, padding_after: Triple | None = None, ceil_mode: bool = False
 ) -> None:
     """Checks that a window leaves ``sites / stride`` sites on each axis, so that every site keeps its place on a cell.
 
     Args:
         sites: of the map on each axis.
-        kernel: of the window.
-        stride: of the window.
-        low: padding before the first site.
-        high: padding after the last site.
-        dilation: of the window.
+        window: with the layer's padding before the first site.
+        padding_after: the layer's padding after the last site; None for as much as before the first.
         ceil_mode: as torch's pooling has it: a last window may reach past the padding.
 
     Raises:
         UnsupportedOperation: if the map would lose its place.
     """
-    for n, k, s, lo, hi, d in zip(sites, kernel, stride, low, high, dilation):
+    after = window.padding if padding_after is None else padding_after
+    for n, k, s, lo, hi, d in zip(sites, window.kernel, window.stride, window.padding, after, window.dilation):
         room = n + lo + hi - d * (k - 1) - 1
         out = (-(-room // s) if ceil_mode else room // s) + 1
         if ceil_mode and (out - 1) * s >= n + lo:  # torch's: a window must start inside the map or its low padding
@@ -88,3 +97,10 @@ def require_whole_cells(
                 f"a window with kernel {k}, stride {s}, padding {lo} and {hi}, dilation {d} moves the map off its "
                 f"cells ({n} sites): pad as for an output of {n // s} sites"
             )
+
+
+def pool_windows(kind: Literal["max", "sum", "mean"], x: Tensor, window: Window) -> Tensor:
+    """Torch's pooling of maps or blocks ``[N, C, ...]`` that have all that their windows read."""
+    if kind == "max":
+        return F.max_pool3d(x, window.kernel, window.stride, 0, window.dilation)
+    return F.avg_pool3d(x, window.kernel, window.stride, divisor_override=1 if kind == "sum" else None)

@@ -9,7 +9,7 @@ from bundle.sparse import SparseVolume
 from tests.sparse.oracle import site_mask
 
 EXECUTORS = sorted(SparseVolume.executors)
-BLOCK = (4, 2, 4)
+CELL_SHAPE = (4, 2, 4)
 
 
 def example(seed: int = 0, channels: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
@@ -24,7 +24,7 @@ def run(layer, image: torch.Tensor, visible: torch.Tensor, executor: str) -> tor
 
 
 def visible_rows(x: torch.Tensor, visible: torch.Tensor, sample: int | None = None) -> torch.Tensor:
-    mask = site_mask(visible, BLOCK)
+    mask = site_mask(visible, CELL_SHAPE)
     if sample is not None:
         mask[torch.arange(len(mask)) != sample] = False
     return x.permute(0, 2, 3, 4, 1)[mask]  # [M, C]

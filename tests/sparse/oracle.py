@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 
-def site_mask(visible: torch.Tensor, block: tuple[int, int, int]) -> torch.Tensor:
+def site_mask(visible: torch.Tensor, cell_shape: tuple[int, int, int]) -> torch.Tensor:
     """Bool [B, D, H, W] by asking, for each site, whether its cell is visible."""
     b, _, gd, gh, gw = visible.shape
-    mask = torch.zeros(b, gd * block[0], gh * block[1], gw * block[2], dtype=torch.bool)
+    mask = torch.zeros(b, gd * cell_shape[0], gh * cell_shape[1], gw * cell_shape[2], dtype=torch.bool)
     for n, z, y, x in itertools.product(*(range(s) for s in mask.shape)):
-        mask[n, z, y, x] = visible[n, 0, z // block[0], y // block[1], x // block[2]]
+        mask[n, z, y, x] = visible[n, 0, z // cell_shape[0], y // cell_shape[1], x // cell_shape[2]]
     return mask
 
 

@@ -34,9 +34,9 @@ def test_tables_are_built_once_per_mask():
 def test_halo_reads_the_neighbouring_cells_sites_and_nothing_outside(width: int):
     torch.manual_seed(0)
     visible = torch.rand(2, 1, 3, 2, 2) > 0.4
-    layout, block = CellLayout(visible), (2, 1, 2)
-    table = layout.halo(block, (width,) * 3, (width,) * 3)
-    rows = table.rows.view(len(layout), *table.block)
+    layout, cell_shape = CellLayout(visible), (2, 1, 2)
+    table = layout.halo(cell_shape, (width,) * 3, (width,) * 3)
+    rows = table.rows.view(len(layout), *table.shape)
     absent = torch.zeros(rows.numel(), dtype=torch.bool)
     absent[table.absent] = True
     absent = absent.view(rows.shape)

@@ -3,9 +3,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 
-from bundle.sparse import CellLayout, SparseVolume, UnsupportedOperation
+from bundle.sparse import CellLayout, SparseVolume
 from tests.sparse.oracle import site_mask
 
 EXECUTORS = sorted(SparseVolume.executors)
@@ -22,7 +21,7 @@ def test_round_trip_keeps_visible_sites_and_zeroes_the_rest(executor, batch):
     image, visible = batch
     volume = SparseVolume.from_dense(image, visible, executor)
     mask = site_mask(visible, (4, 2, 3))[:, None]
-    assert volume.shape == image.shape and volume.block == (4, 2, 3)
+    assert volume.shape == image.shape and volume.cell_shape == (4, 2, 3)
     assert torch.equal(volume.to_dense(), torch.where(mask, image, 0.0))
 
 
@@ -68,36 +67,6 @@ def test_a_crop_that_does_not_divide_into_cells_is_refused(batch):
 def test_an_unknown_executor_names_the_known_ones(batch):
     with pytest.raises(ValueError, match=r"cells.*masked"):
         SparseVolume.from_dense(*batch, executor="dense")
-
-
-class _Upsampler(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Sequential(nn.Identity(), nn.Upsample(scale_factor=2))
-
-    def forward(self, x):
-        return self.body(x)
-
-
-@pytest.mark.parametrize("executor", EXECUTORS)
-def test_an_operation_without_a_rule_names_itself_its_module_and_the_file(executor, batch):
-    with pytest.raises(UnsupportedOperation, match=r"interpolate.*body\.1 \(Upsample\) of _Upsampler.*rules\.py"):
-        _Upsampler()(SparseVolume.from_dense(*batch, executor))
-
-
-def test_a_tensor_method_without_a_rule_says_so(batch):
-    with pytest.raises(UnsupportedOperation, match="permute"):
-        SparseVolume.from_dense(*batch).permute(0, 1, 2, 4, 3)
-
-
-def test_a_stride_that_does_not_divide_the_cell_is_refused(batch):
-    with pytest.raises(UnsupportedOperation, match="does not divide a cell"):
-        nn.Conv3d(3, 3, kernel_size=(1, 2, 1), stride=(1, 2, 2))(SparseVolume.from_dense(*batch))
-
-
-def test_a_convolution_that_shrinks_the_map_is_refused(batch):
-    with pytest.raises(UnsupportedOperation, match="moves the map off its cells"):
-        nn.Conv3d(3, 3, kernel_size=3)(SparseVolume.from_dense(*batch))
 
 
 def test_volumes_of_different_masks_do_not_mix(batch):

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from bundle.cells import Triple
 from bundle.sparse.layout import CellLayout
-from bundle.sparse.storage import blocks_of, dense_of
+from bundle.sparse.storage import blocks_to_dense, dense_to_blocks, frame
 from bundle.sparse.windows import Window
 
-__all__ = ["convolve_dense", "frame"]
+__all__ = ["convolve_dense"]
 
 
 def convolve_dense(
@@ -19,7 +19,7 @@ def convolve_dense(
     weight: Tensor,
     bias: Tensor | None,
     layout: CellLayout,
-    block: Triple,
+    cell_shape: Triple,
     window: Window,
     groups: int = 1,
 ) -> Tensor:
@@ -30,16 +30,10 @@ def convolve_dense(
         weight: ``[C_out, C_in / groups, kd, kh, kw]``.
         bias: ``[C_out]`` or None.
         layout: which cells are visible.
-        block: sites per cell and axis of the input.
+        cell_shape: sites per cell and axis of the input.
         window: what an output reads.
         groups: as a dense layer's.
     """
-    framed = frame(dense_of(blocks, layout, block), window)
-    d, h, w = (b // s for b, s in zip(block, window.stride))
-    return blocks_of(F.conv3d(framed, weight, bias, window.stride, 0, window.dilation, groups), layout, (d, h, w))
-
-
-def frame(x: Tensor, window: Window, value: float = 0.0) -> Tensor:
-    """Pads `x` by what windows read beyond it, so that ``sites / stride`` of them fit."""
-    low, high = window.padding, window.high
-    return F.pad(x, (low[2], high[2], low[1], high[1], low[0], high[0]), value=value)
+    framed = frame(blocks_to_dense(blocks, layout, cell_shape), window)
+    dense = F.conv3d(framed, weight, bias, window.stride, 0, window.dilation, groups)
+    return dense_to_blocks(dense, layout, window.outputs(cell_shape))

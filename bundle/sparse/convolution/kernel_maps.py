@@ -45,11 +45,11 @@ class PairTable:
     inputs: tuple[Tensor, ...]
 
 
-def neighbour_table(layout: CellLayout, block: Triple, window: Window) -> NeighbourTable:
-    """The table of a window that keeps the map's size, for visible cells of `block` sites."""
+def neighbour_table(layout: CellLayout, cell_shape: Triple, window: Window) -> NeighbourTable:
+    """The table of a window that keeps the map's size, for visible cells of `cell_shape` sites."""
 
     def make() -> NeighbourTable:
-        rows, there = _reads(layout, block, window)
+        rows, there = _reads(layout, cell_shape, window)
         return NeighbourTable(
             rows.flatten(),
             (~there).flatten().nonzero()[:, 0],
@@ -57,37 +57,37 @@ def neighbour_table(layout: CellLayout, block: Triple, window: Window) -> Neighb
             (~there).flip(1).flatten().nonzero()[:, 0],
         )
 
-    return layout.keep(("neighbours", block, window), make)
+    return layout.cached(("neighbours", cell_shape, window), make)
 
 
-def pair_table(layout: CellLayout, block: Triple, window: Window) -> PairTable:
-    """The table of any window over an input whose visible cells have `block` sites."""
+def pair_table(layout: CellLayout, cell_shape: Triple, window: Window) -> PairTable:
+    """The table of any window over an input whose visible cells have `cell_shape` sites."""
 
     def make() -> PairTable:
-        rows, there = _reads(layout, block, window)
+        rows, there = _reads(layout, cell_shape, window)
         place, output = there.T.nonzero().unbind(1)  # sorted by place
         counts = there.sum(0).tolist()
         return PairTable(output.split(counts), rows[output, place].split(counts))
 
-    return layout.keep(("pairs", block, window), make)
+    return layout.cached(("pairs", cell_shape, window), make)
 
 
-def _reads(layout: CellLayout, block: Triple, window: Window) -> tuple[Tensor, Tensor]:
+def _reads(layout: CellLayout, cell_shape: Triple, window: Window) -> tuple[Tensor, Tensor]:
     """``[output sites, K]``, the row that each output reads at each place of the kernel, and whether it is visible."""
-    halo = layout.halo(block, window.padding, window.high)
+    halo = layout.halo(cell_shape, window.padding, window.high)
     present = torch.ones(len(halo.rows), dtype=torch.bool, device=layout.device)
     present[halo.absent] = False
     # per axis: the place in the widened block that an output reads with the k-th place of the kernel, [outputs, K]
     axes = [
         stride * torch.arange(b // stride, device=layout.device)[:, None]
         + dilation * torch.arange(k, device=layout.device)
-        for b, stride, dilation, k in zip(block, window.stride, window.dilation, window.kernel)
+        for b, stride, dilation, k in zip(cell_shape, window.stride, window.dilation, window.kernel)
     ]
     z, y, x = (
         axes[0][:, None, None, :, None, None],
         axes[1][None, :, None, None, :, None],
         axes[2][None, None, :, None, None, :],
     )
-    place = ((z * halo.block[1] + y) * halo.block[2] + x).flatten(3).flatten(0, 2)  # [outputs of a block, K]
+    place = ((z * halo.shape[1] + y) * halo.shape[2] + x).flatten(3).flatten(0, 2)  # [outputs of a block, K]
     rows, there = (t.view(len(layout), -1)[:, place].flatten(0, 1) for t in (halo.rows, present))
     return rows, there

@@ -1,13 +1,15 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
-"""Submanifold convolution over the blocks of the visible cells: which of the ways to compute it, and when.
+"""The ways to compute a submanifold convolution, in one registry, and which of them is usually fastest.
 
-A new way is a function with the arguments of those in `METHODS`, a line there, and if it is to be used unasked a case
-in `usual_method`.
+A new way is a `Method` in `METHODS`: a line there, or `register_method` in a file outside the package. The executor
+`auto` then measures it beside the others. Only a way that is to be used unmeasured needs a case in `usual_method`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from math import prod
 
 import torch
@@ -15,28 +17,59 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bundle.cells import Triple
+from bundle.errors import UserError
+from bundle.sparse.convolution import rows, winograd
 from bundle.sparse.convolution.blocks import convolve_blocks
 from bundle.sparse.convolution.dense import convolve_dense
 from bundle.sparse.convolution.pairs import convolve_pairs
-from bundle.sparse.convolution.rows import convolve_rows
-from bundle.sparse.convolution.winograd import OUT, tiles_fill
 from bundle.sparse.convolution.winograd_cubes import convolve_winograd_cubes
 from bundle.sparse.convolution.winograd_depth import convolve_winograd_depth
 from bundle.sparse.layout import CellLayout
 from bundle.sparse.windows import Window
 
-__all__ = ["METHODS", "applicable", "convolve", "usual_method"]
+__all__ = ["METHODS", "Method", "applicable", "convolve", "register_method", "usual_method"]
 
-METHODS: dict[str, Callable[..., Tensor]] = {
-    "blocks": convolve_blocks,
-    "rows": convolve_rows,
-    "pairs": convolve_pairs,
-    "dense": convolve_dense,
-    "winograd depth": convolve_winograd_depth,
-    "winograd cubes": convolve_winograd_cubes,
+
+def _always(dtype: torch.dtype, cell_shape: Triple, window: Window) -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to compute a submanifold convolution.
+
+    Attributes:
+        function: of blocks, weight, bias, layout, cell shape, window and groups, by position, as `convolve_blocks`
+            takes them; it gives the output's blocks and has a gradient for blocks, weight and bias.
+        groups: whether it takes more than one group.
+        applies: of the data type, the input's cell shape and the window: whether it can compute the convolution, and
+            rounds no more than the data type does.
+    """
+
+    function: Callable[[Tensor, Tensor, Tensor | None, CellLayout, Triple, Window, int], Tensor]
+    groups: bool = False
+    applies: Callable[[torch.dtype, Triple, Window], bool] = _always
+
+
+METHODS: dict[str, Method] = {
+    "blocks": Method(convolve_blocks, groups=True),
+    "rows": Method(rows.convolve_rows, applies=rows.applies),
+    "pairs": Method(convolve_pairs),
+    "dense": Method(convolve_dense, groups=True),
+    "winograd depth": Method(convolve_winograd_depth, applies=partial(winograd.applies, axes=1)),
+    "winograd cubes": Method(convolve_winograd_cubes, applies=partial(winograd.applies, axes=3)),
 }
 
-_WITH_GROUPS = {"blocks", "dense"}
+
+def register_method(name: str, method: Method) -> None:
+    """Adds a way to convolve: the executor `auto` then measures it, and `convolve` runs it by its name.
+
+    Raises:
+        UserError: if the name is taken.
+    """
+    if name in METHODS:
+        raise UserError(f"register_method: there is a method {name!r} already: choose another name")
+    METHODS[name] = method
 
 
 def convolve(
@@ -44,7 +77,7 @@ def convolve(
     weight: Tensor,
     bias: Tensor | None,
     layout: CellLayout,
-    block: Triple,
+    cell_shape: Triple,
     window: Window,
     groups: int = 1,
     method: str | None = None,
@@ -58,10 +91,13 @@ def convolve(
         weight: ``[C_out, C_in / groups, kd, kh, kw]``.
         bias: ``[C_out]`` or None.
         layout: which cells are visible.
-        block: sites per cell and axis of the input.
-        window: what an output reads; its stride must divide `block`.
+        cell_shape: sites per cell and axis of the input.
+        window: what an output reads; its stride must divide `cell_shape`.
         groups: as a dense layer's.
         method: of `METHODS`; None takes the one that is usually fastest.
+
+    Raises:
+        UserError: if there is no method of this name, or it cannot compute this convolution.
     """
     if torch.is_autocast_enabled(blocks.device.type):  # a custom function must cast for itself
         dtype = torch.get_autocast_dtype(blocks.device.type)
@@ -69,35 +105,37 @@ def convolve(
     if window.is_pointwise:
         return F.conv3d(blocks, weight, bias, groups=groups)
     if method is None:
-        method = usual_method(blocks, block, window, groups)
-    if method in _WITH_GROUPS:
-        return METHODS[method](blocks, weight, bias, layout, block, window, groups)
-    return METHODS[method](blocks, weight, bias, layout, block, window)
+        method = usual_method(blocks, cell_shape, window, groups)
+    elif method not in applicable(blocks.dtype, cell_shape, window, groups):
+        raise UserError(
+            f"no method {method!r} for a convolution of {blocks.dtype} over cells of {cell_shape} sites in {groups} "
+            f"groups with {window}: choose one of {', '.join(applicable(blocks.dtype, cell_shape, window, groups))}"
+        )
+    return METHODS[method].function(blocks, weight, bias, layout, cell_shape, window, groups)
 
 
-def applicable(dtype: torch.dtype, block: Triple, window: Window, groups: int) -> list[str]:
-    """The methods that can compute a convolution of this kind, and do so to the data type's own rounding."""
-    whole = dtype in {torch.float32, torch.float64}
-    can = {
-        "rows": window.keeps_size,
-        "winograd depth": whole and tiles_fill(block, window, axes=1),
-        "winograd cubes": whole and tiles_fill(block, window, axes=3),
-    }
-    return [m for m in METHODS if can.get(m, True) and (groups == 1 or m in _WITH_GROUPS)]
+def applicable(dtype: torch.dtype, cell_shape: Triple, window: Window, groups: int) -> list[str]:
+    """The methods that can compute a convolution of this kind, and do so to the data type's rounding."""
+    return [
+        name
+        for name, method in METHODS.items()
+        if (groups == 1 or method.groups) and method.applies(dtype, cell_shape, window)
+    ]
 
 
-def usual_method(blocks: Tensor, block: Triple, window: Window, groups: int) -> str:
+def usual_method(blocks: Tensor, cell_shape: Triple, window: Window, groups: int) -> str:
     """The method that is usually fastest, as measured on a CPU with 3x3x3 kernels (the executor `auto` measures)."""
-    sites, channels = prod(block) // prod(window.stride), blocks.shape[1]
+    sites, channels = prod(cell_shape) // prod(window.stride), blocks.shape[1]
     # on a GPU for few launches; in half precision because each place of the kernel would round the sum
     in_one_go = blocks.device.type != "cpu" or blocks.dtype not in {torch.float32, torch.float64}
     if groups == 1 and not in_one_go:
+        tiles_fill = partial(winograd.tiles_fill, cell_shape, window)
         # a tile of four sites per axis costs what it saves unless there are as many as a third of the channels
-        if channels >= 32 and tiles_fill(block, window, axes=3) and 3 * len(blocks) * sites >= OUT**3 * channels:
+        if channels >= 32 and tiles_fill(axes=3) and 3 * len(blocks) * sites >= winograd.OUT**3 * channels:
             return "winograd cubes"
         if sites <= 64 and channels >= 128:
             return "pairs"
-        if channels >= 32 and channels * block[0] >= 512 and tiles_fill(block, window, axes=1):
+        if channels >= 32 and channels * cell_shape[0] >= 512 and tiles_fill(axes=1):
             return "winograd depth"
     if groups == 1 and sites <= 8 and window.keeps_size:
         return "rows"

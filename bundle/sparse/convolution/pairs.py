@@ -18,14 +18,20 @@ from torch.autograd.function import once_differentiable
 from bundle.cells import Triple
 from bundle.sparse.convolution.kernel_maps import PairTable, pair_table
 from bundle.sparse.layout import CellLayout
-from bundle.sparse.storage import as_blocks, as_rows, channels_last
+from bundle.sparse.storage import blocks_to_rows, channels_last, rows_to_blocks
 from bundle.sparse.windows import Window
 
 __all__ = ["convolve_pairs"]
 
 
 def convolve_pairs(
-    blocks: Tensor, weight: Tensor, bias: Tensor | None, layout: CellLayout, block: Triple, window: Window
+    blocks: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    layout: CellLayout,
+    cell_shape: Triple,
+    window: Window,
+    groups: int = 1,
 ) -> Tensor:
     """Convolves ``[N, C_in, d, h, w]``, the blocks of the visible cells, to ``[N, C_out, d/s, h/s, w/s]``.
 
@@ -34,15 +40,16 @@ def convolve_pairs(
         weight: ``[C_out, C_in, kd, kh, kw]``.
         bias: ``[C_out]`` or None.
         layout: which cells are visible.
-        block: sites per cell and axis of the input.
+        cell_shape: sites per cell and axis of the input.
         window: what an output reads.
+        groups: one; this method takes no other.
     """
-    d, h, w = (b // s for b, s in zip(block, window.stride))
+    out_shape = window.outputs(cell_shape)
     # the product leaves the function as a matrix: torch forbids in-place additions to a view made inside one
     rows = _PairConvolution.apply(
-        as_rows(blocks), weight, bias, pair_table(layout, block, window), layout.sites((d, h, w))
+        blocks_to_rows(blocks), weight, bias, pair_table(layout, cell_shape, window), layout.count_sites(out_shape)
     )
-    return as_blocks(rows, (d, h, w))
+    return rows_to_blocks(rows, out_shape)
 
 
 class _PairConvolution(torch.autograd.Function):

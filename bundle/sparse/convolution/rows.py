@@ -17,14 +17,20 @@ from torch.autograd.function import once_differentiable
 from bundle.cells import Triple
 from bundle.sparse.convolution.kernel_maps import NeighbourTable, neighbour_table
 from bundle.sparse.layout import CellLayout
-from bundle.sparse.storage import as_blocks, as_rows
+from bundle.sparse.storage import blocks_to_rows, rows_to_blocks
 from bundle.sparse.windows import Window
 
-__all__ = ["convolve_rows"]
+__all__ = ["applies", "convolve_rows"]
 
 
 def convolve_rows(
-    blocks: Tensor, weight: Tensor, bias: Tensor | None, layout: CellLayout, block: Triple, window: Window
+    blocks: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    layout: CellLayout,
+    cell_shape: Triple,
+    window: Window,
+    groups: int = 1,
 ) -> Tensor:
     """Convolves ``[N, C_in, d, h, w]`` to ``[N, C_out, d, h, w]`` with a window that keeps the size.
 
@@ -33,12 +39,18 @@ def convolve_rows(
         weight: ``[C_out, C_in, kd, kh, kw]``.
         bias: ``[C_out]`` or None.
         layout: which cells are visible.
-        block: sites per cell and axis.
+        cell_shape: sites per cell and axis.
         window: what an output reads.
+        groups: one; this method takes no other.
     """
     # the product leaves the function as a matrix: torch forbids in-place additions to a view made inside one
-    rows = _RowConvolution.apply(as_rows(blocks), weight, bias, neighbour_table(layout, block, window))
-    return as_blocks(rows, block)
+    rows = _RowConvolution.apply(blocks_to_rows(blocks), weight, bias, neighbour_table(layout, cell_shape, window))
+    return rows_to_blocks(rows, cell_shape)
+
+
+def applies(dtype: torch.dtype, cell_shape: Triple, window: Window) -> bool:
+    """Whether the window keeps the map's size."""
+    return window.keeps_size
 
 
 class _RowConvolution(torch.autograd.Function):

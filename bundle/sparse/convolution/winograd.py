@@ -18,10 +18,10 @@ from torch.autograd.function import once_differentiable
 
 from bundle.cells import Triple
 from bundle.sparse.layout import CellLayout
-from bundle.sparse.storage import as_rows
+from bundle.sparse.storage import blocks_to_rows
 from bundle.sparse.windows import Window
 
-__all__ = ["INPUT", "KERNEL", "OUT", "OUTPUT", "READ", "Algorithm", "apply", "tiles_fill"]
+__all__ = ["INPUT", "KERNEL", "OUT", "OUTPUT", "READ", "Algorithm", "applies", "apply", "tiles_fill"]
 
 #: outputs of one tile, and what they read, which is also the number of products
 OUT, READ = 4, 6
@@ -45,15 +45,20 @@ OUTPUT = torch.tensor([
 class Algorithm(NamedTuple):
     """A convolution whose gradient for the input is itself, with the kernel reversed."""
 
-    #: of blocks ``[N, C_in, d, h, w]``, weight, layout, block and window: ``[N, C_out, d, h, w]``
+    #: of blocks ``[N, C_in, d, h, w]``, weight, layout, cell shape and window: ``[N, C_out, d, h, w]``
     convolve: Callable[[Tensor, Tensor, CellLayout, Triple, Window], Tensor]
-    #: of blocks, the output's gradient, weight, layout, block and window: the weight's gradient
+    #: of blocks, the output's gradient, weight, layout, cell shape and window: the weight's gradient
     weight_gradient: Callable[[Tensor, Tensor, Tensor, CellLayout, Triple, Window], Tensor]
 
 
-def tiles_fill(block: Triple, window: Window, axes: int) -> bool:
+def applies(dtype: torch.dtype, cell_shape: Triple, window: Window, axes: int) -> bool:
+    """Whether tiles fill the first `axes` axes, in a data type whose rounding the transforms do not raise."""
+    return dtype in {torch.float32, torch.float64} and tiles_fill(cell_shape, window, axes)
+
+
+def tiles_fill(cell_shape: Triple, window: Window, axes: int) -> bool:
     """Whether the first `axes` axes have three taps, and tiles of four outputs fill a block along them."""
-    whole = all(kernel == 3 and b % OUT == 0 for kernel, b in zip(window.kernel[:axes], block))
+    whole = all(kernel == 3 and b % OUT == 0 for kernel, b in zip(window.kernel[:axes], cell_shape))
     return whole and window.keeps_size and window.dilation == (1, 1, 1)
 
 
@@ -63,11 +68,11 @@ def apply(
     weight: Tensor,
     bias: Tensor | None,
     layout: CellLayout,
-    block: Triple,
+    cell_shape: Triple,
     window: Window,
 ) -> Tensor:
     """The algorithm's convolution, plus the bias, for autograd."""
-    return _Convolution.apply(blocks, weight, bias, algorithm, layout, block, window)
+    return _Convolution.apply(blocks, weight, bias, algorithm, layout, cell_shape, window)
 
 
 class _Convolution(torch.autograd.Function):
@@ -79,12 +84,12 @@ class _Convolution(torch.autograd.Function):
         bias: Tensor | None,
         algorithm: Algorithm,
         layout: CellLayout,
-        block: Triple,
+        cell_shape: Triple,
         window: Window,
     ) -> Tensor:
         ctx.save_for_backward(blocks, weight)
-        ctx.algorithm, ctx.where, ctx.has_bias = algorithm, (layout, block, window), bias is not None
-        out = algorithm.convolve(blocks, weight, layout, block, window)
+        ctx.algorithm, ctx.where, ctx.has_bias = algorithm, (layout, cell_shape, window), bias is not None
+        out = algorithm.convolve(blocks, weight, layout, cell_shape, window)
         return out if bias is None else out.add_(bias.view(1, -1, 1, 1, 1))
 
     @staticmethod
@@ -97,5 +102,5 @@ class _Convolution(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             grad_weight = ctx.algorithm.weight_gradient(blocks, grad, weight, *ctx.where)
         if ctx.has_bias and ctx.needs_input_grad[2]:
-            grad_bias = as_rows(grad).sum(0)
+            grad_bias = blocks_to_rows(grad).sum(0)
         return grad_blocks, grad_weight, grad_bias, None, None, None, None

@@ -16,20 +16,26 @@ from math import prod
 import torch
 from torch import Tensor
 
-from bundle.cells import Triple
+from bundle.cells import Triple, triple
 from bundle.sparse.convolution.winograd import INPUT, KERNEL, OUT, OUTPUT, READ, Algorithm, apply
 from bundle.sparse.layout import CellLayout, HaloTable
-from bundle.sparse.storage import as_rows
+from bundle.sparse.storage import blocks_to_rows, empty_blocks
 from bundle.sparse.windows import Window
 
 __all__ = ["convolve_winograd_cubes"]
 
-#: the transformed sites of a part, two or three such buffers being in use: less is more calls, more leaves the cache
+#: the transformed sites of a part, with two or three of these buffers in use: less is more calls, more leaves the cache
 PART_BYTES = 4 * 2**20
 
 
 def convolve_winograd_cubes(
-    blocks: Tensor, weight: Tensor, bias: Tensor | None, layout: CellLayout, block: Triple, window: Window
+    blocks: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    layout: CellLayout,
+    cell_shape: Triple,
+    window: Window,
+    groups: int = 1,
 ) -> Tensor:
     """Convolves ``[N, C_in, d, h, w]``, the blocks of the visible cells, to ``[N, C_out, d, h, w]``.
 
@@ -38,10 +44,11 @@ def convolve_winograd_cubes(
         weight: ``[C_out, C_in, 3, 3, 3]``.
         bias: ``[C_out]`` or None.
         layout: which cells are visible.
-        block: sites per cell and axis, multiples of four.
+        cell_shape: sites per cell and axis, multiples of four.
         window: what an output reads; see `tiles_fill`.
+        groups: one; this method takes no other.
     """
-    return apply(Algorithm(_convolve, _weight_gradient), blocks, weight, bias, layout, block, window)
+    return apply(Algorithm(_convolve, _weight_gradient), blocks, weight, bias, layout, cell_shape, window)
 
 
 class _Transform:
@@ -69,12 +76,11 @@ class _Transform:
 
 @dataclass(frozen=True)
 class _Part:
-    """Some cells of the batch, ``first`` to ``last``: the rows that their tiles read, and which of those are absent."""
+    """Some cells of the batch: the rows that their tiles read, and which of those are absent."""
 
     rows: Tensor
     absent: Tensor
-    first: int
-    last: int
+    cells: slice
 
     def read(self, rows: Tensor, transform: _Transform, wide: Tensor, scratch: Tensor) -> Tensor:
         """``B' x`` of the part's tiles, ``[216, tiles, C]``, written to `wide`."""
@@ -91,53 +97,50 @@ class _Batch:
     Args:
         like: features ``[sites, C]``.
         channels: the most of input and output.
-        layout, block, window: as for the convolution.
+        layout, cell_shape, window: as for the convolution.
         buffers: how many.
     """
 
     def __init__(
-        self, like: Tensor, channels: int, layout: CellLayout, block: Triple, window: Window, buffers: int
+        self, like: Tensor, channels: int, layout: CellLayout, cell_shape: Triple, window: Window, buffers: int
     ) -> None:
-        self.tiles = tuple(b // OUT for b in block)
+        self.tiles = triple(b // OUT for b in cell_shape)
         per_cell = READ**3 * prod(self.tiles) * channels
         count = min(len(layout), -(-len(layout) * per_cell * like.element_size() // PART_BYTES))
-        self.parts: list[_Part] = layout.keep(
-            ("winograd cubes", block, window, count),
-            lambda: list(_parts(layout.halos(block, window.padding, window.high, count))),
+        self.parts: list[_Part] = layout.cached(
+            ("winograd cubes", cell_shape, window, count),
+            lambda: list(_parts(layout.halos(cell_shape, window.padding, window.high, count))),
         )
-        size = per_cell * max(part.last - part.first for part in self.parts)
+        size = per_cell * max(part.cells.stop - part.cells.start for part in self.parts)
         self.buffers = [like.new_empty(size) for _ in range(buffers)]
 
     def tiled(self, blocks: Tensor, part: _Part) -> Tensor:
         """The part's blocks ``[N, C, d, h, w]`` as ``[4, 4, 4, n, td, th, tw, C]``, a view."""
-        sites = blocks[part.first : part.last].permute(0, 2, 3, 4, 1)
+        sites = blocks[part.cells].permute(0, 2, 3, 4, 1)
         for axis, tiles in zip((1, 3, 5), self.tiles):
             sites = sites.unflatten(axis, (tiles, OUT))
         return sites.permute(2, 4, 6, 0, 1, 3, 5, 7)
 
 
 def _parts(tables: list[HaloTable]) -> Iterator[_Part]:
-    first = 0
     for table in tables:
         absent = torch.zeros_like(table.rows, dtype=torch.bool).index_fill_(0, table.absent, True)
-        yield _Part(_by_tile(table.rows, table), _by_tile(absent, table).nonzero()[:, 0], first, first + table.cells)
-        first += table.cells
+        yield _Part(_by_tile(table.rows, table), _by_tile(absent, table).nonzero()[:, 0], table.cells)
 
 
 def _by_tile(sites: Tensor, table: HaloTable) -> Tensor:
     """Of widened blocks, in the order place in the tile, cell, tile; neighbouring tiles share sites."""
-    tiles = sites.view(table.cells, *table.block)
+    tiles = sites.view(-1, *table.shape)
     for axis in (1, 2, 3):
         tiles = tiles.unfold(axis, READ, OUT)
     return tiles.permute(4, 5, 6, 0, 1, 2, 3).flatten()
 
 
-def _convolve(blocks: Tensor, weight: Tensor, layout: CellLayout, block: Triple, window: Window) -> Tensor:
-    rows, (channels, channels_in) = as_rows(blocks), weight.shape[:2]
+def _convolve(blocks: Tensor, weight: Tensor, layout: CellLayout, cell_shape: Triple, window: Window) -> Tensor:
+    rows, (channels, channels_in) = blocks_to_rows(blocks), weight.shape[:2]
     kernels = _transformed(weight)
-    shape = (len(blocks), channels, *block)
-    result = torch.empty(shape, dtype=rows.dtype, device=rows.device, memory_format=torch.channels_last_3d)
-    batch = _Batch(rows, max(channels, channels_in), layout, block, window, buffers=2)
+    result = empty_blocks(rows, len(blocks), channels, cell_shape)
+    batch = _Batch(rows, max(channels, channels_in), layout, cell_shape, window, buffers=2)
     to_sites, to_outputs = _Transform(INPUT, rows), _Transform(OUTPUT, rows)
     a, b = batch.buffers
     for part in batch.parts:
@@ -150,11 +153,11 @@ def _convolve(blocks: Tensor, weight: Tensor, layout: CellLayout, block: Triple,
 
 
 def _weight_gradient(
-    blocks: Tensor, grad: Tensor, weight: Tensor, layout: CellLayout, block: Triple, window: Window
+    blocks: Tensor, grad: Tensor, weight: Tensor, layout: CellLayout, cell_shape: Triple, window: Window
 ) -> Tensor:
-    rows, (channels, channels_in) = as_rows(blocks), weight.shape[:2]
+    rows, (channels, channels_in) = blocks_to_rows(blocks), weight.shape[:2]
     sums = rows.new_zeros(READ**3, channels_in, channels)
-    batch = _Batch(rows, max(channels, channels_in), layout, block, window, buffers=3)
+    batch = _Batch(rows, max(channels, channels_in), layout, cell_shape, window, buffers=3)
     to_sites, from_outputs = _Transform(INPUT, rows), _Transform(OUTPUT.T, rows)
     a, b, c = batch.buffers
     for part in batch.parts:

@@ -7,8 +7,6 @@ convolution. For blocks that tiles of `winograd_cubes` do not fill, as those of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from math import prod
 
 import torch
@@ -18,7 +16,7 @@ from torch import Tensor
 from bundle.cells import Triple
 from bundle.sparse.convolution.winograd import INPUT, KERNEL, OUT, OUTPUT, READ, Algorithm, apply
 from bundle.sparse.layout import CellLayout, HaloTable
-from bundle.sparse.storage import as_rows
+from bundle.sparse.storage import blocks_to_rows, empty_blocks
 from bundle.sparse.windows import Window
 
 __all__ = ["convolve_winograd_depth"]
@@ -29,7 +27,13 @@ PART_BYTES = 8 * 2**20
 
 
 def convolve_winograd_depth(
-    blocks: Tensor, weight: Tensor, bias: Tensor | None, layout: CellLayout, block: Triple, window: Window
+    blocks: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    layout: CellLayout,
+    cell_shape: Triple,
+    window: Window,
+    groups: int = 1,
 ) -> Tensor:
     """Convolves ``[N, C_in, d, h, w]``, the blocks of the visible cells, to ``[N, C_out, d, h, w]``.
 
@@ -38,83 +42,70 @@ def convolve_winograd_depth(
         weight: ``[C_out, C_in, 3, kh, kw]``.
         bias: ``[C_out]`` or None.
         layout: which cells are visible.
-        block: sites per cell and axis, a multiple of four on the first.
+        cell_shape: sites per cell and axis, a multiple of four on the first.
         window: what an output reads; see `tiles_fill`.
+        groups: one; this method takes no other.
     """
-    return apply(Algorithm(_convolve, _weight_gradient), blocks, weight, bias, layout, block, window)
+    return apply(Algorithm(_convolve, _weight_gradient), blocks, weight, bias, layout, cell_shape, window)
 
 
-@dataclass(frozen=True)
-class _Part:
-    """Some cells of the batch, ``first`` to ``last``: their table, and ``B'`` of all tiles of a block."""
-
-    table: HaloTable
-    first: int
-    last: int
-    transform: Tensor
-
-    def planes(self, rows: Tensor) -> Tensor:
-        """``B' x`` of the widened blocks: ``[6, tiles * n, C, h + halo, w + halo]``, channels last."""
-        wide = rows.index_select(0, self.table.rows).index_fill_(0, self.table.absent, 0.0)
-        depth, height, width = self.table.block
-        planes = self.transform @ wide.view(depth, -1)
-        return planes.view(READ, -1, height, width, rows.shape[1]).permute(0, 1, 4, 2, 3)
+def _planes(rows: Tensor, table: HaloTable, transform: Tensor) -> Tensor:
+    """``B' x`` of the table's widened blocks: ``[6, tiles * n, C, h + halo, w + halo]``, channels last."""
+    wide = rows.index_select(0, table.rows).index_fill_(0, table.absent, 0.0)
+    depth, height, width = table.shape
+    planes = transform @ wide.view(depth, -1)
+    return planes.view(READ, -1, height, width, rows.shape[1]).permute(0, 1, 4, 2, 3)
 
 
-def _parts(rows: Tensor, layout: CellLayout, block: Triple, window: Window) -> Iterator[_Part]:
-    """The cells in parts whose transformed planes stay below `PART_BYTES`."""
-    tiles = block[0] // OUT
-    area = prod(b + lo + hi for b, lo, hi in zip(block[1:], window.padding[1:], window.high[1:]))
-    per_cell = READ * tiles * area * rows.shape[1] * rows.element_size()
+def _tables(rows: Tensor, layout: CellLayout, cell_shape: Triple, window: Window) -> list[HaloTable]:
+    """The cells in parts whose transformed planes stay below `PART_BYTES`, with the depth as the first axis."""
+    area = prod(b + lo + hi for b, lo, hi in zip(cell_shape[1:], window.padding[1:], window.high[1:]))
+    per_cell = READ * (cell_shape[0] // OUT) * area * rows.shape[1] * rows.element_size()
     count = min(len(layout), -(-len(layout) * per_cell // PART_BYTES))
-    tables = layout.keep(
-        ("depth first", block, window, count),
-        lambda: [_depth_first(t) for t in layout.halos(block, window.padding, window.high, count)],
+    return layout.cached(
+        ("depth first", cell_shape, window, count),
+        lambda: [_depth_first(t) for t in layout.halos(cell_shape, window.padding, window.high, count)],
     )
-    first, transform = 0, _input_transform(tiles, rows)
-    for table in tables:
-        yield _Part(table, first, first + table.cells, transform)
-        first += table.cells
 
 
 def _depth_first(table: HaloTable) -> HaloTable:
     """The same sites, in the order depth, cell, height, width."""
     places = torch.arange(len(table.rows), device=table.rows.device)
-    order = places.view(table.cells, table.block[0], -1).transpose(0, 1).flatten()
+    depth, height, width = table.shape
+    order = places.view(-1, depth, height * width).transpose(0, 1).flatten()
     absent = torch.zeros_like(places, dtype=torch.bool).index_fill_(0, table.absent, True)
-    return HaloTable(table.rows[order], absent[order].nonzero()[:, 0], table.block, table.cells)
+    return HaloTable(table.rows[order], absent[order].nonzero()[:, 0], table.shape, table.cells)
 
 
-def _convolve(blocks: Tensor, weight: Tensor, layout: CellLayout, block: Triple, window: Window) -> Tensor:
-    rows, channels = as_rows(blocks), len(weight)
-    kernels, transform = _transformed(weight), _output_transform(block[0] // OUT, rows)
-    shape = (len(blocks), channels, *block)
-    result = torch.empty(shape, dtype=rows.dtype, device=rows.device, memory_format=torch.channels_last_3d)
-    for part in _parts(rows, layout, block, window):
-        planes = part.planes(rows)
-        products = rows.new_empty(READ, planes.shape[1], *block[1:], channels)
+def _convolve(blocks: Tensor, weight: Tensor, layout: CellLayout, cell_shape: Triple, window: Window) -> Tensor:
+    rows, channels, tiles = blocks_to_rows(blocks), len(weight), cell_shape[0] // OUT
+    kernels, to_planes, to_outputs = _transformed(weight), _input_transform(tiles, rows), _output_transform(tiles, rows)
+    result = empty_blocks(rows, len(blocks), channels, cell_shape)
+    for table in _tables(rows, layout, cell_shape, window):
+        planes = _planes(rows, table, to_planes)
+        products = rows.new_empty(READ, planes.shape[1], *cell_shape[1:], channels)
         for product, plane, kernel in zip(products, planes, kernels):
             product.copy_(F.conv2d(plane, kernel).permute(0, 2, 3, 1))
-        out = (transform @ products.view(transform.shape[1], -1)).view(block[0], -1, *block[1:], channels)
-        result[part.first : part.last] = out.permute(1, 4, 0, 2, 3)
+        out = (to_outputs @ products.view(to_outputs.shape[1], -1)).view(cell_shape[0], -1, *cell_shape[1:], channels)
+        result[table.cells] = out.permute(1, 4, 0, 2, 3)
     return result
 
 
 def _weight_gradient(
-    blocks: Tensor, grad: Tensor, weight: Tensor, layout: CellLayout, block: Triple, window: Window
+    blocks: Tensor, grad: Tensor, weight: Tensor, layout: CellLayout, cell_shape: Triple, window: Window
 ) -> Tensor:
-    rows, grad = as_rows(blocks), grad.permute(0, 2, 3, 4, 1)
-    kernels, transform = _transformed(weight), _output_transform(block[0] // OUT, rows)
+    rows, grad, tiles = blocks_to_rows(blocks), grad.permute(0, 2, 3, 4, 1), cell_shape[0] // OUT
+    kernels, to_planes, to_outputs = _transformed(weight), _input_transform(tiles, rows), _output_transform(tiles, rows)
     sums = torch.zeros_like(kernels)
-    for part in _parts(rows, layout, block, window):
-        planes = part.planes(rows)
-        here = grad[part.first : part.last].transpose(0, 1).reshape(block[0], -1)
-        products = (transform.T @ here).view(READ, -1, *block[1:], len(weight)).permute(0, 1, 4, 2, 3)
+    for table in _tables(rows, layout, cell_shape, window):
+        planes = _planes(rows, table, to_planes)
+        here = grad[table.cells].transpose(0, 1).reshape(cell_shape[0], -1)
+        products = (to_outputs.T @ here).view(READ, -1, *cell_shape[1:], len(weight)).permute(0, 1, 4, 2, 3)
         for place, (plane, product, kernel) in enumerate(zip(planes, products, kernels)):
-            _, of_kernel, _ = torch.ops.aten.convolution_backward(
+            _, kernel_gradient, _ = torch.ops.aten.convolution_backward(
                 product, plane, kernel, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [False, True, False]
             )
-            sums[place] += of_kernel
+            sums[place] += kernel_gradient
     return torch.tensordot(KERNEL.to(sums), sums, ([0], [0])).permute(1, 2, 0, 3, 4)
 
 
@@ -132,6 +123,6 @@ def _input_transform(tiles: int, like: Tensor) -> Tensor:
 
 def _output_transform(tiles: int, like: Tensor) -> Tensor:
     """``A'`` of all tiles of a block, ``[4 * tiles, 6 * tiles]``; products are ordered by product, then by tile."""
-    own = torch.eye(tiles, dtype=torch.float64)
-    whole = torch.einsum("ij,oa->ioaj", own, OUTPUT)
+    identity = torch.eye(tiles, dtype=torch.float64)
+    whole = torch.einsum("ij,oa->ioaj", identity, OUTPUT)
     return whole.reshape(OUT * tiles, -1).to(like)

@@ -21,8 +21,8 @@ __all__ = ["AutoVolume"]
 
 logger = logging.getLogger(__name__)
 
-#: what was fastest for convolutions met so far: by device, data type, channels, window, groups, block, about how many
-#: cells of how many; kept for the life of the process
+#: what was fastest for convolutions met so far: by the methods that apply, device, data type, channels, window,
+#: groups, cell shape, about how many cells of how many; kept for the life of the process
 _FASTEST: dict[tuple[object, ...], str] = {}
 
 
@@ -39,33 +39,35 @@ class AutoVolume(CellsVolume, executor="auto"):
     ) -> Tensor:
         method = None
         if not window.is_pointwise:
-            method = fastest(blocks, weight, self.layout, self.block, window, groups)
-        return convolve(blocks, weight, bias, self.layout, self.block, window, groups, method)
+            method = fastest(blocks, weight, self.layout, self.cell_shape, window, groups)
+        return convolve(blocks, weight, bias, self.layout, self.cell_shape, window, groups, method)
 
 
-def fastest(blocks: Tensor, weight: Tensor, layout: CellLayout, block: Triple, window: Window, groups: int) -> str:
+def fastest(blocks: Tensor, weight: Tensor, layout: CellLayout, cell_shape: Triple, window: Window, groups: int) -> str:
     """The method with the least time forward and backward for a convolution like this one, measured once."""
     share = round(8 * len(layout) / layout.visible.numel())  # eighths of the cells visible
     size = (len(layout) - 1).bit_length()  # twice the cells is another case
     half = torch.get_autocast_dtype(blocks.device.type) if torch.is_autocast_enabled(blocks.device.type) else None
-    key = (blocks.device, half or blocks.dtype, tuple(weight.shape), window, groups, block, share, size)
+    dtype = half or blocks.dtype
+    methods = tuple(applicable(dtype, cell_shape, window, groups))
+    key = (methods, blocks.device, dtype, tuple(weight.shape), window, groups, cell_shape, share, size)
     if key not in _FASTEST:
         times = {}
-        for method in applicable(half or blocks.dtype, block, window, groups):
-            both_ways = partial(_both_ways, blocks, weight, layout, block, window, groups, method)
+        for method in methods:
+            both_ways = partial(_both_ways, blocks, weight, layout, cell_shape, window, groups, method)
             times[method] = _seconds(both_ways, blocks.device)
         _FASTEST[key] = min(times, key=lambda method: times[method])
-        told = ", ".join(f"{method} {1000 * t:.1f} ms" for method, t in times.items())
-        logger.debug("convolution %s over cells of %s sites: %s", list(weight.shape), block, told)
+        timings = ", ".join(f"{method} {1000 * t:.1f} ms" for method, t in times.items())
+        logger.debug("convolution %s over cells of %s sites: %s", list(weight.shape), cell_shape, timings)
     return _FASTEST[key]
 
 
 def _both_ways(
-    blocks: Tensor, weight: Tensor, layout: CellLayout, block: Triple, window: Window, groups: int, method: str
+    blocks: Tensor, weight: Tensor, layout: CellLayout, cell_shape: Triple, window: Window, groups: int, method: str
 ) -> None:
     with torch.enable_grad():
         blocks, weight = blocks.detach().requires_grad_(), weight.detach().requires_grad_()
-        out = convolve(blocks, weight, None, layout, block, window, groups, method)
+        out = convolve(blocks, weight, None, layout, cell_shape, window, groups, method)
         torch.autograd.grad(out, (blocks, weight), torch.ones_like(out))
 
 

@@ -10,13 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bundle.cells import Triple, triple
-from bundle.sparse.convolution.blocks import widen
+from bundle.cells import Triple
 from bundle.sparse.convolution.methods import convolve
 from bundle.sparse.layout import CellLayout
-from bundle.sparse.storage import as_rows, blocks_of, dense_of
+from bundle.sparse.storage import blocks_to_dense, blocks_to_rows, channels_last, dense_to_blocks, widen
 from bundle.sparse.volume import SparseVolume
-from bundle.sparse.windows import Window, high_widths
+from bundle.sparse.windows import Window, pool_windows
 
 __all__ = ["CellsVolume"]
 
@@ -24,19 +23,19 @@ __all__ = ["CellsVolume"]
 class CellsVolume(SparseVolume, executor="cells"):
     """Stores ``[N, C, d, h, w]``, a block of ``d x h x w`` sites for each of the N visible cells, channels last.
 
-    Nothing is stored or computed for absent cells, so norms and activations are torch's own on the blocks, and only
+    Nothing is stored or computed for absent cells, so norms and activations are torch's on the blocks, and only
     a convolution wider than one site looks beyond a block, at its halo.
     """
 
     @classmethod
-    def _from_dense(cls, image: Tensor, layout: CellLayout, block: Triple) -> CellsVolume:
-        return cls(blocks_of(image, layout, block), layout, block)
+    def _from_dense(cls, image: Tensor, layout: CellLayout, cell_shape: Triple) -> CellsVolume:
+        return cls(dense_to_blocks(image, layout, cell_shape), layout, cell_shape)
 
     def to_dense(self, fill: Tensor | None = None) -> Tensor:
-        return dense_of(self.features, self.layout, self.block, fill)
+        return blocks_to_dense(self.features, self.layout, self.cell_shape, fill)
 
     def at(self, sites: Tensor) -> Tensor:
-        return as_rows(self.features)[self.layout.site_rows(sites, self.block)]
+        return blocks_to_rows(self.features)[self.layout.site_rows(sites, self.cell_shape)]
 
     @property
     def channels(self) -> int:
@@ -45,18 +44,15 @@ class CellsVolume(SparseVolume, executor="cells"):
     def pointwise(self, function: Callable[..., Tensor], *others: SparseVolume) -> SparseVolume:
         return self._like(function(self.features, *(other.features for other in others)))
 
-    def convolve(
-        self, weight: Tensor, bias: Tensor | None, stride: Triple, padding: Triple, dilation: Triple, groups: int
-    ) -> SparseVolume:
-        block = self.strided_block(stride)
-        window = Window(triple(weight.shape[2:]), stride, padding, dilation)
-        return self._like(self.convolve_blocks(self.features, weight, bias, window, groups), block)
+    def convolve(self, weight: Tensor, bias: Tensor | None, window: Window, groups: int) -> SparseVolume:
+        blocks = self.convolve_blocks(self.features, weight, bias, window, groups)
+        return self._like(blocks, window.outputs(self.cell_shape))
 
     def convolve_blocks(
         self, blocks: Tensor, weight: Tensor, bias: Tensor | None, window: Window, groups: int
     ) -> Tensor:
         """The convolution of the stored blocks."""
-        return convolve(blocks, weight, bias, self.layout, self.block, window, groups)
+        return convolve(blocks, weight, bias, self.layout, self.cell_shape, window, groups)
 
     def normalize_batch(
         self,
@@ -77,7 +73,7 @@ class CellsVolume(SparseVolume, executor="cells"):
     def normalize_sample(
         self, groups: int | None, weight: Tensor | None, bias: Tensor | None, eps: float
     ) -> SparseVolume:
-        # cells are sorted by sample, so a sample is one slice, and its norm is torch's own over that slice
+        # cells are sorted by sample, so a sample is one slice, and its norm is torch's over that slice
         samples = self.features.split([count for count in self.layout.counts if count])
         weight, bias = self._float_affine(weight, bias)
         if groups is None:
@@ -93,20 +89,12 @@ class CellsVolume(SparseVolume, executor="cells"):
         ones = torch.ones(self.channels, device=self.device)
         return ones if weight is None else weight, torch.zeros_like(ones) if bias is None else bias
 
-    def average_blocks(self, kernel: Triple) -> SparseVolume:
-        return self._like(F.avg_pool3d(self.features, kernel), self.strided_block(kernel))
-
-    def pool(
-        self, kind: Literal["max", "sum"], kernel: Triple, stride: Triple, padding: Triple, dilation: Triple
-    ) -> SparseVolume:
-        block = self.strided_block(stride)
-        halo = self.layout.halo(self.block, padding, high_widths(kernel, stride, padding, dilation))
-        blocks = self.features
-        if halo.block != self.block:
-            blocks = widen(blocks, halo, absent=-torch.inf if kind == "max" else 0.0)
-        if kind == "max":
-            return self._like(F.max_pool3d(blocks, kernel, stride, 0, dilation), block)
-        return self._like(F.avg_pool3d(blocks, kernel, stride, divisor_override=1), block)
+    def pool(self, kind: Literal["max", "sum", "mean"], window: Window) -> SparseVolume:
+        cell_shape, blocks = window.outputs(self.cell_shape), self.features
+        if not window.is_side_by_side:
+            halo = self.layout.halo(self.cell_shape, window.padding, window.high)
+            blocks = widen(blocks_to_rows(blocks), halo, absent=-torch.inf if kind == "max" else 0.0)
+        return self._like(pool_windows(kind, blocks, window), cell_shape)
 
     def sample_sum(self) -> Tensor:
         dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
@@ -126,4 +114,4 @@ def _group_norm(blocks: Tensor, groups: int, weight: Tensor | None, bias: Tensor
     n, c, d, h, w = blocks.shape
     sample = blocks.transpose(0, 1).reshape(1, c, n * d, h, w)
     normal = F.group_norm(sample, groups, weight, bias, eps).view(c, n, d, h, w).transpose(0, 1)
-    return normal.contiguous(memory_format=torch.channels_last_3d)
+    return channels_last(normal)

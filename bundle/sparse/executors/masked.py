@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bundle.cells import Triple, triple
-from bundle.sparse.convolution.dense import frame
+from bundle.cells import Triple
 from bundle.sparse.layout import CellLayout
+from bundle.sparse.storage import frame, zero_absent
 from bundle.sparse.volume import SparseVolume
-from bundle.sparse.windows import Window
+from bundle.sparse.windows import Window, pool_windows
 
 __all__ = ["MaskedVolume"]
 
@@ -23,13 +23,13 @@ class MaskedVolume(SparseVolume, executor="masked"):
     """Stores ``[B, C, D, H, W]``, zero at absent sites: nothing is saved, everything is plain to see."""
 
     @classmethod
-    def _from_dense(cls, image: Tensor, layout: CellLayout, block: Triple) -> MaskedVolume:
-        return cls(_zero_unless(layout.site_mask(block), image), layout, block)
+    def _from_dense(cls, image: Tensor, layout: CellLayout, cell_shape: Triple) -> MaskedVolume:
+        return cls(zero_absent(image, layout, cell_shape), layout, cell_shape)
 
     def to_dense(self, fill: Tensor | None = None) -> Tensor:
         if fill is None:
             return self.features
-        return torch.where(self._mask(self.block), self.features, fill.to(self.dtype).view(1, -1, 1, 1, 1))
+        return torch.where(self._mask(), self.features, fill.to(self.dtype).view(1, -1, 1, 1, 1))
 
     def at(self, sites: Tensor) -> Tensor:
         b, z, y, x = sites.unbind(1)
@@ -40,14 +40,11 @@ class MaskedVolume(SparseVolume, executor="masked"):
         return self.features.shape[1]
 
     def pointwise(self, function: Callable[..., Tensor], *others: SparseVolume) -> SparseVolume:
-        return self._masked(function(self.features, *(other.features for other in others)), self.block)
+        return self._masked(function(self.features, *(other.features for other in others)), self.cell_shape)
 
-    def convolve(
-        self, weight: Tensor, bias: Tensor | None, stride: Triple, padding: Triple, dilation: Triple, groups: int
-    ) -> SparseVolume:
-        block = self.strided_block(stride)
-        framed = frame(self.features, Window(triple(weight.shape[2:]), stride, padding, dilation))
-        return self._masked(F.conv3d(framed, weight, bias, stride, 0, dilation, groups), block)
+    def convolve(self, weight: Tensor, bias: Tensor | None, window: Window, groups: int) -> SparseVolume:
+        convolved = F.conv3d(frame(self.features, window), weight, bias, window.stride, 0, window.dilation, groups)
+        return self._masked(convolved, window.outputs(self.cell_shape))
 
     def normalize_batch(
         self,
@@ -82,18 +79,10 @@ class MaskedVolume(SparseVolume, executor="masked"):
         mean, var = _moments(grouped, mask[:, None].expand(-1, -1, grouped.shape[2], -1, -1, -1), dims=(2, 3, 4, 5))
         return self._affine(((grouped - mean) * (var + eps).rsqrt()).view_as(x), weight, bias)
 
-    def average_blocks(self, kernel: Triple) -> SparseVolume:
-        return self._masked(F.avg_pool3d(self.features, kernel), self.strided_block(kernel))
-
-    def pool(
-        self, kind: Literal["max", "sum"], kernel: Triple, stride: Triple, padding: Triple, dilation: Triple
-    ) -> SparseVolume:
-        block, window = self.strided_block(stride), Window(kernel, stride, padding, dilation)
-        if kind == "max":
-            framed = frame(self._or_lowest(), window, value=-torch.inf)
-            return self._masked(F.max_pool3d(framed, kernel, stride, 0, dilation), block)
-        framed = frame(self.features, window)
-        return self._masked(F.avg_pool3d(framed, kernel, stride, divisor_override=1), block)
+    def pool(self, kind: Literal["max", "sum", "mean"], window: Window) -> SparseVolume:
+        features, beyond = (self._or_lowest(), -torch.inf) if kind == "max" else (self.features, 0.0)
+        framed = frame(features, window, beyond)
+        return self._masked(pool_windows(kind, framed, window), window.outputs(self.cell_shape))
 
     def sample_sum(self) -> Tensor:
         return self.features.sum((2, 3, 4), dtype=torch.float64 if self.dtype == torch.float64 else torch.float32)
@@ -105,28 +94,24 @@ class MaskedVolume(SparseVolume, executor="masked"):
         return samples
 
     def _or_lowest(self) -> Tensor:
-        return torch.where(self._mask(self.block), self.features, -torch.inf)
+        return torch.where(self._mask(), self.features, -torch.inf)
 
     def _statistics_input(self) -> tuple[Tensor, Tensor]:
         x = self.features if self.dtype == torch.float64 else self.features.float()
-        return x, self._mask(self.block).to(x.dtype)
+        return x, self._mask().to(x.dtype)
 
     def _affine(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> SparseVolume:
         if weight is not None:
             x = x * weight.view(1, -1, 1, 1, 1)
         if bias is not None:
             x = x + bias.view(1, -1, 1, 1, 1)
-        return self._masked(x.to(self.dtype), self.block)
+        return self._masked(x.to(self.dtype), self.cell_shape)
 
-    def _mask(self, block: Triple) -> Tensor:
-        return self.layout.site_mask(block)
+    def _mask(self) -> Tensor:
+        return self.layout.site_mask(self.cell_shape)
 
-    def _masked(self, features: Tensor, block: Triple) -> SparseVolume:
-        return self._like(_zero_unless(self._mask(block), features), block)
-
-
-def _zero_unless(mask: Tensor, x: Tensor) -> Tensor:
-    return torch.where(mask, x, x.new_zeros(()))  # not a product: NaN times zero would be NaN
+    def _masked(self, features: Tensor, cell_shape: Triple) -> SparseVolume:
+        return self._like(zero_absent(features, self.layout, cell_shape), cell_shape)
 
 
 def _moments(x: Tensor, mask: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:

@@ -2,4 +2,4 @@
 """Rules: what a torch function does with a sparse volume."""
 
 # importing registers them
-from bundle.sparse.rules import channels_last, norms, pointwise, pooling  # noqa: F401
+from bundle.sparse.rules import channels, channels_last, convolution, norms, pointwise, pooling  # noqa: F401

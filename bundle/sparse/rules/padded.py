@@ -20,7 +20,7 @@ __all__ = ["PaddedVolume"]
 class PaddedVolume:
     """What ``F.pad`` makes of a `SparseVolume`, as EfficientNet's uneven "same" padding does before a convolution.
 
-    A padded map lies on no cells, so nothing but a convolution can follow: its rule adds the widths to its own.
+    A padded map lies on no cells, so nothing but a convolution can follow: its rule adds the widths to the layer's.
 
     Attributes:
         volume: without the padding.

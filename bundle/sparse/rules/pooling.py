@@ -13,7 +13,7 @@ from bundle.cells import Triple, triple
 from bundle.sparse.layout import CellLayout
 from bundle.sparse.unsupported import UnsupportedOperation
 from bundle.sparse.volume import SparseVolume, rule
-from bundle.sparse.windows import high_widths, require_whole_cells
+from bundle.sparse.windows import Window, pool_windows, require_whole_cells
 
 # ---- windows ------------------------------------------------------------------------------------------------------
 
@@ -30,10 +30,10 @@ def _max_pool3d(
 ) -> SparseVolume:
     if return_indices:
         raise UnsupportedOperation("max_pool3d with indices: a sparse volume has no flat index")
-    kernel, padding, dilation = triple(kernel_size), triple(padding), triple(dilation)
-    stride = triple(stride) if stride else kernel
-    require_whole_cells(volume.shape[2:], kernel, stride, padding, padding, dilation, ceil_mode)
-    return volume.pool("max", kernel, stride, padding, dilation)
+    kernel = triple(kernel_size)
+    window = Window(kernel, triple(stride) if stride else kernel, triple(padding), triple(dilation))
+    require_whole_cells(volume.shape[2:], window, ceil_mode=ceil_mode)
+    return volume.pool("max", window)
 
 
 @rule(F.avg_pool3d)
@@ -50,31 +50,29 @@ def _avg_pool3d(
 
     Zero padding around the volume counts as in the dense layer, so with everything visible it is the dense layer.
     """
-    kernel, padding = triple(kernel_size), triple(padding)
-    stride = triple(stride) if stride else kernel
-    require_whole_cells(volume.shape[2:], kernel, stride, padding, padding, (1, 1, 1), ceil_mode)
-    if kernel == stride and divisor_override is None:
-        return volume.average_blocks(kernel)
-    total = volume.pool("sum", kernel, stride, padding, (1, 1, 1))
+    kernel = triple(kernel_size)
+    window = Window(kernel, triple(stride) if stride else kernel, triple(padding))
+    require_whole_cells(volume.shape[2:], window, ceil_mode=ceil_mode)
     if divisor_override is not None:
-        return total / divisor_override
-    counts = volume.layout.keep(
-        ("window counts", volume.block, kernel, stride, padding, count_include_pad),
-        lambda: _window_counts(volume.layout, volume.block, kernel, stride, padding, count_include_pad),
+        return volume.pool("sum", window) / divisor_override
+    if window.is_side_by_side:
+        return volume.pool("mean", window)
+    counts = volume.layout.cached(
+        ("window counts", volume.cell_shape, window, count_include_pad),
+        lambda: _window_counts(volume.layout, volume.cell_shape, window, count_include_pad),
     )
+    total = volume.pool("sum", window)
     return total / counts.to(total.dtype)
 
 
-def _window_counts(
-    layout: CellLayout, block: Triple, kernel: Triple, stride: Triple, padding: Triple, include_padding: bool
-) -> Tensor:
+def _window_counts(layout: CellLayout, cell_shape: Triple, window: Window, include_padding: bool) -> Tensor:
     """Dense ``[B, 1, D, H, W]``: the sites each window's mean divides by, at least one."""
-    d, h, w = padding
-    counted = F.pad(layout.site_mask(block).float(), (w, w, h, h, d, d), value=float(include_padding))
+    d, h, w = window.padding
+    counted = F.pad(layout.site_mask(cell_shape).float(), (w, w, h, h, d, d), value=float(include_padding))
     # a last window in ceil mode reaches past the padding, and what it reads there is not counted
-    past = [high - low for low, high in zip(padding, high_widths(kernel, stride, padding, (1, 1, 1)))]
+    past = [high - low for low, high in zip(window.padding, window.high)]
     counted = F.pad(counted, (0, past[2], 0, past[1], 0, past[0]))
-    return F.avg_pool3d(counted, kernel, stride, divisor_override=1).clamp(min=1)
+    return pool_windows("sum", counted, window).clamp(min=1)
 
 
 # ---- a value per sample: dense tensors ---------------------------------------------------------------------------
@@ -129,7 +127,7 @@ def _norm(
 
 
 def _sample_mean(volume: SparseVolume) -> Tensor:
-    d, h, w = volume.block
+    d, h, w = volume.cell_shape
     mean = volume.sample_sum() / (volume.layout.divisors * (d * h * w))[:, None]
     return mean.to(volume.dtype)[:, :, None, None, None]
 

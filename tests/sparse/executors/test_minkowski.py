@@ -19,15 +19,15 @@ from bundle.networks import Decoder, EncoderDepthPairs, PretrainingNetwork, buil
 from bundle.sparse import CellLayout, SparseVolume, UnsupportedOperation
 from tests.sparse.oracle import site_mask
 
-BLOCK = (4, 2, 4)
+CELL_SHAPE = (4, 2, 4)
 
 
-def example(grid=(2, 3, 2), block=BLOCK, channels=4) -> tuple[torch.Tensor, torch.Tensor]:
+def example(grid=(2, 3, 2), cell_shape=CELL_SHAPE, channels=4) -> tuple[torch.Tensor, torch.Tensor]:
     """A batch of two in float64, and visible cells that are more in the second sample than in the first."""
     generator = torch.Generator().manual_seed(3)
     visible = torch.rand(2, 1, *grid, generator=generator) < torch.tensor([0.4, 0.7]).view(2, 1, 1, 1, 1)
     assert 0 < visible[0].sum() < visible[1].sum() < visible[1].numel()
-    size = [g * b for g, b in zip(grid, block)]
+    size = [g * b for g, b in zip(grid, cell_shape)]
     return torch.randn(2, channels, *size, dtype=torch.float64, generator=generator), visible
 
 
@@ -80,8 +80,7 @@ CONVOLUTIONS = {
 @pytest.mark.parametrize("arguments", CONVOLUTIONS.values(), ids=CONVOLUTIONS)
 def test_convolution_and_its_gradients_are_the_references(arguments):
     torch.manual_seed(1)
-    block = (4, 4, 4)
-    assert_as_masked(nn.Conv3d(4, 3, **arguments).double(), *example(block=block))
+    assert_as_masked(nn.Conv3d(4, 3, **arguments).double(), *example(cell_shape=(4, 4, 4)))
 
 
 NORMS = [nn.BatchNorm3d(4), nn.BatchNorm3d(4).eval(), nn.InstanceNorm3d(4, affine=True), nn.GroupNorm(2, 4)]
@@ -101,7 +100,7 @@ def test_norms_of_convolved_sites_are_the_references(norm):
 def test_an_unmodified_encoder_has_the_references_features_and_gradients(norm):
     torch.manual_seed(0)
     encoder = SegResEncoder(init_filters=4, blocks_down=(1, 2, 1, 1, 1), norm=norm).double()
-    assert_as_masked(encoder, *example(grid=(2, 2, 2), block=(16, 16, 16), channels=1))
+    assert_as_masked(encoder, *example(grid=(2, 2, 2), cell_shape=(16, 16, 16), channels=1))
 
 
 def test_a_sample_with_nothing_visible_changes_nothing_for_the_others():
@@ -116,7 +115,7 @@ def test_a_sample_with_nothing_visible_changes_nothing_for_the_others():
 
 def test_masked_voxels_even_nan_change_no_feature_bit_for_bit():
     image, visible = example()
-    changed = torch.where(site_mask(visible, BLOCK)[:, None], image, torch.nan)
+    changed = torch.where(site_mask(visible, CELL_SHAPE)[:, None], image, torch.nan)
     layer = nn.Conv3d(4, 4, 3, padding=1, stride=2).double()
     kept, other = (layer(SparseVolume.from_dense(x, visible, "minkowski")).to_dense() for x in (image, changed))
     assert torch.equal(kept, other)
@@ -125,7 +124,7 @@ def test_masked_voxels_even_nan_change_no_feature_bit_for_bit():
 def test_round_trip_keeps_visible_sites_and_fills_the_rest():
     image, visible = example()
     volume = SparseVolume.from_dense(image, visible, "minkowski")
-    mask = site_mask(visible, BLOCK)[:, None]
+    mask = site_mask(visible, CELL_SHAPE)[:, None]
     fill = torch.arange(4.0)
     assert volume.shape == image.shape
     assert torch.equal(volume.to_dense(), torch.where(mask, image, 0.0))
@@ -136,7 +135,7 @@ def test_features_at_sites_of_a_coarser_level_are_the_dense_ones():
     image, visible = example()
     layout = CellLayout(visible)
     volume = nn.Conv3d(4, 3, 3, 2, 1).double()(SparseVolume.from_dense(image, layout, "minkowski"))
-    sites = layout.draw_sites(50, volume.block)
+    sites = layout.draw_sites(50, volume.cell_shape)
     b, z, y, x = sites.unbind(1)
     assert torch.equal(volume.at(sites), volume.to_dense()[b, :, z, y, x])
 

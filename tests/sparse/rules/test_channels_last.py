@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from bundle.sparse import SparseVolume, UnsupportedOperation
-from tests.sparse.examples import BLOCK, EXECUTORS, example, visible_rows
+from tests.sparse.examples import CELL_SHAPE, EXECUTORS, example, visible_rows
 from tests.sparse.oracle import site_mask
 
 
@@ -36,7 +36,7 @@ def test_a_convnext_block_equals_the_dense_one_on_zeros_at_visible_sites(executo
     block = ConvNeXtBlock(4).double()
     if executor == "minkowski":  # which has no depthwise convolution
         block.depthwise = nn.Conv3d(4, 4, 3, padding=1).double()
-    mask = site_mask(visible, BLOCK)[:, None]
+    mask = site_mask(visible, CELL_SHAPE)[:, None]
     sparse_image, dense_image = image.clone().requires_grad_(), image.clone().requires_grad_()
     expected = block(dense_image * mask) * mask
     goal = torch.randn_like(expected)
@@ -63,7 +63,7 @@ def test_shape_sums_and_a_map_beside_it_are_those_of_the_dense_tensor(executor):
         out = torch.movedim(change(last), -1, 1).to_dense()
         expected = visible_rows(change(dense).movedim(-1, 1), visible)
         torch.testing.assert_close(visible_rows(out, visible), expected, rtol=0, atol=1e-12)
-    assert (out.movedim(1, -1)[~site_mask(visible, BLOCK)] == 0).all()
+    assert (out.movedim(1, -1)[~site_mask(visible, CELL_SHAPE)] == 0).all()
 
 
 def test_what_cannot_be_done_there_says_so():

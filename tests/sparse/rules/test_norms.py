@@ -9,7 +9,7 @@ from monai.networks.layers.utils import get_norm_layer
 from torch import nn
 
 from bundle.sparse import UnsupportedOperation
-from tests.sparse.examples import BLOCK, example, run, visible_rows
+from tests.sparse.examples import CELL_SHAPE, example, run, visible_rows
 from tests.sparse.oracle import site_mask
 
 
@@ -21,7 +21,7 @@ def test_batch_norm_is_over_all_visible_sites_and_updates_running_statistics(exe
     rows = visible_rows(image, visible)
     normal = (rows - rows.mean(0)) / (rows.var(0, unbiased=False) + layer.eps).sqrt() * layer.weight + layer.bias
     torch.testing.assert_close(visible_rows(out, visible), normal, rtol=0, atol=1e-12)
-    assert (out.permute(0, 2, 3, 4, 1)[~site_mask(visible, BLOCK)] == 0).all()
+    assert (out.permute(0, 2, 3, 4, 1)[~site_mask(visible, CELL_SHAPE)] == 0).all()
     torch.testing.assert_close(layer.running_mean, 0.1 * rows.mean(0))
     torch.testing.assert_close(layer.running_var, 0.9 + 0.1 * rows.var(0))
 

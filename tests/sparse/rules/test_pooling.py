@@ -13,7 +13,7 @@ from monai.networks.blocks import ChannelSELayer
 from torch import nn
 
 from bundle.sparse import SparseVolume, UnsupportedOperation
-from tests.sparse.examples import BLOCK, EXECUTORS, example, run, visible_rows
+from tests.sparse.examples import CELL_SHAPE, EXECUTORS, example, run, visible_rows
 from tests.sparse.oracle import pool, site_mask
 
 WINDOWS = {
@@ -36,7 +36,7 @@ def geometry(arguments: dict) -> tuple[list[int], list[int], list[int]]:
 
 
 def padded_mask(visible: torch.Tensor, padding: list[int], value: bool) -> np.ndarray:
-    mask = site_mask(visible, BLOCK).numpy()
+    mask = site_mask(visible, CELL_SHAPE).numpy()
     mask = np.pad(mask, [(0, 0), *((p, p) for p in padding)], constant_values=value)
     return np.pad(mask, [(0, 0)] + [(0, 5)] * 3)  # what a last window in ceil mode may reach
 
@@ -46,7 +46,7 @@ def test_max_pooling_ignores_absent_sites(executor, arguments):
     image, visible = example()
     image = image - 3  # all below zero: an absent site taken for a zero would win
     kernel, stride, padding = geometry(arguments)
-    out_mask = site_mask(visible, tuple(b // s for b, s in zip(BLOCK, stride))).numpy()
+    out_mask = site_mask(visible, tuple(b // s for b, s in zip(CELL_SHAPE, stride))).numpy()
     largest = lambda values: values.max(0)  # noqa: E731
     expected = pool(image.numpy(), padded_mask(visible, padding, False), out_mask, kernel, stride, padding, largest)
     assert np.array_equal(run(nn.MaxPool3d(**arguments), image, visible, executor).numpy(), expected)
@@ -57,11 +57,21 @@ def test_max_pooling_ignores_absent_sites(executor, arguments):
 def test_average_pooling_divides_by_the_sites_that_are_not_masked(executor, arguments, include):
     image, visible = example()
     kernel, stride, padding = geometry(arguments)
-    out_mask = site_mask(visible, tuple(b // s for b, s in zip(BLOCK, stride))).numpy()
+    out_mask = site_mask(visible, tuple(b // s for b, s in zip(CELL_SHAPE, stride))).numpy()
     mean = lambda values: values.mean(0)  # noqa: E731
     expected = pool(image.numpy(), padded_mask(visible, padding, include), out_mask, kernel, stride, padding, mean)
     out = run(nn.AvgPool3d(**arguments, count_include_pad=include), image, visible, executor)
     np.testing.assert_allclose(out.numpy(), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("layer", [nn.MaxPool3d, nn.AvgPool3d])
+def test_windows_as_wide_as_their_stride_still_cross_cells_if_they_are_padded(executor, layer):
+    visible = torch.tensor([True, True, False, True]).view(1, 1, 4, 1, 1)
+    image = torch.arange(12.0).view(1, 1, 12, 1, 1) + 1
+    out = run(layer((3, 1, 1), (3, 1, 1), (1, 0, 0)), image, visible, executor).flatten().tolist()
+    # windows start one site before their cell: [pad, 1, 2] [3, 4, 5] [6, absent, absent] [absent, 10, 11]
+    expected = [2, 5, 0, 11] if layer is nn.MaxPool3d else [1, 4, 0, 10.5]
+    assert out == expected
 
 
 @pytest.mark.parametrize("layer", [nn.MaxPool3d, nn.AvgPool3d])
@@ -164,17 +174,17 @@ def test_what_pooling_cannot_do_it_says(executor):
 @st.composite
 def _cases(draw):
     grid = draw(st.tuples(*[st.integers(1, 3)] * 3))
-    block = draw(st.tuples(*[st.sampled_from([1, 2, 4])] * 3))
-    stride = tuple(draw(st.sampled_from([s for s in (1, 2, 4) if b % s == 0])) for b in block)
+    cell_shape = draw(st.tuples(*[st.sampled_from([1, 2, 4])] * 3))
+    stride = tuple(draw(st.sampled_from([s for s in (1, 2, 4) if b % s == 0])) for b in cell_shape)
     kernel = draw(st.tuples(*[st.sampled_from([1, 3, 5])] * 3))
     shown = draw(st.sampled_from(["one cell", "all", "some", "none in one sample"]))
-    return grid, block, stride, kernel, shown, draw(st.integers(0, 2**31))
+    return grid, cell_shape, stride, kernel, shown, draw(st.integers(0, 2**31))
 
 
 @settings(max_examples=40, deadline=None)
 @given(_cases())
 def test_executors_agree_on_pooling_and_gates_in_any_geometry(case):
-    grid, block, stride, kernel, shown, seed = case
+    grid, cell_shape, stride, kernel, shown, seed = case
     torch.manual_seed(seed)
     visible = torch.rand(2, 1, *grid) > 0.5
     if shown in {"one cell", "all"}:
@@ -182,7 +192,7 @@ def test_executors_agree_on_pooling_and_gates_in_any_geometry(case):
     visible[1, 0, 0, 0, 0] = True
     if shown == "none in one sample":
         visible[0] = False
-    image = torch.randn(2, 2, *(g * b for g, b in zip(grid, block)), dtype=torch.float64)
+    image = torch.randn(2, 2, *(g * b for g, b in zip(grid, cell_shape)), dtype=torch.float64)
     padding = tuple(k // 2 for k in kernel)
     results = []
     for executor in EXECUTORS:

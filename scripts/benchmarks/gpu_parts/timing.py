@@ -1,0 +1,143 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""Part b: the time and memory of the encoder and of the whole step, the candidates taking turns."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import speed
+import torch
+from gpu_parts.context import Context
+
+__all__ = ["choose_kernels", "run"]
+
+#: how many times as long as `cells` the dense encoder should take at 128^3, by the share that is masked
+GOALS = {0.6: 1.8, 0.75: 3.0}
+ENCODERS = ("cells", "dense", "dense channels-last", "spark", "masked", "auto", "minkowski")
+STEPS = ("cells", "spark", "masked", "auto", "cells to half", "cells recomputing")
+MODES = ("benchmark", "default", "deterministic")
+
+
+def run(context: Context) -> None:
+    """Times case after case while there is time, the most telling first."""
+    rows: list[dict[str, Any]] = []
+    slowest = 0.0
+    for what, size, ratio in _cases(context):
+        if context.remaining() < 1.5 * slowest:
+            context.note(f"no time for {what}, {size}^3, {ratio:.0%} masked, and what follows")
+            break
+        before = context.remaining()
+        rows += _measure(context, what, size, ratio)
+        slowest = max(slowest, before - context.remaining())
+        context.table("times", rows)
+        context.table("dense ÷ cells", _compare(rows))
+        context.say(f"{what}, {size}^3, {ratio:.0%} masked timed")
+    if context.remaining() > slowest:
+        context.table("choice of cuDNN's kernels", _modes(context))
+
+
+def _cases(context: Context) -> Iterator[tuple[str, int, float]]:
+    first, *others = context.settings.sizes
+    ratios = context.settings.ratios
+    yield from (("encoder", first, ratio) for ratio in ratios)
+    yield from (("step", first, ratio) for ratio in ratios[:2])
+    for size in others:
+        yield from (("encoder", size, ratio) for ratio in ratios)
+        yield from (("step", size, ratio) for ratio in ratios[:1])
+
+
+def _measure(context: Context, what: str, size: int, ratio: float) -> list[dict[str, Any]]:
+    """One row for each candidate; one that cannot run has its error for a time."""
+    choose_kernels("benchmark")
+    speed.ENCODER = dict(context.settings.encoder)
+    case = speed.Case(size, ratio, context.settings.batch, context.device)
+    about = {"what": what, "size": size, "masked": ratio, "batch": context.settings.batch}
+    rows: dict[str, dict[str, Any]] = {}
+    steps: dict[str, Callable[[], None]] = {}
+    for candidate in ENCODERS if what == "encoder" else STEPS:
+        rows[candidate] = {**about, "candidate": candidate}
+        try:
+            steps[candidate] = speed.WHAT[what](candidate, case)
+            rows[candidate]["peak MiB"] = _peak(context, steps[candidate])
+        except Exception as error:  # noqa: BLE001 - out of memory, no library: the others count
+            steps.pop(candidate, None)
+            rows[candidate]["error"] = _first_line(error)
+            _free(context)
+    times: dict[str, list[float]] = {candidate: [] for candidate in steps}
+    for _ in range(context.settings.repeats):
+        for candidate, step in steps.items():
+            times[candidate].append(1000 * speed.seconds(step, context.device))
+    for candidate, taken in times.items():
+        rows[candidate] |= {"ms": statistics.median(taken), "fastest": min(taken), "slowest": max(taken)}
+    _free(context)
+    return list(rows.values())
+
+
+def _peak(context: Context, step: Callable[[], None]) -> float | None:
+    """MiB that two steps need beyond what there is before; they also warm up. None on a CPU."""
+    if context.device.type != "cuda":
+        step()
+        return None
+    _free(context)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    for _ in range(2):
+        step()
+    context.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+def _free(context: Context) -> None:
+    gc.collect()
+    if context.device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error).strip() else ''}"
+
+
+def _compare(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """How many times as long as `cells` the others take in each case; of both dense formats the faster one counts."""
+    table = []
+    for what, size, ratio in dict.fromkeys((r["what"], r["size"], r["masked"]) for r in rows):
+        same = [r for r in rows if (r["what"], r["size"], r["masked"]) == (what, size, ratio)]
+        ms = {r["candidate"]: r["ms"] for r in same if "ms" in r}
+        if "cells" not in ms:
+            continue
+        dense = min((ms[name] for name in ("dense", "dense channels-last") if name in ms), default=None)
+        row = {"what": what, "size": size, "masked": ratio, "cells ms": ms["cells"], "ideal": 1 / (1 - ratio)}
+        if dense is not None:
+            row |= {"dense ms": dense, "dense ÷ cells": dense / ms["cells"]}
+            if size == 128 and ratio in GOALS:
+                row |= {"goal": GOALS[ratio], "reached": dense / ms["cells"] >= GOALS[ratio]}
+        others = ("spark", "masked", "auto", "minkowski")
+        table.append(row | {f"{name} ÷ cells": ms[name] / ms["cells"] for name in others if name in ms})
+    return table
+
+
+def choose_kernels(mode: str) -> None:
+    """How cuDNN picks its kernels from here on, one of `MODES`."""
+    torch.backends.cudnn.benchmark = mode == "benchmark"
+    torch.backends.cudnn.deterministic = mode == "deterministic"
+
+
+def _modes(context: Context) -> list[dict[str, Any]]:
+    """The time when cuDNN measures its kernels, picks them by rule, or must repeat bit by bit, as in training."""
+    case = speed.Case(context.settings.sizes[0], context.settings.ratios[0], context.settings.batch, context.device)
+    rows = []
+    for what, candidate in (("encoder", "cells"), ("encoder", "dense channels-last"), ("step", "cells")):
+        row: dict[str, Any] = {"what": what, "candidate": candidate, "size": context.settings.sizes[0]}
+        for mode in MODES:
+            choose_kernels(mode)
+            step = speed.WHAT[what](candidate, case)
+            for _ in range(2):
+                step()
+            times = [1000 * speed.seconds(step, context.device) for _ in range(context.settings.repeats)]
+            row[f"{mode} ms"] = statistics.median(times)
+            _free(context)
+        rows.append(row)
+    return rows

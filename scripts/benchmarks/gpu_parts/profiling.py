@@ -25,7 +25,7 @@ __all__ = ["run"]
 STEPS = 3
 #: kind of work by the name of a kernel (or of an operation on a CPU); the first that fits counts
 KINDS = {
-    "gathers": r"index|gather|scatter|nonzero|embedding",
+    "gathers": r"index|gather|scatter|nonzero|embedding|DeviceSelect",
     "norms": r"batch_?norm|group_?norm|bn_|layer_?norm|welford|moments",
     "convolutions": r"conv|cudnn|xmma|cutlass|gemm|wgrad|dgrad|fprop|implicit|matmul|addmm|::mm|nvjet|winograd|mkldnn",
     "optimizer": r"multi_tensor|adam|foreach",
@@ -62,6 +62,7 @@ def _profile(context: Context, what: str, step: Callable[[], None]) -> None:
     begin = time.perf_counter()
     for _ in range(STEPS):
         step()
+    host = 1000 * (time.perf_counter() - begin) / STEPS
     context.synchronize()
     wall = 1000 * (time.perf_counter() - begin) / STEPS
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (context.device.type == "cuda")
@@ -89,7 +90,8 @@ def _profile(context: Context, what: str, step: Callable[[], None]) -> None:
         if event.key in WAITS
     ]
     launches = {"call": "launches", "times a step": sum(counts.get(name, 0) for name in LAUNCHES)}
-    context.table(f"{what}: launches and host waits", [launches, *waits])
+    whole = {"call": "the whole step, until all is launched", "times a step": 1, "host ms a step": host}
+    context.table(f"{what}: launches and host waits", [launches, whole, *waits])
     if not kernels:
         context.note(f"{what}: the profiler sees no kernels here")
         return

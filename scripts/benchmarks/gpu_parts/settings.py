@@ -19,6 +19,8 @@ class Settings:
         sizes: voxels per axis of the crops that are timed, the most telling first.
         ratios: shares that are masked.
         batch: crops.
+        copied_mib: size of the copy that the bandwidth is measured with.
+        matrix: rows and columns of the product that the peak rate is measured with.
         repeats: timed passes of each candidate, which take turns.
         small_encoders: names of `gpu_parts.encoders.SMALL` that are compared; None: all.
         train: overrides of configs/train.yaml with configs/preset_prod.yaml.
@@ -39,6 +41,8 @@ class Settings:
     sizes: tuple[int, ...] = (128, 96, 160)
     ratios: tuple[float, ...] = (0.6, 0.75, 0.9)
     batch: int = 2
+    copied_mib: int = 4096
+    matrix: int = 8192
     repeats: int = 11
     small_encoders: tuple[str, ...] | None = None
     train: Mapping[str, Any] = field(default_factory=dict)
@@ -60,6 +64,8 @@ DRY = Settings(
     encoder={"init_filters": 4, "blocks_down": (1, 1, 1, 1, 1), "norm": "batch"},
     sizes=(32,),
     ratios=(0.5,),
+    copied_mib=4,
+    matrix=64,
     repeats=1,
     small_encoders=("SegResEncoder", "ResNet, basic block"),
     train={**_TINY, "spacing": [4, 4, 4], "decoder#width": 8},

@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import limits
 import speed
 import torch
 from gpu_parts.context import Context
@@ -19,11 +20,16 @@ GOALS = {0.6: 1.8, 0.75: 3.0}
 ENCODERS = ("cells", "dense", "dense channels-last", "spark", "masked", "auto", "minkowski")
 STEPS = ("cells", "spark", "masked", "auto", "cells to half", "cells recomputing")
 MODES = ("benchmark", "default", "deterministic")
+#: seconds that compiling the decoder may take
+COMPILING = 75
 
 
 def run(context: Context) -> None:
     """Times case after case while there is time, the most telling first."""
+    speed.ENCODER = dict(context.settings.encoder)
     rows: list[dict[str, Any]] = []
+    ceilings = _ceilings(context)
+    context.table("what the device can do", [ceilings])
     slowest = 0.0
     for what, size, ratio in _cases(context):
         if context.remaining() < 1.5 * slowest:
@@ -34,9 +40,15 @@ def run(context: Context) -> None:
         slowest = max(slowest, before - context.remaining())
         context.table("times", rows)
         context.table("dense ÷ cells", _compare(rows))
+        context.table(
+            "distance to the limits on paper (scripts/benchmarks/limits.py)", _distances(context, rows, ceilings)
+        )
         context.say(f"{what}, {size}^3, {ratio:.0%} masked timed")
     if context.remaining() > slowest:
         context.table("choice of cuDNN's kernels", _modes(context))
+    if not context.dry and context.remaining() > COMPILING:
+        case = speed.Case(context.settings.sizes[0], context.settings.ratios[0], context.settings.batch, context.device)
+        context.table("decoder compiled", _time(context, "step", ("cells", "cells compiled"), case))
 
 
 def _cases(context: Context) -> Iterator[tuple[str, int, float]]:
@@ -52,13 +64,17 @@ def _cases(context: Context) -> Iterator[tuple[str, int, float]]:
 def _measure(context: Context, what: str, size: int, ratio: float) -> list[dict[str, Any]]:
     """One row for each candidate; one that cannot run has its error for a time."""
     choose_kernels("benchmark")
-    speed.ENCODER = dict(context.settings.encoder)
     case = speed.Case(size, ratio, context.settings.batch, context.device)
-    about = {"what": what, "size": size, "masked": ratio, "batch": context.settings.batch}
+    about = {"size": size, "masked": ratio, "batch": context.settings.batch}
+    candidates = ENCODERS if what == "encoder" else STEPS
+    return [{**about, **row} for row in _time(context, what, candidates, case)]
+
+
+def _time(context: Context, what: str, candidates: Sequence[str], case: speed.Case) -> list[dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
     steps: dict[str, Callable[[], None]] = {}
-    for candidate in ENCODERS if what == "encoder" else STEPS:
-        rows[candidate] = {**about, "candidate": candidate}
+    for candidate in candidates:
+        rows[candidate] = {"what": what, "candidate": candidate}
         try:
             steps[candidate] = speed.WHAT[what](candidate, case)
             rows[candidate]["peak MiB"] = _peak(context, steps[candidate])
@@ -116,6 +132,37 @@ def _compare(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 row |= {"goal": GOALS[ratio], "reached": dense / ms["cells"] >= GOALS[ratio]}
         others = ("spark", "masked", "auto", "minkowski")
         table.append(row | {f"{name} ÷ cells": ms[name] / ms["cells"] for name in others if name in ms})
+    return table
+
+
+def _ceilings(context: Context) -> dict[str, float]:
+    """The device's bandwidth, by a copy, and its rate in bfloat16, by a product of two matrices of random numbers."""
+    values = torch.empty(context.settings.copied_mib * 2**18, device=context.device)
+    copy = torch.empty_like(values)
+    matrix = torch.randn(context.settings.matrix, context.settings.matrix, device=context.device, dtype=torch.bfloat16)
+    seconds = {}
+    for name, step in (("copy", lambda: copy.copy_(values)), ("product", lambda: torch.mm(matrix, matrix))):
+        for _ in range(3):
+            step()
+        seconds[name] = statistics.median(speed.seconds(step, context.device) for _ in range(10))
+    bandwidth, rate = 8 * values.numel() / seconds["copy"], 2 * len(matrix) ** 3 / seconds["product"]
+    return {"TB/s": bandwidth / 1e12, "TFLOP/s in bfloat16": rate / 1e12}
+
+
+def _distances(context: Context, rows: Sequence[dict[str, Any]], ceilings: dict[str, float]) -> list[dict[str, Any]]:
+    """How many times as long as their least time on this device the encoder's candidates take."""
+    encoder = context.settings.encoder
+    layers = limits.segres_encoder(encoder["init_filters"], tuple(encoder["blocks_down"]))
+    rates = ceilings["TB/s"] * 1e12, ceilings["TFLOP/s in bfloat16"] * 1e12
+    table = []
+    for row in rows:
+        kind = row["candidate"].partition(" ")[0]
+        if row["what"] != "encoder" or "ms" not in row or kind not in limits.METHODS:
+            continue
+        case = limits.Case(row["size"], row["batch"], speed.CELL, row["masked"])
+        least = {found["method"]: found["whole ms"] for found in limits.totals(limits.limits(layers, case, *rates))}
+        about = {name: row[name] for name in ("size", "masked", "candidate", "ms")}
+        table.append({**about, "least ms": least[kind], "ms ÷ least": row["ms"] / least[kind]})
     return table
 
 

@@ -113,6 +113,10 @@ def test_every_candidate_is_timed_or_says_why_not(parts: dict[str, Any]):
     ms = {row["candidate"]: row["ms"] for row in rows if row["what"] == "encoder" and "ms" in row}
     assert encoder["dense ÷ cells"] == min(ms["dense"], ms["dense channels-last"]) / ms["cells"]
     assert step["spark ÷ cells"] > 0
+    (name,) = [name for name in parts["b"]["tables"] if name.startswith("distance to the limits")]
+    far = parts["b"]["tables"][name]
+    assert [row["candidate"] for row in far] == ["cells", "dense", "dense channels-last", "masked"]
+    assert all(row["ms ÷ least"] == row["ms"] / row["least ms"] for row in far)
 
 
 def test_the_profile_says_where_the_time_goes(parts: dict[str, Any]):

@@ -142,11 +142,11 @@ def _look(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     about = {"python": platform.python_version(), "torch": torch.__version__, "cores": os.cpu_count()}
     if options.dry_run:
         return {**about, "device": "CPU", "start": "fork"}
-    for start in ("fork", "spawn"):
+    for start, patience in (("fork", 60), ("spawn", 120)):
         file = work / f"{start}.txt"
         process = multiprocessing.get_context(start).Process(target=_name_gpu, args=(str(file),))  # type: ignore[attr-defined]
         process.start()
-        process.join(120)
+        process.join(patience)
         _end(process)
         if file.exists():
             return {**about, "device": file.read_text(), "start": start}

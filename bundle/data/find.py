@@ -8,14 +8,13 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
-
-import itk
-import pydicom
-from pydicom.errors import InvalidDicomError
+from typing import TYPE_CHECKING, Any
 
 from bundle.data.dataset_json import list_entries, read_json
 from bundle.errors import UserError
+
+if TYPE_CHECKING:
+    import pydicom
 
 __all__ = ["VOLUME_SUFFIXES", "FoundVolume", "find_listed", "find_volumes", "modality_named", "volume_files"]
 
@@ -100,6 +99,8 @@ def _dicom_series(root: Path, prefix: str = "") -> Iterator[FoundVolume]:
     for folder in folders:
         if _hidden(folder, root) or not any(_looks_like_dicom(path) for path in _first_files(folder)):
             continue
+        import itk  # noqa: PLC0415 - large, and needed for DICOM only
+
         names = itk.GDCMSeriesFileNames.New(UseSeriesDetails=False, Recursive=False, Directory=str(folder))
         series = []
         for uid in names.GetSeriesUIDs():
@@ -119,6 +120,9 @@ def _dicom_series(root: Path, prefix: str = "") -> Iterator[FoundVolume]:
 
 def _image_header(file: str) -> pydicom.Dataset | None:
     """The header of a CT or MR image; None for a report, a plan, a segmentation, a dose, a PET or another object."""
+    import pydicom  # noqa: PLC0415 - needed for DICOM only
+    from pydicom.errors import InvalidDicomError  # noqa: PLC0415
+
     try:
         header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_TAGS)
     except (InvalidDicomError, OSError, EOFError):

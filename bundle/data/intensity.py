@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-import itk
 import numpy as np
 import torch
 from monai.config import KeysCollection
@@ -164,6 +163,8 @@ class NormalizeByModalityd(MapTransform):
 def _threshold(image: torch.Tensor, modality: str) -> float:
     if modality == "CT":
         return _CT_BODY
+    import itk  # noqa: PLC0415 - large, and needed in the preparation of volumes only
+
     array = np.ascontiguousarray(image[0].cpu().numpy())
     low, high = np.percentile(array, (0.5, 99.5))
     otsu = itk.OtsuThresholdImageFilter.New(itk.image_from_array(array.clip(low, high)))
@@ -173,11 +174,15 @@ def _threshold(image: torch.Tensor, modality: str) -> float:
 
 
 def _largest_part(mask: np.ndarray) -> np.ndarray:
+    import itk  # noqa: PLC0415
+
     parts = itk.connected_component_image_filter(itk.image_from_array(mask.astype(np.uint8)))
     parts = itk.relabel_component_image_filter(parts)  # the largest becomes number 1
     return np.ascontiguousarray(itk.array_view_from_image(parts) == 1)
 
 
 def _without_holes(mask: np.ndarray) -> np.ndarray:
+    import itk  # noqa: PLC0415
+
     image = itk.image_from_array(np.ascontiguousarray(mask, dtype=np.uint8))
     return itk.array_from_image(itk.binary_fillhole_image_filter(image, foreground_value=1)) > 0

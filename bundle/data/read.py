@@ -6,10 +6,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-import itk
 import nibabel
 import numpy as np
-import pydicom
 import torch
 from monai.config import KeysCollection
 from monai.data import ITKReader, MetaTensor
@@ -126,6 +124,8 @@ def _read_nifti(file: str, name: str, stacked: bool) -> tuple[np.ndarray, np.nda
 
 
 def _read_itk(files: Sequence[str], name: str) -> tuple[np.ndarray, np.ndarray]:
+    import itk  # noqa: PLC0415 - large, and not needed for NIfTI
+
     if len(files) > 1 or files[0].lower().endswith(".dcm"):
         _check_slices(files, name)
     image = itk.imread(list(files) if len(files) > 1 else files[0])
@@ -148,6 +148,8 @@ def _check_shape(shape: tuple[int, ...], name: str) -> None:
 
 def _check_slices(files: Sequence[str], name: str) -> None:
     """Refuses a DICOM series whose slices are not evenly spaced, of one size and orientation."""
+    import pydicom  # noqa: PLC0415 - needed for DICOM only
+
     tags = ["ImagePositionPatient", "ImageOrientationPatient", "Rows", "Columns", "NumberOfFrames"]
     headers = [pydicom.dcmread(file, stop_before_pixels=True, specific_tags=tags) for file in files]
     if int(headers[0].get("NumberOfFrames", 1) or 1) > 1:

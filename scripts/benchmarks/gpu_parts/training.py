@@ -1,0 +1,72 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""Part d: pre-training as configs/preset_prod.yaml has it, on real crops: steps, waiting, loss, resume."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+from gpu_parts.context import Context
+from gpu_parts.data import IMAGES
+from gpu_parts.workflow import StepClock, finish, make_workflow
+
+__all__ = ["run"]
+
+FILES = ["train.yaml", "preset_prod.yaml"]
+
+
+def run(context: Context) -> None:
+    """Trains in two epochs, then compares runs with and without an interruption."""
+    steps = context.settings.steps // 2
+    clock = StepClock(context, waiting_epochs=(2,))
+    _train(context, "long", steps, clock, val_interval=2)
+    losses = clock.loss()
+    few = max(1, len(losses) // 10)
+    first, last = statistics.mean(losses[:few]), statistics.mean(losses[-few:])
+    row: dict[str, Any] = {"steps": len(losses), "ms a step": clock.step_ms(1)}
+    row |= {"ms a step, device waited for": clock.step_ms(2), "share of waiting for data": clock.waiting(2)}
+    row |= {f"loss of the first {few}": first, f"loss of the last {few}": last, "falls": last < first}
+    if context.device.type == "cuda":
+        row["peak MiB"] = torch.cuda.max_memory_allocated() / 2**20
+    context.table("training", [row])
+    context.keep("losses", losses)
+    context.say(f"{clock.step_ms(1):.0f} ms a step, loss {first:.3f} to {last:.3f}")
+    _resume(context)
+
+
+def _train(context: Context, name: str, steps: int, clock: StepClock | None = None, **overrides: Any) -> Path:
+    assert context.data is not None
+    given = {"epochs": 2, "steps_per_epoch": steps, "warmup_epochs": 0.2, **context.settings.train, **overrides}
+    folder, cache = context.work / name, context.work / "cache"
+    flow = make_workflow(
+        context, FILES, dataset_dir=str(context.data / IMAGES), cache_dir=str(cache), output_dir=str(folder), **given
+    )
+    if clock is not None:
+        clock.attach(flow.parser.get_parsed_content("train#trainer"))
+    return finish(flow)
+
+
+def _resume(context: Context) -> None:
+    steps = context.settings.resume_steps
+    whole, again = (_train(context, name, steps, val_interval=2) for name in ("whole", "again"))
+    _train(context, "part", steps, val_interval=2, **{"train#trainer#max_epochs": 1})
+    part = _train(context, "part", steps, val_interval=2, resume=True)
+    a, b, c = (torch.load(path / "checkpoints/last.pt", weights_only=True)["network"] for path in (whole, again, part))
+    rows = [
+        {"compared with one uninterrupted run": name, "bit for bit": _equal(a, other), "distance": _distance(a, other)}
+        for name, other in (("a second one", b), ("one that was resumed", c))
+    ]
+    context.table("resume", rows)
+    context.say("resume compared")
+
+
+def _equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def _distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    """Of all weights, relative to their length."""
+    one, two = (torch.cat([weights[key].double().flatten().cpu() for key in a]) for weights in (a, b))
+    return float((one - two).norm() / one.norm())

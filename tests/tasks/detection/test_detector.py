@@ -110,9 +110,7 @@ def test_an_anchor_that_is_a_box_matches_it():
         (AnchorSampling(samples=10, positive_fraction=0.5, min_negatives=30), 5, 30),
     ],
 )
-def test_as_many_anchors_count_as_the_sampling_says(
-    sampling: AnchorSampling, positives: int, negatives: int
-) -> None:
+def test_as_many_anchors_count_as_the_sampling_says(sampling: AnchorSampling, positives: int, negatives: int) -> None:
     sampler = detector(sampling=sampling).fg_bg_sampler
     matches = torch.zeros(2000)
     matches[:100] = 1

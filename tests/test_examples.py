@@ -1,9 +1,10 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
-"""What users import has an example in its docstring, and the example gives what it says."""
+"""Every example in a docstring of the package gives what it says; what users import has one."""
 
 from __future__ import annotations
 
 import doctest
+import importlib
 import pkgutil
 import sys
 from pathlib import Path
@@ -34,7 +35,28 @@ NAMES = [
 ]
 
 
-def example_of(name: str) -> doctest.DocTest:
+WITH_EXAMPLES = sorted(file for file in (ROOT / "bundle").rglob("*.py") if ">>>" in file.read_text())
+FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the examples run: the weights and volumes are there, and what they write stays out of the repository."""
+    for name in ("models", "data"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    return tmp_path
+
+
+@pytest.mark.parametrize("file", WITH_EXAMPLES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_examples_give_what_they_say(file: Path, folder: Path) -> None:
+    name = ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    result = doctest.testmod(importlib.import_module(name), optionflags=FLAGS)
+    assert result.attempted > 0 and result.failed == 0
+
+
+def find_example(name: str) -> doctest.DocTest:
     """The example in the docstring of a class or function, which knows the names of its module."""
     thing = pkgutil.resolve_name(name)
     known = dict(vars(sys.modules[thing.__module__]))
@@ -42,22 +64,14 @@ def example_of(name: str) -> doctest.DocTest:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_example_in_the_docstring_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "models").symlink_to(ROOT / "models")
-    (tmp_path / "data").symlink_to(ROOT / "data")
-    monkeypatch.chdir(tmp_path)  # what an example writes stays out of the repository
-    example = example_of(name)
-    assert example.examples, f"{name} has no example in its docstring"
-    torch.manual_seed(0)
-    said: list[str] = []
-    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
-    assert runner.run(example, out=said.append).failed == 0, "".join(said)
+def test_what_users_import_has_an_example(name: str) -> None:
+    assert find_example(name).examples, f"{name} has no example in its docstring"
 
 
 def test_an_example_says_something_and_a_wrong_one_fails() -> None:
     """An example that compares nothing would pass whatever the code does."""
     for name in NAMES:
-        example = example_of(name)
+        example = find_example(name)
         assert not example.examples or any(step.want for step in example.examples), f"{name} compares nothing"
     wrong = doctest.DocTestParser().get_doctest(">>> 1 + 1\n3\n", {}, "wrong", None, 0)
     said: list[str] = []

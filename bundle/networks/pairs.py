@@ -5,14 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from bundle.errors import UserError
 from bundle.sparse import SparseVolume
 
-__all__ = ["Pairs", "View", "find_pairs", "make_head"]
+__all__ = ["Children", "Pairs", "View", "find_pairs", "make_head"]
 
 
 @dataclass
@@ -54,6 +54,26 @@ class View:
     origin: Tensor
     parent: Tensor | None = None
     decoded: Tensor | None = None
+
+
+class Children(Protocol):
+    """What the network reads of one level of children; `bundle.masking.LevelBatch` has it.
+
+    Attributes:
+        image: ``[N, C, D, H, W]``.
+        visible: bool ``[N, 1, d, h, w]`` on cells.
+        hidden: bool ``[N, 1, d, h, w]`` on cells.
+        spacing: ``[N, 3]``, voxel size in mm.
+        parent: int64 ``[N]``, the row of the level before that a child was cut from.
+        corner: ``[N, 3]``, the child's first corner in voxels of that parent.
+    """
+
+    image: Tensor
+    visible: Tensor
+    hidden: Tensor
+    spacing: Tensor
+    parent: Tensor
+    corner: Tensor
 
 
 def find_pairs(made: Mapping[str, Any]) -> list[Pairs]:

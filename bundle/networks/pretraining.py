@@ -11,14 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from bundle.errors import UserError
-from bundle.masking import LevelBatch
 from bundle.networks.batch_norm import reestimate_batch_norm
 from bundle.networks.decoder import Decoder
 from bundle.networks.depth_pairs import EncoderDepthPairs
 from bundle.networks.encoders import Encoder
 from bundle.networks.level_pairs import VolumeLevelPairs
 from bundle.networks.objective import Objective
-from bundle.networks.pairs import View
+from bundle.networks.pairs import Children, View
 from bundle.networks.segres_decoder import SegResDecoder
 from bundle.networks.teacher import Teacher
 from bundle.sparse import CellLayout, SparseVolume
@@ -134,7 +133,7 @@ class PretrainingNetwork(nn.Module):
             alignment.predict[-1].requires_grad_(False)  # the coarsest depth is a query only against a teacher
 
     def forward(
-        self, image: Tensor, *, visible: Tensor, hidden: Tensor, spacing: Tensor, children: Sequence[LevelBatch] = ()
+        self, image: Tensor, *, visible: Tensor, hidden: Tensor, spacing: Tensor, children: Sequence[Children] = ()
     ) -> PretrainingOutput:
         """One masked pass over the crops, and one over each level of children.
 
@@ -158,7 +157,7 @@ class PretrainingNetwork(nn.Module):
         return {"reconstruction": reconstructions[0], "visible": visible, "hidden": hidden, "made": made, "terms": {}}
 
     def _encode_all(
-        self, image: Tensor, visible: Tensor, hidden: Tensor, spacing: Tensor, children: Sequence[LevelBatch]
+        self, image: Tensor, visible: Tensor, hidden: Tensor, spacing: Tensor, children: Sequence[Children]
     ) -> list[View]:
         """The crops as a view, then the children level by level."""
         sample = torch.arange(len(image), device=image.device)

@@ -22,22 +22,22 @@ __all__ = ["check_overrides", "check_parents"]
 _ADDED_BY_MONAI = {ConfigParser.meta_key, *DEFAULT_MLFLOW_SETTINGS["configs"]}
 
 
-def check_overrides(source: ConfigSource, own: Sequence[str] = ()) -> None:
-    """Compares the merged config with its base: the first of its files, and those named in `own`.
+def check_overrides(source: ConfigSource, base_names: Sequence[str] = ()) -> None:
+    """Compares the merged config with its base: the first of its files, and those named in `base_names`.
 
     An id is known if the base file defines it, or if it is an argument that the component (`_target_`) it belongs to
     accepts. Lists may grow. A value may be replaced by anything, and an empty mapping may be filled with anything.
 
     Args:
         source: the config.
-        own: names of further files of the bundle's that define ids.
+        base_names: names of further files of the bundle's that define ids.
 
     Raises:
         UserError: for the first unknown id, with the nearest known one.
     """
     if not source.files:
         return
-    base = _load([file for number, file in enumerate(source.files) if number == 0 or file.name in own])
+    base = _load([file for number, file in enumerate(source.files) if number == 0 or file.name in base_names])
     merged = {key: value for key, value in source.parser.get().items() if key in base or key not in _ADDED_BY_MONAI}
     unknown, siblings = next(_unknown_ids(base, merged), ("", []))
     if not unknown:

@@ -129,15 +129,20 @@ def _unknown_ids(base: Any, merged: Any, prefix: str = "") -> Iterator[tuple[str
             known_item = old[index] if index < len(old) and _same_component(old[index], item) else None
             yield from _unknown_ids(known_item, item, f"{prefix}{index}#")
     elif isinstance(merged, Mapping):
-        known = dict(base) if isinstance(base, Mapping) and _same_component(base, merged) else {}
-        arguments = _argument_names(merged)
-        anything = arguments is None or (not known and "_target_" not in merged)
-        for key, value in merged.items():
-            if anything or key in known or key in arguments:  # type: ignore[operator]  # None is `anything`
-                yield from _unknown_ids(known.get(key), value, f"{prefix}{key}#")
-            else:
-                beside = [name for name in {*known, *(arguments or ())} if not name.startswith("_")]
-                yield f"{prefix}{key}", [f"{prefix}{name}" for name in sorted(beside)]
+        known = base if isinstance(base, Mapping) and _same_component(base, merged) else {}
+        yield from _unknown_keys(known, merged, prefix)
+
+
+def _unknown_keys(known: Mapping[str, Any], merged: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, list[str]]]:
+    """As `_unknown_ids`, of a mapping whose ids are `known`; none are if the component is a new one."""
+    arguments = _argument_names(merged)
+    anything = arguments is None or (not known and "_target_" not in merged)
+    accepted = {*known, *(arguments or ())}
+    for key, value in merged.items():
+        if anything or key in accepted:
+            yield from _unknown_ids(known.get(key), value, f"{prefix}{key}#")
+        else:
+            yield f"{prefix}{key}", [f"{prefix}{name}" for name in sorted(accepted) if not name.startswith("_")]
 
 
 def _same_component(one: Any, other: Any) -> bool:

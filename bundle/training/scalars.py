@@ -96,10 +96,7 @@ class Scalars:
                 totals[name] = total + value, count + self._crops[names]
 
         ranks = gather((totals, self._epoch.rates(), self._state(engine.state.device)))
-        metrics: dict[str, float] = {}
-        for name in sorted({name for rank_totals, _, _ in ranks for name in rank_totals}):
-            parts = [rank_totals[name] for rank_totals, _, _ in ranks if name in rank_totals]
-            metrics[name] = sum(total for total, _ in parts) / sum(count for _, count in parts)
+        metrics = _average_over_ranks([rank_totals for rank_totals, _, _ in ranks])
         if self.optimizer is not None:
             metrics.update({name: max(state[name] for _, _, state in ranks) for name in ranks[0][2]})
             metrics.update({name: sum(rates[name] for _, rates, _ in ranks) for name in ranks[0][1]})
@@ -107,6 +104,15 @@ class Scalars:
 
     def _state(self, device: torch.device) -> dict[str, float]:
         return {"learning_rate": self._learning_rate, "peak_memory_mib": _peak_memory_mib(device)}
+
+
+def _average_over_ranks(ranks: Sequence[Mapping[str, tuple[float, int]]]) -> dict[str, float]:
+    """Means over the crops of all processes, from each one's sum and number of crops; a term may be absent in some."""
+    means = {}
+    for name in sorted({name for totals in ranks for name in totals}):
+        parts = [totals[name] for totals in ranks if name in totals]
+        means[name] = sum(total for total, _ in parts) / sum(count for _, count in parts)
+    return means
 
 
 class _Throughput:

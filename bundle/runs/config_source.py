@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from monai.bundle import ConfigParser, ConfigWorkflow, create_workflow
@@ -54,25 +55,35 @@ def calling_config(config_name: str | Sequence[str] = "train.yaml") -> ConfigSou
         config_name: name of the base config, or the names of the files to merge, in the workflow's folder of configs,
             for when the files are not known.
     """
-    parser: ConfigParser | None = None
-    files: tuple[Path, ...] = ()
-    overrides: Mapping[str, Any] | None = None
-    dropped: tuple[str, ...] = ()
-    frame = inspect.currentframe()
-    while frame is not None:
-        caller = frame.f_locals.get("self")
-        if parser is None and isinstance(caller, ConfigParser):
-            parser = caller
-        elif parser is not None and isinstance(caller, ConfigWorkflow):
-            files = tuple(Path(caller.config_root_path) / name for name in ensure_tuple(config_name))
-        elif parser is not None and frame.f_code is create_workflow.__code__:
-            files = tuple(Path(file) for file in ensure_tuple(frame.f_locals["config_file"]))
-            given = frame.f_locals.get("_args", {})
-            overrides = {key: value for key, value in given.items() if key not in _WORKFLOW_ARGUMENTS}
-            left_out = frame.f_locals["kwargs"].items()
-            dropped = tuple(name for name, value in left_out if value is None and name not in _WORKFLOW_ARGUMENTS)
-            break
-        frame = frame.f_back
+    frames = _list_callers()
+    parser = next((caller for frame in frames if isinstance(caller := frame.f_locals.get("self"), ConfigParser)), None)
     if parser is None:
         return None
-    return ConfigSource(parser, tuple(file for file in files if file.is_file()), overrides, dropped)
+    files: tuple[Path, ...] = ()
+    for frame in frames:  # those that called the parser
+        if frame.f_code is create_workflow.__code__:
+            return _read_arguments(parser, frame.f_locals)
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, ConfigWorkflow):
+            files = tuple(Path(caller.config_root_path) / name for name in ensure_tuple(config_name))
+    return ConfigSource(parser, _keep_existing(files))
+
+
+def _list_callers() -> Iterator[FrameType]:
+    """The frames of the call stack, the innermost first."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _read_arguments(parser: ConfigParser, arguments: Mapping[str, Any]) -> ConfigSource:
+    """The source as the local variables of `create_workflow` tell it."""
+    files = tuple(Path(file) for file in ensure_tuple(arguments["config_file"]))
+    given = {key: value for key, value in arguments.get("_args", {}).items() if key not in _WORKFLOW_ARGUMENTS}
+    dropped = [key for key, value in arguments["kwargs"].items() if value is None and key not in _WORKFLOW_ARGUMENTS]
+    return ConfigSource(parser, _keep_existing(files), given, tuple(dropped))
+
+
+def _keep_existing(files: tuple[Path, ...]) -> tuple[Path, ...]:
+    return tuple(file for file in files if file.is_file())

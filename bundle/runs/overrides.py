@@ -22,22 +22,22 @@ __all__ = ["check_overrides", "check_parents"]
 _ADDED_BY_MONAI = {ConfigParser.meta_key, *DEFAULT_MLFLOW_SETTINGS["configs"]}
 
 
-def check_overrides(source: ConfigSource, own: Sequence[str] = ()) -> None:
-    """Compares the merged config with its base: the first of its files, and those named in `own`.
+def check_overrides(source: ConfigSource, base_names: Sequence[str] = ()) -> None:
+    """Compares the merged config with its base: the first of its files, and those named in `base_names`.
 
     An id is known if the base file defines it, or if it is an argument that the component (`_target_`) it belongs to
     accepts. Lists may grow. A value may be replaced by anything, and an empty mapping may be filled with anything.
 
     Args:
         source: the config.
-        own: names of further files of the bundle's that define ids.
+        base_names: names of further files of the bundle's that define ids.
 
     Raises:
         UserError: for the first unknown id, with the nearest known one.
     """
     if not source.files:
         return
-    base = _load([file for number, file in enumerate(source.files) if number == 0 or file.name in own])
+    base = _load([file for number, file in enumerate(source.files) if number == 0 or file.name in base_names])
     merged = {key: value for key, value in source.parser.get().items() if key in base or key not in _ADDED_BY_MONAI}
     unknown, siblings = next(_unknown_ids(base, merged), ("", []))
     if not unknown:
@@ -129,15 +129,20 @@ def _unknown_ids(base: Any, merged: Any, prefix: str = "") -> Iterator[tuple[str
             known_item = old[index] if index < len(old) and _same_component(old[index], item) else None
             yield from _unknown_ids(known_item, item, f"{prefix}{index}#")
     elif isinstance(merged, Mapping):
-        known = dict(base) if isinstance(base, Mapping) and _same_component(base, merged) else {}
-        arguments = _argument_names(merged)
-        anything = arguments is None or (not known and "_target_" not in merged)
-        for key, value in merged.items():
-            if anything or key in known or key in arguments:  # type: ignore[operator]  # None is `anything`
-                yield from _unknown_ids(known.get(key), value, f"{prefix}{key}#")
-            else:
-                beside = [name for name in {*known, *(arguments or ())} if not name.startswith("_")]
-                yield f"{prefix}{key}", [f"{prefix}{name}" for name in sorted(beside)]
+        known = base if isinstance(base, Mapping) and _same_component(base, merged) else {}
+        yield from _unknown_keys(known, merged, prefix)
+
+
+def _unknown_keys(known: Mapping[str, Any], merged: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, list[str]]]:
+    """As `_unknown_ids`, of a mapping whose ids are `known`; none are if the component is a new one."""
+    arguments = _argument_names(merged)
+    anything = arguments is None or (not known and "_target_" not in merged)
+    accepted = {*known, *(arguments or ())}
+    for key, value in merged.items():
+        if anything or key in accepted:
+            yield from _unknown_ids(known.get(key), value, f"{prefix}{key}#")
+        else:
+            yield f"{prefix}{key}", [f"{prefix}{name}" for name in sorted(accepted) if not name.startswith("_")]
 
 
 def _same_component(one: Any, other: Any) -> bool:

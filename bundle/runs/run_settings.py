@@ -44,15 +44,15 @@ def use_run_settings(
     source = calling_config(config_names)
     if source is None:
         return
-    check_overrides(source, own=config_names[1:])
+    check_overrides(source, base_names=config_names[1:])
     if run_folder is False or not source.files:
         return
     assert run_folder is not True
     run = TrainedRun(bundle_root=bundle_root, run_folder=run_folder, checkpoint=checkpoint)
     given = _given(source)
     merged = ConfigParser()
-    own = next((i for i, file in enumerate(source.files) if file.name in config_names[1:]), len(source.files))
-    merged.read_config([str(run.config), *map(str, source.files[own:])])
+    first = next((i for i, file in enumerate(source.files) if file.name in config_names[1:]), len(source.files))
+    merged.read_config([str(run.config), *map(str, source.files[first:])])
     trained_on = merged.get("dataset_dir")
     merged.update(given)
     # the later start_run must not look for another run than the one whose settings these are

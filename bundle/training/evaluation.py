@@ -1,5 +1,5 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
-"""Validation of a checkpoint apart from training: loads it, and reports the figures."""
+"""Validation of a checkpoint apart from training: loads it, and reports the metrics."""
 
 from __future__ import annotations
 
@@ -49,18 +49,18 @@ class RunCheckpointLoader:
 
 
 class EvaluationReport:
-    """Writes the figures to `evaluation.json` and `evaluation.csv`, and logs them as a table.
+    """Writes the metrics to `evaluation.json` and `evaluation.csv`, and logs them as a table.
 
     Files of earlier evaluations stay: then it is `evaluation_2.json`, and so on. Under several processes only the main
     one writes. Put it after the handlers that compute
-    figures.
+    metrics.
 
     Args:
         trained: the run that is evaluated.
         volumes: on which.
         skipped: volumes that cannot be used.
         output_dir: where to write; None is the run's folder.
-        settings: to be recorded beside the figures; values that are no JSON become text.
+        settings: to be recorded beside the metrics; values that are no JSON become text.
     """
 
     def __init__(

@@ -1,5 +1,5 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
-"""One figure of a metric per class."""
+"""A metric of each class by itself."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ __all__ = ["PerClass"]
 
 
 class PerClass:
-    """Splits a metric into one figure per class, the mean over the volumes that have the class.
+    """Splits a metric into one per class, the mean over the volumes that have the class.
 
     Args:
         metric: name of a metric handler that ran before, which keeps its details, as MONAI's do.
         classes: their names, in the order of their channels without the background.
-        name: the figures become "<name>/<class>".
+        name: the metrics become "<name>/<class>".
     """
 
     def __init__(self, *, metric: str, classes: Sequence[str], name: str) -> None:
@@ -29,10 +29,10 @@ class PerClass:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """Adds the figures to the engine's metrics."""
+        """Adds the metrics to the engine's metrics."""
         details: torch.Tensor = engine.state.metric_details[self.metric]  # [volumes, classes], NaN where absent
         finite = torch.where(details.isfinite(), details, torch.nan)
         for channel, label in enumerate(self.classes):
             value = float(finite[:, channel].nanmean())
-            if not math.isnan(value):  # a class that no volume has gets no figure
+            if not math.isnan(value):  # a class that no volume has gets no metric
                 engine.state.metrics[f"{self.name}/{label}"] = value

@@ -1,5 +1,5 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
-"""The figures that are logged: loss terms, learning rate, throughput and memory, per iteration and per epoch."""
+"""The metrics that are logged: loss terms, learning rate, throughput and memory, per iteration and per epoch."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ __all__ = ["Scalars", "latest_scalars"]
 
 
 def latest_scalars(output: Mapping[str, Any] | Sequence[Any]) -> dict[str, float] | None:
-    """The figures of this iteration, for `output_transform` of MONAI's handlers; None if it has none."""
+    """The metrics of this iteration, for `output_transform` of MONAI's handlers; None if it has none."""
     return output.get("scalars") if isinstance(output, Mapping) else None
 
 
 class Scalars:
-    """Collects the figures of an engine: the terms in its prediction (pre-training), or else its loss (fine-tuning).
+    """Collects the metrics of an engine: the terms in its prediction (pre-training), or else its loss (fine-tuning).
 
     Every `interval` iterations, and in the first of an epoch, `engine.state.output["scalars"]` holds the iteration's
-    figures, and `engine.state.metrics` holds the epoch's when it ends: means over its crops and over all processes, as
-    "<name>/<figure>". The figures are every loss term and, when training,
+    metrics, and `engine.state.metrics` holds the epoch's when it ends: means over its crops and over all processes, as
+    "<name>/<metric>". The metrics are every loss term and, when training,
 
     - learning_rate: of the first parameter group, as used in this iteration,
     - volumes_per_second, voxels_per_second: crops and their voxels, of all processes together,
     - peak_memory_mib: the most that PyTorch held on the GPU, or that this process held on a CPU; the largest process's.
 
     The terms stay on the device until one is asked for, so that a GPU waits for the host only every `interval`
-    iterations. All processes need this handler; put it before those that read its figures and before the one that
+    iterations. All processes need this handler; put it before those that read its metrics and before the one that
     steps the schedule.
 
     Args:
-        name: the first part of the epoch figures' names, such as "train" or "validation".
-        interval: number of iterations between two that have figures of their own.
+        name: the first part of the epoch metrics' names, such as "train" or "validation".
+        interval: number of iterations between two that have metrics of their own.
         optimizer: given when training.
     """
 
@@ -96,17 +96,23 @@ class Scalars:
                 totals[name] = total + value, count + self._crops[names]
 
         ranks = gather((totals, self._epoch.rates(), self._state(engine.state.device)))
-        figures: dict[str, float] = {}
-        for name in sorted({name for rank_totals, _, _ in ranks for name in rank_totals}):
-            of_ranks = [rank_totals[name] for rank_totals, _, _ in ranks if name in rank_totals]
-            figures[name] = sum(total for total, _ in of_ranks) / sum(count for _, count in of_ranks)
+        metrics = _average_over_ranks([rank_totals for rank_totals, _, _ in ranks])
         if self.optimizer is not None:
-            figures.update({name: max(state[name] for _, _, state in ranks) for name in ranks[0][2]})
-            figures.update({name: sum(rates[name] for _, rates, _ in ranks) for name in ranks[0][1]})
-        engine.state.metrics.update({f"{self.name}/{name}": value for name, value in figures.items()})
+            metrics.update({name: max(state[name] for _, _, state in ranks) for name in ranks[0][2]})
+            metrics.update({name: sum(rates[name] for _, rates, _ in ranks) for name in ranks[0][1]})
+        engine.state.metrics.update({f"{self.name}/{name}": value for name, value in metrics.items()})
 
     def _state(self, device: torch.device) -> dict[str, float]:
         return {"learning_rate": self._learning_rate, "peak_memory_mib": _peak_memory_mib(device)}
+
+
+def _average_over_ranks(ranks: Sequence[Mapping[str, tuple[float, int]]]) -> dict[str, float]:
+    """Means over the crops of all processes, from each one's sum and number of crops; a term may be absent in some."""
+    means = {}
+    for name in sorted({name for totals in ranks for name in totals}):
+        parts = [totals[name] for totals in ranks if name in totals]
+        means[name] = sum(total for total, _ in parts) / sum(count for _, count in parts)
+    return means
 
 
 class _Throughput:

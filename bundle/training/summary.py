@@ -22,7 +22,7 @@ __all__ = ["Summary"]
 
 logger = logging.getLogger(__name__)
 
-# figure of the history: (label, number format)
+# metric of the history: (label, number format)
 _FIGURES = {
     "train/loss": ("training loss", ".4f"),
     "train/reconstruction": ("training reconstruction loss", ".4f"),
@@ -45,7 +45,7 @@ class Summary:
     writes.
 
     Args:
-        run_folder: where to, and where `History` keeps the figures.
+        run_folder: where to, and where `History` keeps the metrics.
         network: the trainable whole.
         training: the training volumes, to be counted by modality.
         validation: likewise.

@@ -29,7 +29,7 @@ class ValidationLoss:
 
     def __init__(self, *, loss_function: Callable[[Any, Any], torch.Tensor], seed: int = 0) -> None:
         self.loss_function, self.seed = loss_function, seed
-        self._own_randomness = ExitStack()
+        self._fixed_randomness = ExitStack()
 
     def attach(self, engine: Engine) -> None:
         """Registers with the evaluator."""
@@ -40,7 +40,7 @@ class ValidationLoss:
 
     def _start(self, engine: Engine) -> None:
         device = torch.device(engine.state.device)
-        self._own_randomness.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+        self._fixed_randomness.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
         torch.manual_seed(self.seed)
 
     def _compute(self, engine: Engine) -> None:
@@ -48,8 +48,8 @@ class ValidationLoss:
             self.loss_function(engine.state.output[CommonKeys.PRED], engine.state.output[CommonKeys.LABEL])
 
     def _finish(self, engine: Engine) -> None:  # noqa: ARG002 - the signature of a handler
-        self._own_randomness.close()
+        self._fixed_randomness.close()
 
     def _fail(self, engine: Engine, error: BaseException) -> None:  # noqa: ARG002 - the signature of a handler
-        self._own_randomness.close()
+        self._fixed_randomness.close()
         raise error

@@ -229,6 +229,7 @@ def large_file(**entry: str) -> Callable[[Path], None]:
     return lambda folder: (folder / "large_files.yml").write_text(yaml.safe_dump({"large_files": [entry]}))
 
 
+VERSION = json.loads((ROOT / "configs/metadata.json").read_text())["version"]
 PRED = '"channel_def": {\n                    "0": "feature"'
 BREAKS: list[tuple[str, Callable[[Path], object]]] = [
     ("F1", lambda folder: (folder / "LICENSE").rename(folder / "LICENSE.txt")),
@@ -250,7 +251,7 @@ BREAKS: list[tuple[str, Callable[[Path], object]]] = [
     ("N2", lambda folder: folder.rename(folder.with_name("ct_mr_pretraining_v2"))),
     ("N3", published("ct_mr_sparse_mim_v0.1.0")),
     ("V1", metadata(version="0.9.9")),
-    ("V2", published(f"{NAME}_v0.1.0")),
+    ("V2", published(f"{NAME}_v{VERSION}")),
     ("V3", metadata(monai_version="1.9.9")),
     ("V3", metadata(version="0.10.0", changelog={"0.10.0": ""})),
     ("M1", metadata(authors=None)),

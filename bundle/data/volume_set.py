@@ -256,18 +256,24 @@ def _split(
     if val_fraction == 0:
         logger.warning("val_fraction is 0: validation takes all volumes, those to train on as well")
         return list(volumes), list(volumes)
-    held_out: set[str] = set()
-    for modality in ("CT", "MR"):
-        groups = sorted({v.group for v in volumes if v.modality == modality})
-        count = max(1, round(val_fraction * len(groups))) if len(groups) > 1 else 0
-        order = np.random.default_rng((seed, 3)).permutation(len(groups))
-        held_out |= {groups[i] for i in order[:count]}
+    held_out = _draw_groups(volumes, val_fraction, seed)
     return _both(
         [v for v in volumes if v.group not in held_out],
         [v for v in volumes if v.group in held_out],
         remedy="add volumes of one modality from at least two patients (DICOM with one PatientID is one patient), or "
         "pass --val_fraction 0 to validate on the training volumes",
     )
+
+
+def _draw_groups(volumes: Sequence[PreparedVolume], val_fraction: float, seed: int) -> set[str]:
+    """Groups to hold out: of each modality that share, at least one where there are two."""
+    held_out: set[str] = set()
+    for modality in ("CT", "MR"):
+        groups = sorted({v.group for v in volumes if v.modality == modality})
+        count = max(1, round(val_fraction * len(groups))) if len(groups) > 1 else 0
+        order = np.random.default_rng((seed, 3)).permutation(len(groups))
+        held_out |= {groups[i] for i in order[:count]}
+    return held_out
 
 
 def _both(

@@ -23,7 +23,7 @@ __all__ = ["Summary"]
 logger = logging.getLogger(__name__)
 
 # metric of the history: (label, number format)
-_FIGURES = {
+_METRICS = {
     "train/loss": ("training loss", ".4f"),
     "train/reconstruction": ("training reconstruction loss", ".4f"),
     "validation/reconstruction": ("validation reconstruction loss", ".4f"),
@@ -70,7 +70,7 @@ class Summary:
         self.run_folder, self.network = run_folder, unwrap(network)
         self.training, self.validation, self.skipped = training, validation, skipped
         self.title, self.best = title, best
-        self.figures = _FIGURES if metrics is None else {name: (label, ".4g") for name, label in metrics.items()}
+        self.metrics = _METRICS if metrics is None else {name: (label, ".4g") for name, label in metrics.items()}
         self._handled: BaseException | None = None
 
     def attach(self, engine: Engine) -> None:
@@ -139,17 +139,17 @@ class Summary:
         return lines
 
     def _labelled(self, engine: Engine, rows: Sequence[Mapping[str, float]]) -> Mapping[str, tuple[str, str]]:
-        """The figures to show; the training loss says which objectives it is the sum of, where the loss has any."""
+        """The metrics to show; the training loss says which objectives it is the sum of, where the loss has any."""
         objectives = getattr(getattr(engine, "loss_function", None), "objectives", {})
         trained = [
             name if objective.weight == 1 else f"{objective.weight:g} x {name}"
             for name, objective in objectives.items()
             if objective.weight > 0 and rows and f"train/{name}" in rows[-1]
         ]
-        if not trained or self.figures is not _FIGURES:
-            return self.figures
-        label, form = _FIGURES["train/loss"]
-        return {**_FIGURES, "train/loss": (f"{label}: {' + '.join(trained)}", form)}
+        if not trained or self.metrics is not _METRICS:
+            return self.metrics
+        label, form = _METRICS["train/loss"]
+        return {**_METRICS, "train/loss": (f"{label}: {' + '.join(trained)}", form)}
 
     def _files(self) -> list[str]:
         folder = self.run_folder
@@ -169,7 +169,7 @@ class Summary:
             lines += [
                 f"- to go on: the same command with `--resume {folder.path}` (and more `--epochs` if it completed)"
             ]
-        if folder.model.exists() and self.figures is _FIGURES:
+        if folder.model.exists() and self.metrics is _METRICS:
             lines += [f'- to fine-tune: `torch.load("{folder.model}", weights_only=True)` fits the encoder key for key']
         return lines
 
@@ -180,7 +180,7 @@ def _results(rows: Sequence[Mapping[str, float]], shown: Mapping[str, tuple[str,
     validated = [row for row in rows if best in row and row[best] == row[best]] if best is not None else []
     row = max(validated, key=lambda row: row[str(best)], default=rows[-1])
     note = [f"The weights are those of this epoch, which had the best validation of {len(validated)}.", ""]
-    figures = [f"| {label} | {row[name]:{form}} |" for name, (label, form) in shown.items() if name in row]
+    lines = [f"| {label} | {row[name]:{form}} |" for name, (label, form) in shown.items() if name in row]
     return [
         "",
         f"## Figures of epoch {row['epoch']:.0f}",
@@ -188,7 +188,7 @@ def _results(rows: Sequence[Mapping[str, float]], shown: Mapping[str, tuple[str,
         *(note if validated else []),
         "| | |",
         "|---|---|",
-        *figures,
+        *lines,
     ]
 
 

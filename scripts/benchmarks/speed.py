@@ -24,11 +24,12 @@ import platform
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from monai.networks.nets.segresnet_ds import SegResEncoder
 from spark_baseline import SparKStep, make_spark
@@ -243,7 +244,6 @@ def table(rows: list[dict[str, Any]]) -> str:
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """Times relative to `cells`, a row for each kind of work, a panel for each mask ratio; bars where size is one."""
     kinds, ratios = (list(dict.fromkeys(r[key] for r in rows)) for key in ("what", "ratio"))
-    colours = {candidate: f"C{i}" for i, candidate in enumerate(CANDIDATES)}
     figure = Figure(figsize=(4.2 * len(ratios) + 2, 3.4 * len(kinds)), layout="constrained", dpi=110)
     panels = figure.subplots(len(kinds), len(ratios), squeeze=False)
     for (what, ratio), ax in zip(itertools.product(kinds, sorted(ratios)), panels.flat):
@@ -251,24 +251,29 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         if not chosen:
             ax.set_axis_off()
             continue
-        sizes = list(dict.fromkeys(r["size"] for r in chosen))
-        for candidate, colour in colours.items():
-            points = [(r["size"], r["times_cells"]) for r in chosen if r["candidate"] == candidate]
-            if len(sizes) == 1:
-                ax.bar([candidate] * len(points), [y for _, y in points], color=colour)
-            elif points:
-                ax.plot(*zip(*points), marker="o", color=colour, label=candidate)
+        _draw_times(ax, chosen)
         ax.axhline(1 / (1 - ratio), color="grey", linestyle=":", linewidth=1, label="ideal")
         ax.set(title=f"{what}, {ratio:.0%} masked", ylabel="time ÷ cells", ylim=(0, None))
-        if len(sizes) == 1:
-            ax.set_xlabel(f"crop of {sizes[0]}³ voxels")
-            ax.tick_params(axis="x", rotation=20, labelsize=8)
-        else:
-            ax.set_xlabel("crop, voxels per axis")
-            ax.set_xticks(sizes)
     labels = {label: line for ax in panels.flat for line, label in zip(*ax.get_legend_handles_labels())}
     figure.legend(labels.values(), labels.keys(), loc="outside right upper", fontsize=8)
     figure.savefig(path)
+
+
+def _draw_times(ax: Axes, rows: Sequence[dict[str, Any]]) -> None:
+    """Each candidate's times relative to `cells`: a line over the crop's size, or a bar where there is one size."""
+    sizes = list(dict.fromkeys(r["size"] for r in rows))
+    for number, candidate in enumerate(CANDIDATES):
+        points = [(r["size"], r["times_cells"]) for r in rows if r["candidate"] == candidate]
+        if len(sizes) == 1:
+            ax.bar([candidate] * len(points), [y for _, y in points], color=f"C{number}")
+        elif points:
+            ax.plot(*zip(*points), marker="o", color=f"C{number}", label=candidate)
+    if len(sizes) == 1:
+        ax.set_xlabel(f"crop of {sizes[0]}³ voxels")
+        ax.tick_params(axis="x", rotation=20, labelsize=8)
+    else:
+        ax.set_xlabel("crop, voxels per axis")
+        ax.set_xticks(sizes)
 
 
 def machine(device: torch.device) -> str:

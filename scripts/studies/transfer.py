@@ -177,8 +177,12 @@ def draw(runs: Sequence[dict[str, Any]], file: Path) -> None:
     figure.savefig(file)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
+def read_options(arguments: list[str] | None) -> argparse.Namespace:
+    """The command's options, checked.
+
+    Raises:
+        UserError: if one does not fit.
+    """
     parser = argparse.ArgumentParser(description="Does pre-training help? Scratch and pre-trained, side by side.")
     parser.add_argument("--pretrained", type=Path, default=ROOT / "models/model.pt")
     parser.add_argument("--task", choices=list(TASKS), default="brain")
@@ -193,21 +197,27 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--work_dir", type=Path, default=ROOT / ".cache/transfer")
     parser.add_argument("--json", type=Path, default=ROOT / "docs/figures/transfer.json")
     options = parser.parse_args(arguments)
-    task = TASKS[options.task]
     if not options.pretrained.with_suffix(".json").is_file():
-        print(
-            f"error: {options.pretrained} has no json beside it: give the model.pt of a pre-training", file=sys.stderr
-        )
-        return 1
+        raise UserError(f"{options.pretrained} has no json beside it: give the model.pt of a pre-training")
     if wrong := [n for n in options.steps if n < 0 or (n > options.validate_every and n % options.validate_every)]:
-        print(
-            f"error: --steps {wrong[0]} must be up to --validate_every ({options.validate_every}) or a multiple of it",
-            file=sys.stderr,
+        raise UserError(
+            f"--steps {wrong[0]} must be up to --validate_every ({options.validate_every}) or a multiple of it: "
+            "change one of the two"
         )
+    known = TASKS[options.task].labels
+    if wrong := [labels for labels in options.labels or () if labels not in known]:
+        raise UserError(f"--labels {wrong[0]} is not one of {', '.join(known)}: choose one")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    try:
+        options = read_options(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 1
-    if wrong := [labels for labels in options.labels or () if labels not in task.labels]:
-        print(f"error: --labels {wrong[0]} is not one of {', '.join(task.labels)}", file=sys.stderr)
-        return 1
+    task = TASKS[options.task]
     logging.getLogger().setLevel(logging.WARNING)
     seeds = range(options.seeds[0]) if len(options.seeds) == 1 else options.seeds
     runs: list[dict[str, Any]] = json.loads(options.json.read_text()) if options.json.exists() else []

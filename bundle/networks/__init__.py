@@ -8,7 +8,7 @@ from bundle.networks.encoders.build import build_encoder
 from bundle.networks.encoders.encoder import Encoder, Level, Stage
 from bundle.networks.feature_map import build_feature_map, total_stride
 from bundle.networks.level_pairs import VolumeLevelPairs
-from bundle.networks.objective import Objective
+from bundle.networks.objective import Objective, ObjectiveSum
 from bundle.networks.pairs import Pairs, View, find_pairs
 from bundle.networks.pretraining import PretrainingNetwork, PretrainingOutput
 from bundle.networks.segres_decoder import SegResDecoder
@@ -21,6 +21,7 @@ __all__ = [
     "EncoderDepthPairs",
     "Level",
     "Objective",
+    "ObjectiveSum",
     "Pairs",
     "PretrainingNetwork",
     "PretrainingOutput",

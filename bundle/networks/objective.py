@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-__all__ = ["Objective"]
+__all__ = ["Objective", "ObjectiveSum"]
 
 
 class Objective(ABC):
@@ -71,3 +73,17 @@ class Objective(ABC):
             A scalar, and further figures for the log: detached scalars, by names that no other objective uses. The loss
             itself is logged under the objective's name, unless a figure here has that name.
         """
+
+
+class ObjectiveSum(Protocol):
+    """The loss of a training as handlers see it; `bundle.losses.PretrainingLoss` is one."""
+
+    @property
+    def objectives(self) -> Mapping[str, Objective]:
+        """By their names."""
+
+    def __call__(self, output: Any, target: dict[str, Any]) -> Tensor:
+        """The weighted sum of the objectives' losses."""
+
+    def on_this_process_alone(self) -> AbstractContextManager[None]:
+        """While it lasts, nothing waits for the other processes."""

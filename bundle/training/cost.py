@@ -13,7 +13,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
-from bundle.losses import PretrainingLoss
+from bundle.networks import ObjectiveSum
 from bundle.runs.distributed import is_main_rank, unwrap
 
 __all__ = ["CostReport", "cost_lines"]
@@ -74,7 +74,7 @@ class CostReport:
         *,
         network: nn.Module,
         masked_batch: PrepareBatch,
-        loss: PretrainingLoss,
+        loss: ObjectiveSum,
         crop_size: tuple[int, int, int],
         batch_size: int,
         steps_per_epoch: int,

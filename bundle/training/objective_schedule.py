@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from bundle.errors import UserError
-from bundle.losses import PretrainingLoss
+from bundle.networks import ObjectiveSum
 from bundle.runs.distributed import unwrap
 
 __all__ = ["AlignmentWarmUp", "UpdateTeacher", "WarmUpObjective"]
@@ -28,7 +28,7 @@ class WarmUpObjective:
         UserError: if the loss has no objective of that name.
     """
 
-    def __init__(self, *, loss: PretrainingLoss, steps: int, objective: str = "alignment") -> None:
+    def __init__(self, *, loss: ObjectiveSum, steps: int, objective: str = "alignment") -> None:
         if objective not in loss.objectives:
             known = ", ".join(loss.objectives)
             raise UserError(f"WarmUpObjective: the loss has no objective {objective!r}: choose one of {known}")

@@ -43,7 +43,7 @@ def evaluate(root: Path, files: tuple[str, ...] = (TRAIN, EVALUATE), **overrides
     return json.loads(reports[-1].read_text())
 
 
-def validation_figures(run: Path, epoch: int) -> dict[str, float]:
+def validation_metrics(run: Path, epoch: int) -> dict[str, float]:
     with (run / "metrics.csv").open() as file:
         (row,) = [row for row in csv.DictReader(file) if int(row["epoch"]) == epoch]
     return {name: float(value) for name, value in row.items() if name.startswith("validation/")}
@@ -51,24 +51,24 @@ def validation_figures(run: Path, epoch: int) -> dict[str, float]:
 
 def test_it_gives_exactly_the_figures_of_the_last_validation(root: Path, trained: Path, tmp_path: Path):
     report = evaluate(root, run_folder=str(trained), output_dir=str(tmp_path))
-    expected = validation_figures(trained, epoch=2)
+    expected = validation_metrics(trained, epoch=2)
     assert {"validation/reconstruction", "validation/mean_predictor", "validation/health_top1"} <= expected.keys()
     assert report["metrics"] == expected
     assert report["epoch"] == 2 and report["modalities"] == {"CT": 1, "MR": 1}
     with (tmp_path / "evaluation.csv").open() as file:
-        assert {row["figure"]: float(row["value"]) for row in csv.DictReader(file)} == expected
+        assert {row["metric"]: float(row["value"]) for row in csv.DictReader(file)} == expected
 
 
 def test_the_best_checkpoint_gives_the_figures_of_its_epoch(root: Path, trained: Path, tmp_path: Path):
     epoch = torch.load(trained / "checkpoints/best.pt", weights_only=True)["epoch"]
     assert epoch == 1  # else this test shows nothing
     report = evaluate(root, run_folder=str(trained), checkpoint="best", output_dir=str(tmp_path))
-    assert report["metrics"] == validation_figures(trained, epoch)
+    assert report["metrics"] == validation_metrics(trained, epoch)
 
 
 def test_presets_of_the_training_named_again_change_nothing(root: Path, trained: Path, tmp_path: Path):
     report = evaluate(root, (TRAIN, DEV, EVALUATE), run_folder=str(trained), output_dir=str(tmp_path))
-    assert report["metrics"] == validation_figures(trained, epoch=2)  # at the run's 4 mm, not the preset's 3 mm
+    assert report["metrics"] == validation_metrics(trained, epoch=2)  # at the run's 4 mm, not the preset's 3 mm
 
 
 def test_a_workflow_that_does_not_tell_its_files_evaluates_alike(root: Path, trained: Path, tmp_path: Path):
@@ -80,13 +80,13 @@ def test_a_workflow_that_does_not_tell_its_files_evaluates_alike(root: Path, tra
     flow.initialize()  # as federated learning does
     flow.run()
     metrics = json.loads((tmp_path / "evaluation.json").read_text())["metrics"]
-    assert metrics == validation_figures(trained, epoch=2)
+    assert metrics == validation_metrics(trained, epoch=2)
 
 
 def test_an_option_given_goes_before_the_runs(root: Path, trained: Path, tmp_path: Path):
     report = evaluate(root, run_folder=str(trained), output_dir=str(tmp_path), mask_ratio=0.9)
     assert report["settings"]["mask_ratio"] == 0.9 and report["settings"]["crop_size"] == [32, 32, 32]
-    assert report["metrics"]["validation/mask_ratio"] > validation_figures(trained, 2)["validation/mask_ratio"]
+    assert report["metrics"]["validation/mask_ratio"] > validation_metrics(trained, 2)["validation/mask_ratio"]
 
 
 def test_of_another_dataset_all_volumes_are_evaluated(root: Path, trained: Path, tmp_path: Path, data_dir: Path):
@@ -111,7 +111,7 @@ def test_the_command_takes_the_newest_run_and_keeps_earlier_reports(root: Path, 
     assert (trained / "evaluation.json").read_text() == "earlier"
     report = json.loads((trained / "evaluation_2.json").read_text())
     # whether crops come one by one or in twos makes no difference
-    expected = validation_figures(trained, 2)["validation/reconstruction"]
+    expected = validation_metrics(trained, 2)["validation/reconstruction"]
     assert report["settings"]["batch_size"] == 1
     assert report["metrics"]["validation/reconstruction"] == pytest.approx(expected, rel=1e-6)
     assert f"validation/reconstruction             {expected:.6g}" in done.stdout

@@ -143,7 +143,7 @@ def test_the_product_is_the_epoch_with_the_highest_dice_and_loads_into_plain_mon
     rows, about = metrics(finished), json.loads((finished / "model.json").read_text())
     best = max(rows, key=lambda row: row["validation/dice"])
     assert about["epoch"] == best["epoch"] == torch.load(finished / "checkpoints/best.pt", weights_only=True)["epoch"]
-    assert f"## Figures of epoch {best['epoch']:.0f}" in (finished / "summary.md").read_text()
+    assert f"## Metrics of epoch {best['epoch']:.0f}" in (finished / "summary.md").read_text()
     arguments = dict(about["network"])
     network = getattr(nets, arguments.pop("name"))(**arguments)
     assert type(network) is nets.SegResNetDS

@@ -43,9 +43,9 @@ class Reconstruction(Objective):
         )
         loss = self.level_weights[0] * loss
         for number, (reconstruction, level) in enumerate(zip(rest, target["children"], strict=True), 1):
-            found, figures = self.voxels(reconstruction, level.image, level.valid, level.hidden, level.foreground)
+            found, metrics = self.voxels(reconstruction, level.image, level.valid, level.hidden, level.foreground)
             loss = loss + self.level_weights[number] * found
-            terms |= {f"{name}_level{number + 1}": figures[name] for name in ("reconstruction", "zero_predictor")}
+            terms |= {f"{name}_level{number + 1}": metrics[name] for name in ("reconstruction", "zero_predictor")}
         return loss, terms
 
 

@@ -70,8 +70,8 @@ class Objective(ABC):
             target: as `PretrainingLoss` documents it.
 
         Returns:
-            A scalar, and further figures for the log: detached scalars, by names that no other objective uses. The loss
-            itself is logged under the objective's name, unless a figure here has that name.
+            A scalar, and further metrics for the log: detached scalars, by names that no other objective uses. The loss
+            itself is logged under the objective's name, unless a metric here has that name.
         """
 
 

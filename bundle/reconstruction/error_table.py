@@ -70,7 +70,7 @@ def error_row(volume: WholeVolume, found: Reconstructed) -> dict[str, Any]:
 
 
 def write_errors(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Writes the rows as csv; a figure that a volume has not got is an empty cell."""
+    """Writes the rows as csv; a metric that a volume has not got is an empty cell."""
     with replace_file(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
@@ -78,7 +78,7 @@ def write_errors(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def error_text(rows: Sequence[dict[str, Any]]) -> str:
-    """The main figures as a table in text."""
+    """The main metrics as a table in text."""
     table = [[title for title, _ in _SHOWN]]
     table += [[_cell(row[name]) for _, name in _SHOWN] for row in rows]
     widths = [max(map(len, column)) for column in zip(*table)]

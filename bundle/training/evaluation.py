@@ -97,7 +97,7 @@ class EvaluationReport:
         with replace_file(path) as temporary:
             temporary.write_text(json.dumps(report, indent=4, default=str) + "\n")
         with replace_file(path.with_suffix(".csv")) as temporary, temporary.open("w", newline="") as file:
-            csv.writer(file).writerows([("figure", "value"), *metrics.items()])
+            csv.writer(file).writerows([("metric", "value"), *metrics.items()])
         width = max(map(len, metrics), default=0)
         table = "\n".join(f"{name:<{width}}  {value:.6g}" for name, value in metrics.items())
-        logger.info("figures on %d volumes, also in %s and .csv\n%s", len(self.volumes), path, table)
+        logger.info("metrics on %d volumes, also in %s and .csv\n%s", len(self.volumes), path, table)

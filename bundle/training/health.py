@@ -23,11 +23,11 @@ logger = logging.getLogger(__name__)
 
 
 class RepresentationHealth:
-    """Adds the health of the encoder's features to the figures of every validation, and warns in plain words.
+    """Adds the health of the encoder's features to the metrics of every validation, and warns in plain words.
 
     For each held-out crop's visible sites: can the coarsest depth's feature be found among all of that crop from the
     finer depth's at the same place? A linear map between them is fitted on some of the held-out volumes and tried on
-    the others, so nothing is learned for it but that map. Figures, all named "validation/...":
+    the others, so nothing is learned for it but that map. Metrics, all named "validation/...":
 
     - health_top1: how often the right site is found;
     - health_top1_position: the same from the site's position alone;
@@ -76,19 +76,19 @@ class RepresentationHealth:
     def _finish(self, engine: Engine) -> None:
         parts = gather((self._trained_sites, self._untrained_sites, self._pairs))
         trained, untrained, pairs = ([item for part in parts for item in part[i]] for i in range(3))
-        figures = measure_health(trained, untrained, pairs)
-        engine.state.metrics.update({f"validation/{name}": value for name, value in figures.items()})
+        metrics = measure_health(trained, untrained, pairs)
+        engine.state.metrics.update({f"validation/{name}": value for name, value in metrics.items()})
         same = engine.state.metrics.get("validation/alignment_same", 0.0)
-        for warning in find_problems(figures, same) if is_main_rank() else []:
+        for warning in find_problems(metrics, same) if is_main_rank() else []:
             logger.warning("%s", warning)
 
 
 def measure_health(
     trained: Sequence[SiteFeatures], untrained: Sequence[SiteFeatures], pairs: Sequence[tuple[Tensor, Tensor]]
 ) -> dict[str, float]:
-    """The health figures of features and of alignment pairs."""
+    """The health metrics of features and of alignment pairs."""
     coarse = torch.cat([crop.coarse for crop in trained])
-    figures = {
+    metrics = {
         "health_top1": retrieval([(c.fine, c.coarse, c.volume) for c in trained]),
         "health_top1_position": retrieval([(c.place, c.coarse, c.volume) for c in trained]),
         "health_top1_untrained": retrieval([(c.fine, c.coarse, c.volume) for c in untrained]),
@@ -99,12 +99,12 @@ def measure_health(
     if pairs:
         query, key = ([nn.functional.normalize(side, dim=1) for side in sides] for sides in zip(*pairs))
         distances = torch.cat([(q - k).square().sum(1) for q, k in zip(query, key)])
-        figures["health_alignment"] = distances.mean().item()
-        figures["health_uniformity"] = sum(uniformity(k) for k in key) / len(key)
-    return figures
+        metrics["health_alignment"] = distances.mean().item()
+        metrics["health_uniformity"] = sum(uniformity(k) for k in key) / len(key)
+    return metrics
 
 
-def find_problems(figures: dict[str, float], same: float) -> list[str]:
+def find_problems(metrics: dict[str, float], same: float) -> list[str]:
     """What is wrong with the features, in plain words."""
     found = []
     if same > 0.9:
@@ -112,16 +112,16 @@ def find_problems(figures: dict[str, float], same: float) -> list[str]:
             f"alignment: in {same:.0%} of the pairs both sides are the same vector, so its loss is low and nothing is "
             "learned from it: take the two sides from different levels, heads and views"
         )
-    if figures["health_effective_rank"] < 2 or figures["health_deviation"] < 0.1:
+    if metrics["health_effective_rank"] < 2 or metrics["health_deviation"] < 0.1:
         found.append(
-            f"the features collapse: they use {figures['health_effective_rank']:.1f} directions and vary by "
-            f"{figures['health_deviation']:.2f} of what they could: lower the alignment's weight or the learning rate"
+            f"the features collapse: they use {metrics['health_effective_rank']:.1f} directions and vary by "
+            f"{metrics['health_deviation']:.2f} of what they could: lower the alignment's weight or the learning rate"
         )
-    baseline = max(figures["health_top1_position"], figures["health_top1_untrained"])
-    if figures["health_top1"] < baseline:
+    baseline = max(metrics["health_top1_position"], metrics["health_top1_untrained"])
+    if metrics["health_top1"] < baseline:
         found.append(
-            f"a place is found again in {figures['health_top1']:.0%} of the cases, no better than by its position "
-            f"({figures['health_top1_position']:.0%}) or with the untrained encoder "
-            f"({figures['health_top1_untrained']:.0%})"
+            f"a place is found again in {metrics['health_top1']:.0%} of the cases, no better than by its position "
+            f"({metrics['health_top1_position']:.0%}) or with the untrained encoder "
+            f"({metrics['health_top1_untrained']:.0%})"
         )
     return found

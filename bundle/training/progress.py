@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class Progress:
-    """Shows an epoch's iterations with the time to go and the latest figures.
+    """Shows an epoch's iterations with the time to go and the latest metrics.
 
     On a terminal this is Ignite's tqdm bar, which vanishes when the epoch ends (`History` then logs its line). Else,
     where a bar would fill the log with thousands of lines, it is a line every `every_seconds`: none in a short epoch.
@@ -28,14 +28,14 @@ class Progress:
 
     Args:
         name: what runs, such as "train" or "validate".
-        shown: the figures to show, out of those of `Scalars`; put this handler after that one. None shows the loss and
+        shown: the metrics to show, out of those of `Scalars`; put this handler after that one. None shows the loss and
             that of each objective of the trainer.
         every_seconds: time between two lines, in seconds.
     """
 
     def __init__(self, *, name: str, shown: Sequence[str] | None = (), every_seconds: float = 60) -> None:
         self.name, self.shown, self.every_seconds = name, shown, every_seconds
-        self._figures: dict[str, float] = {}
+        self._metrics: dict[str, float] = {}
         self._epoch_start = self._last_line = 0.0
         self._done_at_start = 0
 
@@ -46,7 +46,7 @@ class Progress:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._remember)
         if sys.stderr.isatty():
             bar = ProgressBar(desc=self.name, dynamic_ncols=True)
-            bar.attach(engine, output_transform=lambda _: self._figures)
+            bar.attach(engine, output_transform=lambda _: self._metrics)
         else:
             engine.add_event_handler(Events.EPOCH_STARTED, self._start)
             engine.add_event_handler(Events.ITERATION_COMPLETED, self._log)
@@ -57,7 +57,7 @@ class Progress:
             shown = self.shown
             if shown is None:
                 shown = ("loss", *getattr(getattr(engine, "loss_function", None), "objectives", ()))
-            self._figures = {name: latest[name] for name in shown if name in latest}
+            self._metrics = {name: latest[name] for name in shown if name in latest}
 
     def _start(self, engine: Engine) -> None:
         self._epoch_start = self._last_line = time.monotonic()
@@ -70,6 +70,6 @@ class Progress:
         self._last_line = now
         done = state.iteration - self._done_at_start
         seconds_to_go = (now - self._epoch_start) / done * (state.epoch_length - done)
-        figures = "".join(f"{name} {value:.4g}, " for name, value in self._figures.items())
+        text = "".join(f"{name} {value:.4g}, " for name, value in self._metrics.items())
         where = f"{self.name} epoch {state.epoch}, iteration {done}/{state.epoch_length}"
-        logger.info("%s: %s%d s to go in this epoch", where, figures, seconds_to_go)
+        logger.info("%s: %s%d s to go in this epoch", where, text, seconds_to_go)

@@ -160,7 +160,7 @@ class Summary:
             folder.path / "predictions.csv": "what the network says of each validation volume",
             folder.panels: "pictures of what the network predicts",
             folder.curves: "learning curves",
-            folder.history: "every epoch's figures",
+            folder.history: "every epoch's metrics",
             folder.config: "the settings",
         }
         lines = ["", "## Where it is", *(f"- `{path}`: {what}" for path, what in files.items() if path.exists())]
@@ -176,14 +176,14 @@ class Summary:
 
 def _results(rows: Sequence[Mapping[str, float]], shown: Mapping[str, tuple[str, str]], best: str | None) -> list[str]:
     if not rows:
-        return ["", "No epoch was completed, so there are no figures."]
+        return ["", "No epoch was completed, so there are no metrics."]
     validated = [row for row in rows if best in row and row[best] == row[best]] if best is not None else []
     row = max(validated, key=lambda row: row[str(best)], default=rows[-1])
     note = [f"The weights are those of this epoch, which had the best validation of {len(validated)}.", ""]
     lines = [f"| {label} | {row[name]:{form}} |" for name, (label, form) in shown.items() if name in row]
     return [
         "",
-        f"## Figures of epoch {row['epoch']:.0f}",
+        f"## Metrics of epoch {row['epoch']:.0f}",
         "",
         *(note if validated else []),
         "| | |",

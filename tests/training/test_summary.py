@@ -63,7 +63,7 @@ def test_the_page_says_what_on_what_how_well_and_where(tmp_path, caplog):
     assert "validation: 1 volumes (1 MR)" in text
     assert "- smaller than the crop, so padded: a\n" in text, "once, even if it is in both parts"
     assert "  - b.nii.gz: cannot be read; fetch it again" in text
-    assert "## Figures of epoch 3" in text
+    assert "## Metrics of epoch 3" in text
     assert f"| validation reconstruction loss | {history.rows[-1]['validation/reconstruction']:.4f} |" in text
     assert f"`{tmp_path / 'metrics.csv'}`" in text
     assert "model.pt" not in text, "only what is there is listed"
@@ -87,11 +87,11 @@ def test_an_interrupted_run_has_its_page_too(tmp_path, caplog):
     caplog.set_level(logging.INFO, logger="bundle")
     text, _ = train(tmp_path, KeyboardInterrupt())
     assert "Training interrupted in epoch 2 of 3." in text
-    assert "## Figures of epoch 1" in text
+    assert "## Metrics of epoch 1" in text
     assert caplog.text.count("# Pre-training summary") == 1
 
 
-def test_a_run_that_fails_in_its_first_epoch_has_no_figures(tmp_path):
+def test_a_run_that_fails_in_its_first_epoch_has_no_metrics(tmp_path):
     text, _ = train(tmp_path, UserError("the gradient is not finite: lower --lr"), at_epoch=1)
     assert "Training stopped in epoch 1 of 3 by an error: the gradient is not finite: lower --lr." in text
     assert "No epoch was completed" in text
@@ -115,5 +115,5 @@ def test_the_epoch_with_the_best_validation_is_shown(tmp_path):
     trainer = toy_trainer(network, SGD(network.parameters(), lr=0.1), toy_loader(2), 1, [summary])
     trainer.run()
     text = folder.summary.read_text()
-    assert "## Figures of epoch 2" in text and "best validation of 3" in text
+    assert "## Metrics of epoch 2" in text and "best validation of 3" in text
     assert "| Dice | 0.7 |" in text and "| loss | 2 |" in text

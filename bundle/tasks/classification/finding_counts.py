@@ -53,11 +53,11 @@ class FindingCounts:
         }
         for finding, parts in self.summary.items():
             for part, count in parts.items():
-                figures = f"{count['positive']} positive, {count['negative']} negative, {count['unknown']} unknown"
-                logger.info("%s, %s: %s", finding, part, figures)
+                text = f"{count['positive']} positive, {count['negative']} negative, {count['unknown']} unknown"
+                logger.info("%s, %s: %s", finding, part, text)
                 if not (count["positive"] and count["negative"]):
                     effect = "there is nothing to learn from" if part == "training" else "it has no ROC AUC"
-                    logger.warning("finding %s has one class only in %s (%s): %s", finding, part, figures, effect)
+                    logger.warning("finding %s has one class only in %s (%s): %s", finding, part, text, effect)
         if not any(p["validation"]["positive"] and p["validation"]["negative"] for p in self.summary.values()):
             raise UserError(
                 f"none of {', '.join(findings)} has both 1 and 0 among the {len(validation)} validation volumes, so no "

@@ -120,7 +120,7 @@ class Detector(RetinaNetDetector):
         anchors: list[Tensor],
         num_anchor_locs_per_level: Sequence[int],
     ) -> dict[str, Any]:
-        """The two losses, and `terms`, which the loss function fills with the figures to log."""
+        """The two losses, and `terms`, which the loss function fills with the metrics to log."""
         losses = super().compute_loss(head_outputs_reshape, targets, anchors, num_anchor_locs_per_level)
         # without a box MONAI's is a constant on the CPU: DistributedDataParallel would wait for the head's gradients
         outputs = head_outputs_reshape[self.box_reg_key]

@@ -23,13 +23,13 @@ __all__ = ["AveragePrecision"]
 class AveragePrecision(Metric):
     """Mean average precision of an evaluator's boxes over the thresholds of the IoU and the classes.
 
-    Beside it, further figures become metrics of the engine under `name`: `<name>/recall` (the mean over thresholds and
+    Beside it, further metrics become metrics of the engine under `name`: `<name>/recall` (the mean over thresholds and
     classes of the share of boxes that are found), `<name>/precision_iou_0.10` (at the lowest threshold) and, with more
     than one class, `<name>/<class>`. Classes that no volume has a box of do not count.
 
     Args:
         classes: their names, in the order of their labels.
-        name: of the further figures.
+        name: of the further metrics.
         iou_range: lowest and highest threshold, and the step between two. Boxes of small lesions overlap little, so
             medical detection counts from 0.1 (nnDetection, Baumgartner et al. 2021, arXiv:2106.00817).
         max_boxes: per volume and class, those that score highest.
@@ -52,12 +52,12 @@ class AveragePrecision(Metric):
             verbose=False,
         )
         self.max_boxes, self.lowest = max_boxes, f"IoU_{iou_range[0]:.2f}"
-        self.figures: dict[str, float] = {}
+        self.found: dict[str, float] = {}
         self._volumes: list[Any] = []
         super().__init__(output_transform=_predictions_and_targets, skip_unrolling=True)
 
     def reset(self) -> None:
-        self._volumes, self.figures = [], {}
+        self._volumes, self.found = [], {}
 
     def update(self, output: tuple[Sequence[Mapping[str, Tensor]], Sequence[Mapping[str, Tensor]]]) -> None:
         """Adds a batch.
@@ -83,28 +83,28 @@ class AveragePrecision(Metric):
         volumes = [volume for rank in gather(self._volumes) for volume in rank]
         present = [name for number, name in enumerate(self.classes) if _has_boxes(volumes, number)]
         if not present:
-            self.figures = {}
+            self.found = {}
             return 0.0
         found = self.coco(volumes)[0]
         # MONAI's own mean over the classes counts a class without boxes as -1
         class_means = {name: _pick(found, f"{name}_mAP_") for name in present}
-        self.figures = {
+        self.found = {
             f"{self.name}/recall": _mean(_pick(found, f"{name}_mAR_") for name in present),
             f"{self.name}/precision_iou_{self.lowest[4:]}": _mean(
                 _pick(found, f"{name}_AP_{self.lowest}") for name in present
             ),
         }
         if len(self.classes) > 1:
-            self.figures |= {f"{self.name}/{name}": value for name, value in class_means.items()}
+            self.found |= {f"{self.name}/{name}": value for name, value in class_means.items()}
         return _mean(class_means.values())
 
     def attach(self, engine: Engine, name: str, usage: Any = None) -> None:
         """Registers with the evaluator."""
         super().attach(engine, name, *(() if usage is None else (usage,)))
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._add_figures)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._add_metrics)
 
-    def _add_figures(self, engine: Engine) -> None:
-        engine.state.metrics.update(self.figures)
+    def _add_metrics(self, engine: Engine) -> None:
+        engine.state.metrics.update(self.found)
 
 
 def _predictions_and_targets(output: Mapping[str, Any]) -> tuple[Any, Any]:

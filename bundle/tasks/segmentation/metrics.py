@@ -1,5 +1,5 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
-"""What MONAI's metric handlers leave out: distances in mm, and a figure for each class."""
+"""What MONAI's metric handlers leave out: distances in mm, and a metric for each class."""
 
 from __future__ import annotations
 

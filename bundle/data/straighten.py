@@ -51,13 +51,20 @@ def straighten(image: MetaTensor, *, nearest: bool = False) -> MetaTensor:
     target[:3, :3], target[:3, 3] = axes, source[:3, 3] + axes @ low
     back = np.linalg.inv(source) @ target
     size = tuple(int(n) for n in high - low + 1)
+    # "grid-constant" and not "constant": that one loses the first slice to a rounding error of an index
     channels = [
         ndimage.affine_transform(
-            channel, back[:3, :3], back[:3, 3], size, order=0 if nearest else 1, mode="constant", cval=channel.min()
+            channel,
+            back[:3, :3],
+            back[:3, 3],
+            size,
+            order=0 if nearest else 1,
+            mode="grid-constant",
+            cval=channel.min(),
         )
         for channel in image.numpy()
     ]
-    return MetaTensor(torch.from_numpy(np.stack(channels)), affine=torch.from_numpy(target), meta=dict(image.meta))
+    return MetaTensor(torch.from_numpy(np.stack(channels)), affine=torch.from_numpy(target))
 
 
 def _right_angled(axes: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ __all__ = ["check_affine", "check_shape", "check_size"]
 #: of a voxel, in mm
 _SMALLEST, _LARGEST = 1e-3, 100.0
 #: of a volume, in mm: no scanner's table is longer
-_LONGEST = 10_000.0
+_LONGEST = 5_000.0
 
 
 def check_affine(affine: np.ndarray, shape: Sequence[int], name: str) -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import itk
 import numpy as np
 import pytest
+from pydicom import dcmread
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import RLELossless
 
 from bundle.data import read_volume
 from bundle.errors import VolumeError
-from tests.data.dicom_files import COUNT, MR, SIZE, image, planes, save
+from tests.data.dicom_files import COUNT, MR, SIZE, enhanced, image, place, planes, save
 
 
 def read(images: list, folder: Path) -> np.ndarray:
@@ -87,6 +90,41 @@ def test_run_length_encoded_slices_are_read(tmp_path: Path) -> None:
     for one in images:
         one.compress(RLELossless)
     np.testing.assert_array_equal(read(images, tmp_path), stored - 1024)
+
+
+@pytest.mark.parametrize("compressor", ["JPEG", "JPEG2000"])
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("frames", [1, COUNT])
+def test_compressed_slices_and_frames_are_read(tmp_path: Path, compressor: str, signed: bool, frames: int) -> None:
+    stored = planes() - (1000 if signed else 0)
+    packed = [compressed(plane.astype(np.int16 if signed else np.uint16), compressor, tmp_path) for plane in stored]
+    images = [image(stored[k], k, signed=signed, PhotometricInterpretation="MONOCHROME1") for k in range(COUNT)]
+    if frames > 1:
+        images, packed = (
+            [enhanced(stored, [place(k) for k in range(COUNT)])],
+            [(packed[0][0], [f for _, [f] in packed])],
+        )
+        images[0].PixelRepresentation = int(signed)
+    for one, (syntax, content) in zip(images, packed):
+        one.file_meta.TransferSyntaxUID, one.PixelData = syntax, encapsulate(content)
+        one["PixelData"].is_undefined_length = True
+    np.testing.assert_array_equal(read(images, tmp_path / "series"), stored * 2 if frames > 1 else stored - 1024)
+
+
+def compressed(plane: np.ndarray, compressor: str, folder: Path) -> tuple[str, list[bytes]]:
+    """Transfer syntax and content, encoded without loss by ITK."""
+    writer = itk.GDCMImageIO.New(UseCompression=True)
+    writer.SetCompressor(compressor)
+    itk.imwrite(itk.image_from_array(plane), str(folder / "one.dcm"), imageio=writer, compression=True)
+    header = dcmread(folder / "one.dcm")
+    return header.file_meta.TransferSyntaxUID, list(generate_frames(header.PixelData, number_of_frames=1))
+
+
+def test_values_that_need_a_table_are_refused(tmp_path: Path) -> None:
+    images = [image(plane, k) for k, plane in enumerate(planes())]
+    images[2].ModalityLUTSequence = [image(planes(1)[0], 0)]
+    with pytest.raises(VolumeError, match="its values need a table"):
+        read(images, tmp_path)
 
 
 def test_values_of_a_ct_that_are_no_hounsfield_units_are_refused_by_name(tmp_path: Path) -> None:

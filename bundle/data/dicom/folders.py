@@ -69,16 +69,13 @@ class _Slice:
     modality: str
     group: str
     place: tuple[float, ...]  # position and orientation, or nothing
+    taken: object  # what no two slices of one volume share
 
     @property
     def along(self) -> float:
         """Position along the normal of the slice."""
         position, row, column = np.reshape(self.place, (3, 3))
         return float(np.dot(np.cross(row, column), position))
-
-    def is_at(self) -> object:
-        """What no two slices of one volume share."""
-        return tuple(np.round(np.array(self.place) / _SAME_PLACE).astype(int)) if self.place else self.instance
 
 
 def find_series(root: Path) -> list[Series]:
@@ -139,25 +136,27 @@ def _slice(file: Path) -> _Slice | None:
         return None
     person = str(header.get("PatientID") or header.get("StudyInstanceUID") or "")
     uid, patient = str(header.get("SeriesInstanceUID") or ""), str(header.get("PatientID") or "")
+    place, instance = _place(header), str(header.get("SOPInstanceUID") or file)
     return _Slice(
         file=file,
         # careless anonymisers give one UID to the series of several patients
         series=f"{uid} {patient}" if uid else "",
         study=str(header.get("StudyInstanceUID") or ""),
-        instance=str(header.get("SOPInstanceUID") or file),
+        instance=instance,
         modality=str(modality or ""),
         group=hashlib.sha256(person.encode()).hexdigest() if person else "",
-        place=_place(header),
+        place=place,
+        taken=tuple(round(value / _SAME_PLACE) for value in place) or instance,
     )
 
 
 def _place(header: pydicom.Dataset) -> tuple[float, ...]:
-    values: list[Any] = [header.get("ImagePositionPatient"), header.get("ImageOrientationPatient")]
     try:
+        values: list[Any] = [header.get("ImagePositionPatient"), header.get("ImageOrientationPatient")]
         place = tuple(float(value) for part in values for value in part or ())
     except (TypeError, ValueError):
         return ()
-    return place if len(place) == 9 else ()
+    return place if len(place) == 9 and np.isfinite(place).all() else ()
 
 
 def _joined(folders: dict[Path, list[_Slice]]) -> list[list[_Slice]]:
@@ -174,8 +173,8 @@ def _joins(slices: list[_Slice], volume: list[_Slice]) -> bool:
     if slices[0].study != volume[0].study:
         return False
     rest = _without_copies(slices, volume)
-    taken = {other.is_at() for other in volume}
-    fits = not any(new.is_at() in taken for new in rest) if rest else len(slices) < len(volume)
+    taken = {other.taken for other in volume}
+    fits = not any(new.taken in taken for new in rest) if rest else len(slices) < len(volume)
     if fits:
         volume.extend(rest)
     return fits

@@ -86,6 +86,8 @@ def read_frames(file: str) -> list[Frame]:
     header = read_header(file, _TAGS)
     if header is None or "Rows" not in header:
         raise ValueError("is no DICOM image")
+    if header.get("ModalityLUTSequence"):
+        raise ValueError("its values need a table, a Modality LUT")
     count = int(header.get("NumberOfFrames") or 1)
     shared = _items(header, "SharedFunctionalGroupsSequence")
     each = _items(header, "PerFrameFunctionalGroupsSequence")

@@ -40,7 +40,7 @@ def test_copies_of_slices_in_another_folder_are_taken_once(tmp_path: Path) -> No
     (tmp_path / "scan/b").mkdir()
     for file in files[:3]:
         shutil.copy(file, tmp_path / "scan/b")
-    assert_one_whole_volume(tmp_path, "scan/a")
+    assert_one_whole_volume(tmp_path, "scan")
 
 
 def test_folders_with_other_images_at_the_same_places_stay_two_volumes(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def find_series(root: Path) -> list[Series]:
     """All series of CT or MR images at and below a folder, sorted by folder; links to folders are followed.
 
     A series may lie in several folders, as on a CD or in an archive. Two folders with slices at the same places are two
-    series: phases, or another version of the images. Exact copies of a slice are taken once.
+    series: phases, or another version of the images.
     """
     by_folder: dict[str, dict[Path, list[_Slice]]] = defaultdict(lambda: defaultdict(list))
     for folder, files in walk_folders(root):
@@ -176,7 +176,7 @@ def _joins(slices: list[_Slice], volume: list[_Slice]) -> bool:
     taken = {other.taken for other in volume}
     fits = not any(new.taken in taken for new in rest) if rest else len(slices) < len(volume)
     if fits:
-        volume.extend(rest)
+        volume.extend(slices)  # with the copies: the reader compares their pixels, and counts them
     return fits
 
 

@@ -1,25 +1,22 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
-"""Finds volumes: in a folder of NIfTI or NRRD files, in a tree of DICOM series, or in an MSD-style json."""
+"""Finds volumes: in a folder of NIfTI, NRRD or FreeSurfer files, in a tree of DICOM series, or in an MSD-style json."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bundle.data.dataset_json import list_entries, read_json
+from bundle.data.dicom import find_series, numbered
+from bundle.data.files import walk_folders
 from bundle.errors import UserError
-
-if TYPE_CHECKING:
-    import pydicom
 
 __all__ = ["VOLUME_SUFFIXES", "FoundVolume", "find_listed", "find_volumes", "modality_named", "volume_files"]
 
-VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
-_TAGS = ["Modality", "PatientID", "StudyInstanceUID", "Rows"]
+VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".mgh")
 _MODALITIES = {"CT": "CT", "MR": "MR", "MRI": "MR"}
 
 
@@ -79,8 +76,13 @@ def find_volumes(dataset_dir: str | os.PathLike[str]) -> list[FoundVolume]:
 
 def volume_files(root: Path) -> list[Path]:
     """The files in a folder and its subfolders that hold one volume each, by their names; hidden ones are left out."""
-    files = (path for path in root.rglob("*") if path.name.lower().endswith(VOLUME_SUFFIXES) and path.is_file())
-    return sorted(path for path in files if not _hidden(path, root))
+    files = (path for _, files in walk_folders(root) for path in files)
+    return sorted(path for path in files if path.name.lower().endswith(VOLUME_SUFFIXES) or _is_pair(path))
+
+
+def _is_pair(path: Path) -> bool:
+    """Whether a file is the header of an image in two files: a NIfTI or Analyze pair."""
+    return path.suffix.lower() == ".hdr" and path.with_suffix(".img").exists()
 
 
 def modality_named(name: object) -> str:
@@ -95,58 +97,8 @@ def _image_files(root: Path) -> Iterator[FoundVolume]:
 
 def _dicom_series(root: Path, prefix: str = "") -> Iterator[FoundVolume]:
     """The series in a folder and below it, named by their path from it after `prefix`."""
-    folders = (Path(folder) for folder, _, _ in os.walk(root))
-    for folder in folders:
-        if _hidden(folder, root) or not any(_looks_like_dicom(path) for path in _first_files(folder)):
-            continue
-        import itk  # noqa: PLC0415 - large, and needed for DICOM only
-
-        names = itk.GDCMSeriesFileNames.New(UseSeriesDetails=False, Recursive=False, Directory=str(folder))
-        series = []
-        for uid in names.GetSeriesUIDs():
-            files = tuple(names.GetFileNames(uid))
-            header = _image_header(files[0])
-            if header is not None:
-                series.append((files, header))
-        for number, (files, header) in enumerate(series, start=1):
-            name = root.name if folder == root and not prefix else str(Path(prefix, folder.relative_to(root)))
-            yield FoundVolume(
-                name=name if len(series) == 1 else f"{name} (series {number})",
-                files=files,
-                modality=_MODALITIES.get(str(header.get("Modality", "")), ""),
-                group=_digest(header),
-            )
-
-
-def _image_header(file: str) -> pydicom.Dataset | None:
-    """The header of a CT or MR image; None for a report, a plan, a segmentation, a dose, a PET or another object."""
-    import pydicom  # noqa: PLC0415 - needed for DICOM only
-    from pydicom.errors import InvalidDicomError  # noqa: PLC0415
-
-    try:
-        header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_TAGS)
-    except (InvalidDicomError, OSError, EOFError):
-        return None
-    # an anonymiser may have emptied the tag: such an image stays, and its intensities tell
-    return header if "Rows" in header and header.get("Modality") in (*_MODALITIES, "", None) else None
-
-
-def _digest(header: pydicom.Dataset) -> str:
-    person = str(header.get("PatientID") or header.get("StudyInstanceUID") or "")
-    return hashlib.sha256(person.encode()).hexdigest() if person else ""
-
-
-def _first_files(folder: Path) -> list[Path]:
-    """A few files of a folder: enough to see whether it is one of DICOM slices."""
-    files = (path for path in sorted(folder.iterdir()) if path.is_file())
-    return [path for path in files if not path.name.lower().endswith((*VOLUME_SUFFIXES, ".json", ".txt"))][:20]
-
-
-def _looks_like_dicom(path: Path) -> bool:
-    if path.suffix.lower() in (".dcm", ".ima"):
-        return True
-    with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
+    for name, series in numbered(find_series(root), root, prefix):
+        yield FoundVolume(name=name, files=series.files, modality=modality_named(series.modality), group=series.group)
 
 
 def _from_json(path: Path) -> list[FoundVolume]:
@@ -190,7 +142,3 @@ def find_listed(
         for found in _dicom_series(file, prefix=name)
     ]
     return series or [entry]  # reading it says what is wrong
-
-
-def _hidden(path: Path, root: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(root).parts)

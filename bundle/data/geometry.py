@@ -12,6 +12,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, Spacing, SpatialPad
 
 from bundle.cells import valid_cells
+from bundle.data.sanity import check_size
 from bundle.errors import UserError, VolumeError
 
 __all__ = ["OptionalSpacingd", "PadToCropd", "ToPlainTensorsd", "crop_size"]
@@ -67,6 +68,8 @@ class OptionalSpacingd(MapTransform):
             if self.pixdim is not None and any(p is not None for p in self.pixdim):
                 current = item[key].pixdim.tolist()
                 wanted = [c if p is None else p for p, c in zip(self.pixdim, current)]
+                size = [round(n * c / w) for n, c, w in zip(item[key].shape[1:], current, wanted)]
+                check_size((len(item[key]), *size), str(item.get("name", "the volume")))
                 item[key] = Spacing(pixdim=wanted, mode=self.mode, padding_mode="border")(item[key])
         return item
 
@@ -120,7 +123,8 @@ class PadToCropd(MapTransform):
 class ToPlainTensorsd(MapTransform):
     """Keeps the volume as plain tensors: masks and label maps as uint8, all else as float32, and `spacing` [3] in mm.
 
-    File names, affine and every other piece of metadata are dropped: what is cached cannot name a patient.
+    File names, affine and every other piece of metadata are dropped: what is cached cannot name a patient. What the
+    reader notes of a volume, such as slices that were left out, stays as `notes`, the bytes of a text.
     """
 
     def __init__(
@@ -137,4 +141,6 @@ class ToPlainTensorsd(MapTransform):
             is_mask = key in _MASKS or tensor.dtype == torch.uint8
             plain[key] = tensor.to(torch.uint8 if is_mask else torch.float32).contiguous()
         plain["modality"] = data["modality"]
+        if isinstance(first, MetaTensor) and first.meta.get("notes"):
+            plain["notes"] = torch.tensor(list("; ".join(first.meta["notes"]).encode()), dtype=torch.uint8)
         return plain

@@ -34,17 +34,20 @@ class Header(NamedTuple):
         modality: "CT" or "MR".
         size: voxels per axis, padding included.
         padded: whether the volume was smaller than the crop.
+        notes: what the reader left out or resampled, or "".
     """
 
     modality: str
     size: tuple[int, ...]
     padded: bool
+    notes: str = ""
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Any]) -> Header:
         """The header of a volume's prepared tensors."""
         padded = not tensors["valid"][0, -1, -1, -1]  # padding is on both sides, and one more voxel on this one
-        return cls(tensors["modality"], tuple(tensors["image"].shape[1:]), padded)
+        notes = bytes(tensors["notes"].tolist()).decode() if "notes" in tensors else ""
+        return cls(tensors["modality"], tuple(tensors["image"].shape[1:]), padded, notes)
 
 
 class Store(ABC):

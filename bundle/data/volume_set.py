@@ -27,7 +27,7 @@ __all__ = ["PreparedVolume", "SkippedVolume", "VolumeSet", "skipped_because"]
 logger = logging.getLogger(__name__)
 
 #: to be raised when the transforms' code changes what they compute: their settings are in the key, their code is not
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class PreparedVolume:
         padded: whether the volume was smaller than the crop.
         group: volumes of one group stay on one side of the split.
         part: "training" or "validation" where a data list tells, else "".
+        notes: what the reader left out or resampled, or "".
     """
 
     name: str
@@ -53,6 +54,7 @@ class PreparedVolume:
     padded: bool = False
     group: str = ""
     part: str = ""
+    notes: str = ""
 
     def load(self, crop: Crop | None = None, keys: Collection[str] | None = None) -> dict[str, Any]:
         """The tensors: `image` float32, `foreground` and `valid` uint8, ``[C, D, H, W]``, `spacing` ``[3]`` in mm, ...
@@ -61,7 +63,7 @@ class PreparedVolume:
             crop: the part to read, a slice of voxels for each axis; None reads the whole volume.
             keys: names of the tensors to read, where they are there; None reads all.
         """
-        return self.store.read(self.key, crop, keys)
+        return {name: value for name, value in self.store.read(self.key, crop, keys).items() if name != "notes"}
 
 
 class SkippedVolume(NamedTuple):
@@ -152,6 +154,9 @@ class VolumeSet:
         for skipped in self.skipped:
             logger.warning("skipped %s: %s; %s", skipped.name, skipped.problem, skipped.remedy)
         usable = [result for result in results if isinstance(result, PreparedVolume)]
+        for volume in usable:
+            if volume.notes:
+                logger.warning("%s: %s", volume.name, volume.notes)
         if padded := [volume.name for volume in usable if volume.padded]:
             logger.info("smaller than the crop, so padded: %s", ", ".join(padded))
         if not usable:
@@ -201,6 +206,7 @@ class VolumeSet:
             padded=header.padded,
             group=found.group or found.name,
             part=found.part,
+            notes=header.notes,
         )
 
     def _keep(self, key: str, tensors: dict[str, Any], name: str) -> None:

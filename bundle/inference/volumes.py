@@ -75,4 +75,7 @@ class VolumeDataset(Dataset[dict[str, Any]]):
             skipped = skipped_because(volume.name, error)
             problem = without_paths(skipped.problem, volume, volume.name)
             return {"name": volume.name, "problem": problem, "remedy": skipped.remedy}
+        notes = item.pop("notes", None)
+        if notes is not None:
+            logger.warning("%s: %s", volume.name, bytes(notes.tolist()).decode())
         return {**item, "seconds": time.perf_counter() - start}

@@ -133,6 +133,9 @@ class Summary:
         padded = list(dict.fromkeys(volume.name for volume in every if volume.padded))
         if padded:
             lines += [f"- smaller than the crop, so padded: {', '.join(padded)}"]
+        noted = dict.fromkeys(f"  - {volume.name}: {volume.notes}" for volume in every if volume.notes)
+        if noted:
+            lines += [f"- used in part or resampled: {len(noted)}", *noted]
         if self.skipped:
             lines += [f"- not used: {len(self.skipped)}"]
             lines += [f"  - {name}: {problem}; {remedy}" for name, problem, remedy in self.skipped]

@@ -20,8 +20,10 @@ from bundle.training.summary import Summary
 from .toy import ToyNetwork, toy_evaluator, toy_loader, toy_trainer
 
 
-def volume(modality: str, *, padded: bool = False) -> PreparedVolume:
-    return PreparedVolume(name="a", store=PlainStore(Path()), key="a", modality=modality, size=(1, 1, 1), padded=padded)
+def volume(modality: str, *, padded: bool = False, notes: str = "") -> PreparedVolume:
+    return PreparedVolume(
+        name="a", store=PlainStore(Path()), key="a", modality=modality, size=(1, 1, 1), padded=padded, notes=notes
+    )
 
 
 def train(path, error=None, at_epoch=2, objectives=None):
@@ -31,7 +33,7 @@ def train(path, error=None, at_epoch=2, objectives=None):
     history = History(run_folder=folder, validator=evaluator)
     summary = Summary(
         run_folder=folder, network=network,
-        training=[volume("CT"), volume("MR", padded=True), volume("CT")],
+        training=[volume("CT"), volume("MR", padded=True), volume("CT", notes="2 image(s) left out: a localizer")],
         validation=[volume("MR", padded=True)],  # the same volume
         skipped=[SkippedVolume("b.nii.gz", "cannot be read", "fetch it again")],
     )  # fmt: skip
@@ -62,6 +64,7 @@ def test_the_page_says_what_on_what_how_well_and_where(tmp_path, caplog):
     assert "training: 3 volumes (2 CT, 1 MR)" in text
     assert "validation: 1 volumes (1 MR)" in text
     assert "- smaller than the crop, so padded: a\n" in text, "once, even if it is in both parts"
+    assert "- used in part or resampled: 1\n  - a: 2 image(s) left out: a localizer\n" in text
     assert "  - b.nii.gz: cannot be read; fetch it again" in text
     assert "## Metrics of epoch 3" in text
     assert f"| validation reconstruction loss | {history.rows[-1]['validation/reconstruction']:.4f} |" in text

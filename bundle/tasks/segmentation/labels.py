@@ -13,6 +13,7 @@ from monai.transforms import MapTransform
 
 from bundle.data import PreparedVolume, read_volume
 from bundle.data.read import same_grid
+from bundle.data.straighten import straighten
 from bundle.errors import UserError, VolumeError
 
 __all__ = ["LabelsInForegroundd", "ReadLabelMapd", "check_classes", "check_labelled"]
@@ -71,6 +72,7 @@ class ReadLabelMapd(MapTransform):
         image, name = item[self.image_key], str(item["name"])
         for key in self.key_iterator(item):
             labels = read_volume([str(item[key])], f"{name}, its label map {item[key]}", constant=True)
+            labels = straighten(labels, nearest=True)  # as the image was
             if not same_grid(labels, image):
                 other, size = (" x ".join(map(str, volume.shape[1:])) for volume in (labels, image))
                 raise VolumeError(

@@ -1,0 +1,12 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""DICOM: which files are the slices of one series, and the volume that they hold.
+
+pydicom reads the headers, and the pixels that are not compressed; ITK decodes the others. Geometry and rescaling are
+ours: ITK takes both from the first slice. highdicom's volumes refuse what is tilted or unevenly spaced, and it would
+bring Pillow and a decoder for JPEG-LS, which ITK has.
+"""
+
+from bundle.data.dicom.folders import Series, find_series, numbered, read_header
+from bundle.data.dicom.series import DicomVolume, read_series
+
+__all__ = ["DicomVolume", "Series", "find_series", "numbered", "read_header", "read_series"]

@@ -1,0 +1,211 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""Finds the DICOM series below a folder, by the headers of all files."""
+
+from __future__ import annotations
+
+import filecmp
+import hashlib
+import logging
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bundle.data.files import walk_folders
+
+if TYPE_CHECKING:
+    import pydicom
+
+__all__ = ["Series", "find_series", "numbered", "read_header"]
+
+logger = logging.getLogger(__name__)
+
+_TAGS = [
+    "Modality",
+    "PatientID",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "SOPInstanceUID",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "Rows",
+]
+#: files of these kinds are no DICOM; their first bytes need not be read
+_OTHER_KINDS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".json", ".txt", ".csv", ".png", ".jpg")
+_MODALITIES = ("CT", "MR", "MRI", "", None)
+#: two slices are at one place if they are nearer than this, in mm
+_SAME_PLACE = 1e-3
+
+
+@dataclass(frozen=True)
+class Series:
+    """The files of one series.
+
+    Attributes:
+        folder: that holds them all.
+        files: in the order of their positions, where they have some.
+        modality: what the header says, or "".
+        group: a digest of the patient, or of the study where the patient was removed.
+    """
+
+    folder: Path
+    files: tuple[str, ...]
+    modality: str
+    group: str
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """What must be known of a file to give it to a series."""
+
+    file: Path
+    series: str
+    study: str
+    instance: str
+    modality: str
+    group: str
+    place: tuple[float, ...]  # position and orientation, or nothing
+    taken: object  # what no two slices of one volume share
+
+    @property
+    def along(self) -> float:
+        """Position along the normal of the slice."""
+        position, row, column = np.reshape(self.place, (3, 3))
+        return float(np.dot(np.cross(row, column), position))
+
+
+def find_series(root: Path) -> list[Series]:
+    """All series of CT or MR images at and below a folder, sorted by folder; links to folders are followed.
+
+    A series may lie in several folders, as on a CD or in an archive. Two folders with slices at the same places are two
+    series: phases, or another version of the images.
+    """
+    by_folder: dict[str, dict[Path, list[_Slice]]] = defaultdict(lambda: defaultdict(list))
+    for folder, files in walk_folders(root):
+        for file in files:
+            found = _slice(file)
+            if found is not None:
+                by_folder[found.series or str(folder)][folder].append(found)
+    parts = [part for uid in sorted(by_folder) for part in _joined(by_folder[uid])]
+    return sorted((_series(part) for part in parts), key=lambda series: str(series.folder))
+
+
+def read_header(file: str | os.PathLike[str], tags: Sequence[str] | None = None) -> pydicom.Dataset | None:
+    """The header of a DICOM file, with or without a preamble; None for any other file.
+
+    Args:
+        file: to read; the pixels are not read.
+        tags: the only ones to read; None reads all.
+    """
+    import pydicom  # noqa: PLC0415 - needed for DICOM only
+
+    try:
+        with Path(file).open("rb") as stream:
+            if not _looks_like_dicom(stream.read(132)):
+                return None
+            stream.seek(0)
+            return pydicom.dcmread(stream, stop_before_pixels=True, force=True, specific_tags=tags)
+    except Exception:  # noqa: BLE001  a damaged header raises anything, and is none
+        return None
+
+
+def _looks_like_dicom(start: bytes) -> bool:
+    """Whether a file begins as DICOM does, or as an old one without preamble: with an element of group 2 or 8."""
+    if start[128:132] == b"DICM":
+        return True
+    group, element = int.from_bytes(start[:2], "little"), int.from_bytes(start[2:4], "little")
+    known = (group == 2 and element <= 0x0010) or (group == 8 and element <= 0x0018)
+    length = int.from_bytes(start[4:8], "little")
+    return len(start) == 132 and known and (start[4:6].isalpha() or length <= 64)
+
+
+def _slice(file: Path) -> _Slice | None:
+    """None for a report, a plan, a segmentation, a dose, a PET or another object."""
+    if file.name.lower().endswith(_OTHER_KINDS):
+        return None
+    header = read_header(file, _TAGS)
+    if header is None or "Rows" not in header:
+        return None
+    # an anonymiser may have emptied the tag: such an image stays, and its intensities tell
+    modality = header.get("Modality")
+    if modality not in _MODALITIES:
+        return None
+    person = str(header.get("PatientID") or header.get("StudyInstanceUID") or "")
+    uid, patient = str(header.get("SeriesInstanceUID") or ""), str(header.get("PatientID") or "")
+    place, instance = _place(header), str(header.get("SOPInstanceUID") or file)
+    return _Slice(
+        file=file,
+        # careless anonymisers give one UID to the series of several patients
+        series=f"{uid} {patient}" if uid else "",
+        study=str(header.get("StudyInstanceUID") or ""),
+        instance=instance,
+        modality=str(modality or ""),
+        group=hashlib.sha256(person.encode()).hexdigest() if person else "",
+        place=place,
+        taken=tuple(round(value / _SAME_PLACE) for value in place) or instance,
+    )
+
+
+def _place(header: pydicom.Dataset) -> tuple[float, ...]:
+    try:
+        values: list[Any] = [header.get("ImagePositionPatient"), header.get("ImageOrientationPatient")]
+        place = tuple(float(value) for part in values for value in part or ())
+    except (TypeError, ValueError):
+        return ()
+    return place if len(place) == 9 and np.isfinite(place).all() else ()
+
+
+def _joined(folders: dict[Path, list[_Slice]]) -> list[list[_Slice]]:
+    """The slices of one series by the volumes that they belong to: a folder that adds new places joins the first."""
+    volumes: list[list[_Slice]] = []
+    for _, slices in sorted(folders.items()):
+        if not any(_joins(slices, volume) for volume in volumes):
+            volumes.append(list(slices))
+    return volumes
+
+
+def _joins(slices: list[_Slice], volume: list[_Slice]) -> bool:
+    """Adds the slices of another folder to a volume, if they are its missing ones or stray copies."""
+    if slices[0].study != volume[0].study:
+        return False
+    rest = _without_copies(slices, volume)
+    taken = {other.taken for other in volume}
+    fits = not any(new.taken in taken for new in rest) if rest else len(slices) < len(volume)
+    if fits:
+        volume.extend(slices)  # with the copies: the reader compares their pixels, and counts them
+    return fits
+
+
+def _without_copies(slices: list[_Slice], volume: list[_Slice]) -> list[_Slice]:
+    files = {other.instance: other.file for other in volume}
+    return [
+        new
+        for new in slices
+        if new.instance not in files or not filecmp.cmp(new.file, files[new.instance], shallow=False)
+    ]
+
+
+def _series(slices: list[_Slice]) -> Series:
+    ordered = sorted(slices, key=lambda one: one.file)
+    if all(one.place for one in slices):
+        ordered.sort(key=lambda one: one.along)
+    folder = Path(os.path.commonpath([one.file.parent for one in slices]))
+    return Series(folder, tuple(str(one.file) for one in ordered), ordered[0].modality, ordered[0].group)
+
+
+def numbered(series: Sequence[Series], root: Path, prefix: str = "") -> Iterator[tuple[str, Series]]:
+    """Each series with its name: its folder below `root`, after `prefix`, and a number where several share a folder.
+
+    A series in `root` itself has the name of `root`, where there is no prefix.
+    """
+    by_folder: dict[Path, list[Series]] = defaultdict(list)
+    for one in series:
+        by_folder[one.folder].append(one)
+    for folder, shared in by_folder.items():
+        name = root.name if folder == root and not prefix else str(Path(prefix, folder.relative_to(root)))
+        for number, one in enumerate(shared, start=1):
+            yield (name if len(shared) == 1 else f"{name} (series {number})"), one

@@ -1,0 +1,185 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""What the headers say of each image of a series: where it is, and what its stored values mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bundle.data.dicom.folders import read_header
+
+if TYPE_CHECKING:
+    import pydicom
+
+__all__ = ["Frame", "read_frames"]
+
+_TAGS = [
+    "SOPClassUID",
+    "ImageType",
+    "Modality",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "PixelSpacing",
+    "Rows",
+    "Columns",
+    "SamplesPerPixel",
+    "NumberOfFrames",
+    "BitsAllocated",
+    "PixelRepresentation",
+    "RescaleSlope",
+    "RescaleIntercept",
+    "RescaleType",
+    "ModalityLUTSequence",
+    "PixelPaddingValue",
+    "PixelPaddingRangeLimit",
+    "TemporalPositionIdentifier",
+    "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence",
+]
+_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One image: a file, or a frame of a multi-frame file.
+
+    Attributes:
+        file: that holds it.
+        index: of the frame in the file, from 0.
+        size: rows and columns.
+        place: position (LPS mm), direction of a row and of a column, ``[3, 3]``; None if the header has none.
+        pixel: mm between rows and between columns; None if the header has none.
+        slope: rescaled value = stored value * slope + intercept.
+        intercept: see slope.
+        units: RescaleType, or "".
+        padding: lowest and highest stored value of padding, or None.
+        time: temporal position, or "".
+        stack: the stack of a multi-frame file, or "".
+        odd: what makes it no slice of a volume ("a localizer", ...), or "".
+        modality: "CT", "MR" or "".
+    """
+
+    file: str
+    index: int
+    size: tuple[int, int]
+    place: np.ndarray | None
+    pixel: tuple[float, float] | None
+    slope: float
+    intercept: float
+    units: str
+    padding: tuple[float, float] | None
+    time: str
+    stack: str
+    odd: str
+    modality: str
+
+
+def read_frames(file: str) -> list[Frame]:
+    """The images of a DICOM file, without their pixels.
+
+    Raises:
+        ValueError: if it is no DICOM image.
+    """
+    header = read_header(file, _TAGS)
+    if header is None or "Rows" not in header:
+        raise ValueError("is no DICOM image")
+    if header.get("ModalityLUTSequence"):
+        raise ValueError("its values need a table, a Modality LUT")
+    count = int(header.get("NumberOfFrames") or 1)
+    shared = _items(header, "SharedFunctionalGroupsSequence")
+    each = _items(header, "PerFrameFunctionalGroupsSequence")
+    if not shared and not each:
+        alone = [_frame(file, 0, header, [header])]
+        # without functional groups nothing says where the frames are
+        return alone if count == 1 else [_frame(file, i, header, []) for i in range(count)]
+    if each and len(each) != count:
+        raise ValueError(f"has {count} frames, but describes {len(each)}")
+    return [_frame(file, i, header, [*each[i : i + 1], *shared[:1], header]) for i in range(count)]
+
+
+def _frame(file: str, index: int, header: pydicom.Dataset, groups: list[pydicom.Dataset]) -> Frame:
+    position = _first(groups, "PlanePositionSequence", "ImagePositionPatient")
+    orientation = _first(groups, "PlaneOrientationSequence", "ImageOrientationPatient")
+    pixel = _first(groups, "PixelMeasuresSequence", "PixelSpacing")
+    transform = "PixelValueTransformationSequence"
+    slope, intercept = _first(groups, transform, "RescaleSlope"), _first(groups, transform, "RescaleIntercept")
+    return Frame(
+        file=file,
+        index=index,
+        size=(int(header.Rows), int(header.Columns)),
+        place=_place(position, orientation),
+        pixel=_pair(pixel),
+        slope=1.0 if slope in (None, "") else float(slope),
+        intercept=0.0 if intercept in (None, "") else float(intercept),
+        units=str(_first(groups, transform, "RescaleType") or "").upper(),
+        padding=_padding(header),
+        time=_time(groups),
+        stack=str(_first(groups, "FrameContentSequence", "StackID") or ""),
+        odd=_odd(header, groups),
+        modality={"CT": "CT", "MR": "MR"}.get(str(header.get("Modality") or ""), ""),
+    )
+
+
+def _time(groups: list[pydicom.Dataset]) -> str:
+    classic = _first(groups, "FrameContentSequence", "TemporalPositionIdentifier")
+    return str(_first(groups, "FrameContentSequence", "TemporalPositionIndex") or classic or "")
+
+
+def _first(groups: list[pydicom.Dataset], sequence: str, tag: str) -> Any:
+    """A value from the first group that has it: the frame's, the shared one, or the file's own header."""
+    for group in groups:
+        for item in (*_items(group, sequence), group):
+            if item.get(tag) is not None:
+                return item.get(tag)
+    return None
+
+
+def _items(header: pydicom.Dataset, tag: str) -> list[pydicom.Dataset]:
+    return list(header.get(tag) or [])
+
+
+def _place(position: Any, orientation: Any) -> np.ndarray | None:
+    if position is None or orientation is None or len(position) != 3 or len(orientation) != 6:
+        return None
+    place = np.array([*position, *orientation], dtype=np.float64).reshape(3, 3)
+    return place if np.isfinite(place).all() else None
+
+
+def _pair(pixel: Any) -> tuple[float, float] | None:
+    values = [] if pixel is None else [float(value) for value in pixel]
+    return (values[0], values[1]) if len(values) == 2 and min(values) > 0 else None
+
+
+def _padding(header: pydicom.Dataset) -> tuple[float, float] | None:
+    """The range of stored values that are padding; some writers give a signed value as unsigned, and vice versa."""
+    value, limit = header.get("PixelPaddingValue"), header.get("PixelPaddingRangeLimit")
+    if value is None or isinstance(value, bytes):
+        return None
+    bits, is_signed = int(header.get("BitsAllocated", 16)), bool(header.get("PixelRepresentation", 0))
+    ends = sorted(_wrapped(end, bits, is_signed) for end in (value, value if limit is None else limit))
+    return float(ends[0]), float(ends[1])
+
+
+def _wrapped(value: int, bits: int, is_signed: bool) -> int:
+    value = int(value) % 2**bits
+    return value - 2**bits if is_signed and value >= 2 ** (bits - 1) else value
+
+
+def _odd(header: pydicom.Dataset, groups: list[pydicom.Dataset]) -> str:
+    kinds = [str(kind).upper() for kind in header.get("ImageType") or []]
+    if int(header.get("SamplesPerPixel") or 1) > 1:
+        return "in colour"
+    if "LOCALIZER" in kinds:
+        return "a localizer"
+    if str(header.get("SOPClassUID") or "").startswith(_SECONDARY_CAPTURE):
+        return "a screen save"
+    return "" if groups else "without a position"
+
+
+def read_all_frames(files: list[str]) -> Iterator[Frame]:
+    """The images of several files."""
+    for file in files:
+        yield from read_frames(file)

@@ -1,0 +1,140 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""Reads one volume from the files of a DICOM series."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bundle.data.dicom.frames import Frame, read_all_frames
+from bundle.data.dicom.pixels import StoredValues
+from bundle.data.dicom.placement import Grid, choose_slices, in_order, lay_out
+from bundle.data.sanity import check_size
+from bundle.errors import VolumeError
+
+__all__ = ["DicomVolume", "read_series"]
+
+#: two slices are at one place if they are nearer than this share of the usual step
+_SAME_PLACE = 0.01
+#: what RescaleType may say of a CT whose values are no Hounsfield units, by the standard's defined terms
+_NOT_HOUNSFIELD = ("OD", "MGML", "Z_EFF", "ED", "EDW", "PCT", "ETHU")
+
+
+@dataclass(frozen=True)
+class DicomVolume:
+    """A volume that was read.
+
+    Attributes:
+        array: float32 ``[columns, rows, slices]``, rescaled.
+        affine: from index to RAS mm.
+        notes: what was left out or resampled, a sentence each.
+    """
+
+    array: np.ndarray
+    affine: np.ndarray
+    notes: tuple[str, ...]
+
+
+def read_series(files: Sequence[str], name: str) -> DicomVolume:
+    """Reads the slices or multi-frame files of one series.
+
+    Args:
+        files: in any order.
+        name: what to call the series in an error.
+
+    Raises:
+        VolumeError: if they are not one regular volume, or cannot be made one without a guess.
+    """
+    frames, notes = choose_slices(list(read_all_frames(list(files))), name)
+    if len(frames) < 2:
+        raise VolumeError(name, "is a DICOM series of one slice", "leave it out: volumes are needed")
+    _check_values_mean_the_same(frames, name)
+    stored = StoredValues()
+    frames, along = in_order(frames)
+    frames, along, dropped = _each_once(frames, along, stored, name)
+    if dropped:
+        notes.append(f"{dropped} image(s) left out: equal copies of a slice")
+    grid = lay_out(frames, along, name)
+    check_size((*frames[0].size, max(grid.count, len(frames))), name)
+    values = _rescaled(frames, stored)
+    if grid.at is not None:
+        values = _between(values, grid)
+        notes.append(grid.note)
+    return DicomVolume(np.ascontiguousarray(values.transpose(2, 1, 0)), grid.affine, tuple(notes))
+
+
+def _check_values_mean_the_same(frames: Sequence[Frame], name: str) -> None:
+    units = {frame.units for frame in frames if frame.units not in ("", "US")}
+    if len(units) > 1:
+        raise VolumeError(name, "mixes slices whose values have different units", "split the series")
+    if frames[0].modality == "CT" and units & set(_NOT_HOUNSFIELD):
+        raise VolumeError(name, f"is a CT whose values are {units.pop()}, no Hounsfield units", "leave it out")
+    if any(frame.slope == 0 or not np.isfinite([frame.slope, frame.intercept]).all() for frame in frames):
+        raise VolumeError(name, "has slices whose rescale slope is zero or no number", "correct it or leave it out")
+
+
+def _each_once(
+    frames: list[Frame], along: np.ndarray, stored: StoredValues, name: str
+) -> tuple[list[Frame], np.ndarray, int]:
+    """Without the equal copies of slices, and how many these were."""
+    steps = np.diff(along)
+    real = steps[steps > 1e-3 * max(steps.max(), 1e-6)]
+    if not len(real) or along[-1] == along[0]:
+        _refuse_several(name)
+    near = _SAME_PLACE * float(np.median(real))
+    kept = [0]
+    for number in range(1, len(frames)):
+        if along[number] - along[kept[-1]] > near:
+            kept.append(number)
+        elif not _are_copies(frames[kept[-1]], frames[number], stored):
+            _refuse_several(name)
+    return [frames[i] for i in kept], along[kept], len(frames) - len(kept)
+
+
+def _refuse_several(name: str) -> None:
+    raise VolumeError(name, "has several slices at one position (a 4D series?)", "split it into 3D volumes")
+
+
+def _are_copies(one: Frame, other: Frame, stored: StoredValues) -> bool:
+    if one.time != other.time or one.place is None or other.place is None:
+        return False
+    is_near = bool(np.abs(one.place[0] - other.place[0]).max() < 0.1 * min(one.pixel or (1.0,)))
+    scaling = (one.slope, one.intercept) == (other.slope, other.intercept)
+    return is_near and scaling and np.array_equal(stored(one.file, one.index), stored(other.file, other.index))
+
+
+def _rescaled(frames: Sequence[Frame], stored: StoredValues) -> np.ndarray:
+    """Float32 ``[slices, rows, columns]``; padding has the lowest value of the rest, which is air or background."""
+    values = np.empty((len(frames), *frames[0].size), dtype=np.float32)
+    paddings: dict[int, np.ndarray] = {}
+    lowest = np.inf
+    # a multi-frame file is decoded once, whatever the order of its frames
+    for number in sorted(range(len(frames)), key=lambda i: frames[i].file):
+        frame = frames[number]
+        plane = stored(frame.file, frame.index)
+        values[number] = plane if (frame.slope, frame.intercept) == (1, 0) else plane * frame.slope + frame.intercept
+        if frame.padding is not None:
+            padding = (plane >= frame.padding[0]) & (plane <= frame.padding[1])
+            lowest = min(lowest, float(values[number].min(initial=np.inf, where=~padding)))
+            if padding.any():
+                paddings[number] = padding
+        else:
+            lowest = min(lowest, float(values[number].min()))
+    for number, padding in paddings.items():
+        values[number][padding] = lowest if np.isfinite(lowest) else 0
+    return values
+
+
+def _between(values: np.ndarray, grid: Grid) -> np.ndarray:
+    """Slices interpolated linearly at the fractional numbers `grid.at`."""
+    assert grid.at is not None
+    low = np.minimum(np.floor(grid.at + 1e-6).astype(int), len(values) - 1)
+    share = np.clip(grid.at - low, 0, 1).astype(np.float32)
+    share[share < 1e-5] = 0
+    high = np.minimum(low + 1, len(values) - 1)
+    made = np.empty((grid.count, *values.shape[1:]), dtype=np.float32)
+    for k in range(grid.count):
+        made[k] = values[low[k]] if share[k] == 0 else values[low[k]] * (1 - share[k]) + values[high[k]] * share[k]
+    return made

@@ -1,0 +1,153 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""bundle/data/dicom: what the stored values of a slice mean, against the numbers that were written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import itk
+import numpy as np
+import pytest
+from pydicom import dcmread
+from pydicom.encaps import encapsulate, generate_frames
+from pydicom.uid import RLELossless
+
+from bundle.data import read_volume
+from bundle.errors import VolumeError
+from tests.data.dicom_files import COUNT, MR, SIZE, enhanced, image, place, planes, save
+
+
+def read(images: list, folder: Path) -> np.ndarray:
+    """Values ``[slices, rows, columns]``."""
+    return read_volume(save(images, folder), "series")[0].numpy().transpose(2, 1, 0)
+
+
+def test_each_slice_has_its_slope_and_intercept(tmp_path: Path) -> None:
+    stored, slopes = planes(), [1 if k == 0 else round(0.37 + 0.011 * k, 4) for k in range(COUNT)]
+    images = [image(stored[k], k, slope=slopes[k], intercept=-k, SOPClassUID=MR, Modality="MR") for k in range(COUNT)]
+    expected = stored * np.array(slopes)[:, None, None] - np.arange(COUNT)[:, None, None]
+    np.testing.assert_allclose(read(images, tmp_path), expected, rtol=1e-6)
+
+
+def test_slice_without_rescaling_does_not_decide_the_type_of_the_others(tmp_path: Path) -> None:
+    stored = planes()
+    images = [image(stored[k], k, slope=None if k == 0 else 1) for k in range(COUNT)]
+    expected = stored - 1024
+    expected[0] = stored[0]
+    np.testing.assert_array_equal(read(images, tmp_path), expected)
+
+
+def test_monochrome1_does_not_change_values(tmp_path: Path) -> None:
+    stored = planes()
+    images = [image(stored[k], k, PhotometricInterpretation="MONOCHROME1") for k in range(COUNT)]
+    np.testing.assert_array_equal(read(images, tmp_path), stored - 1024)
+
+
+@pytest.mark.parametrize("value", [-2000, 63536])  # the second is -2000 as an unsigned number, as some scanners write
+def test_padding_becomes_the_lowest_value_of_the_rest(tmp_path: Path, value: int) -> None:
+    stored, outside = planes() - 500, np.zeros(SIZE, dtype=bool)
+    outside[:, :3] = True
+    stored[:, outside] = -2000
+    images = [image(stored[k], k, signed=True) for k in range(COUNT)]
+    for one in images:
+        one.add_new("PixelPaddingValue", "SS" if value < 0 else "US", value)
+    expected = stored - 1024
+    expected[:, outside] = expected[:, ~outside].min()
+    np.testing.assert_array_equal(read(images, tmp_path), expected)
+
+
+def test_range_of_padding_is_background(tmp_path: Path) -> None:
+    stored = planes() + 100
+    stored[:, 0] = 7
+    stored[:, 1] = 20
+    images = [image(stored[k], k, PixelPaddingValue=20, PixelPaddingRangeLimit=5) for k in range(COUNT)]
+    expected = stored - 1024
+    expected[:, :2] = stored[:, 2:].min() - 1024
+    np.testing.assert_array_equal(read(images, tmp_path), expected)
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_bits_above_the_stored_ones_are_no_part_of_a_value(tmp_path: Path, signed: bool) -> None:
+    stored = planes() - (1000 if signed else 0)
+    overlay = np.random.default_rng(1).integers(0, 16, stored.shape) << 12
+    kept = (stored & 0x0FFF) | overlay
+    images = [
+        image(
+            kept[k].astype(np.uint16).view(np.int16 if signed else np.uint16),
+            k,
+            signed=signed,
+            BitsStored=12,
+            HighBit=11,
+        )
+        for k in range(COUNT)
+    ]
+    np.testing.assert_array_equal(read(images, tmp_path), stored - 1024)
+
+
+def test_run_length_encoded_slices_are_read(tmp_path: Path) -> None:
+    stored = planes()
+    images = [image(stored[k], k) for k in range(COUNT)]
+    for one in images:
+        one.compress(RLELossless)
+    np.testing.assert_array_equal(read(images, tmp_path), stored - 1024)
+
+
+@pytest.mark.parametrize("compressor", ["JPEG", "JPEG2000"])
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("frames", [1, COUNT])
+def test_compressed_slices_and_frames_are_read(tmp_path: Path, compressor: str, signed: bool, frames: int) -> None:
+    stored = planes() - (1000 if signed else 0)
+    packed = [compressed(plane.astype(np.int16 if signed else np.uint16), compressor, tmp_path) for plane in stored]
+    images = [image(stored[k], k, signed=signed, PhotometricInterpretation="MONOCHROME1") for k in range(COUNT)]
+    if frames > 1:
+        images, packed = (
+            [enhanced(stored, [place(k) for k in range(COUNT)])],
+            [(packed[0][0], [f for _, [f] in packed])],
+        )
+        images[0].PixelRepresentation = int(signed)
+    for one, (syntax, content) in zip(images, packed):
+        one.file_meta.TransferSyntaxUID, one.PixelData = syntax, encapsulate(content)
+        one["PixelData"].is_undefined_length = True
+    np.testing.assert_array_equal(read(images, tmp_path / "series"), stored * 2 if frames > 1 else stored - 1024)
+
+
+def compressed(plane: np.ndarray, compressor: str, folder: Path) -> tuple[str, list[bytes]]:
+    """Transfer syntax and content, encoded without loss by ITK."""
+    writer = itk.GDCMImageIO.New(UseCompression=True)
+    writer.SetCompressor(compressor)
+    itk.imwrite(itk.image_from_array(plane), str(folder / "one.dcm"), imageio=writer, compression=True)
+    header = dcmread(folder / "one.dcm")
+    return header.file_meta.TransferSyntaxUID, list(generate_frames(header.PixelData, number_of_frames=1))
+
+
+def test_values_that_need_a_table_are_refused(tmp_path: Path) -> None:
+    images = [image(plane, k) for k, plane in enumerate(planes())]
+    images[2].ModalityLUTSequence = [image(planes(1)[0], 0)]
+    with pytest.raises(VolumeError, match="its values need a table"):
+        read(images, tmp_path)
+
+
+def test_values_of_a_ct_that_are_no_hounsfield_units_are_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(VolumeError, match="is a CT whose values are Z_EFF, no Hounsfield units"):
+        read([image(plane, k, RescaleType="Z_EFF") for k, plane in enumerate(planes())], tmp_path)
+
+
+def test_slices_of_different_units_are_refused(tmp_path: Path) -> None:
+    images = [image(plane, k, RescaleType="HU" if k < 4 else "EDW") for k, plane in enumerate(planes())]
+    with pytest.raises(VolumeError, match="values have different units"):
+        read(images, tmp_path)
+
+
+def test_slope_of_zero_is_refused(tmp_path: Path) -> None:
+    images = [image(plane, k, slope=0 if k == 3 else 1) for k, plane in enumerate(planes())]
+    with pytest.raises(VolumeError, match="rescale slope is zero"):
+        read(images, tmp_path)
+
+
+def test_colour_images_are_refused(tmp_path: Path) -> None:
+    images = [image(plane, k) for k, plane in enumerate(planes())]
+    for one in images:
+        one.SamplesPerPixel, one.PhotometricInterpretation, one.PlanarConfiguration = 3, "RGB", 0
+        one.PixelData = one.PixelData * 3
+    with pytest.raises(VolumeError, match="holds colours"):
+        read(images, tmp_path)

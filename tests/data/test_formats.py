@@ -1,0 +1,147 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""bundle/data/formats.py and sanity.py: units, kinds of numbers and sizes, against nibabel, ITK and plain numbers."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import itk
+import nibabel
+import numpy as np
+import pytest
+
+from bundle.data import find_volumes, read_volume
+from bundle.errors import VolumeError
+from tests.data.volumes import ct_phantom, write_nifti
+
+AFFINE = np.array([[-0.9, 0, 0, 40], [0, -0.8, 0, 50], [0, 0, 3, 10], [0, 0, 0, 1.0]])
+
+
+@pytest.mark.parametrize(("unit", "per_mm"), [("micron", 1000), ("meter", 0.001), ("mm", 1), ("unknown", 1)])
+def test_units_of_nifti_become_millimetres(tmp_path: Path, unit: str, per_mm: float) -> None:
+    image = nibabel.Nifti1Image(ct_phantom(), np.diag([per_mm] * 3 + [1]) @ AFFINE)
+    image.header.set_xyzt_units(unit)
+    nibabel.save(image, tmp_path / "a.nii.gz")
+    volume = read_volume([str(tmp_path / "a.nii.gz")], "a")
+    np.testing.assert_allclose(volume.affine.numpy(), AFFINE, atol=1e-4)
+    assert "notes" not in volume.meta
+
+
+@pytest.mark.parametrize(("unit", "per_mm"), [("micron", 1000), ("meter", 0.001)])
+def test_origin_that_makes_no_sense_in_the_unit_of_the_voxels_is_in_millimetres(
+    tmp_path: Path, unit: str, per_mm: float
+) -> None:
+    image = nibabel.Nifti1Image(ct_phantom(), AFFINE @ np.diag([per_mm] * 3 + [1]))
+    image.header.set_xyzt_units(unit)
+    nibabel.save(image, tmp_path / "a.nii.gz")
+    volume = read_volume([str(tmp_path / "a.nii.gz")], "a")
+    np.testing.assert_allclose(volume.affine.numpy(), AFFINE, atol=1e-4)
+    assert f"units are {unit}s; its origin is taken as mm" in volume.meta["notes"][0]
+
+
+@pytest.mark.parametrize(
+    ("voxels", "complaint"),
+    [
+        (ct_phantom() * (1 + 1j), "holds complex numbers"),
+        (np.zeros((4, 5, 6), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")]), "holds colours"),
+        (ct_phantom()[None], r"has a first axis of 1 \(1 x 24 x 20 x 16\)"),
+    ],
+)
+def test_what_is_no_volume_of_plain_numbers_is_refused_by_name(
+    tmp_path: Path, voxels: np.ndarray, complaint: str
+) -> None:
+    voxels = voxels.astype(np.complex64) if voxels.dtype.kind == "c" else voxels
+    file = write_nifti(tmp_path / "a.nii", voxels)
+    with pytest.raises(VolumeError, match=complaint):
+        read_volume([str(file)], "a")
+
+
+@pytest.mark.parametrize("ending", ["nrrd", "mha"])
+@pytest.mark.parametrize("kind", ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float64"])
+def test_all_kinds_of_numbers_are_read(tmp_path: Path, ending: str, kind: str) -> None:
+    voxels = np.random.default_rng(0).integers(0, 100, (4, 5, 6)).astype(kind)  # slices, rows, columns
+    if kind[0] in "if":
+        voxels[0, 0, 0] = -7
+    if kind in ("int64", "uint64"):
+        voxels[1, 0, 0] = 2**40
+    name = {"int8": "signed char", "uint8": "unsigned char", "float64": "double"}.get(kind, kind)
+    met = {"int64": "MET_LONG_LONG", "uint64": "MET_ULONG_LONG", "float64": "MET_DOUBLE", "int8": "MET_CHAR"}
+    met |= {
+        "uint8": "MET_UCHAR",
+        "int16": "MET_SHORT",
+        "uint16": "MET_USHORT",
+        "int32": "MET_INT",
+        "uint32": "MET_UINT",
+    }
+    headers = {
+        "nrrd": f"NRRD0004\ntype: {name}\ndimension: 3\nspace: left-posterior-superior\nsizes: 6 5 4\n"
+        "space directions: (2,0,0) (0,3,0) (0,0,4)\nspace origin: (1,2,3)\nendian: little\nencoding: raw\n\n",
+        "mha": "ObjectType = Image\nNDims = 3\nBinaryData = True\nBinaryDataByteOrderMSB = False\nOffset = 1 2 3\n"
+        f"ElementSpacing = 2 3 4\nDimSize = 6 5 4\nElementType = {met[kind]}\nElementDataFile = LOCAL\n",
+    }
+    file = tmp_path / f"a.{ending}"
+    file.write_bytes(headers[ending].encode() + voxels.tobytes())
+    volume = read_volume([str(file)], "a")
+    np.testing.assert_array_equal(volume[0].numpy(), voxels.transpose(2, 1, 0).astype(np.float32))
+    np.testing.assert_allclose(
+        volume.affine.numpy(), [[-2, 0, 0, -1], [0, -3, 0, -2], [0, 0, 4, 3], [0, 0, 0, 1]], atol=1e-6
+    )
+
+
+def test_colours_are_not_turned_to_grey(tmp_path: Path) -> None:
+    voxels = np.random.default_rng(0).integers(0, 255, (4, 5, 6, 3)).astype(np.uint8)
+    itk.imwrite(itk.image_from_array(voxels, is_vector=True), tmp_path / "a.mha")
+    with pytest.raises(VolumeError, match="several values per voxel"):
+        read_volume([str(tmp_path / "a.mha")], "a")
+
+
+def test_freesurfer_files_are_found_and_read(tmp_path: Path) -> None:
+    voxels = ct_phantom().astype(np.float32)
+    nibabel.save(nibabel.MGHImage(voxels, AFFINE), tmp_path / "brain.mgz")
+    (found,) = find_volumes(tmp_path)
+    volume = read_volume(found.files, found.name)
+    np.testing.assert_array_equal(volume[0].numpy(), voxels)
+    np.testing.assert_allclose(volume.affine.numpy(), AFFINE, atol=1e-4)
+
+
+def test_pair_of_nifti_is_read_and_a_pair_of_analyze_is_refused_by_name(tmp_path: Path) -> None:
+    nibabel.save(nibabel.Nifti1Pair(ct_phantom(), AFFINE), tmp_path / "nifti.img")
+    nibabel.save(nibabel.AnalyzeImage(ct_phantom(), np.diag([-1, 1, 1, 1])), tmp_path / "analyze.img")
+    analyze, pair = find_volumes(tmp_path)
+    assert (analyze.name, pair.name) == ("analyze.hdr", "nifti.hdr")
+    np.testing.assert_allclose(read_volume(pair.files, pair.name).affine.numpy(), AFFINE, atol=1e-5)
+    with pytest.raises(VolumeError, match="is an Analyze image, whose header does not tell left from right"):
+        read_volume(analyze.files, analyze.name)
+
+
+@pytest.mark.parametrize("size", [977.0, 1e-4])
+def test_voxel_size_that_cannot_be_true_is_refused(tmp_path: Path, size: float) -> None:
+    file = write_nifti(tmp_path / "a.nii", ct_phantom(), np.diag([size, size, size, 1]))
+    with pytest.raises(VolumeError, match="mm, which cannot be true; correct the units or voxel size"):
+        read_volume([str(file)], "a")
+
+
+def test_volume_that_is_longer_than_any_scanner_is_refused(tmp_path: Path) -> None:
+    file = write_nifti(tmp_path / "a.nii", np.zeros((300, 4, 5), np.int16), np.diag([90, 1, 1, 1]))
+    with pytest.raises(VolumeError, match="is 27 m long"):
+        read_volume([str(file)], "a")
+
+
+@pytest.mark.parametrize("ending", ["nii", "nii.gz", "nrrd"])
+def test_size_that_fits_in_no_memory_is_refused_before_it_is_asked_for(tmp_path: Path, ending: str) -> None:
+    file = tmp_path / f"a.{ending}"
+    if ending == "nrrd":
+        file.write_text(
+            "NRRD0004\ntype: short\ndimension: 3\nsizes: 30000 30000 30000\nendian: little\nencoding: raw\n\n"
+        )
+    else:
+        header = nibabel.Nifti1Header()
+        header.set_data_dtype(np.int16)
+        header.set_data_shape((30000, 30000, 30000))
+        header["pixdim"][1:4] = 0.1
+        header["vox_offset"], header["magic"] = 352, b"n+1"
+        content = header.binaryblock + bytes(400)
+        file.write_bytes(gzip.compress(content) if ending.endswith("gz") else content)
+    with pytest.raises(VolumeError, match=r"would take 1.01e\+05 GiB \(30000 x 30000 x 30000 voxels\)"):
+        read_volume([str(file)], "a")

@@ -97,7 +97,7 @@ def _temporary(path: Path) -> Path:
 def _machine() -> str:
     """Eight digits that tell in which space of process numbers this process lives: machine and container."""
     try:
-        space = os.readlink("/proc/self/ns/pid")
+        space = os.fspath(Path("/proc/self/ns/pid").readlink())
     except OSError:
         space = ""
     return f"{zlib.crc32(f'{socket.gethostname()} {space}'.encode()):08x}"

@@ -41,8 +41,8 @@ _METRICS = {
 class Summary:
     """Writes `summary.md` and logs it when training completes, is interrupted or fails.
 
-    Put it after all other handlers. It raises again what it was called for. Under several processes only the main one
-    writes.
+    A resume of a finished run writes it, too, if it is missing, older than the product, or of an earlier epoch. Put it
+    after all other handlers. It raises again what it was called for. Under several processes only the main one writes.
 
     Args:
         run_folder: where to, and where `History` keeps the metrics.
@@ -77,8 +77,20 @@ class Summary:
         """Registers with the trainer."""
         if not is_main_rank():
             return
+        if self.run_folder.resumed:
+            engine.add_event_handler(Events.STARTED, self._make_good)
         engine.add_event_handler(Events.COMPLETED, self._complete)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._fail)
+
+    def _make_good(self, engine: Engine) -> None:
+        """Writes what a kill after the last epoch has prevented; an unfinished run gets its page when it ends."""
+        page, product = self.run_folder.summary, self.run_folder.model
+        if not engine.should_terminate:
+            return
+        said = page.read_text(errors="replace") if page.is_file() else ""
+        newer = product.exists() and page.is_file() and product.stat().st_mtime_ns > page.stat().st_mtime_ns
+        if newer or f"Training completed {engine.state.epoch} of " not in said:
+            self._complete(engine)
 
     def _complete(self, engine: Engine) -> None:
         self._write(engine, f"completed {engine.state.epoch} of {engine.state.max_epochs} epochs")

@@ -116,7 +116,7 @@ def read_history(path: Path) -> list[dict[str, float]]:
 
 def _number(cell: str) -> float:
     """Whole numbers stay whole, so that a table is written back as it was read."""
-    return int(cell) if cell.isdecimal() else float(cell)
+    return int(cell) if str(cell).isdecimal() else float(cell)
 
 
 def _write(path: Path, rows: list[dict[str, float]]) -> None:

@@ -72,6 +72,7 @@ class Summary:
         self.title, self.best = title, best
         self.metrics = _METRICS if metrics is None else {name: (label, ".4g") for name, label in metrics.items()}
         self._handled: BaseException | None = None
+        self._began = False
 
     def attach(self, engine: Engine) -> None:
         """Registers with the trainer."""
@@ -79,6 +80,7 @@ class Summary:
             return
         if self.run_folder.resumed:
             engine.add_event_handler(Events.STARTED, self._make_good)
+        engine.add_event_handler(Events.EPOCH_STARTED, self._begin)
         engine.add_event_handler(Events.COMPLETED, self._complete)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._fail)
 
@@ -92,11 +94,15 @@ class Summary:
         if newer or f"Training completed {engine.state.epoch} of " not in said:
             self._complete(engine)
 
+    def _begin(self, engine: Engine) -> None:  # noqa: ARG002 - the signature of a handler
+        self._began = True
+
     def _complete(self, engine: Engine) -> None:
         self._write(engine, f"completed {engine.state.epoch} of {engine.state.max_epochs} epochs")
 
     def _fail(self, engine: Engine, error: BaseException) -> None:
-        if error is not self._handled:  # Ignite passes on an error twice
+        refused = self.run_folder.resumed and not self._began  # the page of the run's last training stays
+        if error is not self._handled and not refused:  # Ignite passes on an error twice
             self._handled = error
             where = f"in epoch {engine.state.epoch} of {engine.state.max_epochs}"
             user_error = user_error_in(error)

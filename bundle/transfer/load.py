@@ -146,11 +146,11 @@ def _unwrap(
     given: dict[str, Tensor], current: Mapping[str, Tensor], prefix: str | None
 ) -> tuple[dict[str, Tensor], str]:
     """The given tensors below the wrapper where most of them fit, and what stands before their keys in the network."""
-    best: tuple[int, dict[str, Tensor], str] | None = None
+    best: tuple[tuple[int, int], dict[str, Tensor], str] | None = None
     for wrapper in list_wrappers(given):
         below = {key.removeprefix(wrapper): value for key, value in given.items() if key.startswith(wrapper)}
         place = find_prefix(below, current) if prefix is None else prefix
-        fitting = _fitting(below, current, place)
+        fitting = (_fitting(below, current, place), -len(below))  # where equally many fit, the fewest are left over
         if best is None or fitting > best[0]:
             best = fitting, below, place
     assert best is not None  # "" is a wrapper

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import sys
 from types import TracebackType
 
@@ -32,14 +34,61 @@ class VolumeError(UserError):
         return type(self), (self.path, self.problem, self.remedy)
 
 
+#: what the machine refuses: by number of the error, what it means and what to do
+_REFUSALS = {
+    errno.EACCES: "permission is denied: change the permissions, or give another --output_dir or --cache_dir",
+    errno.EPERM: "the operation is not permitted: change the permissions, or give another --output_dir or --cache_dir",
+    errno.EROFS: "the disk is read-only: give another --output_dir or --cache_dir",
+    errno.ENOSPC: "the disk is full: make room, or give another --output_dir or --cache_dir",
+    errno.EDQUOT: "the quota is used up: make room, or give another --output_dir or --cache_dir",
+}
+_HANDLES = "this process may not open more files: raise the limit with ulimit -n 65536, or lower --num_workers"
+#: errors of libraries that the user can act on, known by their words
+_KNOWN = (
+    (
+        r"Expected more than 1 value per channel when training",
+        (
+            "BatchNorm has one value per channel in training: raise --batch_size or --crop_size, or choose another "
+            "norm, such as instance"
+        ),
+    ),
+    (
+        (
+            r"DataLoader worker .* is killed by signal: Bus error|[Uu]nable to (mmap|allocate|write).*shared memory|"
+            r"insufficient shared memory"
+        ),
+        (
+            "the loading processes have too little shared memory (/dev/shm): enlarge it (docker run --shm-size 8g), or "
+            "give --num_workers 0"
+        ),
+    ),
+    (r"Too many open files|received 0 items of ancdata", _HANDLES),
+)
+
+
 def user_error_in(error: BaseException | None) -> UserError | None:
-    """The `UserError` behind `error`: MONAI's config parser wraps what a component raises once per level."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
+    """The `UserError` behind `error`: MONAI's config parser wraps what a component raises once per level.
+
+    Where there is none, it is made for what a library or the machine has refused and the user can act on: permissions,
+    space, shared memory, the number of open files, BatchNorm with a single value.
+    """
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
         if isinstance(error, UserError):
             return error
-        seen.add(id(error))
+        chain.append(error)
         error = error.__cause__ or error.__context__
+    return next((known for one in reversed(chain) if (known := _explain(one)) is not None), None)
+
+
+def _explain(error: BaseException) -> UserError | None:
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return UserError(_HANDLES)
+    if isinstance(error, OSError) and error.errno in _REFUSALS and error.filename:
+        return UserError(f"{os.fsdecode(error.filename)}: {_REFUSALS[error.errno]}")
+    if isinstance(error, (RuntimeError, ValueError, OSError)):
+        text = str(error)
+        return next((UserError(said) for pattern, said in _KNOWN if re.search(pattern, text, re.DOTALL)), None)
     return None
 
 

@@ -231,9 +231,13 @@ def make_loader(
     if steps is not None:
         sampler = DrawSampler(1)
         sampler.draws = steps * batch_size * sampler.world
+    # workers that stay take their seed once, from the global generator if they have no other: after a resume training
+    # would draw other numbers than in the run that was never stopped
+    generator = torch.Generator().manual_seed(dataset.seed) if num_workers > 0 else None
     return DataLoader(
         dataset,
         batch_size=batch_size,
+        generator=generator,
         sampler=sampler,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,

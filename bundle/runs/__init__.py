@@ -4,6 +4,7 @@
 from bundle.runs.device import autocast_dtype, pick_device
 from bundle.runs.distributed import stop_distributed, wrap
 from bundle.runs.folder import RunFolder, open_run_folder
+from bundle.runs.lock import release_folders
 from bundle.runs.run_settings import use_run_settings
 from bundle.runs.shipped_model import ShippedModel, find_trained
 from bundle.runs.start import start_run
@@ -20,6 +21,7 @@ __all__ = [
     "find_trained",
     "open_run_folder",
     "pick_device",
+    "release_folders",
     "start_run",
     "stop_distributed",
     "training_steps",

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from bundle.errors import UserError
+from bundle.weights import require_finite
 
 __all__ = ["load_network", "read_checkpoint"]
 
@@ -34,7 +35,7 @@ def load_network(network: nn.Module, saved: dict[str, torch.Tensor], path: Path)
     """Loads all of the network or nothing.
 
     Raises:
-        UserError: if one tensor is missing, superfluous or of another shape.
+        UserError: if one tensor is missing, superfluous, of another shape or not finite.
     """
     current = network.state_dict()
     differences = [
@@ -52,4 +53,5 @@ def load_network(network: nn.Module, saved: dict[str, torch.Tensor], path: Path)
             f"{path} holds another network ({'; '.join(differences[:3])}{more}): "
             "use the network settings of the run's config.yaml"
         )
+    require_finite(saved, path)
     network.load_state_dict(saved)

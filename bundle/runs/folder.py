@@ -5,15 +5,20 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 
 from bundle.atomic import free_path
 from bundle.errors import UserError
+from bundle.runs.config_source import calling_config
+from bundle.runs.lock import lock_folder
+from bundle.runs.recorded_config import config_of_checkpoint
+from bundle.runs.same_settings import check_same_settings
 from bundle.weights import ModelFiles
 
 __all__ = ["RunFolder", "open_run_folder"]
@@ -91,6 +96,15 @@ class RunFolder:
         """Whether a run has written here."""
         return self.config.exists() or self.last_checkpoint.exists()
 
+    def holds_epoch(self) -> bool:
+        """Whether a run has completed an epoch here, so that a start from the beginning would write over it.
+
+        A kill in the first epoch leaves the settings, and at most one row of metrics, but no `model.pt`.
+        """
+        if self.model.exists() or self.model.with_suffix(".json").exists():
+            return True
+        return self.history.is_file() and len(self.history.read_bytes().splitlines()) > 2
+
 
 def open_run_folder(
     *,
@@ -99,7 +113,9 @@ def open_run_folder(
     resume: bool | str = False,
     runs: str = "runs",
 ) -> RunFolder:
-    """Picks the folder for this run. Under torchrun, rank 0 picks for all.
+    """Picks the folder for this run, and takes it for this process. Under torchrun, rank 0 does for all.
+
+    A run that is resumed must have the settings of `bundle.runs.same_settings.FIXED` that it was trained with.
 
     Args:
         bundle_root: new runs go to `<runs>/<date>_<time>` below it.
@@ -110,9 +126,25 @@ def open_run_folder(
         runs: folder of the runs of one kind, so that fine-tuning does not continue a pre-training.
 
     Raises:
-        UserError: if there is nothing to continue, or a new run would write over another one.
+        UserError: if there is nothing to continue, the settings differ, another process writes there, or a new run
+            would write over another one.
     """
-    return _decided_by_rank_0(lambda: _pick(Path(bundle_root) / runs, output_dir, resume))
+    source = calling_config()  # the config can be seen only now, while MONAI's parser makes this component
+    present = {} if source is None else source.parser.get()
+    return _decided_by_rank_0(lambda: _open(Path(bundle_root) / runs, output_dir, resume, present))
+
+
+def _open(
+    runs: Path, output_dir: str | os.PathLike[str] | None, resume: bool | str, present: Mapping[str, Any]
+) -> RunFolder:
+    existed = output_dir is not None and Path(output_dir).exists()
+    folder = _pick(runs, output_dir, resume)
+    if folder.resumed and (recorded := config_of_checkpoint(folder.path, folder.last_checkpoint)) is not None:
+        check_same_settings(recorded, present)
+    lock_folder(folder.path, made=not folder.resumed and not existed)
+    if output_dir is None or folder.resumed:
+        return folder
+    return _pick(runs, output_dir, resume)  # now nobody else writes there
 
 
 def _pick(runs: Path, output_dir: str | os.PathLike[str] | None, resume: bool | str) -> RunFolder:
@@ -123,6 +155,11 @@ def _pick(runs: Path, output_dir: str | os.PathLike[str] | None, resume: bool | 
         folder = RunFolder(Path(output_dir))
         if resume and folder.last_checkpoint.is_file():
             return RunFolder(folder.path, resumed=True)
+        if resume and folder.holds_epoch():
+            raise UserError(
+                f'"{output_dir}" has no checkpoints/last.pt to resume, but a run\'s results: put the checkpoint back '
+                "there, or give another --output_dir to start a new run"
+            )
         if resume:
             logger.warning("no checkpoint in %s yet: starting from the beginning", folder.path)
         elif folder.holds_run():

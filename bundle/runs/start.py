@@ -9,6 +9,7 @@ import torch
 from monai.utils import set_determinism
 
 from bundle.errors import install_excepthook
+from bundle.runs.checked_settings import check_settings
 from bundle.runs.config_source import calling_config
 from bundle.runs.device import pick_device
 from bundle.runs.distributed import is_main_rank, start_distributed
@@ -36,13 +37,14 @@ def start_run(
             options.
 
     Raises:
-        UserError: if an option is unknown or the device is not there.
+        UserError: if an option is unknown or cannot work, or the device is not there.
     """
     install_excepthook()
     source = None if config_name is None else calling_config(config_name)
     if source is not None:
         source.restore_dropped()
         check_overrides(source)
+        check_settings(source.parser.get())
     picked = pick_device(device)
     if picked.type == "cpu":
         keep_freed_memory()

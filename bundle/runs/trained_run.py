@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from bundle.errors import UserError
 from bundle.runs.checkpoint import load_network, read_checkpoint
 from bundle.runs.components import list_missing_components
 from bundle.runs.folder import RunFolder
+from bundle.runs.recorded_config import config_of_checkpoint
 
 __all__ = ["TrainedRun", "newest_run"]
 
@@ -30,8 +30,8 @@ _CHECKPOINTS = ("last", "best")
 class TrainedRun:
     """A run as its folder records it.
 
-    The settings are those of the run's `config.yaml` (of the newest, if resumes with other settings added some). They
-    are a config of MONAI's, so they are code: name runs of people you trust only.
+    The settings are those that the checkpoint was trained with: the run's `config.yaml`, or one that a resume with
+    other settings has added. They are a config of MONAI's, so they are code: name runs of people you trust only.
 
     Args:
         bundle_root: where `runs/` is.
@@ -66,7 +66,12 @@ class TrainedRun:
                 f'--run_folder "{self.folder.path}" has no checkpoints/{checkpoint}.pt: name the folder of a run that '
                 "completed an epoch" + ("" if last else ", or --checkpoint last")
             )
-        self.config = _newest_config(self.folder)
+        config = config_of_checkpoint(self.folder.path, self.checkpoint)
+        if config is None:
+            raise UserError(
+                f'--run_folder "{self.folder.path}" has no config.yaml: name the folder of a run of this bundle'
+            )
+        self.config = config
         self._check_components()
         self._use(settings)
 
@@ -151,15 +156,3 @@ def _newest(bundle_root: Path) -> RunFolder:
         raise UserError(f'no run with a checkpoint in "{bundle_root / "runs"}": train one, or give its --run_folder')
     logger.info("the newest run is %s", folder.path)
     return folder
-
-
-def _newest_config(folder: RunFolder) -> Path:
-    """`config.yaml`, or the last of `config_2.yaml`, `config_3.yaml`, ... that resumes have added."""
-    numbers = {
-        int(match[1] or 1): file
-        for file in folder.path.glob("config*.yaml")
-        if (match := re.fullmatch(r"config(?:_(\d+))?\.yaml", file.name))
-    }
-    if not numbers:
-        raise UserError(f'--run_folder "{folder.path}" has no config.yaml: name the folder of a run of this bundle')
-    return numbers[max(numbers)]

@@ -10,6 +10,7 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 
+from bundle.errors import UserError
 from bundle.runs import RunFolder
 from bundle.runs.checkpoint import read_checkpoint
 from bundle.runs.distributed import is_main_rank
@@ -24,7 +25,8 @@ class ExportBest:
 
     So a run that is stopped early has a product, too. The weights are those of `checkpoints/best.pt`, or the last ones
     if nothing was ever validated: a flat state dict of the plain MONAI network. The json says how volumes are to be
-    prepared for it and what its outputs mean. Put it after `RunCheckpoint`.
+    prepared for it and what its outputs mean. Put it after `RunCheckpoint`. A resumed run whose files are missing, are
+    not those that belong together, or are of an earlier best epoch, gets them again.
 
     Args:
         run_folder: where to, and where the checkpoints are.
@@ -37,8 +39,26 @@ class ExportBest:
 
     def attach(self, engine: Engine) -> None:
         """Registers with the trainer."""
+        if self.run_folder.resumed:
+            engine.add_event_handler(Events.STARTED, self._make_good)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._write_best)
         engine.add_event_handler(Events.COMPLETED, self._write_last)
+
+    def _make_good(self, engine: Engine) -> None:
+        """Writes what a kill between a checkpoint and the product has prevented."""
+        best, last = self.run_folder.best_checkpoint, self.run_folder.last_checkpoint
+        if not is_main_rank() or not (best.exists() or engine.should_terminate):
+            return
+        file = best if best.exists() else last
+        try:
+            files = self.run_folder.model_files
+            about = files.read_settings()
+            files.verify_weights()
+            whole = files.weights.is_file() and about is not None
+        except UserError:
+            whole = False
+        if not whole or about is None or about.content.get("epoch") != read_checkpoint(file)["epoch"]:
+            self._write(file)
 
     def _write_best(self, engine: Engine) -> None:  # noqa: ARG002 - the signature of a handler
         best = self.run_folder.best_checkpoint

@@ -8,6 +8,7 @@ import math
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from ignite.engine import Engine, Events
 from torch import nn
 from torch.optim import Optimizer
@@ -19,6 +20,8 @@ from bundle.runs import RunFolder
 from bundle.runs.checkpoint import load_network, read_checkpoint
 from bundle.runs.distributed import gather, is_main_rank, unwrap
 from bundle.runs.randomness import random_state, restore_random_state
+from bundle.runs.recorded_config import newest_config
+from bundle.training.same_data import SplitVolumes, check_same_volumes, volume_digests
 
 __all__ = ["RunCheckpoint"]
 
@@ -40,13 +43,15 @@ _SCHEDULE_SETTINGS = (
 class RunCheckpoint:
     """Writes `checkpoints/last.pt` after each epoch, and `best.pt` after each with the best validation so far.
 
-    A checkpoint holds the network, optimizer, schedule, the random generators of every process, epoch, iteration and
-    the best loss. It is written to a temporary file first, so a kill leaves the one before. It holds tensors and plain
-    Python values only, and is read with `weights_only=True`.
+    A checkpoint holds the network, optimizer, schedule, the random generators of every process, epoch, iteration, the
+    best loss, the name of the run's file of settings, and digests of the volumes. It is written to a temporary file
+    first, so a kill leaves the one before. It holds tensors and plain Python values only, and is read with
+    `weights_only=True`.
 
     If the run folder is resumed, all of this is restored when the trainer starts; on a CPU the losses are then bit for
     bit those of a run that was never interrupted. Settings come from the config, the state from the checkpoint: a
-    resumed run may have other learning rates, weight decay or more epochs (the schedule then stretches).
+    resumed run may have other learning rates, weight decay or more epochs (the schedule then stretches). Other volumes,
+    or another number of processes, are refused before anything is changed.
 
     All processes need this handler. Put it after validation and all handlers that change the state.
 
@@ -58,6 +63,7 @@ class RunCheckpoint:
         validator: the engine that validates.
         key_metric: which of the validator's metrics tells the best epoch.
         higher_is_better: as of a Dice; else lower is better, as of a loss.
+        volumes: the data, to compare a resume's with; None compares none.
     """
 
     def __init__(
@@ -70,11 +76,13 @@ class RunCheckpoint:
         validator: Engine | None = None,
         key_metric: str = "validation/reconstruction",
         higher_is_better: bool = False,
+        volumes: SplitVolumes | None = None,
     ) -> None:
         self.run_folder, self.network = run_folder, unwrap(network)
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.validator, self.key_metric, self.sign = validator, key_metric, -1 if higher_is_better else 1
         self.best_loss, self.best_epoch = math.inf, 0
+        self.volumes = {} if volumes is None else volume_digests(volumes)
 
     def attach(self, engine: Engine) -> None:
         """Registers with the trainer."""
@@ -96,7 +104,10 @@ class RunCheckpoint:
             "iteration": engine.state.iteration,
             "best_loss": self.best_loss,
             "best_epoch": self.best_epoch,
+            "volumes": list(self.volumes),
         }
+        if (config := newest_config(self.run_folder.path)) is not None:
+            checkpoint["config"] = config.name
         for path in [self.run_folder.best_checkpoint] * is_best + [self.run_folder.last_checkpoint]:
             with replace_file(path) as temporary:
                 torch.save(checkpoint, temporary)
@@ -114,6 +125,9 @@ class RunCheckpoint:
         path = self.run_folder.last_checkpoint
         checkpoint = read_checkpoint(path)
         try:
+            self._check_processes(len(checkpoint["random_states"]))
+            if self.volumes and checkpoint.get("volumes"):  # versions before 0.2.0 kept none
+                check_same_volumes(path, checkpoint["volumes"], self.volumes)
             load_network(self.network, checkpoint["network"], path)
             _load_optimizer(self.optimizer, checkpoint["optimizer"])
             _load_schedule(self.lr_scheduler, checkpoint["lr_scheduler"])
@@ -136,6 +150,15 @@ class RunCheckpoint:
             engine.terminate(skip_completed=True)
         else:
             logger.info("resuming %s after epoch %d of %d", self.run_folder.path, epoch, last_epoch)
+
+    def _check_processes(self, before: int) -> None:
+        now = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        if now != before:
+            raise UserError(
+                f"{self.run_folder.path} was trained by {before} processes, and this command has {now}: resume it with "
+                f"{'torchrun --nproc_per_node=' + str(before) if before > 1 else 'one process, without torchrun'}, or "
+                "leave --resume out to start a new run"
+            )
 
 
 def _load_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:

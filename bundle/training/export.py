@@ -17,9 +17,10 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from bundle.atomic import free_path
+from bundle.errors import UserError
 from bundle.runs import RunFolder
 from bundle.runs.distributed import is_main_rank, unwrap
-from bundle.weights import ModelFiles
+from bundle.weights import ModelFiles, checksum
 
 __all__ = ["ExportEncoder"]
 
@@ -34,6 +35,9 @@ class ExportEncoder:
     not tell which features transfer best. `model.json` beside it says how the network wants its input, what it was
     trained on, this project's version, and the sha256 of `model.pt`. A decoder that is part of a MONAI network goes
     into `model_decoder.pt` alike, for fine-tuning to start from as well.
+
+    A run that is resumed after its last epoch had a kill between the last checkpoint and its product, if `model.pt` is
+    missing, is that of another epoch, or is not the file that `model.json` describes. It is then written and published.
 
     A published model is never lost: without `replace_model` it stays, with it it is kept as `model_previous.pt`
     (`model_previous_2.pt`, ...). Under several processes only the main one writes.
@@ -61,7 +65,7 @@ class ExportEncoder:
         loader: Iterable[Mapping[str, Any]] | None = None,
         batches: int = 8,
     ) -> None:
-        self.model_files, self.network = run_folder.model_files, unwrap(network)
+        self.run_folder, self.model_files, self.network = run_folder, run_folder.model_files, unwrap(network)
         self.published = Path(models_dir) / "model.pt"
         self.settings, self.replace_model = settings, replace_model
         self.loader, self.batches = loader, batches
@@ -70,8 +74,33 @@ class ExportEncoder:
         """Registers with the trainer."""
         if not is_main_rank():
             return
+        if self.run_folder.resumed:
+            engine.add_event_handler(Events.STARTED, self._make_good)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._write)
         engine.add_event_handler(Events.COMPLETED, self._publish)
+
+    def _make_good(self, engine: Engine) -> None:
+        """Writes what a kill has prevented; `RunCheckpoint`, which comes before, has restored the last epoch."""
+        if not engine.should_terminate:
+            return  # the next epoch writes the product
+        if not self._is_written(engine):
+            logger.info("%s is not that of epoch %d: writing it again", self.model_files.weights, engine.state.epoch)
+            self._write(engine)
+            self._publish(engine)
+        elif not self.published.exists():
+            self._publish(engine)
+
+    def _is_written(self, engine: Engine) -> bool:
+        """Whether the files are whole, and of the present epoch."""
+        try:
+            about = self.model_files.read_settings()
+            self.model_files.verify_weights()
+            self.model_files.verify_decoder()
+        except UserError:
+            return False
+        reached = (engine.state.epoch, engine.state.iteration)
+        found = (None, None) if about is None else (about.content.get("epochs"), about.content.get("iterations"))
+        return self.model_files.weights.is_file() and found == reached
 
     def _write(self, engine: Engine) -> None:
         images = self._images(engine)
@@ -96,6 +125,8 @@ class ExportEncoder:
 
     def _publish(self, engine: Engine) -> None:  # noqa: ARG002 - the signature of a handler
         if self.published.exists():
+            if checksum(self.published) == checksum(self.model_files.weights):
+                return  # a kill came after it
             if not self.replace_model:
                 logger.warning(
                     "%s is from an earlier run and stays; to publish this one, copy %s over it (and model.json), "

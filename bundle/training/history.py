@@ -12,6 +12,7 @@ from pathlib import Path
 from ignite.engine import Engine, Events
 
 from bundle.atomic import replace_file
+from bundle.errors import UserError
 from bundle.figures.curves import draw_curves
 from bundle.runs import RunFolder
 from bundle.runs.distributed import is_main_rank
@@ -95,11 +96,27 @@ def clock(seconds: float) -> str:
 
 
 def read_history(path: Path) -> list[dict[str, float]]:
-    """The rows of a `metrics.csv`, none if there is no such file; a metric that an epoch lacks is left out."""
+    """The rows of a `metrics.csv`, none if there is no such file; a metric that an epoch lacks is left out.
+
+    Raises:
+        UserError: if the file is damaged.
+    """
     if not path.exists():
         return []
-    with path.open(newline="") as file:
-        return [{name: float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(file)]
+    try:
+        with path.open(newline="") as file:
+            rows = [{name: _number(cell) for name, cell in row.items() if cell} for row in csv.DictReader(file)]
+        if all("epoch" in row for row in rows):
+            return rows
+        problem = "a row without an epoch"
+    except (ValueError, TypeError, csv.Error) as error:
+        problem = str(error).splitlines()[0]
+    raise UserError(f"{path} is damaged ({problem}): correct it, or move it away to go on without the earlier epochs")
+
+
+def _number(cell: str) -> float:
+    """Whole numbers stay whole, so that a table is written back as it was read."""
+    return int(cell) if str(cell).isdecimal() else float(cell)
 
 
 def _write(path: Path, rows: list[dict[str, float]]) -> None:

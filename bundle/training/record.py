@@ -6,51 +6,49 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import yaml
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser
 
-from bundle.atomic import free_path, replace_file
+from bundle.atomic import replace_file
 from bundle.runs import RunFolder
 from bundle.runs.config_source import calling_config
 from bundle.runs.distributed import is_main_rank
+from bundle.runs.recorded_config import config_text, newest_config, next_config
 
 __all__ = ["RecordConfig"]
 
 
-class _Dumper(yaml.SafeDumper):
-    """Writes what is no YAML (an object that Python code put into the config) as its text."""
-
-
-_Dumper.add_multi_representer(object, lambda dumper, value: dumper.represent_str(str(value)))
-
-
 class RecordConfig:
-    """Writes the merged config, with all presets and overrides, to `config.yaml` when training starts.
+    """Writes the merged config, with all presets and overrides, to `config.yaml` when the first epoch starts.
 
-    A resumed run with other settings adds `config_2.yaml`, and so on; with settings already written it adds nothing.
-    Under several processes only the main one writes.
+    By then a resume was accepted: one that is refused, or that finds nothing more to train, leaves no settings behind.
+    A resumed run with settings other than the newest adds `config_2.yaml`, and so on. Under several processes only the
+    main one writes.
 
     Args:
         run_folder: where to.
     """
 
     def __init__(self, run_folder: RunFolder) -> None:
-        self.path = run_folder.config
+        self.folder = run_folder.path
         # the config can be seen only now, while MONAI's parser makes this object
         source = calling_config()
         self.config: dict[str, Any] = {} if source is None else copy.copy(source.parser.get())
         self.config.pop(ConfigParser.meta_key, None)
-        self.text = yaml.dump(self.config, Dumper=_Dumper, sort_keys=False, width=120)
+        self.text = config_text(self.config)
+        self._written = False
 
     def attach(self, engine: Engine) -> None:
-        """Registers at the start of the trainer."""
+        """Registers at the start of the trainer's epochs."""
         if is_main_rank():
-            engine.add_event_handler(Events.STARTED, self)
+            engine.add_event_handler(Events.EPOCH_STARTED, self)
 
     def __call__(self, engine: Engine) -> None:  # noqa: ARG002 - the signature of a handler
-        """Writes the file."""
-        earlier = self.path.parent.glob(f"{self.path.stem}*{self.path.suffix}")
-        if not any(file.read_text() == self.text for file in earlier):
-            with replace_file(free_path(self.path)) as temporary:
-                temporary.write_text(self.text)
+        """Writes the file, once."""
+        if self._written:
+            return
+        self._written = True
+        newest = newest_config(self.folder)
+        if newest is None or newest.read_bytes() != self.text.encode():
+            with replace_file(next_config(self.folder)) as temporary:
+                temporary.write_text(self.text, encoding="utf-8")

@@ -41,8 +41,8 @@ _METRICS = {
 class Summary:
     """Writes `summary.md` and logs it when training completes, is interrupted or fails.
 
-    Put it after all other handlers. It raises again what it was called for. Under several processes only the main one
-    writes.
+    A resume of a finished run writes it, too, if it is missing, older than the product, or of an earlier epoch. Put it
+    after all other handlers. It raises again what it was called for. Under several processes only the main one writes.
 
     Args:
         run_folder: where to, and where `History` keeps the metrics.
@@ -72,19 +72,37 @@ class Summary:
         self.title, self.best = title, best
         self.metrics = _METRICS if metrics is None else {name: (label, ".4g") for name, label in metrics.items()}
         self._handled: BaseException | None = None
+        self._began = False
 
     def attach(self, engine: Engine) -> None:
         """Registers with the trainer."""
         if not is_main_rank():
             return
+        if self.run_folder.resumed:
+            engine.add_event_handler(Events.STARTED, self._make_good)
+        engine.add_event_handler(Events.EPOCH_STARTED, self._begin)
         engine.add_event_handler(Events.COMPLETED, self._complete)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._fail)
+
+    def _make_good(self, engine: Engine) -> None:
+        """Writes what a kill after the last epoch has prevented; an unfinished run gets its page when it ends."""
+        page, product = self.run_folder.summary, self.run_folder.model
+        if not engine.should_terminate:
+            return
+        said = page.read_text(errors="replace") if page.is_file() else ""
+        newer = product.exists() and page.is_file() and product.stat().st_mtime_ns > page.stat().st_mtime_ns
+        if newer or f"Training completed {engine.state.epoch} of " not in said:
+            self._complete(engine)
+
+    def _begin(self, engine: Engine) -> None:  # noqa: ARG002 - the signature of a handler
+        self._began = True
 
     def _complete(self, engine: Engine) -> None:
         self._write(engine, f"completed {engine.state.epoch} of {engine.state.max_epochs} epochs")
 
     def _fail(self, engine: Engine, error: BaseException) -> None:
-        if error is not self._handled:  # Ignite passes on an error twice
+        refused = self.run_folder.resumed and not self._began  # the page of the run's last training stays
+        if error is not self._handled and not refused:  # Ignite passes on an error twice
             self._handled = error
             where = f"in epoch {engine.state.epoch} of {engine.state.max_epochs}"
             user_error = user_error_in(error)

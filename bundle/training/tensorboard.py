@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 
 import numpy as np
 from ignite.engine import Engine, Events
@@ -42,9 +43,13 @@ class TensorBoard:
     def attach(self, engine: Engine) -> None:
         """Registers with the trainer."""
         if is_main_rank():
-            self._writer = SummaryWriter(str(self.run_folder.tensorboard))
             engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.interval), self._write_iteration)
             engine.add_event_handler(Events.EPOCH_COMPLETED, self._write_epoch)
+
+    @cached_property
+    def _writer(self) -> SummaryWriter:
+        """Makes its file when there is something to write: a resume that is refused leaves the folder as it was."""
+        return SummaryWriter(str(self.run_folder.tensorboard))
 
     def _write_iteration(self, engine: Engine) -> None:
         self._add(latest_scalars(engine.state.output) or {}, engine.state.iteration)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bundle.errors import UserError
 from bundle.transfer.report import TransferReport
-from bundle.weights import ModelFiles, without_reconstruction
+from bundle.weights import ModelFiles, list_wrappers, require_finite, without_reconstruction
 
 __all__ = ["find_prefix", "load_decoder", "load_encoder"]
 
@@ -32,7 +32,9 @@ def load_encoder(
     """Copies an encoder's weights into `network`, and logs a table of what went where.
 
     The file's keys are looked for at the top of the network and below each of its modules (`encoder.` in SegResNetDS
-    and FlexibleUNet, `feature_extractor.body.` in a RetinaNet); the place where most of them fit is taken. A first
+    and FlexibleUNet, `feature_extractor.body.` in a RetinaNet); the place where most of them fit is taken. Where the
+    file's keys have a wrapper's name before them (`model.`, `encoder.`, `backbone.`, `_orig_mod.`, ...), and more of
+    them fit without it, those below the wrapper are taken; the others, another part of that network, are left. A first
     convolution for another number of input channels is adapted: the weight is averaged over its inputs, repeated, and
     scaled so that the same image on every channel gives the same features.
 
@@ -59,9 +61,9 @@ def load_encoder(
     """
     name = "the weights" if isinstance(weights, Mapping) else os.fspath(weights)
     given = dict(weights) if isinstance(weights, Mapping) else ModelFiles(weights).read_weights()
+    require_finite(given, name)
     current = network.state_dict()
-    if prefix is None:
-        prefix = find_prefix(given, current)
+    given, prefix = _unwrap(given, current, prefix)
     report, fitted = _match(given, current, prefix)
     if report.share < min_matched:
         raise UserError(
@@ -138,6 +140,21 @@ def find_prefix(given: Mapping[str, Tensor], current: Mapping[str, Tensor]) -> s
     parts = (key.split(".")[:-1] for key in current)
     places = {".".join([*part[:depth], ""]) for part in parts for depth in range(len(part) + 1)}
     return max(sorted(places, key=len), key=lambda place: _fitting(given, current, place))
+
+
+def _unwrap(
+    given: dict[str, Tensor], current: Mapping[str, Tensor], prefix: str | None
+) -> tuple[dict[str, Tensor], str]:
+    """The given tensors below the wrapper where most of them fit, and what stands before their keys in the network."""
+    best: tuple[tuple[int, int], dict[str, Tensor], str] | None = None
+    for wrapper in list_wrappers(given):
+        below = {key.removeprefix(wrapper): value for key, value in given.items() if key.startswith(wrapper)}
+        place = find_prefix(below, current) if prefix is None else prefix
+        fitting = (_fitting(below, current, place), -len(below))  # where equally many fit, the fewest are left over
+        if best is None or fitting > best[0]:
+            best = fitting, below, place
+    assert best is not None  # "" is a wrapper
+    return best[1], best[2]
 
 
 def _fitting(given: Mapping[str, Tensor], current: Mapping[str, Tensor], prefix: str) -> int:

@@ -3,15 +3,17 @@
 
 from bundle.weights.files import ModelFiles, checksum
 from bundle.weights.load import load_strictly, read_settings
-from bundle.weights.read import read_weights, without_reconstruction
+from bundle.weights.read import list_wrappers, read_weights, require_finite, without_reconstruction
 from bundle.weights.settings import ModelSettings
 
 __all__ = [
     "ModelFiles",
     "ModelSettings",
     "checksum",
+    "list_wrappers",
     "load_strictly",
     "read_settings",
     "read_weights",
+    "require_finite",
     "without_reconstruction",
 ]

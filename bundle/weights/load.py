@@ -13,6 +13,7 @@ from torch import nn
 
 from bundle.errors import UserError
 from bundle.weights.files import ModelFiles
+from bundle.weights.read import list_wrappers
 from bundle.weights.settings import ModelSettings
 
 __all__ = ["load_strictly", "read_settings"]
@@ -46,8 +47,8 @@ def load_strictly(
 ) -> nn.Module:
     """Loads a state dict of exactly the network's tensors, and moves the network to a device.
 
-    MONAI's `CheckpointLoader` shows a wrong file as pages of keys, or, with `strict_shape=False`, takes it without a
-    word.
+    What a wrapper has put before all names, such as "model.", is left out. MONAI's `CheckpointLoader` shows a wrong
+    file as pages of keys, or, with `strict_shape=False`, takes it without a word.
 
     Args:
         network: to be loaded into, in place.
@@ -62,6 +63,10 @@ def load_strictly(
             network's tensors.
     """
     given, current = ModelFiles(weights).read_weights(), network.state_dict()
+    for wrapper in list_wrappers(given):
+        if {f"{wrapper}{key}" for key in current} == given.keys():
+            given = {key.removeprefix(wrapper): value for key, value in given.items()}
+            break
     problems = [
         *(
             f"{key} {list(given[key].shape)}, not {list(current[key].shape)}"

@@ -16,20 +16,25 @@ from torch import Tensor
 
 from bundle.errors import UserError
 
-__all__ = ["read_weights", "without_reconstruction"]
+__all__ = ["list_wrappers", "read_weights", "require_finite", "without_reconstruction"]
 
 #: names under which others' checkpoints keep the weights
 _NESTS = ("state_dict", "model_state_dict", "network_weights", "model", "network", "net")
+#: what training libraries put before every name: DistributedDataParallel, torch.compile
+_ALWAYS_STRIPPED = ("module.", "_orig_mod.")
+#: what modules around a network are usually called
+_WRAPPERS = ("module", "_orig_mod", "model", "encoder", "backbone", "network", "net")
 
 
 def read_weights(file: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Reads a state dict of tensors, with `weights_only=True`: nothing in the file is executed.
 
     A `.safetensors` file is read, too. A dict that holds the state dict under a usual name ("state_dict", "model",
-    ...), and keys that all begin with "module." (DistributedDataParallel), are unpacked.
+    ...), and keys that all begin with "module." (DistributedDataParallel) or "_orig_mod." (`torch.compile`), are
+    unpacked.
 
     Raises:
-        UserError: if there is no such file, it is damaged, or holds something else.
+        UserError: if there is no such file, it is damaged, or holds something else, or values that are not finite.
     """
     path = Path(file)
     if not path.is_file():
@@ -56,9 +61,44 @@ def read_weights(file: str | os.PathLike[str]) -> dict[str, Tensor]:
     if not tensors:
         raise UserError(f"{path} holds no state dict of tensors: give the model.pt that pre-training wrote")
     weights = dict(content)
-    if all(key.startswith("module.") for key in weights):
-        weights = {key.removeprefix("module."): value for key, value in weights.items()}
+    while prefix := next((one for one in _ALWAYS_STRIPPED if all(key.startswith(one) for key in weights)), None):
+        weights = {key.removeprefix(prefix): value for key, value in weights.items()}
+    require_finite(weights, path)
     return weights
+
+
+def require_finite(weights: Mapping[str, Tensor], name: str | os.PathLike[str]) -> None:
+    """Checks that all values are numbers.
+
+    Args:
+        weights: a state dict.
+        name: what to call it in the message.
+
+    Raises:
+        UserError: if one is NaN or infinite.
+    """
+    for key, value in weights.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise UserError(
+                f"{os.fspath(name)} holds NaN or infinite values, in {key}: its training has diverged or the file is "
+                "damaged, take an earlier checkpoint or train again with a lower learning rate"
+            )
+
+
+def list_wrappers(weights: Mapping[str, Tensor]) -> list[str]:
+    """Lists what may stand before a network's names in a state dict, such as "model.encoder.": nothing comes first.
+
+    Args:
+        weights: a state dict, of others' training too, that may hold more than the network's tensors.
+    """
+    found = {"": None}
+    for key in weights:
+        parts = key.split(".")[:-1]
+        for depth, part in enumerate(parts, 1):
+            if part not in _WRAPPERS:
+                break
+            found[".".join([*parts[:depth], ""])] = None
+    return list(found)
 
 
 def without_reconstruction(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -59,3 +59,23 @@ def test_nothing_to_resume_is_an_error(tmp_path):
         open_run_folder(bundle_root=tmp_path, resume=True)
     with pytest.raises(UserError, match="nothing to resume"):
         open_run_folder(bundle_root=tmp_path, resume=str(tmp_path / "x"))
+
+
+def leave(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("epoch,loss\n1,2\n2,1\n" if name == "metrics.csv" else "kept")
+
+
+@pytest.mark.parametrize("left", [("config.yaml", "model.pt"), ("model.json",), ("config.yaml", "metrics.csv")])
+def test_a_run_that_lost_its_checkpoint_is_not_written_over_by_a_resume(tmp_path, left):
+    leave(tmp_path / "x", *left)
+    with pytest.raises(UserError, match=r"has no checkpoints/last.pt to resume.*another --output_dir"):
+        open_run_folder(bundle_root=tmp_path, output_dir=tmp_path / "x", resume=True)
+    assert sorted(file.name for file in (tmp_path / "x").iterdir()) == sorted(left)
+
+
+def test_a_run_killed_in_its_first_epoch_starts_again_with_the_same_command(tmp_path):
+    leave(tmp_path / "x", "config.yaml", "tensorboard/events", "checkpoints/best.pt")
+    (tmp_path / "x" / "metrics.csv").write_text("epoch,loss\n1,2\n")  # the kill came before last.pt
+    assert not open_run_folder(bundle_root=tmp_path, output_dir=tmp_path / "x", resume=True).resumed

@@ -152,3 +152,34 @@ def test_a_file_without_weights_says_so(content, tmp_path: Path):
     torch.save(content, tmp_path / "model.pt")
     with pytest.raises(UserError, match="no state dict"):
         read_weights(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize(
+    "prefix", ["_orig_mod.", "model.", "encoder.", "backbone.", "module.model.encoder.", "model._orig_mod.backbone."]
+)
+def test_an_encoder_is_found_below_the_names_of_others_modules(tmp_path: Path, prefix: str):
+    given = {f"{prefix}{name}": value for name, value in pretrained().items()}
+    others = {} if prefix == "_orig_mod." else {"decoder.0.weight": torch.ones(3), "criterion.bias": torch.ones(1)}
+    torch.save({"state_dict": given | others}, tmp_path / "theirs.pt")
+    network = nets.SegResNetDS(init_filters=4, blocks_down=(1, 1, 1), norm="instance")
+    report = load_encoder(network, tmp_path / "theirs.pt")
+    assert report.share == 1.0
+    loaded = network.encoder.state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in pretrained().items())
+
+
+def test_a_whole_network_below_a_wrapper_keeps_its_encoder_and_the_rest():
+    source = nets.SegResNetDS(init_filters=4, blocks_down=(1, 1, 1), norm="instance")
+    network = nets.SegResNetDS(init_filters=4, blocks_down=(1, 1, 1), norm="instance")
+    load_encoder(network, {f"model.{name}": value for name, value in source.state_dict().items()})
+    assert all(torch.equal(network.state_dict()[name], value) for name, value in source.state_dict().items())
+
+
+def test_weights_that_have_diverged_are_refused_and_the_network_is_untouched():
+    network = nets.segresnet_ds.SegResEncoder(**SEGRES)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    given = pretrained()
+    given[next(iter(given))].view(-1)[0] = torch.nan
+    with pytest.raises(UserError, match="the weights holds NaN or infinite values"):
+        load_encoder(network, given)
+    assert all(torch.equal(network.state_dict()[name], value) for name, value in before.items())

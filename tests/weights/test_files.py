@@ -23,7 +23,7 @@ from bundle.export import plain_model
 from bundle.networks import build_encoder
 from bundle.runs import find_trained
 from bundle.transfer import Transfer, load_decoder, load_encoder
-from bundle.weights import ModelFiles, read_weights
+from bundle.weights import ModelFiles, load_strictly, read_weights
 
 ROOT = Path(__file__).parents[2]
 ABOUT = json.loads((ROOT / "models/model.json").read_text())
@@ -209,3 +209,25 @@ def test_a_plain_encoder_reads_what_was_written(tmp_path: Path):
     files = ModelFiles(tmp_path / "model.pt")
     files.write(encoder.network_state_dict(), {"encoder": encoder.settings})
     assert plain_model(files.weights).network.channels == [4, 8]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused_by_name(tmp_path: Path, value: float):
+    torch.save(weights(1) | {"bad.weight": torch.tensor([1.0, value])}, tmp_path / "model.pt")
+    with pytest.raises(UserError, match=r"model.pt holds NaN or infinite values, in bad.weight: .*\.?") as caught:
+        read_weights(tmp_path / "model.pt")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_what_training_libraries_put_before_every_name_is_left_out(tmp_path: Path, prefix: str):
+    torch.save({f"{prefix}{name}": value for name, value in weights(1).items()}, tmp_path / "model.pt")
+    assert read_weights(tmp_path / "model.pt").keys() == weights(1).keys()
+
+
+@pytest.mark.parametrize("prefix", ["model.", "encoder.", "backbone.", "model.encoder."])
+def test_a_whole_network_loads_from_below_a_wrapper(tmp_path: Path, prefix: str):
+    network = segresnet()
+    torch.save({f"{prefix}{name}": value + 1 for name, value in network.state_dict().items()}, tmp_path / "model.pt")
+    loaded = load_strictly(segresnet(), tmp_path / "model.pt").state_dict()
+    assert all(torch.equal(loaded[name], value + 1) for name, value in network.state_dict().items())

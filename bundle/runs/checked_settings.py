@@ -1,0 +1,84 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""Refuses settings that cannot work, before the volumes are prepared, which may take hours."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bundle.errors import UserError
+
+__all__ = ["check_settings"]
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """What a setting must be.
+
+    Args:
+        fits: whether a value is that.
+        wanted: the same in words.
+        or_null: whether null has a meaning, too.
+    """
+
+    fits: Callable[[Any], bool]
+    wanted: str
+    or_null: bool = False
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+_COUNT = _Rule(lambda value: _is_whole(value) and value >= 1, "a whole number from 1")
+_COUNT_OR_0 = _Rule(lambda value: _is_whole(value) and value >= 0, "a whole number from 0")
+_ABOVE_0 = _Rule(lambda value: _is_number(value) and value > 0, "a number above 0")
+_FROM_0 = _Rule(lambda value: _is_number(value) and value >= 0, "a number from 0")
+_SHARE = _Rule(lambda value: _is_number(value) and 0 <= value < 1, "a share from 0 to below 1, such as 0.2")
+_SWITCH = _Rule(lambda value: isinstance(value, bool), "True or False")
+
+#: by the ids of the configs; an id that a config lacks is not looked at
+_RULES: dict[str, _Rule] = {
+    "epochs": _COUNT,
+    "steps_per_epoch": _COUNT,
+    "batch_size": _COUNT,
+    "val_interval": _COUNT,
+    "num_workers": _COUNT_OR_0,
+    "fit_heads": _COUNT_OR_0,
+    "seed": _Rule(_COUNT_OR_0.fits, _COUNT_OR_0.wanted, or_null=True),
+    "lr": _Rule(_FROM_0.fits, _FROM_0.wanted, or_null=True),  # fine-tuning's null chooses one
+    "weight_decay": _FROM_0,
+    "warmup_epochs": _FROM_0,
+    "alignment_warmup": _FROM_0,
+    "max_gradient_norm": _ABOVE_0,
+    "val_fraction": _SHARE,
+    "replace_model": _SWITCH,
+    "hash_names": _SWITCH,
+    "sparse": _SWITCH,
+    "pretrained_decoder": _SWITCH,
+    "balance": _SWITCH,
+    "resume": _Rule(lambda value: isinstance(value, bool) or (isinstance(value, str) and value != ""),
+                    "True, False or the folder of a run"),
+}  # fmt: skip
+
+
+def check_settings(config: Mapping[str, Any]) -> None:
+    """Looks at the numbers and switches of a merged config. References and expressions are left to their components.
+
+    Raises:
+        UserError: for the first setting that cannot work.
+    """
+    for name, rule in _RULES.items():
+        value = config.get(name, rule)
+        if value is rule or (value is None and rule.or_null):
+            continue
+        if isinstance(value, Mapping) or (isinstance(value, str) and value.startswith(("@", "$", "%"))):
+            continue
+        if not rule.fits(value):
+            raise UserError(f"--{name} {value} cannot work: give {rule.wanted}")

@@ -1,0 +1,61 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""What a resumed run may not change: with it, the rest of the training would be another one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bundle.errors import UserError
+from bundle.runs.recorded_config import config_text, read_config
+
+__all__ = ["FIXED", "check_same_settings"]
+
+#: ids of the configs, of pre-training and of fine-tuning
+FIXED = (
+    "classes",
+    "findings",
+    "in_channels",
+    "input",
+    "crop_size",
+    "spacing",
+    "modality",
+    "ct_window",
+    "mr_percentiles",
+    "mask_ratio",
+    "mask_weight",
+    "sparse",
+    "batch_size",
+    "steps_per_epoch",
+    "val_fraction",
+    "seed",
+    "hash_names",
+)
+
+
+def check_same_settings(recorded: Path, present: Mapping[str, Any]) -> None:
+    """Compares a config with the one that a run was trained with. An id that one of them lacks is not compared.
+
+    Args:
+        recorded: the run's file of settings.
+        present: the merged config of the resume.
+
+    Raises:
+        UserError: for the first of `FIXED` that differs.
+    """
+    now = yaml.safe_load(config_text({name: present[name] for name in FIXED if name in present}))
+    before = read_config(recorded) if now else {}
+    for name in FIXED:
+        if name in before and name in now and before[name] != now[name]:
+            raise UserError(
+                f"{recorded.parent} was trained with --{name} {_shown(before[name])}, and this command has "
+                f"{_shown(now[name])}: resume it with the same value, or leave --resume out to start a new run"
+            )
+
+
+def _shown(value: Any) -> str:
+    """A value as it is given on the command line."""
+    return str(value).replace("\n", " ")

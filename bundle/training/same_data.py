@@ -1,0 +1,62 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""Whether a resumed run has the volumes that it was trained on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from bundle.data import PreparedVolume
+from bundle.errors import UserError
+
+__all__ = ["SplitVolumes", "check_same_volumes", "volume_digests"]
+
+
+class SplitVolumes(Protocol):
+    """What `VolumeSet` has of one."""
+
+    @property
+    def training(self) -> Sequence[PreparedVolume]:
+        """Volumes to train on."""
+
+    @property
+    def validation(self) -> Sequence[PreparedVolume]:
+        """Volumes to validate on."""
+
+
+def volume_digests(volumes: SplitVolumes) -> dict[str, str]:
+    """For each volume of each part its name, and a digest of part, name, modality and size.
+
+    The checkpoint keeps the digests only, so it tells no names. The folder is not part of them: data may move.
+    """
+    parts = {"training": volumes.training, "validation": volumes.validation}
+    return {
+        hashlib.sha256(repr((part, v.name, v.modality, list(v.size))).encode()).hexdigest()[:16]: v.name
+        for part, held in parts.items()
+        for v in held
+    }
+
+
+def check_same_volumes(checkpoint: Path, saved: Sequence[str], present: dict[str, str]) -> None:
+    """Compares the volumes with those that a checkpoint was trained on.
+
+    Args:
+        checkpoint: its file, for the message.
+        saved: its digests.
+        present: from `volume_digests`.
+
+    Raises:
+        UserError: if a volume is new, changed, missing or on the other side of the split.
+    """
+    new = [name for digest, name in present.items() if digest not in saved]
+    gone = len(set(saved) - present.keys())
+    if not new and not gone:
+        return
+    examples = f", such as {new[0]}" if new else ""
+    raise UserError(
+        f"{checkpoint} was trained on other data ({len(new)} of these {len(present)} volumes are new or changed"
+        f"{examples}; {gone} of its {len(saved)} are missing): resume with the same --dataset_dir, or leave --resume "
+        "out to start a new run"
+    )

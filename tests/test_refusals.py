@@ -1,0 +1,87 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""What libraries and the machine refuse is one line with a remedy; real ones are provoked where that is possible."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bundle.errors import user_error_in
+
+ROOT = Path(__file__).parents[1]
+
+
+def line(error: BaseException) -> str:
+    found = user_error_in(error)
+    assert found is not None, repr(error)
+    assert "\n" not in str(found)
+    return str(found)
+
+
+def test_batch_norm_with_one_value_per_channel():
+    with pytest.raises(ValueError, match="more than 1 value") as caught:
+        torch.nn.BatchNorm3d(4)(torch.zeros(1, 4, 1, 1, 1))
+    assert "--batch_size" in line(caught.value) and "instance" in line(caught.value)
+
+
+def test_too_few_file_handles():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+    try:
+        with pytest.raises(OSError, match="Too many open files") as caught:  # noqa: PT012 - those before it are closed
+            for _ in range(100):
+                files.append(os.open(os.devnull, os.O_RDONLY))  # noqa: PERF401 - those before the error count
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for file in files:
+            os.close(file)
+    assert "ulimit -n" in line(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "DataLoader worker (pid 71) is killed by signal: Bus error. It is possible that dataloader's workers are out.",
+        "unable to allocate shared memory(shm) for file </torch_71_1_0>: No space left on device (28)",
+        "unable to write to file </torch_71_1_0>: No space left on device (28), insufficient shared memory",
+    ],
+)
+def test_a_tiny_shared_memory(text: str):
+    assert "/dev/shm" in line(RuntimeError(text)) and "--num_workers 0" in line(RuntimeError(text))
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOSPC])
+def test_a_folder_that_refuses_is_named_with_the_options_that_name_another(number: int):
+    said = line(OSError(number, os.strerror(number), "/data/runs"))
+    assert said.startswith("/data/runs: ") and "--output_dir" in said and "--cache_dir" in said
+
+
+def test_the_refusal_is_found_behind_what_monai_wraps_around_it():
+    inner = PermissionError(errno.EACCES, "Permission denied", "runs")
+    outer = RuntimeError("Failed to evaluate")
+    outer.__cause__ = inner
+    assert line(outer).startswith("runs: permission is denied")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes differ"), FileNotFoundError(errno.ENOENT, "No", "a")])
+def test_other_errors_keep_their_traceback(error: Exception):
+    assert user_error_in(error) is None
+
+
+def test_the_command_line_shows_one_line():
+    code = (
+        "from bundle.errors import install_excepthook; install_excepthook()\n"
+        "import torch; torch.nn.BatchNorm1d(2)(torch.zeros(1, 2))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith("error: BatchNorm has one value per channel")
+    assert "Traceback" not in done.stderr

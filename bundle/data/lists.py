@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bundle.data.dataset_json import list_entries, read_json
-from bundle.data.find import FoundVolume, find_listed, modality_named
+from bundle.data.dataset_json import first_modality, list_entries, modality_named, read_json
+from bundle.data.find import FoundVolume, find_listed
 from bundle.errors import UserError
 
 __all__ = ["find_labelled", "first_modality"]
@@ -46,12 +46,6 @@ def find_labelled(listed: Path, wanted: tuple[str, ...]) -> list[FoundVolume]:
         )
         volumes += [replace(volume, channels=tuple(channels)) for volume in found]
     return volumes
-
-
-def first_modality(content: Mapping[str, Any]) -> str:
-    """What MSD's `modality` and nnU-Net's `channel_names` say of the first channel, such as {"0": "CT"}."""
-    channels = content.get("modality") or content.get("channel_names")
-    return modality_named(channels.get("0") if isinstance(channels, Mapping) else channels)
 
 
 def _paths(value: object, listed: Path) -> list[str]:

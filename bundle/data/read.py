@@ -13,6 +13,7 @@ from monai.config import KeysCollection
 from monai.data import ITKReader, MetaTensor
 from monai.transforms import MapTransform
 
+from bundle.data.label_maps import refuse_label_map
 from bundle.errors import UserError, VolumeError
 
 __all__ = ["ReadVolumed", "read_volume", "same_grid"]
@@ -33,7 +34,8 @@ class ReadVolumed(MapTransform):
         channels: how many a volume must have.
 
     Raises:
-        VolumeError: as `read_volume`; also for another number of channels, or channels on different grids.
+        VolumeError: as `read_volume`; also for another number of channels, or channels on different grids, or a label
+            map where the item says `from_folder`.
 
     Example:
         >>> import tempfile, nibabel, numpy
@@ -55,7 +57,7 @@ class ReadVolumed(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item, name = dict(data), str(data["name"])
-        more = item.pop("channels", [])
+        more, from_folder = item.pop("channels", []), item.pop("from_folder", False)
         for key in self.key_iterator(item):
             images = [read_volume(files, name, stacked=self.channels > 1) for files in (item[key], *more)]
             if not all(same_grid(image, images[0]) for image in images):
@@ -65,6 +67,8 @@ class ReadVolumed(MapTransform):
                 raise VolumeError(
                     name, f"has {image.shape[0]} channels, not the {self.channels} of --in_channels", "correct either"
                 )
+            if from_folder:
+                refuse_label_map(image, item[key][0], name)
             item[key] = image
         return item
 

@@ -20,10 +20,10 @@ _SAME_PLACE = 0.1
 def file_grid(file: Path) -> Grid | None:
     """The size and the affine of a NIfTI, NRRD or MetaImage file; None if the header cannot be read or is not 3D."""
     try:
-        if file.name.lower().endswith((".nii", ".nii.gz")):
-            image = nibabel.load(file)
-            return tuple(image.shape[:3]), np.asarray(image.affine, dtype=np.float64)
-        return _itk_grid(str(file))
+        if file.name.lower().endswith((".nrrd", ".nhdr", ".mha", ".mhd")):
+            return _itk_grid(str(file))
+        image = nibabel.load(file)
+        return tuple(image.shape[:3]), np.asarray(image.affine, dtype=np.float64)
     except Exception:  # noqa: BLE001 - readers raise anything on a broken file
         return None
 

@@ -16,7 +16,7 @@ from bundle.data.grids import file_grid, same_place
 from bundle.data.names import without_ending
 from bundle.errors import UserError, VolumeError
 
-__all__ = ["check_include", "is_included", "label_map_by_path", "looks_like_label_map", "refuse_label_map"]
+__all__ = ["WHOLE", "check_include", "is_included", "label_map_by_path", "looks_like_label_map", "refuse_label_map"]
 
 #: whole names of folders of label maps: of nnU-Net, the MSD, TotalSegmentator, and usual ones
 _FOLDERS = re.compile(

@@ -10,8 +10,9 @@ from functools import cache
 from pathlib import Path
 
 from bundle.data.dataset_json import first_modality, read_json
-from bundle.data.find import VOLUME_SUFFIXES, FoundVolume, find_volumes
+from bundle.data.find import FoundVolume, find_volumes
 from bundle.data.label_maps import check_include, is_included, label_map_by_path
+from bundle.data.printable import printable
 from bundle.errors import UserError
 
 __all__ = ["find_scans"]
@@ -48,7 +49,7 @@ def find_scans(dataset_dir: str | os.PathLike[str], include: Sequence[str] | str
     found = []
     for volume in volumes:
         included = is_included(volume.name, patterns)
-        if len(volume.files) != 1 or not volume.files[0].lower().endswith(VOLUME_SUFFIXES):
+        if len(volume.files) != 1 or printable(volume.files[0]) != printable(str(root / volume.name)):
             found.append(volume)  # a DICOM series, whose tags tell
         elif not included and (kind := label_map_by_path(volume.name)):
             kinds.setdefault(kind, []).append(volume)

@@ -6,6 +6,8 @@ from bundle.data.find import FoundVolume, find_volumes
 from bundle.data.geometry import OptionalSpacingd, PadToCropd, ToPlainTensorsd, crop_size
 from bundle.data.intensity import Foregroundd, Modalityd, NormalizeByModalityd
 from bundle.data.read import ReadVolumed, read_volume
+from bundle.data.safe_names import result_names, table_row
+from bundle.data.scans import find_scans
 from bundle.data.store import PlainStore, Store
 from bundle.data.volume_set import PreparedVolume, SkippedVolume, VolumeSet, skipped_because
 from bundle.data.weight_map import WeightMapd
@@ -30,8 +32,11 @@ __all__ = [
     "VolumeSet",
     "WeightMapd",
     "crop_size",
+    "find_scans",
     "find_volumes",
     "make_loader",
     "read_volume",
+    "result_names",
     "skipped_because",
+    "table_row",
 ]

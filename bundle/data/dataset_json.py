@@ -10,7 +10,20 @@ from typing import Any
 
 from bundle.errors import UserError
 
-__all__ = ["list_entries", "read_json"]
+__all__ = ["first_modality", "list_entries", "modality_named", "read_json"]
+
+_MODALITIES = {"CT": "CT", "MR": "MR", "MRI": "MR"}
+
+
+def modality_named(name: object) -> str:
+    """What a list or a tag says, as "CT" or "MR", or "" if it says nothing known."""
+    return _MODALITIES.get(str(name or "").upper(), "")
+
+
+def first_modality(content: Mapping[str, Any]) -> str:
+    """What MSD's `modality` and nnU-Net's `channel_names` say of the first channel, such as {"0": "CT"}."""
+    channels = content.get("modality") or content.get("channel_names")
+    return modality_named(channels.get("0") if isinstance(channels, Mapping) else channels)
 
 
 def read_json(file: Path) -> Mapping[str, Any]:

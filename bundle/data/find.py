@@ -9,15 +9,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bundle.data.dataset_json import list_entries, read_json
+from bundle.data.dataset_json import first_modality, list_entries, modality_named, read_json
 from bundle.data.dicom import find_series, numbered
 from bundle.data.files import walk_folders
-from bundle.errors import UserError
+from bundle.data.printable import printable
+from bundle.errors import UserError, VolumeError
 
 __all__ = ["VOLUME_SUFFIXES", "FoundVolume", "find_listed", "find_volumes", "modality_named", "volume_files"]
 
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".mgh")
-_MODALITIES = {"CT": "CT", "MR": "MR", "MRI": "MR"}
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class FoundVolume:
     """A volume on disk, not read yet.
 
     Attributes:
-        name: its path below the dataset's folder, numbered where a folder holds several DICOM series.
+        name: its path below the dataset's folder, numbered where a folder holds several DICOM series; what cannot be
+            shown, such as a line break, is an escape in it.
         files: its file, or the files of its DICOM series in the order of their positions.
         modality: "CT" or "MR" as the DICOM tag or the json says, or "" if they do not.
         group: volumes of one group stay on one side of the train/validation split. For DICOM, a digest of the
@@ -33,6 +34,9 @@ class FoundVolume:
         part: "training" or "validation" where a json tells, else "".
         annotations: what a data list says of it for fine-tuning, such as the file of its label map.
         channels: the file, or the files of the DICOM series, of each further image of the same grid.
+        left_out: why the volume is not used, and what to do about it; two empty texts if it is used.
+        from_folder: whether the file lies in a folder of scans and nobody named it: `ReadVolumed` then refuses it if it
+            looks like a label map.
     """
 
     name: str
@@ -42,6 +46,26 @@ class FoundVolume:
     part: str = ""
     annotations: Mapping[str, Any] = field(default_factory=dict)
     channels: tuple[tuple[str, ...], ...] = ()
+    left_out: tuple[str, str] = ("", "")
+    from_folder: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", printable(self.name))
+
+    def to_item(self) -> dict[str, Any]:
+        """What transforms are given: `image`, a list of files, `name`, `modality`, and what else is known.
+
+        Raises:
+            VolumeError: if the volume is left out.
+        """
+        if self.left_out[0]:
+            raise VolumeError(self.name, *self.left_out)
+        item = {**self.annotations, "image": list(self.files), "name": self.name, "modality": self.modality}
+        if self.channels:
+            item["channels"] = [list(files) for files in self.channels]
+        if self.from_folder:
+            item["from_folder"] = True
+        return item
 
 
 def find_volumes(dataset_dir: str | os.PathLike[str]) -> list[FoundVolume]:
@@ -85,11 +109,6 @@ def _is_pair(path: Path) -> bool:
     return path.suffix.lower() == ".hdr" and path.with_suffix(".img").exists()
 
 
-def modality_named(name: object) -> str:
-    """What a list or a tag says, as "CT" or "MR", or "" if it says nothing known."""
-    return _MODALITIES.get(str(name or "").upper(), "")
-
-
 def _image_files(root: Path) -> Iterator[FoundVolume]:
     for path in volume_files(root):
         yield FoundVolume(name=str(path.relative_to(root)), files=(str(path),))
@@ -104,11 +123,12 @@ def _dicom_series(root: Path, prefix: str = "") -> Iterator[FoundVolume]:
 def _from_json(path: Path) -> list[FoundVolume]:
     volumes: list[FoundVolume] = []
     remedy = "name the volumes as in an MSD dataset.json"
-    for name, part, listed in list_entries(path, read_json(path), remedy):
+    content = read_json(path)
+    for name, part, listed in list_entries(path, content, remedy):
         entry = {"image": listed} if isinstance(listed, str) else listed
         if not isinstance(entry, dict) or not isinstance(entry.get("image"), str):
             raise UserError(f"--dataset_dir {path} lists {entry!r} in {name!r}: give a path or {{'image': path}}")
-        modality = modality_named(entry.get("modality"))
+        modality = modality_named(entry.get("modality")) or first_modality(content)
         volumes += find_listed(path.parent / entry["image"], entry["image"], modality=modality, part=part)
     return volumes
 

@@ -8,11 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bundle.data.dataset_json import list_entries, read_json
-from bundle.data.find import FoundVolume, find_listed, modality_named
+from bundle.data.dataset_json import first_modality, list_entries, modality_named, read_json
+from bundle.data.find import FoundVolume, find_listed, volume_files
+from bundle.data.names import without_ending
 from bundle.errors import UserError
 
-__all__ = ["find_labelled", "first_modality"]
+__all__ = ["find_labelled", "first_modality", "structure_files"]
 
 
 def find_labelled(listed: Path, wanted: tuple[str, ...]) -> list[FoundVolume]:
@@ -33,7 +34,7 @@ def find_labelled(listed: Path, wanted: tuple[str, ...]) -> list[FoundVolume]:
             raise UserError(f"{listed} lists {entry!r} in {name!r}: give objects with image, {', '.join(wanted)}")
         annotations: dict[str, Any] = {key: entry[key] for key in wanted}
         if wanted == ("label",):
-            annotations["label"] = str(listed.parent / _paths(entry["label"], listed)[0])
+            annotations["label"] = _label_files(entry["label"], listed)
         image, *others = _paths(entry["image"], listed)
         channels = [find_listed(listed.parent / other, other)[0].files for other in others]
         found = find_listed(
@@ -41,17 +42,33 @@ def find_labelled(listed: Path, wanted: tuple[str, ...]) -> list[FoundVolume]:
             image,
             modality=modality_named(entry.get("modality")) or first_modality(content),
             part=part,
-            group=str(entry.get("group", "")),
+            group=str(entry.get("group") or ""),
             annotations=annotations,
         )
         volumes += [replace(volume, channels=tuple(channels)) for volume in found]
     return volumes
 
 
-def first_modality(content: Mapping[str, Any]) -> str:
-    """What MSD's `modality` and nnU-Net's `channel_names` say of the first channel, such as {"0": "CT"}."""
-    channels = content.get("modality") or content.get("channel_names")
-    return modality_named(channels.get("0") if isinstance(channels, Mapping) else channels)
+def _label_files(value: object, listed: Path) -> str | dict[str, str]:
+    """The file of a label map, or the file of each structure by its name."""
+    if isinstance(value, Mapping):
+        files = {str(name): str(listed.parent / _paths(file, listed)[0]) for name, file in value.items()}
+        if not files or not all(isinstance(file, str) for file in value.values()):
+            raise UserError(f"{listed} lists {value!r} as labels: give one file for each class, by the class's name")
+        return files
+    first, *others = _paths(value, listed)
+    if others:
+        raise UserError(
+            f"{listed} lists {len(others) + 1} label maps for one volume, the first {first}: give one map, a folder of "
+            'masks that are named after the classes, or an object such as {"liver": "liver.nii.gz"}'
+        )
+    path = listed.parent / first
+    return structure_files(path) if path.is_dir() else str(path)
+
+
+def structure_files(folder: Path) -> dict[str, str]:
+    """The masks of a folder by the names of their structures, as TotalSegmentator writes them."""
+    return {without_ending(str(path.relative_to(folder))): str(path) for path in volume_files(folder)}
 
 
 def _paths(value: object, listed: Path) -> list[str]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 from bundle.data.find import VOLUME_SUFFIXES, FoundVolume
@@ -24,7 +25,10 @@ def without_ending(name: str) -> str:
 
 def without_paths(text: str, volume: FoundVolume, name: str) -> str:
     """A message about a volume with `name` in place of its name and of the paths of all its files."""
-    annotated = [value for value in volume.annotations.values() if isinstance(value, str)]
+    annotated: list[str] = []
+    for value in volume.annotations.values():
+        values = value.values() if isinstance(value, Mapping) else [value]
+        annotated += [file for file in values if isinstance(file, str)]
     files = [*volume.files, *(file for files in volume.channels for file in files), *annotated]
     words = {form for file in files for form in (str(Path(file).absolute()), file, Path(file).name)}
     for word in sorted({*words, volume.name}, key=len, reverse=True):  # the longest first: some contain others

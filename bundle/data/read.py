@@ -14,6 +14,7 @@ from monai.transforms import MapTransform
 
 from bundle.data.dicom import read_header, read_series
 from bundle.data.formats import read_by_itk, read_by_nibabel
+from bundle.data.label_maps import refuse_label_map
 from bundle.data.sanity import check_affine
 from bundle.data.straighten import is_sheared, straighten
 from bundle.errors import UserError, VolumeError
@@ -38,7 +39,8 @@ class ReadVolumed(MapTransform):
         channels: how many a volume must have.
 
     Raises:
-        VolumeError: as `read_volume`; also for another number of channels, or channels on different grids.
+        VolumeError: as `read_volume`; also for another number of channels, or channels on different grids, or a label
+            map where the item says `from_folder`.
 
     Example:
         >>> import tempfile, nibabel, numpy
@@ -60,7 +62,7 @@ class ReadVolumed(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item, name = dict(data), str(data["name"])
-        more = item.pop("channels", [])
+        more, from_folder = item.pop("channels", []), item.pop("from_folder", False)
         for key in self.key_iterator(item):
             images = [read_volume(files, name, stacked=self.channels > 1) for files in (item[key], *more)]
             if not all(same_grid(image, images[0]) for image in images):
@@ -70,6 +72,8 @@ class ReadVolumed(MapTransform):
                 raise VolumeError(
                     name, f"has {image.shape[0]} channels, not the {self.channels} of --in_channels", "correct either"
                 )
+            if from_folder:
+                refuse_label_map(image, item[key][0], name)
             item[key] = _with_right_angles(image, [note for one in images for note in one.meta.get("notes", ())])
         return item
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,8 +17,10 @@ from monai.data.utils import pickle_hashing
 from monai.transforms import Compose
 from tqdm import tqdm
 
-from bundle.data.find import FoundVolume, find_volumes
+from bundle.data.find import FoundVolume
 from bundle.data.names import name_digest, without_paths
+from bundle.data.printable import printable
+from bundle.data.scans import find_scans
 from bundle.data.store import Crop, Header, Store, open_store
 from bundle.errors import UserError, VolumeError, user_error_in
 
@@ -85,7 +87,7 @@ class VolumeSet:
     patient stay together. With `val_fraction` 0 validation runs on the training volumes.
 
     Args:
-        dataset_dir: as for `find_volumes`.
+        dataset_dir: as for `find_scans`.
         transform: from `image` (a list of files), `name` and `modality`, and `channels` (lists of files) where a volume
             has several images, to plain tensors.
         cache_dir: folder of a store that is given by name.
@@ -139,7 +141,7 @@ class VolumeSet:
         val_fraction: float = 0.2,
         seed: int = 0,
         workers: int = 1,
-        find: Callable[[str | os.PathLike[str]], list[FoundVolume]] = find_volumes,
+        find: Callable[[str | os.PathLike[str]], list[FoundVolume]] = find_scans,
         hash_names: bool = False,
         store: str | Store = "plain",
     ) -> None:
@@ -185,10 +187,8 @@ class VolumeSet:
         return sorted(results, key=lambda result: result.name)
 
     def _prepare_one(self, found: FoundVolume) -> PreparedVolume | SkippedVolume:
-        item = {**found.annotations, "image": list(found.files), "name": found.name, "modality": found.modality}
-        if found.channels:
-            item["channels"] = [list(files) for files in found.channels]
         try:
+            item = found.to_item()
             key = self._key(item)
             header = self.store.describe(key)
             if header is None:
@@ -220,7 +220,7 @@ class VolumeSet:
 
     def _key(self, item: dict[str, Any]) -> str:
         annotations = {key: value for key, value in item.items() if key not in ("image", "name", "modality")}
-        named = [value for value in annotations.values() if isinstance(value, str)]  # their files
+        named = [file for key, value in annotations.items() for file in _annotated(item["name"], key, value)]
         more = [file for files in item.get("channels", ()) for file in files]
         files = [Path(file).absolute() for file in (*item["image"], *named, *more)]
         stamp = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
@@ -228,6 +228,22 @@ class VolumeSet:
         steps = self.transform.flatten().transforms if isinstance(self.transform, Compose) else self.transform
         more_settings = [annotations] if annotations else []
         return pickle_hashing([_CACHE_VERSION, stamp, item["modality"], steps, *more_settings]).decode()
+
+
+def _annotated(name: str, key: str, value: object) -> list[str]:
+    """The files of an annotation: one, or one of each class.
+
+    Raises:
+        VolumeError: for one that is not there, which is not the volume's own fault.
+    """
+    values = list(value.values()) if isinstance(value, Mapping) else [value]
+    files = [str(file) for file in values if isinstance(file, str)]
+    for file in files:
+        if not Path(file).exists():
+            raise VolumeError(
+                name, f"lacks its {key}: {file} does not exist", "correct the data list or put the file there"
+            )
+    return files
 
 
 def _hashed(result: PreparedVolume | SkippedVolume, found: Sequence[FoundVolume]) -> PreparedVolume | SkippedVolume:
@@ -240,17 +256,21 @@ def _hashed(result: PreparedVolume | SkippedVolume, found: Sequence[FoundVolume]
 
 def skipped_because(name: str, error: Exception) -> SkippedVolume:
     """What to tell the user of a volume whose reading or preparation has raised `error`."""
+    return SkippedVolume(*map(printable, _skipped(name, error)))
+
+
+def _skipped(name: str, error: Exception) -> tuple[str, str, str]:
     known = user_error_in(error)
     if isinstance(known, VolumeError):
-        return SkippedVolume(name, known.problem, known.remedy)
+        return name, known.problem, known.remedy
     if isinstance(error, FileNotFoundError):
         file = Path(error.filename or name).name
         lacks = "does not exist" if file == Path(name).name else f"lacks {file}, which does not exist"
-        return SkippedVolume(name, lacks, "correct the data list or put the file there")
+        return name, lacks, "correct the data list or put the file there"
     root: BaseException = error  # MONAI wraps what a transform raises
     while root.__cause__ is not None:
         root = root.__cause__
-    return SkippedVolume(name, f"cannot be prepared ({type(root).__name__}: {root})", "inspect it or leave it out")
+    return name, f"cannot be prepared ({type(root).__name__}: {root})", "inspect it or leave it out"
 
 
 def _split(

@@ -65,7 +65,7 @@ def draw_detections(volumes: Sequence[DrawnVolume], *, title: str) -> np.ndarray
     figure = Figure(figsize=size, dpi=80)
     canvas = FigureCanvasAgg(figure)
     figure.subplots_adjust(left=0.01, right=0.99, bottom=0.4 / size[1], top=1 - 0.5 / size[1], wspace=0.04, hspace=0.04)
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     axes = figure.subplots(len(volumes), len(PLANES), squeeze=False)
     for row, volume in enumerate(volumes):
         grey = rescale_array(volume.image.clip(*np.percentile(volume.image, (0.5, 99.5))), 0, 1)
@@ -96,4 +96,4 @@ def _draw_box(
     width, height = (box[axis + 3] - box[axis] for axis in (plane.across, plane.up))
     ax.add_patch(Rectangle((left, top), width, height, fill=False, edgecolor=colour, linewidth=1.2))
     if text:
-        ax.text(left, top, text, color=colour, fontsize=6, va="bottom", clip_on=True)
+        ax.text(left, top, text, color=colour, fontsize=6, va="bottom", clip_on=True, parse_math=False)

@@ -87,7 +87,8 @@ def draw_panels(crops: Sequence[PanelCrop], *, title: str) -> np.ndarray:
     # placed by hand: an automatic layout of this many axes takes seconds
     figure.subplots_adjust(left=0.02, right=0.95, bottom=0.1 / size[1], top=1 - 0.8 / size[1], wspace=0.06, hspace=0.06)
     figure.suptitle(
-        f"{title}: in hidden cells the reconstruction, elsewhere the original; error in % of the row's grey window"
+        f"{title}: in hidden cells the reconstruction, elsewhere the original; error in % of the row's grey window",
+        parse_math=False,
     )
     axes = figure.subplots(len(crops), columns, squeeze=False)
     for row, crop in enumerate(crops):
@@ -98,7 +99,7 @@ def draw_panels(crops: Sequence[PanelCrop], *, title: str) -> np.ndarray:
             if row == 0:
                 for ax, picture in zip(in_plane, _PICTURES, strict=True):
                     ax.set_title(f"{plane.name}\n{picture}", fontsize=9)
-        axes[row, 0].set_ylabel(_shortened(crop.name), fontsize=8)
+        axes[row, 0].set_ylabel(_shortened(crop.name), fontsize=8, parse_math=False)
     bar = figure.colorbar(error, cax=figure.add_axes((0.957, 0.1, 0.007, 0.75)))
     bar.set_label("error, % of grey window", fontsize=8)
     canvas.draw()

@@ -41,7 +41,7 @@ def draw_segmentation(
     figure = Figure(figsize=size, dpi=80)
     canvas = FigureCanvasAgg(figure)
     figure.subplots_adjust(left=0.01, right=0.99, bottom=0.4 / size[1], top=1 - 0.7 / size[1], wspace=0.04, hspace=0.04)
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     colours = colormaps["tab20" if len(classes) > 10 else "tab10"]
     axes = figure.subplots(len(volumes), columns, squeeze=False)
     for row, (image, label, prediction, spacing) in enumerate(volumes):

@@ -13,6 +13,7 @@ from typing import Any
 from ignite.engine import Engine, Events
 
 from bundle.atomic import replace_file
+from bundle.data import table_row
 from bundle.errors import UserError
 from bundle.inference.output import OutputFolder
 
@@ -90,5 +91,5 @@ def _row(values: Mapping[str, Any]) -> Sequence[Any]:
 
 def _write(path: Any, row: Sequence[Any]) -> None:
     """Appends a row: the table of a killed run tells what was done."""
-    with path.open("a", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerow(row)
+    with path.open("a", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerow(table_row(row))

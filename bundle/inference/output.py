@@ -26,7 +26,11 @@ class OutputFolder:
         self.path = Path(path)
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--output_dir {path} is a file: give a folder")
-        old = [p.name for p in (self.manifest, self.path / "embeddings", self.path / "feature_maps") if p.exists()]
+        old = [
+            p.name
+            for p in (self.manifest, self.about, self.path / "embeddings", self.path / "feature_maps")
+            if p.exists()
+        ]
         if old and not overwrite:
             raise UserError(
                 f"--output_dir {path} already holds {', '.join(old)}: give another folder, or --overwrite True"

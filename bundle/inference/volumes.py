@@ -6,51 +6,46 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import PurePath
 from typing import Any
 
 from torch.utils.data import Dataset
 
-from bundle.data import FoundVolume, find_volumes, skipped_because
-from bundle.data.names import name_digest, without_ending, without_paths
+from bundle.data import FoundVolume, find_scans, result_names, skipped_because
+from bundle.data.names import name_digest, without_paths
+from bundle.data.printable import printable
+from bundle.inference.output import OutputFolder
 
 __all__ = ["VolumeDataset", "list_volumes"]
 
 logger = logging.getLogger(__name__)
 
 
-def list_volumes(dataset_dir: str | os.PathLike[str], *, hash_names: bool = False) -> list[FoundVolume]:
+def list_volumes(
+    dataset_dir: str | os.PathLike[str],
+    *,
+    hash_names: bool = False,
+    include: Sequence[str] | str = (),
+    output: OutputFolder | None = None,
+) -> list[FoundVolume]:
     """Finds volumes and names each by its path below the folder, or by a digest of that.
 
-    A name is a path below the output folder, too: it loses its ending unless two volumes differ in nothing else, and
-    what would lead out of the folder.
+    A name is a path below the output folder, too: see `bundle.data.result_names`.
 
     Args:
-        dataset_dir: as for `bundle.data.find_volumes`.
+        dataset_dir: as for `bundle.data.find_scans`.
         hash_names: the first 16 digits of the path's sha256 instead of the path. The same path has the same digest,
             so whoever can guess a path can recognise it.
+        include: as for `bundle.data.find_scans`.
+        output: where the results go; none of their files is one of the volumes.
     """
-    found = find_volumes(dataset_dir)
+    found = find_scans(dataset_dir, include)
     if hash_names:
-        return [replace(volume, name=name_digest(volume.name)) for volume in found]
-    short = [_inside(without_ending(volume.name)) for volume in found]
-    names = [name if n == 1 else _inside(volume.name) for volume, name, n in _counted(found, short)]
-    names = [name if n == 1 else f"{name} {name_digest(volume.name)}" for volume, name, n in _counted(found, names)]
+        found = [replace(volume, name=name_digest(volume.name)) for volume in found]
+    folders = () if output is None else (output.embedding, output.feature_map)
+    names = result_names(found, files=lambda name: [place(name) for place in folders])
     return [replace(volume, name=name) for volume, name in zip(found, names, strict=True)]
-
-
-def _counted(found: Sequence[FoundVolume], names: Sequence[str]) -> list[tuple[FoundVolume, str, int]]:
-    counts = Counter(name.lower() for name in names)  # some file systems do not tell cases apart
-    return [(volume, name, counts[name.lower()]) for volume, name in zip(found, names, strict=True)]
-
-
-def _inside(name: str) -> str:
-    """A json may list "../a.nii" or "/a.nii"."""
-    path = PurePath(name)
-    return str(PurePath(*(part for part in path.parts if part not in ("..", path.anchor)))) or "volume"
 
 
 class VolumeDataset(Dataset[dict[str, Any]]):
@@ -70,10 +65,10 @@ class VolumeDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         volume, start = self.data[index], time.perf_counter()
         try:
-            item = self.transform({"image": list(volume.files), "name": volume.name, "modality": volume.modality})
+            item = self.transform(volume.to_item())
         except Exception as error:  # noqa: BLE001  one broken volume must not end the run
             skipped = skipped_because(volume.name, error)
-            problem = without_paths(skipped.problem, volume, volume.name)
+            problem = printable(without_paths(skipped.problem, volume, volume.name))
             return {"name": volume.name, "problem": problem, "remedy": skipped.remedy}
         notes = item.pop("notes", None)
         if notes is not None:

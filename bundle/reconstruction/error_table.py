@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from bundle.atomic import replace_file
+from bundle.data import table_row
 from bundle.reconstruction.prepared import WholeVolume
 from bundle.reconstruction.tiles import Reconstructed
 
@@ -71,10 +72,10 @@ def error_row(volume: WholeVolume, found: Reconstructed) -> dict[str, Any]:
 
 def write_errors(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Writes the rows as csv; a metric that a volume has not got is an empty cell."""
-    with replace_file(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    with replace_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(rows[0])
+        writer.writerows(table_row(row.values()) for row in rows)
 
 
 def error_text(rows: Sequence[dict[str, Any]]) -> str:

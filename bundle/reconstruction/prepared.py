@@ -14,7 +14,7 @@ from monai.data import MetaTensor
 from monai.transforms import Compose
 from torch import Tensor
 
-from bundle.data import FoundVolume, ReadVolumed, ToPlainTensorsd, find_volumes
+from bundle.data import FoundVolume, ReadVolumed, ToPlainTensorsd, find_scans
 from bundle.data.find import VOLUME_SUFFIXES
 from bundle.errors import UserError
 
@@ -57,8 +57,12 @@ class WholeVolume:
         return "HU" if self.modality == "CT" else "intensity"
 
 
-def find_inputs(dataset_dir: str | os.PathLike[str]) -> list[FoundVolume]:
+def find_inputs(dataset_dir: str | os.PathLike[str], include: Sequence[str] | str = ()) -> list[FoundVolume]:
     """The volumes of a folder or an MSD-style json, as for training, or a single file.
+
+    Args:
+        dataset_dir: as for `bundle.data.find_scans`, or a file.
+        include: as for `bundle.data.find_scans`.
 
     Raises:
         UserError: if there is none.
@@ -66,7 +70,7 @@ def find_inputs(dataset_dir: str | os.PathLike[str]) -> list[FoundVolume]:
     path = Path(dataset_dir)
     if path.is_file() and path.name.lower().endswith(VOLUME_SUFFIXES):
         return [FoundVolume(name=path.name, files=(str(path),))]
-    return find_volumes(path)
+    return find_scans(path, include)
 
 
 def prepare_volume(found: FoundVolume, prepare: Compose) -> WholeVolume:
@@ -80,7 +84,7 @@ def prepare_volume(found: FoundVolume, prepare: Compose) -> WholeVolume:
         VolumeError: if it cannot be used.
         UserError: if the transforms do not tell the way back to the file's units.
     """
-    item: dict[str, Any] = {"image": list(found.files), "name": found.name, "modality": found.modality}
+    item = found.to_item()
     original: MetaTensor | None = None
     steps: Sequence[Any] = prepare.flatten().transforms
     for step in steps:

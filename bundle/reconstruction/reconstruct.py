@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,8 @@ from monai.transforms import Compose
 from torch import Tensor
 
 from bundle.atomic import free_path, replace_file
-from bundle.data import FoundVolume, SkippedVolume, skipped_because
-from bundle.data.names import name_digest, without_ending, without_paths
+from bundle.data import FoundVolume, SkippedVolume, result_names, skipped_because
+from bundle.data.names import name_digest, without_paths
 from bundle.errors import UserError
 from bundle.figures.reconstruction import PanelCrop, draw_panels
 from bundle.reconstruction.error_table import error_row, error_text, write_errors
@@ -48,6 +47,7 @@ class Reconstruct:
         overwrite: whether `output_dir` may hold files already.
         panels: whether to draw pictures.
         hash_names: whether a volume's name is `bundle.data.names.name_digest` of it, in files, tables and pictures.
+        include: as for `bundle.data.find_scans`.
 
     Raises:
         UserError: when run, if `output_dir` holds files, or no volume can be used.
@@ -64,22 +64,25 @@ class Reconstruct:
         overwrite: bool = False,
         panels: bool = True,
         hash_names: bool = False,
+        include: Sequence[str] | str = (),
     ) -> None:
         self.trained, self.dataset_dir, self.prepare, self.tiles = trained, dataset_dir, prepare, tiles
         self.output_dir = None if output_dir is None else Path(output_dir)
         self.overwrite, self.panels, self.hash_names = overwrite, panels, hash_names
+        self.include = include
 
     def run(self) -> Path:
         """Reconstructs all volumes; returns the folder of the results."""
-        found = find_inputs(self.dataset_dir)
+        found = find_inputs(self.dataset_dir, self.include)
         if self.hash_names:
             found = [replace(volume, name=name_digest(volume.name)) for volume in found]
         folder = self._folder()
         rows: list[dict[str, Any]] = []
         skipped: list[SkippedVolume] = []
-        for number, (volume, stem) in enumerate(zip(found, _stems(found)), 1):
+        names = result_names(found, files=lambda name: _files(folder / name).values())
+        for number, (volume, name) in enumerate(zip(found, names, strict=True), 1):
             try:
-                row = self._one(volume, folder / stem)
+                row = self._one(volume, _files(folder / name))
             except _Unusable as error:
                 skipped.append(error.skipped)
                 logger.warning("skipped %s: %s; %s", *error.skipped)
@@ -105,7 +108,7 @@ class Reconstruct:
             raise UserError(f'--output_dir "{self.output_dir}" holds files: name another, or add --overwrite True')
         return self.output_dir
 
-    def _one(self, found: FoundVolume, stem: Path) -> dict[str, Any]:
+    def _one(self, found: FoundVolume, files: Mapping[str, Path]) -> dict[str, Any]:
         try:
             volume = prepare_volume(found, self.prepare)
         except Exception as error:  # one broken volume must not end the run
@@ -116,20 +119,20 @@ class Reconstruct:
             result = self.tiles(volume)
         except UserError as error:  # nothing to mask
             raise _Unusable(SkippedVolume(found.name, str(error), "leave it out")) from error
-        self._write_volumes(volume, result, stem)
+        self._write_volumes(volume, result, files)
         if self.panels:
-            self._write_panel(volume, result, stem)
+            self._write_panel(volume, result, files["panel"])
         return error_row(volume, result)
 
-    def _write_volumes(self, volume: WholeVolume, result: Reconstructed, stem: Path) -> None:
+    def _write_volumes(self, volume: WholeVolume, result: Reconstructed, files: Mapping[str, Path]) -> None:
         grid, original = OriginalGrid(volume.original, volume.image.affine), volume.original.as_subclass(Tensor)
         values = grid.resample(volume.in_units(result.image))
         hidden = grid.resample(result.hidden, nearest=True) > 0
-        grid.write(torch.where(hidden, values, original), stem.with_name(f"{stem.name}_reconstruction.nii.gz"))
+        grid.write(torch.where(hidden, values, original), files["reconstruction"])
         masked = grid.resample(result.first_hidden, nearest=True) > 0
-        grid.write(torch.where(masked, original.min(), original), stem.with_name(f"{stem.name}_masked.nii.gz"))
+        grid.write(torch.where(masked, original.min(), original), files["masked"])
 
-    def _write_panel(self, volume: WholeVolume, result: Reconstructed, stem: Path) -> None:
+    def _write_panel(self, volume: WholeVolume, result: Reconstructed, file: Path) -> None:
         crop = PanelCrop(
             name=volume.name,
             spacing=tuple(volume.spacing.tolist()),
@@ -139,7 +142,7 @@ class Reconstruct:
             visible=(~result.first_hidden)[0].numpy(),
             hidden=result.hidden[0].numpy(),
         )
-        with replace_file(stem.with_name(f"{stem.name}.png")) as temporary:
+        with replace_file(file) as temporary:
             imsave(temporary, draw_panels([crop], title=self.trained.folder.path.name))
 
 
@@ -151,8 +154,7 @@ class _Unusable(Exception):
         self.skipped = skipped
 
 
-def _stems(found: Sequence[FoundVolume]) -> list[str]:
-    """The volumes' names without their endings, but where two would then be alike."""
-    stems = [without_ending(volume.name) for volume in found]
-    count = Counter(stems)
-    return [stem if count[stem] == 1 else volume.name for stem, volume in zip(stems, found)]
+def _files(stem: Path) -> dict[str, Path]:
+    """What is written of a volume."""
+    endings = {"masked": "_masked.nii.gz", "reconstruction": "_reconstruction.nii.gz", "panel": ".png"}
+    return {kind: stem.parent / f"{stem.name}{ending}" for kind, ending in endings.items()}

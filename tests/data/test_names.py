@@ -28,9 +28,9 @@ def test_a_message_keeps_nothing_of_the_names_of_a_volumes_files() -> None:
     volume = FoundVolume(
         "jane/scan.nii",
         ("/data/jane/scan.nii",),
-        annotations={"label": "/data/jane/scan_label.nii", "box": [[1]]},
+        annotations={"label": "/data/jane/scan_label.nii", "box": [[1]], "masks": {"liver": "/data/jane/liver.nii"}},
         channels=(("/data/jane/scan_t2.nii",),),
     )
-    text = "/data/jane/scan.nii, scan_label.nii and /data/jane/scan_t2.nii of jane/scan.nii cannot be read"
+    text = "/data/jane/scan.nii, liver.nii, scan_label.nii and /data/jane/scan_t2.nii of jane/scan.nii cannot be read"
     found = without_paths(text, volume, "0815")
-    assert found == "0815, 0815 and 0815 of 0815 cannot be read"
+    assert found == "0815, 0815, 0815 and 0815 of 0815 cannot be read"

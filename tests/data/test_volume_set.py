@@ -18,7 +18,7 @@ import torch
 import torch.multiprocessing as mp
 from monai.transforms import Compose, MapTransform
 
-from bundle.data import VolumeSet
+from bundle.data import FoundVolume, VolumeSet
 from bundle.errors import UserError
 from tests.data.volumes import PATIENT, ct_phantom, mr_phantom, preparation, write_dicom, write_nifti
 
@@ -195,6 +195,19 @@ def test_file_that_the_list_names_but_is_absent_is_skipped(folder: Path) -> None
     path.write_text(json.dumps({"training": ["volumes/ct_0.nii", "volumes/ct_1.nii", "volumes/gone.nii"]}))
     (skipped,) = volume_set(path).skipped
     assert (skipped.name, skipped.problem) == ("volumes/gone.nii", "does not exist")
+
+
+@pytest.mark.parametrize("label", ["labels/ct_0.nii", {"liver": "masks/liver.nii"}])
+def test_a_label_map_that_is_not_there_is_not_reported_as_a_missing_volume(folder: Path, label: Any) -> None:
+    files = label if isinstance(label, dict) else {"": label}
+    gone = {name: str(folder.parent / file) for name, file in files.items()}
+    found = [
+        FoundVolume("ct_0.nii", (str(folder / "ct_0.nii"),), annotations={"label": gone.get("", gone)}),
+        *(FoundVolume(f"ct_{n}.nii", (str(folder / f"ct_{n}.nii"),)) for n in (1, 2)),
+    ]
+    (skipped,) = volume_set(folder, find=lambda _: found).skipped
+    missing = next(iter(gone.values()))
+    assert (skipped.name, skipped.problem) == ("ct_0.nii", f"lacks its label: {missing} does not exist")
 
 
 def test_no_usable_volume_is_one_line_that_names_the_first_problem(tmp_path: Path) -> None:

@@ -60,6 +60,41 @@ def test_a_label_map_that_is_not_there_is_found_missing_later(tmp_path: Path):
     assert labels(find_segmentations(tmp_path)) == {"a.nii.gz": str(tmp_path / "labelsTr/a.nii.gz")}
 
 
+def test_totalsegmentators_layout_is_a_mask_of_each_structure(tmp_path: Path):
+    masks = [f"{case}/segmentations/{name}.nii.gz" for case in ("s1", "s2") for name in ("liver", "heart_atrium")]
+    touch(tmp_path, "s1/ct.nii.gz", "s2/mri.nii.gz", "meta.csv", *masks)
+    one, two = find_segmentations(tmp_path)
+    assert (one.name, one.files, one.modality) == ("s1/ct.nii.gz", (str(tmp_path / "s1/ct.nii.gz"),), "CT")
+    assert (two.name, two.modality) == ("s2/mri.nii.gz", "MR")
+    folder = tmp_path / "s2/segmentations"
+    assert two.annotations["label"] == {n: str(folder / f"{n}.nii.gz") for n in ("liver", "heart_atrium")}
+
+
+@pytest.mark.parametrize("images", [(), ("a.nii.gz", "b.nii.gz")])
+def test_a_case_without_one_volume_is_one_line(tmp_path: Path, images: tuple[str, ...]):
+    touch(tmp_path, "s1/segmentations/liver.nii.gz", *(f"s1/{image}" for image in images))
+    with pytest.raises(UserError, match=f"s1 holds {len(images)} volumes beside segmentations/"):
+        find_segmentations(tmp_path)
+
+
+def test_a_list_may_name_a_mask_of_each_structure_or_their_folder(tmp_path: Path):
+    touch(tmp_path, "m/liver.nii.gz", "m/spleen.nii.gz")
+    training = [
+        {"image": "a.nii.gz", "label": {"liver": "m/liver.nii.gz", "spleen": "m/spleen.nii.gz"}},
+        {"image": "b.nii.gz", "label": "m"},
+        {"image": "c.nii.gz", "label": ["l/c.nii.gz"]},
+    ]
+    found = labels(find_segmentations(write_list(tmp_path, training=training)))
+    masks = {name: str(tmp_path / f"m/{name}.nii.gz") for name in ("liver", "spleen")}
+    assert found == {"a.nii.gz": masks, "b.nii.gz": masks, "c.nii.gz": str(tmp_path / "l/c.nii.gz")}
+
+
+def test_several_label_maps_for_one_volume_are_refused_and_not_the_first_taken(tmp_path: Path):
+    listed = write_list(tmp_path, training=[{"image": "a.nii.gz", "label": ["l/one.nii.gz", "l/two.nii.gz"]}])
+    with pytest.raises(UserError, match=r"lists 2 label maps for one volume, the first l/one\.nii\.gz"):
+        find_segmentations(listed)
+
+
 @pytest.mark.parametrize("as_folder", [True, False])
 def test_a_list_names_volumes_parts_modalities_groups_and_channels(tmp_path: Path, as_folder: bool):
     training = [
@@ -82,6 +117,8 @@ def test_a_list_names_volumes_parts_modalities_groups_and_channels(tmp_path: Pat
         ({"training": [{"image": "a.nii.gz", "label": 3}]}, "where a path belongs"),
         ({"training": [{"image": [], "label": "b"}]}, "where a path belongs"),
         ({"training": [{"image": "a", "label": "b"}], "validation": 1}, "'validation' that is no list"),
+        ({"training": [{"image": "a", "label": {}}]}, "give one file for each class"),
+        ({"training": [{"image": "a", "label": {"liver": 1}}]}, "where a path belongs"),
         ({"training": {}}, "has no list 'training'"),
         ({"training": []}, "holds no labelled volumes"),
         ({}, "holds no labelled volumes"),

@@ -16,7 +16,7 @@ from monai.utils.enums import CommonKeys
 from torch import Tensor
 
 from bundle.atomic import replace_file
-from bundle.data import PreparedVolume
+from bundle.data import PreparedVolume, table_row
 from bundle.figures.roc import draw_roc
 from bundle.runs import RunFolder
 from bundle.runs.checkpoint import read_checkpoint
@@ -70,11 +70,11 @@ class FindingsReport:
         epoch = engine.state.epoch
         with replace_file(self._table(epoch)) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            writer.writerow(["volume", *self.findings, *(f"{finding} label" for finding in self.findings)])
+            writer.writerow(table_row(["volume", *self.findings, *(f"{finding} label" for finding in self.findings)]))
             for number, (logits, labels) in sorted(rows.items()):
                 cells = ["" if math.isnan(label) else f"{label:.0f}" for label in labels.tolist()]
                 probabilities = logits.double().sigmoid().tolist()
-                writer.writerow([self.names[number], *(f"{p:.9g}" for p in probabilities), *cells])
+                writer.writerow(table_row([self.names[number], *(f"{p:.9g}" for p in probabilities), *cells]))
         scores, known = (torch.stack(column) for column in zip(*rows.values()))
         pixels = draw_roc(
             scores, known, roc_auc(scores, known).tolist(), findings=self.findings, title=f"epoch {epoch}"

@@ -13,7 +13,7 @@ from ignite.engine import Engine, Events
 from monai.utils.enums import CommonKeys
 
 from bundle.atomic import replace_file
-from bundle.data import PreparedVolume
+from bundle.data import PreparedVolume, table_row
 from bundle.runs import RunFolder
 from bundle.runs.distributed import gather, is_main_rank
 from bundle.tasks.detection.boxes import boxes_in_world, list_labels
@@ -81,9 +81,9 @@ class PredictedBoxes:
         with replace_file(self.json) as temporary:
             temporary.write_text(json.dumps(content, indent=1) + "\n")
         name_by_label = dict(zip(self.labels, self.names))
-        with replace_file(self.csv) as temporary, temporary.open("w", newline="") as file:
+        with replace_file(self.csv) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             table = csv.writer(file)
             table.writerow(["image", "class", "score", "x", "y", "z", "width", "height", "depth"])
             for one in found:
                 for box, label, score in zip(one["box"], one["label"], one["score"]):
-                    table.writerow([one["image"], name_by_label[label], score, *box])
+                    table.writerow(table_row([one["image"], name_by_label[label], score, *box]))

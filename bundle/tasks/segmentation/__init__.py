@@ -1,6 +1,7 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
 """Segmentation: label maps, deep supervision, heads, metrics, panels."""
 
+from bundle.tasks.segmentation.classes import pick_classes
 from bundle.tasks.segmentation.find import find_segmentations
 from bundle.tasks.segmentation.fit_heads import FitHeads
 from bundle.tasks.segmentation.labels import LabelsInForegroundd, ReadLabelMapd, check_classes, check_labelled
@@ -18,4 +19,5 @@ __all__ = [
     "check_classes",
     "check_labelled",
     "find_segmentations",
+    "pick_classes",
 ]

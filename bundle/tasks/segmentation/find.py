@@ -8,9 +8,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from bundle.data.dataset_json import read_json
+from bundle.data.dataset_json import modality_named, read_json
 from bundle.data.find import FoundVolume, volume_files
-from bundle.data.lists import find_labelled, first_modality
+from bundle.data.label_maps import label_map_by_path
+from bundle.data.lists import find_labelled, first_modality, structure_files
 from bundle.data.names import without_ending
 from bundle.errors import UserError
 
@@ -18,8 +19,7 @@ __all__ = ["find_segmentations"]
 
 
 _LAYOUTS = (("imagesTr", "labelsTr"), ("images", "labels"))
-
-
+_MASKS = "segmentations"
 _CHANNEL = re.compile(r"_\d{4}$")  # nnU-Net's number of the channel
 
 
@@ -32,10 +32,12 @@ def find_segmentations(dataset_dir: str | os.PathLike[str]) -> list[FoundVolume]
     Args:
         dataset_dir: an MSD-style json (`training`, and optionally `validation`, list objects with `image` and `label`,
             relative to it), a folder that holds such a `dataset.json`, or a folder with `imagesTr` and `labelsTr` (or
-            `images` and `labels`) in which a volume and its label map have one name, nnU-Net's number apart.
+            `images` and `labels`) in which a volume and its label map have one name, nnU-Net's number apart, or a
+            folder as TotalSegmentator's data set, of cases that hold one volume and the folder `segmentations`.
 
     Returns:
-        Volumes whose annotations hold the file `label`, sorted by name.
+        Volumes whose annotations hold under `label` the file of the map, or the file of each structure's mask by its
+        name, sorted by name.
 
     Raises:
         UserError: if nothing is found, or the list cannot be used.
@@ -48,10 +50,11 @@ def find_segmentations(dataset_dir: str | os.PathLike[str]) -> list[FoundVolume]
     else:
         modality = first_modality(read_json(listed)) if listed.is_file() else ""
         volumes = [pair for images, labels in _LAYOUTS for pair in _pairs(root / images, root / labels, modality)]
+        volumes = volumes or list(_cases(root, modality))
     if not volumes:
         raise UserError(
             f"--dataset_dir {root} holds no labelled volumes: give an MSD-style dataset.json with training: "
-            "[{image, label}], or a folder with imagesTr and labelsTr"
+            "[{image, label}], a folder with imagesTr and labelsTr, or one of cases with a volume and segmentations/"
         )
     return sorted(volumes, key=lambda volume: volume.name)
 
@@ -74,6 +77,23 @@ def _pairs(images: Path, labels: Path, modality: str) -> Iterator[FoundVolume]:
             modality=modality,
             annotations={"label": str(label)},
             channels=tuple((str(other),) for other in others),
+        )
+
+
+def _cases(root: Path, modality: str) -> Iterator[FoundVolume]:
+    """TotalSegmentator's layout: <case>/ct.nii.gz or mri.nii.gz, and <case>/segmentations/<structure>.nii.gz."""
+    for masks in sorted(root.glob(f"*/{_MASKS}")):
+        case = masks.parent
+        images = [path for path in volume_files(case) if path.parent == case and label_map_by_path(path.name) is None]
+        if len(images) != 1:
+            raise UserError(f"{case} holds {len(images)} volumes beside {_MASKS}/: keep one there")
+        (image,) = images
+        named = modality_named(without_ending(image.name))
+        yield FoundVolume(
+            name=str(image.relative_to(root)),
+            files=(str(image),),
+            modality=modality or named,
+            annotations={"label": structure_files(masks)},
         )
 
 

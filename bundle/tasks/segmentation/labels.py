@@ -6,12 +6,16 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
+from nibabel.orientations import aff2axcodes
+from torch import Tensor
 
 from bundle.data import PreparedVolume, read_volume
+from bundle.data.label_maps import WHOLE
 from bundle.data.read import same_grid
 from bundle.data.straighten import straighten
 from bundle.errors import UserError, VolumeError
@@ -39,13 +43,18 @@ def check_classes(classes: Mapping[str, int]) -> int:
 class ReadLabelMapd(MapTransform):
     """Reads a volume's label map: uint8 ``[1, D, H, W]``, 0 background, 1 the first of `classes`, 2 the second.
 
+    Instead of one file there may be a mask for each structure, by its name. Where two masks overlap, the voxel belongs
+    to the later one of `classes`. Values less than 1e-3 off a whole number are rounded.
+
     Args:
-        keys: of the file's name.
-        classes: value in the file by the name of each class; other values become background.
+        keys: of the file's name, or of the names of the masks by structure.
+        classes: value in the file by the name of each class; other values become background. Of masks the names
+            alone count.
         image_key: of the image that was read before, whose grid the map must have.
 
     Raises:
-        VolumeError: for a map that cannot be read, is on another grid, or holds values that are no whole numbers.
+        VolumeError: for a map that cannot be read, is on another grid, or holds values that are no whole numbers; for a
+            class without a mask, and for a mask with several values.
 
     Example:
         >>> import tempfile, nibabel, numpy, torch
@@ -65,29 +74,57 @@ class ReadLabelMapd(MapTransform):
     def __init__(self, keys: KeysCollection = "label", *, classes: Mapping[str, int], image_key: str = "image") -> None:
         super().__init__(keys)
         check_classes(classes)
-        self.values, self.image_key = tuple(classes.values()), image_key
+        self.classes, self.image_key = dict(classes), image_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
         image, name = item[self.image_key], str(item["name"])
         for key in self.key_iterator(item):
-            labels = read_volume([str(item[key])], f"{name}, its label map {item[key]}", constant=True)
-            labels = straighten(labels, nearest=True)  # as the image was
-            if not same_grid(labels, image):
-                other, size = (" x ".join(map(str, volume.shape[1:])) for volume in (labels, image))
-                raise VolumeError(
-                    name,
-                    f"and its label map are not on one grid ({size} and {other} voxels, or another place in space)",
-                    "resample the label map to the image, nearest neighbour",
-                )
-            if (labels != labels.round()).any():
-                raise VolumeError(name, "has a label map with values that are no whole numbers", "correct it")
-            indices = torch.zeros(labels.shape, dtype=torch.uint8)
-            for index, value in enumerate(self.values, start=1):
-                indices[labels.as_tensor() == value] = index
+            files = item[key]
+            indices = torch.zeros((1, *image.shape[1:]), dtype=torch.uint8)
+            labels = None if isinstance(files, Mapping) else _read_labels(str(files), image, name)
+            for index, (structure, value) in enumerate(self.classes.items(), start=1):
+                inside = _read_mask(files, structure, image, name) if labels is None else labels == value
+                indices[inside] = index
             # the image's: from one rounded otherwise, resampling could make another number of voxels
             item[key] = MetaTensor(indices, affine=image.affine)
         return item
+
+
+def _read_labels(file: str, image: MetaTensor, name: str) -> Tensor:
+    """The whole numbers of a label map, ``[1, D, H, W]``, on the image's grid."""
+    labels = read_volume([file], f"{name}, its label map {file}", constant=True)
+    labels = straighten(labels, nearest=True)  # as the image was
+    if not same_grid(labels, image):
+        raise VolumeError(
+            name,
+            f"and its label map are not on one grid: {_describe_grid(image)} and {_describe_grid(labels)}",
+            "resample the label map to the image, nearest neighbour",
+        )
+    values = labels.as_tensor()
+    whole = values.round()
+    if ((values - whole).abs() > WHOLE).any():
+        raise VolumeError(name, "has a label map with values that are no whole numbers", "correct it")
+    return whole
+
+
+def _read_mask(files: Mapping[str, str], structure: str, image: MetaTensor, name: str) -> Tensor:
+    """Where a structure is, bool ``[1, D, H, W]``."""
+    if structure not in files:
+        raise VolumeError(
+            name, f"has no mask of {structure} among its {len(files)}", "add an empty one, or leave the class out"
+        )
+    labels = _read_labels(files[structure], image, name)
+    inside = labels != 0
+    if labels[inside].unique().numel() > 1:
+        raise VolumeError(name, f"has a mask of {structure} with several values", "give one mask for each structure")
+    return inside
+
+
+def _describe_grid(volume: MetaTensor) -> str:
+    affine = np.asarray(volume.affine)
+    size, axes = " x ".join(map(str, volume.shape[1:])), "".join(map(str, aff2axcodes(affine)))
+    return f"{size} voxels, axes {axes}, affine {[[float(f'{value:.6g}') for value in row] for row in affine[:3]]}"
 
 
 def check_labelled(volumes: Sequence[PreparedVolume], classes: Mapping[str, int]) -> Sequence[PreparedVolume]:

@@ -85,6 +85,90 @@ def test_probabilities_are_no_label_map(tmp_path: Path, image: MetaTensor):
         read(path, image, {"a": 1})
 
 
+def test_a_map_on_another_grid_is_described_with_axes_and_both_affines(tmp_path: Path, image: MetaTensor):
+    affine = np.diag([-2.0, 1.0, 3.25, 1.0])
+    path = write_nifti(tmp_path / "label.nii.gz", np.ones(SIZE, np.uint8), affine)
+    with pytest.raises(VolumeError) as raised:
+        read(path, image, {"a": 1})
+    text = str(raised.value)
+    assert "axes RAS" in text and "axes LAS" in text and "3.25" in text and "[[2.0, 0.0, 0.0, 0.0]" in text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize("off", [1e-5, -9e-4, 2e-3])
+def test_values_within_a_thousandth_of_whole_numbers_are_rounded(tmp_path: Path, image: MetaTensor, off: float):
+    values = np.random.default_rng(0).choice([0, 1, 2, 300], SIZE)
+    path = write_nifti(tmp_path / "label.nii.gz", (values + off).astype(np.float64), AFFINE)
+    if abs(off) > 1e-3:
+        with pytest.raises(VolumeError, match="no whole numbers"):
+            read(path, image, {"far": 300, "near": 1})
+    else:
+        label = read(path, image, {"far": 300, "near": 1})
+        assert (label[0].numpy() == np.where(values == 300, 1, np.where(values == 1, 2, 0))).all()
+
+
+def test_a_map_whose_header_scales_it_is_rounded(tmp_path: Path, image: MetaTensor):
+    values = np.random.default_rng(0).choice([0, 1, 2, 104], SIZE)
+    scaled = nibabel.Nifti1Image(values.astype(np.float32), AFFINE)
+    scaled.set_data_dtype(np.int16)  # nibabel chooses a slope that fills the 16 bits
+    nibabel.save(scaled, tmp_path / "label.nii.gz")
+    stored = np.asarray(nibabel.load(tmp_path / "label.nii.gz").dataobj)
+    assert 1e-5 < np.abs(stored - values).max() < 1e-3
+    assert (read(tmp_path / "label.nii.gz", image, {"a": 104})[0].numpy() == (values == 104)).all()
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int64, np.uint64, np.uint16, np.float64])
+def test_maps_of_any_integer_type_are_read(tmp_path: Path, image: MetaTensor, dtype: type):
+    values = np.random.default_rng(0).choice([0, 1, 2, 117], SIZE).astype(dtype)
+    nibabel.save(nibabel.Nifti1Image(values, AFFINE, dtype=dtype), tmp_path / "label.nii.gz")
+    assert (read(tmp_path / "label.nii.gz", image, {"a": 117})[0].numpy() == (values == 117)).all()
+
+
+def masks(folder: Path, **structures: np.ndarray) -> dict[str, str]:
+    return {
+        name: str(write_nifti(folder / f"{name}.nii.gz", mask.astype(np.uint8), AFFINE))
+        for name, mask in structures.items()
+    }
+
+
+def read_masks(files: dict[str, str], image: MetaTensor, classes: dict[str, int]) -> np.ndarray:
+    return ReadLabelMapd(classes=classes)({"label": files, "image": image, "name": "image"})["label"][0].numpy()
+
+
+def test_masks_of_a_real_map_give_that_map(data_dir: Path, tmp_path: Path):
+    image = read_image(data_dir / "volumes/mr_body_totalseg.nii.gz")
+    whole = nibabel.load(data_dir / "labels/mr_body_totalseg.nii.gz")
+    array = np.asarray(whole.dataobj)
+    classes = {f"part_{value}": int(value) for value in np.unique(array[array > 0])}
+    files = {}
+    for name, value in classes.items():
+        files[name] = str(tmp_path / f"{name}.nii.gz")
+        nibabel.save(nibabel.Nifti1Image((array == value).astype(np.uint8), whole.affine), files[name])
+    of_masks = read_masks(files, image, classes)
+    of_map = read(data_dir / "labels/mr_body_totalseg.nii.gz", image, classes)[0].numpy()
+    assert of_masks.max() == len(classes) and (of_masks == of_map).all()
+
+
+def test_where_masks_overlap_the_later_class_counts_and_others_are_background(tmp_path: Path, image: MetaTensor):
+    one, two, three = np.zeros((3, *SIZE))
+    one[:6], two[4:8], three[9:] = 1, 255, 1  # 255 is how some programs write 1
+    files = masks(tmp_path, one=one, two=two, three=three)
+    expected = np.where(two > 0, 2, np.where(one > 0, 1, 0))
+    assert (read_masks(files, image, {"one": 1, "two": 2}) == expected).all()
+    expected = np.where(one > 0, 2, np.where(two > 0, 1, 0))
+    assert (read_masks(files, image, {"two": 1, "one": 2}) == expected).all()
+
+
+def test_a_class_without_a_mask_and_a_mask_of_several_values_are_refused(tmp_path: Path, image: MetaTensor):
+    several = np.zeros(SIZE)
+    several[:3], several[3:6] = 1, 2
+    files = masks(tmp_path, liver=several)
+    with pytest.raises(VolumeError, match="has no mask of spleen among its 1"):
+        read_masks(files, image, {"spleen": 1})
+    with pytest.raises(VolumeError, match="mask of liver with several values"):
+        read_masks(files, image, {"liver": 1})
+
+
 def test_real_label_maps_are_on_the_grid_of_their_volume(data_dir: Path):
     volume = read_image(data_dir / "volumes/mr_body_totalseg.nii.gz")
     path = data_dir / "labels/mr_body_totalseg.nii.gz"

@@ -1,0 +1,154 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""Tells label maps from scans: by the path below the dataset's folder, else by the voxels."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from monai.data import MetaTensor
+
+from bundle.data.find import VOLUME_SUFFIXES
+from bundle.data.grids import file_grid, same_place
+from bundle.data.names import without_ending
+from bundle.errors import UserError, VolumeError
+
+__all__ = ["WHOLE", "check_include", "is_included", "label_map_by_path", "looks_like_label_map", "refuse_label_map"]
+
+#: whole names of folders of label maps: of nnU-Net, the MSD, TotalSegmentator, and usual ones
+_FOLDERS = re.compile(
+    r"(gt_?)?(labels?(tr|ts|va|val|train|test)?|label_?maps?|masks?|segs?|segmentations?|ground_?truths?)",
+    re.IGNORECASE,
+)
+#: words of a file's name that only a label map has, wherever they are in it, with or without a number
+_ANYWHERE = re.compile(r"(seg|segm|dseg|aseg|probseg|segmentations?|label_?maps?|groundtruth)\d*", re.IGNORECASE)
+#: words that make a label map at the end of a file's name, or where the rest of the name is a number
+_AT_THE_END = re.compile(r"(labels?|masks?|gt|roi)\d*", re.IGNORECASE)
+
+#: a label map has at most so many values (TotalSegmentator's have 118)
+_MOST_VALUES = 256
+#: the share of the voxels that have the most frequent value, the background, is at least
+_LEAST_BACKGROUND = 0.3
+#: of neighbouring voxels that are no background, the share of equal ones: label maps 0.98, scans of 8 bits up to 0.5
+_LEAST_EQUAL = 0.75
+#: how far a whole number may be off after a scaling
+WHOLE = 1e-3
+
+
+def check_include(include: Sequence[str] | str) -> tuple[str, ...]:
+    """The patterns of `--include`.
+
+    Raises:
+        UserError: if they are no texts.
+    """
+    if isinstance(include, str):  # a command line's "[labels/*, *_seg.nii]" stays one text
+        include = [part.strip().strip("'\"") for part in include.strip().strip("[]").split(",") if part.strip()]
+    patterns = tuple(include or ())
+    if not all(isinstance(pattern, str) for pattern in patterns):
+        raise UserError(f'--include {include} does not fit: list patterns of paths, such as "[labels/*, *_seg.nii.gz]"')
+    return patterns
+
+
+def is_included(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a pattern fits the path below the dataset's folder, or the file's name; `*` stands for folders, too."""
+    path = PurePosixPath(name)
+    return any(fnmatch.fnmatchcase(str(path), p) or fnmatch.fnmatchcase(path.name, p) for p in patterns)
+
+
+def label_map_by_path(name: str) -> tuple[str, str] | None:
+    """Why a path is one of a label map, and a pattern that fits all its kind; None if it is not.
+
+    Args:
+        name: the path below the dataset's folder.
+
+    Example:
+        >>> label_map_by_path("imagesTr/liver_001.nii.gz")
+        >>> label_map_by_path("labelsTr/liver_001.nii.gz")
+        ('lies in a folder of label maps (labelsTr)', '*labelsTr/*')
+        >>> label_map_by_path("BraTS_001/BraTS_001_seg.nii.gz")
+        ('has the name of a label map (seg)', '*seg*')
+    """
+    *folders, file = PurePosixPath(name).parts
+    for folder in folders:
+        if _FOLDERS.fullmatch(folder):
+            return f"lies in a folder of label maps ({folder})", f"*{folder}/*"
+    words = [word for word in re.split(r"[^A-Za-z0-9]+", without_ending(file)) if word]
+    rest = [word for word in words if not word.isdigit()]
+    found = [word for word in words if _ANYWHERE.fullmatch(word)]
+    found += [word for word in rest[-1:] if _AT_THE_END.fullmatch(word)]
+    if not found:
+        return None
+    word = found[0].rstrip("0123456789")
+    return f"has the name of a label map ({word})", f"*{word}*"
+
+
+def looks_like_label_map(array: np.ndarray) -> bool:
+    """Whether voxels are a label map's: few whole numbers, one of them the background, in flat regions.
+
+    Args:
+        array: ``[D, H, W]``.
+    """
+    middle = array[:, :, array.shape[2] // 2]
+    if not _is_whole(middle) or np.unique(middle).size > _MOST_VALUES or not _is_whole(array):
+        return False
+    low, high = float(array.min()), float(array.max())
+    if high - low > 1e6:  # not a number that anybody gives a structure
+        return False
+    whole = np.rint(array - low).astype(np.int32)
+    counts = np.bincount(whole.ravel())
+    background = int(counts.argmax())
+    if np.count_nonzero(counts) > _MOST_VALUES or counts[background] < _LEAST_BACKGROUND * whole.size:
+        return False
+    equal = both = 0
+    for axis in range(3):
+        one, other = (np.moveaxis(whole, axis, 0)[part] for part in (slice(1, None), slice(None, -1)))
+        inside = (one != background) & (other != background)
+        both += int(np.count_nonzero(inside))
+        equal += int(np.count_nonzero(inside & (one == other)))
+    return equal >= _LEAST_EQUAL * both
+
+
+def refuse_label_map(image: MetaTensor, file: str, name: str) -> None:
+    """Refuses a file of a folder if it looks like a label map and is on the grid of another file near it.
+
+    Near are the files of its folder and of the folder above, and those of its name in the folders beside its own.
+
+    Args:
+        image: ``[1, D, H, W]``, read from the file.
+        file: its path.
+        name: what to call it in the error.
+
+    Raises:
+        VolumeError: if it is taken for a label map.
+    """
+    if image.shape[0] != 1 or not looks_like_label_map(np.asarray(image[0])):
+        return
+    shape, affine = tuple(image.shape[1:]), np.asarray(image.affine)
+    for other in _near(Path(file)):
+        grid = file_grid(other)
+        if grid is not None and same_place(grid, (shape, affine)):
+            raise VolumeError(
+                name,
+                "looks like a label map: few whole numbers, on the grid of another file near it",
+                'if it is a scan, name it with --include "[...]"',
+            )
+
+
+def _near(file: Path) -> Iterator[Path]:
+    folder = file.parent
+    case = re.sub(r"_\d{4}$", "", without_ending(file.name))
+    for place, pattern in ((folder, "*"), (folder.parent, "*"), (folder.parent, f"*/{_literally(case)}*")):
+        for other in place.glob(pattern):
+            if other != file and other.name.lower().endswith(VOLUME_SUFFIXES) and other.is_file():
+                yield other
+
+
+def _literally(text: str) -> str:
+    return re.sub(r"([*?[])", r"[\1]", text)
+
+
+def _is_whole(array: np.ndarray) -> bool:
+    return bool(np.issubdtype(array.dtype, np.integer) or (np.abs(array - np.rint(array)) <= WHOLE).all())

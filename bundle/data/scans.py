@@ -1,0 +1,84 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""Finds what pre-training and inference take: scans, not the label maps that lie beside them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+from bundle.data.dataset_json import first_modality, read_json
+from bundle.data.find import FoundVolume, find_volumes
+from bundle.data.label_maps import check_include, is_included, label_map_by_path
+from bundle.data.printable import printable
+from bundle.errors import UserError
+
+__all__ = ["find_scans"]
+
+#: so many label maps of one kind have a line each in the report; the others are counted
+_NAMED = 20
+
+
+def find_scans(dataset_dir: str | os.PathLike[str], include: Sequence[str] | str = ()) -> list[FoundVolume]:
+    """The volumes of a dataset as `bundle.data.find_volumes` finds them, without a folder's label maps.
+
+    Label maps by their path have `left_out`: the reason, for the report. The other files of a folder are marked
+    `from_folder`, so that `ReadVolumed` looks at their voxels. What a json lists is taken as it says. In a folder, a
+    `dataset.json` above a file says its modality.
+
+    Args:
+        dataset_dir: as for `find_volumes`.
+        include: patterns of paths below the folder, such as "labels/*", that are scans in spite of their looks.
+
+    Raises:
+        UserError: as `find_volumes`; also if a pattern of `include` fits no file.
+    """
+    patterns, root = check_include(include), Path(dataset_dir)
+    volumes = find_volumes(root)
+    if unused := [p for p in patterns if not any(is_included(volume.name, (p,)) for volume in volumes)]:
+        raise UserError(
+            f'--include "{unused[0]}" fits none of the {len(volumes)} volumes in --dataset_dir {root}: give paths '
+            "below it, where * stands for any text"
+        )
+    if not root.is_dir():
+        return volumes
+    json_modality = cache(_json_modality)
+    kinds: dict[tuple[str, str], list[FoundVolume]] = {}
+    found = []
+    for volume in volumes:
+        included = is_included(volume.name, patterns)
+        if len(volume.files) != 1 or printable(volume.files[0]) != printable(str(root / volume.name)):
+            found.append(volume)  # a DICOM series, whose tags tell
+        elif not included and (kind := label_map_by_path(volume.name)):
+            kinds.setdefault(kind, []).append(volume)
+        else:
+            modality = volume.modality or json_modality(Path(volume.files[0]).parent, root)
+            found.append(replace(volume, modality=modality, from_folder=not included))
+    left_out = [volume for kind, alike in kinds.items() for volume in _left_out(alike, *kind)]
+    return sorted([*found, *left_out], key=lambda volume: volume.name)
+
+
+def _left_out(volumes: Sequence[FoundVolume], reason: str, pattern: str) -> list[FoundVolume]:
+    """The first label maps of a kind with the reason; the last one says how many there are more."""
+    named = [
+        replace(v, left_out=(reason, f"if it is a scan, add --include \"['{pattern}']\"")) for v in volumes[:_NAMED]
+    ]
+    if more := len(volumes) - len(named):
+        reason, remedy = f"{reason}, as do {more} files after it", named[-1].left_out[1]
+        named[-1] = replace(named[-1], left_out=(reason, remedy))
+    return named
+
+
+def _json_modality(folder: Path, root: Path) -> str:
+    """What the nearest dataset.json says, from the folder up to the dataset's."""
+    for place in (folder, *folder.parents):
+        if (place / "dataset.json").is_file():
+            try:
+                return first_modality(read_json(place / "dataset.json"))
+            except UserError:  # of another program
+                return ""
+        if place == root:
+            break
+    return ""

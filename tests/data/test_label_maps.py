@@ -1,0 +1,173 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""bundle/data/label_maps.py: what is a label map by its path or its voxels, and what is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from bundle.data import ReadVolumed, read_volume
+from bundle.data.label_maps import check_include, is_included, label_map_by_path, looks_like_label_map
+from bundle.errors import UserError, VolumeError
+from tests.data.volumes import ct_phantom, ellipsoid, mr_phantom, write_nifti
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "labelsTr/liver_001.nii.gz",
+        "Task09_Spleen/labelsTr/spleen_2.nii.gz",
+        "nnUNet_raw/Dataset004/labelsTs/a.nii.gz",
+        "gt_segmentations/a.nii.gz",
+        "s0011/segmentations/liver.nii.gz",
+        "Labels/a.nrrd",
+        "p1/Masks/heart.mha",
+        "BraTS20_Training_001/BraTS20_Training_001_seg.nii",
+        "BraTS-GLI-00000-000/BraTS-GLI-00000-000-seg.nii.gz",
+        "LiTS/segmentation-12.nii",
+        "btcv/label0001.nii.gz",
+        "mmwhs/ct_train_1001_label.nii.gz",
+        "slicer/scan.seg.nrrd",
+        "slicer/scan-label.nrrd",
+        "sub-01/anat/sub-01_dseg.nii.gz",
+        "sub-01/anat/sub-01_label-GM_probseg.nii.gz",
+        "sub-01/anat/sub-01_desc-brain_mask.nii.gz",
+        "freesurfer/aparc+aseg.nii.gz",
+        "mask_7.nii.gz",
+        "a_seg_2.nii.gz",
+    ],
+)
+def test_names_of_the_known_layouts_are_label_maps(name: str) -> None:
+    found = label_map_by_path(name)
+    assert found is not None
+    reason, pattern = found
+    assert "label map" in reason and is_included(name, [pattern])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "imagesTr/liver_001_0000.nii.gz",
+        "s0011/ct.nii.gz",
+        "ct_body_totalseg.nii.gz",
+        "segmented_patients/a.nii.gz",
+        "LabeledCT/a.nii.gz",
+        "unmasked/T1.nii.gz",
+        "T1_masked.nii.gz",
+        "sub-01_T1w_defaced.nii.gz",
+        "roi_3_T2.nii.gz",
+        "mask_free_T1.nii.gz",
+        "labelled.nii.gz",
+        "volume-12.nii",
+        "BraTS20_Training_001_t1ce.nii",
+    ],
+)
+def test_names_of_scans_are_not(name: str) -> None:
+    assert label_map_by_path(name) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ((), ()),
+        (["a/*", "*_seg*"], ("a/*", "*_seg*")),
+        ("*_seg*", ("*_seg*",)),
+        ("[labels/*, '*_seg*']", ("labels/*", "*_seg*")),
+    ],
+)
+def test_patterns_are_a_list_or_the_text_of_a_command_line(given: object, expected: tuple[str, ...]) -> None:
+    assert check_include(given) == expected
+
+
+def test_patterns_that_are_no_texts_are_refused() -> None:
+    with pytest.raises(UserError, match="--include"):
+        check_include([1])
+
+
+@pytest.mark.parametrize(
+    ("pattern", "fits"), [("labels/*", True), ("*", True), ("b.nii", True), ("label/*", False), ("a/*", False)]
+)
+def test_a_star_stands_for_folders_too_and_a_bare_name_for_any_folder(pattern: str, fits: bool) -> None:
+    assert is_included("labels/a/b.nii", [pattern]) is fits
+
+
+def eight_bits(array: np.ndarray) -> np.ndarray:
+    low, high = np.percentile(array, (0, 99.9))
+    return np.clip((array - low) / (high - low) * 255, 0, 255).astype(np.uint8)
+
+
+VOLUMES = [
+    *("ct_body_totalseg.nii.gz", "ct_chest_lidc.nii.gz", "ct_chest_radiomics1.nrrd", "ct_chest_radiomics2.nrrd"),
+    *("ct_spine_tptbox.nii.gz", "mr_body_totalseg.nii.gz", "mr_brain_mni152.nii.gz", "mr_brain_radiomics1.nrrd"),
+    *("mr_brain_radiomics2.nrrd", "mr_breast_radiomics.nrrd", "mr_spine_tptbox.nii.gz"),
+]
+
+
+@pytest.mark.parametrize("name", VOLUMES)
+def test_no_real_scan_looks_like_a_label_map_not_even_with_8_or_6_bits_or_defaced(data_dir: Path, name: str) -> None:
+    array = read_volume([str(data_dir / "volumes" / name)], name)[0].numpy()
+    assert not looks_like_label_map(array)
+    small = eight_bits(array)
+    assert not looks_like_label_map(small)
+    small[:, small.shape[1] // 3 :] = 0  # two thirds are a flat background
+    assert not looks_like_label_map(small)
+    assert not looks_like_label_map(small // 4)
+
+
+@pytest.mark.parametrize("name", ["ct_body_totalseg", "ct_chest_lidc", "mr_body_totalseg"])
+@pytest.mark.parametrize("kind", ["as is", "float", "one structure", "scaled", "coarse"])
+def test_real_label_maps_look_like_it_however_they_are_stored(data_dir: Path, name: str, kind: str) -> None:
+    array = np.asarray(nibabel.load(data_dir / f"labels/{name}.nii.gz").dataobj)
+    if kind == "float":
+        array = array.astype(np.float64)
+    elif kind == "one structure":
+        values, counts = np.unique(array[array > 0], return_counts=True)
+        array = (array == values[counts.argmax()]).astype(np.uint8)
+    elif kind == "scaled":
+        array = array * np.float32(0.999995)
+    elif kind == "coarse":
+        array = array[::3, ::3, ::3]
+    assert looks_like_label_map(array)
+
+
+def soft(array: np.ndarray) -> np.ndarray:
+    return array * np.float32(0.37)
+
+
+def test_probabilities_are_no_label_map() -> None:
+    assert not looks_like_label_map(soft(ellipsoid((24, 20, 16))))
+
+
+def read(file: Path, **more: object) -> None:
+    ReadVolumed()({"image": [str(file)], "name": file.name, **more})
+
+
+@pytest.mark.parametrize("scan", ["scan.nii.gz", "../up.nii.gz", "../images/case_7_0000.nii.gz"])
+def test_a_label_map_is_refused_where_a_scan_on_its_grid_is_near(tmp_path: Path, scan: str) -> None:
+    labels = ellipsoid((24, 20, 16)).astype(np.int16)
+    affine = np.diag([2.0, 1.0, 3.0, 1.0])
+    file = write_nifti(tmp_path / "all/odd/case_7.nii.gz", labels, affine)
+    read(file, from_folder=True)  # alone, nothing says what it is
+    write_nifti(tmp_path / "all/odd" / scan, mr_phantom(), affine)
+    with pytest.raises(VolumeError, match=r"looks like a label map.*--include"):
+        read(file, from_folder=True)
+    read(file)  # named by the user
+
+
+def test_another_grid_is_no_reason_to_refuse(tmp_path: Path) -> None:
+    folder = tmp_path / "all/case"  # the folders above and beside are looked into, too
+    file = write_nifti(folder / "a.nii.gz", ellipsoid((24, 20, 16)).astype(np.int16))
+    write_nifti(folder / "b.nii.gz", ct_phantom(), np.diag([2.0, 1, 1, 1]))
+    write_nifti(folder / "c.nii.gz", ct_phantom((24, 20, 17)))
+    (folder / "d.nii.gz").write_bytes(b"broken")
+    read(file, from_folder=True)
+
+
+def test_the_scan_beside_a_label_map_is_read(tmp_path: Path) -> None:
+    folder = tmp_path / "all/case"
+    write_nifti(folder / "a.nii.gz", ellipsoid((24, 20, 16)).astype(np.int16))
+    for number, scan in enumerate((ct_phantom(), eight_bits(mr_phantom()))):
+        read(write_nifti(folder / f"{number}.nii.gz", scan), from_folder=True)

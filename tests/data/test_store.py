@@ -189,7 +189,7 @@ def test_a_key_that_the_volume_lacks_is_an_error_also_when_a_crop_is_read(tmp_pa
 
 
 #: the files that may open what torch has saved: prepared volumes, weights, checkpoints
-_OPENERS = {"data/store.py", "weights/read.py", "runs/checkpoint.py"}
+_OPENERS = {"data/store.py", "weights/read.py", "runs/checkpoint.py", "runs/recorded_config.py"}
 
 
 def test_no_other_file_of_the_package_opens_a_prepared_volume() -> None:

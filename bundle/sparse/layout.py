@@ -107,6 +107,23 @@ class CellLayout:
         slots.view(-1)[self.cell_numbers] = torch.arange(len(self), device=self.device)
         return slots
 
+    def neighbour_cells(self, before: Triple, after: Triple) -> Tensor:
+        """``[N, K]`` int32: which of the visible cells a cell's ``K`` neighbours are, itself among them; -1 if absent.
+
+        Args:
+            before: cells before each one on each axis.
+            after: cells after it.
+        """
+        return self.cached(("neighbour cells", before, after), lambda: self._neighbour_cells(before, after))
+
+    def _neighbour_cells(self, before: Triple, after: Triple) -> Tensor:
+        padding = [cells for axis in (2, 1, 0) for cells in (before[axis], after[axis])]
+        slots = F.pad(self.slots, padding, value=-1).int()
+        sample = self.cells[:, 0, None, None, None]
+        steps = [torch.arange(lo + 1 + hi, device=self.device) for lo, hi in zip(before, after)]
+        z, y, x = (self.cells[:, 1 + axis, None] + steps[axis] for axis in range(3))
+        return slots[sample, z[:, :, None, None], y[:, None, :, None], x[:, None, None]].flatten(1)
+
     def site_mask(self, cell_shape: Triple) -> Tensor:
         """Bool ``[B, 1, D, H, W]`` on the sites of the level whose cells have `cell_shape` sites per axis."""
         return self.cached(("mask", cell_shape), lambda: self._repeat(self.visible[:, None], cell_shape))

@@ -64,9 +64,14 @@ def applies(dtype: torch.dtype, cell_shape: Triple, window: Window) -> bool:
 
 def runs_on(device: torch.device) -> bool:
     """Whether Triton is there and works on the device; with TRITON_INTERPRET=1 it works on all."""
-    if find_spec("triton") is None:
+    if not (is_interpreted() or device.type == "cuda") or not _has_triton():
         return False
-    return is_interpreted() or (device.type == "cuda" and _passes_trial(device))
+    return is_interpreted() or _passes_trial(device)
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
 
 
 @cache

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Triple", "from_cells", "to_cells", "triple", "valid_cells"]
+__all__ = ["Triple", "axis_numbers", "from_cells", "send", "to_cells", "triple", "valid_cells"]
 
 #: one whole number per axis of a volume
 Triple = tuple[int, int, int]
@@ -49,3 +49,15 @@ def from_cells(x: Tensor, size: Sequence[int], cell: Sequence[int]) -> Tensor:
     (d, h, w), (cd, ch, cw), (b, _, c, _) = size, cell, x.shape
     x = x.view(b, d // cd, h // ch, w // cw, c, cd, ch, cw).permute(0, 4, 1, 5, 2, 6, 3, 7)
     return x.reshape(b, c, d, h, w)
+
+
+def send(x: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device. From the CPU to a GPU the host does not wait for it."""
+    if x.device.type != "cpu" or device.type != "cuda":
+        return x.to(device)
+    return x.pin_memory().to(device, non_blocking=True)
+
+
+def axis_numbers(like: Tensor, numbers: Sequence[float]) -> Tensor:
+    """A few numbers as a vector of `like`'s type and device, made there: to copy them would make the host wait."""
+    return torch.stack([like.new_full((), number) for number in numbers])

@@ -17,7 +17,7 @@ TASKS = {folder.name for folder in (ROOT / "bundle/tasks").iterdir() if (folder 
 #: the floors of the house, the ground floor first; a room may import those below it, never one above or beside it
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "atomic", "cells"),
-    ("weights",),
+    ("weights", "kernels"),
     ("data", "masking", "sparse", "figures", "probing"),
     ("networks", "runs"),
     ("losses", "transfer"),
@@ -33,6 +33,7 @@ MAY_IMPORT = {
 for room in ("inference", "reconstruction"):
     MAY_IMPORT[room].discard("training")
 MAY_IMPORT["weights"] = {"errors", "atomic"}
+MAY_IMPORT["kernels"] = {"cells"}
 MAY_IMPORT["figures"] = {"errors"}
 MAY_IMPORT["probing"] = {"errors"}
 MAY_IMPORT["transfer"].discard("data")

@@ -37,7 +37,8 @@ class MaskedBatch:
             to: further arguments of `torch.Tensor.to`.
 
         Returns:
-            The network's input, the loss's target, no positional and four keyword arguments of the network.
+            The network's input, the loss's target, no positional and four keyword arguments of the network. Of these
+            `visible` and `hidden` stay on the CPU: there the network counts cells without waiting for a GPU.
 
         Raises:
             UserError: if the batch has no map of weights though the masking asks for one.
@@ -54,7 +55,7 @@ class MaskedBatch:
         mask, levels = self.masking(**wanted, weight=weight)
         tensors = {key: value for key, value in batch.items() if isinstance(value, Tensor)}
         options = {"device": device, "non_blocking": non_blocking, **to}
-        moved: dict[str, Any] = {k: v.to(**options) for k, v in (tensors | mask._asdict()).items()}
+        moved: dict[str, Any] = {k: v.to(**options) for k, v in tensors.items()}
         moved["children"] = [level.to(**options) for level in levels]
-        network = {key: moved.pop(key) for key in ("visible", "hidden")}
-        return moved["image"], moved, (), {**network, "spacing": moved["spacing"], "children": moved["children"]}
+        further = {"spacing": moved["spacing"], "children": moved["children"]}
+        return moved["image"], moved, (), {**mask._asdict(), **further}

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import product
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bundle.cells import axis_numbers
 from bundle.networks.encoders import Level
 from bundle.networks.pairs import Pairs, View, make_head
 from bundle.sparse import SparseVolume
@@ -58,7 +60,7 @@ class EncoderDepthPairs(nn.Module):
     def _pairs(self, depth: int, view: View, teacher: EncoderDepthPairs | None) -> list[Pairs]:
         below = depth + 1
         sites = view.features[below].layout.draw_sites(self.samples, view.features[below].cell_shape)
-        stride = view.spacing.new_tensor(self.levels[below].stride)
+        stride = axis_numbers(view.spacing, self.levels[below].stride)
         position = (sites[:, 1:] + 0.5) * stride * view.spacing[sites[:, 0]]
         volume = view.volume[sites[:, 0]]
 
@@ -87,7 +89,7 @@ def plain_depth_pairs(levels: Sequence[Level]) -> EncoderDepthPairs:
 def average_at(fine: SparseVolume, coarse: SparseVolume, sites: Tensor) -> Tensor:
     """``[M, C]``: the finer level's features averaged over each of the given sites of the coarser level."""
     step = [f // c for f, c in zip(fine.cell_shape, coarse.cell_shape)]
-    corner = sites * sites.new_tensor([1, *step])
-    inside = sites.new_tensor([(0, *place) for place in product(*(range(s) for s in step))])
+    corner = sites * axis_numbers(sites, [1, *step])
+    inside = F.pad(torch.cartesian_prod(*(torch.arange(s, device=sites.device) for s in step)), (1, 0))
     children = (corner[:, None] + inside).flatten(0, 1)
     return fine.at(children).view(len(sites), len(inside), -1).mean(1)

@@ -9,6 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from bundle.cells import axis_numbers
 from bundle.errors import UserError
 from bundle.networks.encoders import Level
 from bundle.networks.pairs import Pairs, View, make_head
@@ -77,7 +78,7 @@ class VolumeLevelPairs(nn.Module):
         features = child.features[self.depth]
         sites = features.layout.draw_sites(self.samples, features.cell_shape)
         rows = sites[:, 0]
-        stride = child.spacing.new_tensor(self.level.stride)
+        stride = axis_numbers(child.spacing, self.level.stride)
         position = (
             child.origin[rows] + (sites[:, 1:] + 0.5) * stride * child.spacing[rows]
         )  # mm from the sample's corner
@@ -96,7 +97,7 @@ def sample_at(features: SparseVolume, rows: Tensor, place: Tensor) -> Tensor:
         rows: int64 ``[M]``, of the batch.
         place: ``[M, 3]``, in sites on each axis; 0 is the centre of the first.
     """
-    size = place.new_tensor(list(features.shape[2:]))
+    size = axis_numbers(place, features.shape[2:])
     place = place.clamp(min=torch.zeros_like(size), max=size - 1)
     low = place.floor()
     share = place - low
@@ -105,7 +106,7 @@ def sample_at(features: SparseVolume, rows: Tensor, place: Tensor) -> Tensor:
     for corner in torch.cartesian_prod(*[torch.arange(2, device=place.device)] * 3):
         site = torch.minimum(low + corner, size - 1).long()
         weight = torch.where(corner > 0, share, 1 - share).prod(1)
-        cell = torch.div(site, site.new_tensor(cell_shape), rounding_mode="floor")
+        cell = torch.div(site, axis_numbers(site, cell_shape), rounding_mode="floor")
         exists = layout.visible[rows, cell[:, 0], cell[:, 1], cell[:, 2]]
         safe = torch.where(exists[:, None], torch.cat([rows[:, None], site], 1), _any_site(features))
         weight = weight * exists
@@ -117,4 +118,4 @@ def sample_at(features: SparseVolume, rows: Tensor, place: Tensor) -> Tensor:
 def _any_site(features: SparseVolume) -> Tensor:
     """int64 ``[1, 4]``, a site that exists: to be read where the weight is zero."""
     cell = features.layout.cells[:1]
-    return cell * cell.new_tensor([1, *features.cell_shape])
+    return cell * axis_numbers(cell, [1, *features.cell_shape])

@@ -10,6 +10,7 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor, nn
 
+from bundle.cells import send
 from bundle.errors import UserError
 from bundle.networks.batch_norm import reestimate_batch_norm
 from bundle.networks.decoder import Decoder
@@ -139,7 +140,8 @@ class PretrainingNetwork(nn.Module):
 
         Args:
             image: ``[B, C, D, H, W]``; voxels outside visible cells are never read, but by a teacher.
-            visible: bool ``[B, 1, d, h, w]`` on cells.
+            visible: bool ``[B, 1, d, h, w]`` on cells; on the CPU, where masks are drawn, or beside the image. If it
+                lies on a GPU, the host waits for it.
             hidden: bool ``[B, 1, d, h, w]`` on cells, passed on to the loss.
             spacing: ``[B, 3]``, voxel size in mm.
             children: levels of volumes cut from the hidden part.
@@ -154,19 +156,25 @@ class PretrainingNetwork(nn.Module):
                 seen = [(image, visible, hidden), *((level.image, level.visible, level.hidden) for level in children)]
                 self._show_whole(self.teacher, views, seen)
             made = {"reconstruction": reconstructions, **self._call_heads(views)}
+        visible, hidden = (send(mask, image.device) for mask in (visible, hidden))
         return {"reconstruction": reconstructions[0], "visible": visible, "hidden": hidden, "made": made, "terms": {}}
 
     def _encode_all(
         self, image: Tensor, visible: Tensor, hidden: Tensor, spacing: Tensor, children: Sequence[Children]
     ) -> list[View]:
         """The crops as a view, then the children level by level."""
+        # all of them before the GPU has work: the host waits for a mask that lies there
+        crops, *layouts = (
+            self._lay_out(*masks, image.device)
+            for masks in [(visible, hidden), *((level.visible, level.hidden) for level in children)]
+        )
         sample = torch.arange(len(image), device=image.device)
-        views = [View(self._encode(image, visible, hidden), None, spacing, sample, torch.zeros_like(spacing))]
-        for level in children:
+        views = [View(self._encode(image, visible, crops), None, spacing, sample, torch.zeros_like(spacing))]
+        for level, layout in zip(children, layouts, strict=True):
             above = views[-1]
             views.append(
                 View(
-                    features=self._encode(level.image, level.visible, level.hidden),
+                    features=self._encode(level.image, level.visible, layout),
                     full=None,
                     spacing=level.spacing,
                     volume=above.volume[level.parent],
@@ -176,10 +184,12 @@ class PretrainingNetwork(nn.Module):
             )
         return views
 
-    def _encode(self, image: Tensor, visible: Tensor, hidden: Tensor) -> list[SparseVolume]:
-        layout = CellLayout(visible if self.sparse else visible | hidden)
+    def _lay_out(self, visible: Tensor, hidden: Tensor, device: torch.device) -> CellLayout:
+        return CellLayout(visible if self.sparse else visible | hidden, device)
+
+    def _encode(self, image: Tensor, visible: Tensor, layout: CellLayout) -> list[SparseVolume]:
         if not self.sparse:
-            image = SparseVolume.from_dense(image, CellLayout(visible), "masked").to_dense()
+            image = SparseVolume.from_dense(image, visible, "masked").to_dense()
         return self.encoder(SparseVolume.from_dense(image, layout, self.executor), self.recompute_levels)
 
     def _show_whole(
@@ -191,7 +201,7 @@ class PretrainingNetwork(nn.Module):
             # the alignment takes keys of all levels but the last for level pairs, of the crops for depth pairs
             count = max(1, count - 1)
         for view, (image, visible, hidden) in zip(views[:count], seen):
-            view.full = teacher.encode(SparseVolume.from_dense(image, CellLayout(visible | hidden), self.executor))
+            view.full = teacher.encode(SparseVolume.from_dense(image, visible | hidden, self.executor))
 
     def _call_heads(self, views: list[View]) -> dict[str, Any]:
         """What the heads beside the decoder make of the views, by the names of their objectives."""

@@ -3,16 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bundle.cells import Triple
+from bundle.cells import Triple, send
 
 __all__ = ["CellLayout", "HaloTable"]
 
@@ -41,12 +42,15 @@ class CellLayout:
     """The visible cells of a batch, shared by every level of an encoder.
 
     A *cell* is one site of the coarsest feature map. At a finer level it covers more sites, for example 8 x 8 x 8
-    three strides up: this is its *cell shape* there. A cell is visible or absent at all levels alike. Finding the
-    visible cells asks the device once. Every table made from them is cached, so a network asks for it at no further
-    cost.
+    three strides up: this is its *cell shape* there. A cell is visible or absent at all levels alike.
+
+    Every number that shapes a table is counted on the CPU, and the tables are made on the device. So the host waits for
+    a GPU once if the mask lies there, and never if it lies on the CPU. Every table is cached, so a network asks for it
+    at no further cost.
 
     Args:
         visible: bool ``[B, 1, gd, gh, gw]`` or ``[B, gd, gh, gw]``, True where a cell is visible.
+        device: where the features are; None for where the mask is.
 
     Raises:
         ValueError: if `visible` has another shape or type, or shows no cell at all.
@@ -63,18 +67,22 @@ class CellLayout:
         2048
     """
 
-    def __init__(self, visible: Tensor) -> None:
+    def __init__(self, visible: Tensor, device: torch.device | None = None) -> None:
         if visible.ndim == 5 and visible.shape[1] == 1:
             visible = visible[:, 0]
         if visible.ndim != 4 or visible.dtype != torch.bool:
             raise ValueError(
                 f"visible must be a bool tensor [B, 1, d, h, w] on cells, not {visible.dtype} {list(visible.shape)}"
             )
-        self.visible = visible
-        self.cells = visible.nonzero()  # [N, 4]: sample, and the cell's place on each axis; sorted by sample
-        if len(self.cells) == 0:
+        seen = visible.cpu()  # the one wait
+        cells = seen.nonzero()  # sorted by sample
+        if len(cells) == 0:
             raise ValueError("no cell is visible in any sample: lower the mask ratio or enlarge the crop")
-        self.counts: list[int] = visible.flatten(1).sum(1).tolist()  # visible cells of each sample
+        device = visible.device if device is None else device
+        self.visible = send(visible, device)
+        self.cells = send(cells, device)  # [N, 4]: sample, and the cell's place on each axis
+        self.counts: list[int] = seen.flatten(1).sum(1).tolist()  # visible cells of each sample
+        self._seen = seen.numpy()
         self._cache: dict[tuple[object, ...], object] = {}
 
     @property
@@ -98,7 +106,9 @@ class CellLayout:
     @cached_property
     def cell_numbers(self) -> Tensor:
         """``[N]`` int64: each visible cell's number among all cells of the batch, in raster order."""
-        return self.visible.flatten().nonzero()[:, 0]
+        sample, z, y, x = self.cells.unbind(1)
+        d, h, w = self.grid
+        return ((sample * d + z) * h + y) * w + x
 
     @cached_property
     def slots(self) -> Tensor:
@@ -106,6 +116,23 @@ class CellLayout:
         slots = torch.full(self.visible.shape, -1, dtype=torch.int64, device=self.device)
         slots.view(-1)[self.cell_numbers] = torch.arange(len(self), device=self.device)
         return slots
+
+    def neighbour_cells(self, before: Triple, after: Triple) -> Tensor:
+        """``[N, K]`` int32: which of the visible cells a cell's ``K`` neighbours are, itself among them; -1 if absent.
+
+        Args:
+            before: cells before each one on each axis.
+            after: cells after it.
+        """
+        return self.cached(("neighbour cells", before, after), lambda: self._neighbour_cells(before, after))
+
+    def _neighbour_cells(self, before: Triple, after: Triple) -> Tensor:
+        padding = [cells for axis in (2, 1, 0) for cells in (before[axis], after[axis])]
+        slots = F.pad(self.slots, padding, value=-1).int()
+        sample = self.cells[:, 0, None, None, None]
+        steps = [torch.arange(lo + 1 + hi, device=self.device) for lo, hi in zip(before, after)]
+        z, y, x = (self.cells[:, 1 + axis, None] + steps[axis] for axis in range(3))
+        return slots[sample, z[:, :, None, None], y[:, None, :, None], x[:, None, None]].flatten(1)
 
     def site_mask(self, cell_shape: Triple) -> Tensor:
         """Bool ``[B, 1, D, H, W]`` on the sites of the level whose cells have `cell_shape` sites per axis."""
@@ -146,7 +173,8 @@ class CellLayout:
         sites = [torch.arange(-lo, b + hi, device=self.device) for b, lo, hi in zip(cell_shape, low, high)]
         steps = [torch.div(s, b, rounding_mode="floor") for s, b in zip(sites, cell_shape)]
         inside = [s - k * b for s, k, b in zip(sites, steps, cell_shape)]
-        reach = [max(int(abs(k).max()) if len(k) else 0, 0) for k in (step.cpu() for step in steps)]
+        places = [range(-lo, b + hi) for b, lo, hi in zip(cell_shape, low, high)]
+        reach = [max((abs(s // b) for s in axis), default=0) for axis, b in zip(places, cell_shape)]
         slots = F.pad(self.slots, [r for axis in reversed(reach) for r in (axis, axis)], value=-1)
         place = [cells[:, 1 + axis, None] + reach[axis] + steps[axis] for axis in range(3)]  # each [N, P_axis]
         slot = slots[
@@ -157,8 +185,44 @@ class CellLayout:
         ]
         offset = (inside[0][:, None, None] * cell_shape[1] + inside[1][:, None]) * cell_shape[2] + inside[2]
         rows = torch.where(slot < 0, 0, slot * (cell_shape[0] * cell_shape[1] * cell_shape[2]) + offset).flatten()
-        absent = (slot.flatten() < 0).nonzero()[:, 0]
+        count = int(self.count_absent(cell_shape, [[axis] for axis in places], part).sum())
+        absent = (slot.flatten() < 0).nonzero_static(size=count)[:, 0]
         return HaloTable(rows, absent, (len(sites[0]), len(sites[1]), len(sites[2])), part)
+
+    def count_absent(
+        self, cell_shape: Triple, sites: Sequence[Sequence[Iterable[int]]], part: slice = slice(None)
+    ) -> np.ndarray:
+        """How many of the sites that cells read are absent; counted on the CPU, whatever the device.
+
+        Args:
+            cell_shape: sites per cell and axis.
+            sites: for each axis one or more lists of sites, 0 being the first one of the cell that reads.
+            part: of the cells.
+
+        Returns:
+            int64 ``[lists, lists, lists]``: for each choice of one list per axis, the absent sites of the grids that
+            the lists span, over all cells of the part.
+        """
+        steps = [[np.array([*one], np.int64) // b for one in axis] for axis, b in zip(sites, cell_shape)]
+        reach = [max((int(abs(one).max()) for one in axis if len(one)), default=0) for axis in steps]
+        times = [
+            np.stack([np.bincount(one + most, minlength=2 * most + 1) for one in axis])
+            for axis, most in zip(steps, reach)
+        ]
+        return np.einsum("zyx,iz,jy,kx->ijk", self._absent_near(tuple(reach), part), *times)
+
+    def _absent_near(self, reach: tuple[int, ...], part: slice) -> np.ndarray:
+        """For each step to a cell nearby: of how many of the cells it is absent."""
+
+        def make() -> np.ndarray:
+            outside = np.pad(~self._seen, [(0, 0), *((most, most) for most in reach)], constant_values=True)
+            size = [2 * most + 1 for most in reach]
+            # numpy's stub knows one axis only
+            windows = np.lib.stride_tricks.sliding_window_view(outside, size, (1, 2, 3))  # type: ignore[call-overload]
+            counts: np.ndarray = windows[self._seen][part].sum(0)
+            return counts
+
+        return self.cached(("absent near", reach, part.start, part.stop), make)
 
     def site_rows(self, sites: Tensor, cell_shape: Triple) -> Tensor:
         """Rows of the given visible sites in features seen as ``[N * d * h * w, C]``.
@@ -167,11 +231,9 @@ class CellLayout:
             sites: int64 ``[M, 4]``: sample, and the site's place on each axis of the level's map. All must be visible.
             cell_shape: sites per cell and axis at that level.
         """
-        size = torch.tensor(cell_shape, device=sites.device)
-        cell = torch.div(sites[:, 1:], size, rounding_mode="floor")
-        inside = sites[:, 1:] - cell * size
-        slot = self.slots[sites[:, 0], cell[:, 0], cell[:, 1], cell[:, 2]]
-        return slot * size.prod() + (inside[:, 0] * cell_shape[1] + inside[:, 1]) * cell_shape[2] + inside[:, 2]
+        d, h, w = cell_shape
+        sample, z, y, x = sites.unbind(1)
+        return self.slots[sample, z // d, y // h, x // w] * (d * h * w) + (z % d * h + y % h) * w + x % w
 
     def draw_sites(self, count: int, cell_shape: Triple, generator: torch.Generator | None = None) -> Tensor:
         """Draws up to `count` different visible sites of a level, evenly over all of them.
@@ -184,10 +246,9 @@ class CellLayout:
         picked = torch.randperm(self.count_sites(cell_shape), generator=generator, device=device)[:count].to(
             self.device
         )
-        cell = self.cells[torch.div(picked, d * h * w, rounding_mode="floor")]
+        sample, z, y, x = self.cells[torch.div(picked, d * h * w, rounding_mode="floor")].unbind(1)
         inside = picked % (d * h * w)
-        place = torch.stack([inside // (h * w), inside // w % h, inside % w], dim=1)
-        return torch.cat([cell[:, :1], cell[:, 1:] * torch.tensor(cell_shape, device=self.device) + place], dim=1)
+        return torch.stack([sample, z * d + inside // (h * w), y * h + inside // w % h, x * w + inside % w], dim=1)
 
     @staticmethod
     def _repeat(cells: Tensor, cell_shape: Sequence[int]) -> Tensor:

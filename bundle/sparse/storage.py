@@ -69,7 +69,7 @@ def dense_to_blocks(dense: Tensor, layout: CellLayout, cell_shape: Triple) -> Te
     """The visible cells' blocks ``[N, C, d, h, w]``, channels last, of ``[B, C, D, H, W]``."""
     (gd, gh, gw), (d, h, w) = layout.grid, cell_shape
     split = dense.reshape(*dense.shape[:2], gd, d, gh, h, gw, w).permute(0, 2, 4, 6, 3, 5, 7, 1)
-    return channels_last(split[layout.visible].permute(0, 4, 1, 2, 3))
+    return channels_last(split[layout.cells.unbind(1)].permute(0, 4, 1, 2, 3))
 
 
 def zero_absent(dense: Tensor, layout: CellLayout, cell_shape: Triple) -> Tensor:

@@ -89,8 +89,8 @@ class SparseVolume(ABC):
 
         Args:
             image: ``[B, C, D, H, W]``.
-            visible: bool ``[B, 1, gd, gh, gw]`` on cells, or the layout made from it. Each axis of `image` must be
-                a whole multiple of the grid's.
+            visible: bool ``[B, 1, gd, gh, gw]`` on cells, there or on the CPU, or the layout made from it. Each axis of
+                `image` must be a whole multiple of the grid's.
             executor: one of `SparseVolume.known_executors()`.
 
         Raises:
@@ -98,7 +98,7 @@ class SparseVolume(ABC):
             ValueError: `image` does not divide into the cells of `visible`.
         """
         kind = SparseVolume.executor_class(executor)
-        layout = visible if isinstance(visible, CellLayout) else CellLayout(visible)
+        layout = visible if isinstance(visible, CellLayout) else CellLayout(visible, image.device)
         size, grid = tuple(image.shape[2:]), layout.grid
         if image.ndim != 5 or image.shape[0] != layout.batch or any(s % g for s, g in zip(size, grid)):
             raise ValueError(

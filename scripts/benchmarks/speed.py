@@ -24,7 +24,8 @@ import platform
 import resource
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from bundle.atomic import replace_file
+from bundle.cells import Triple
 from bundle.losses import AlignmentLoss, PretrainingLoss, ReconstructionLoss
 from bundle.networks import Decoder, PretrainingNetwork, build_encoder
-from bundle.sparse import CellLayout, SparseVolume
+from bundle.sparse import CellLayout, SparseVolume, Window
+from bundle.sparse.convolution import methods
 
 ENCODER = {"init_filters": 32, "blocks_down": (1, 2, 2, 4, 4), "norm": "batch"}
 CELL = 16
@@ -59,16 +62,35 @@ class Case:
         grid = size // CELL
         keep = round(grid**3 * (1 - ratio))
         order = torch.stack([torch.randperm(grid**3, generator=generator) for _ in range(batch)])
-        self.visible = (order < keep).view(batch, 1, grid, grid, grid).to(device)
+        self.drawn = (order < keep).view(batch, 1, grid, grid, grid)  # stays on the CPU, as in training
+        self.visible = self.drawn.to(device)
         self.image = torch.randn(batch, 1, size, size, size, generator=generator).to(device)
         self.device = device
+
+
+@contextmanager
+def convolve_by(method: str) -> Iterator[None]:
+    """Convolutions run by this method instead of the usual one, where it applies; with an empty name by the usual."""
+    usual = methods.usual_method
+
+    def choose(blocks: Tensor, cell_shape: Triple, window: Window, groups: int) -> str:
+        if method in methods.applicable(blocks.dtype, cell_shape, window, groups, blocks.device):
+            return method
+        return usual(blocks, cell_shape, window, groups)
+
+    methods.usual_method = choose
+    try:
+        yield
+    finally:
+        methods.usual_method = usual
 
 
 def encoder_pass(candidate: str, case: Case) -> Callable[[], None]:
     """Forward and backward of the encoder."""
     torch.manual_seed(0)
     network = SegResEncoder(**ENCODER).to(case.device)
-    if candidate in {"cells", "auto", "dense channels-last"}:
+    executor, _, method = candidate.partition(" ")
+    if executor in {"cells", "auto"} or candidate == "dense channels-last":
         network = network.to(memory_format=torch.channels_last_3d)
     mask = make_spark(network) if candidate == "spark" else None
 
@@ -78,7 +100,8 @@ def encoder_pass(candidate: str, case: Case) -> Callable[[], None]:
             return network(case.image * mask.at(case.image))
         if candidate.startswith("dense"):
             return network(case.image)
-        return network(SparseVolume.from_dense(case.image, CellLayout(case.visible), candidate))
+        with convolve_by(method):
+            return network(SparseVolume.from_dense(case.image, CellLayout(case.drawn, case.device), executor))
 
     def step() -> None:
         network.zero_grad(set_to_none=True)
@@ -117,7 +140,8 @@ def training_step(candidate: str, case: Case) -> Callable[[], None]:
         spacing = torch.ones(len(case.image), 3, device=case.device)
 
         def loss() -> Tensor:
-            output = network(case.image, visible=case.visible, hidden=~case.visible, spacing=spacing)
+            with convolve_by(variant):
+                output = network(case.image, visible=case.drawn, hidden=~case.drawn, spacing=spacing)
             return whole(output, target)
 
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True)

@@ -51,6 +51,37 @@ def test_halo_reads_the_neighbouring_cells_sites_and_nothing_outside(width: int)
                         assert rows[n, i, j, k] == neighbour * 4 + (z % 2) * 2 + x % 2
 
 
+@pytest.mark.parametrize("widths", [((0, 0, 0), (0, 0, 0)), ((1, 2, 3), (3, 0, 5)), ((-1, 1, 0), (1, -1, 4))])
+def test_what_is_absent_is_counted_as_the_device_finds_it(widths):
+    low, high = widths
+    layout, cell_shape = (
+        CellLayout(torch.rand(2, 1, 3, 2, 2, generator=torch.Generator().manual_seed(0)) > 0.4),
+        (4, 2, 1),
+    )
+    for table in layout.halos(cell_shape, low, high, parts=3):
+        sites = [[range(-lo, b + hi)] for b, lo, hi in zip(cell_shape, low, high)]
+        assert int(layout.count_absent(cell_shape, sites, table.cells).sum()) == len(table.absent)
+        assert (table.absent >= 0).all() and (table.absent.diff() > 0).all()
+
+
+def test_a_mask_on_the_cpu_lays_out_features_on_another_device():
+    visible = visible_cells((0, 0, 0, 0), (1, 2, 1, 0))
+    layout = CellLayout(visible, torch.device("meta"))
+    tables = layout.halo((2, 2, 2), (1, 1, 1), (1, 1, 1))
+    assert layout.counts == [1, 1]
+    assert {x.device.type for x in (layout.cells, layout.visible, layout.slots, tables.rows, tables.absent)} == {"meta"}
+    assert tables.absent.shape == CellLayout(visible).halo((2, 2, 2), (1, 1, 1), (1, 1, 1)).absent.shape
+
+
+def test_neighbours_of_a_cell_are_its_own_number_and_those_around():
+    layout = CellLayout(visible_cells((0, 0, 0, 0), (0, 1, 0, 1), (1, 0, 0, 0)))
+    near = layout.neighbour_cells((0, 0, 1), (1, 0, 1)).view(3, 2, 1, 3)
+    assert near.dtype == torch.int32
+    assert near[:, 0, 0, 1].tolist() == [0, 1, 2]
+    assert near[0].flatten().tolist() == [-1, 0, -1, -1, -1, 1]
+    assert near[1].flatten().tolist() == [-1, 1, -1, -1, -1, -1]
+
+
 def test_drawn_sites_are_visible_distinct_and_cover_all_when_asked():
     layout = CellLayout(visible_cells((0, 0, 0, 0), (1, 2, 1, 0)))
     sites = layout.draw_sites(1000, (2, 2, 3))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,11 +51,12 @@ def neighbour_table(layout: CellLayout, cell_shape: Triple, window: Window) -> N
 
     def make() -> NeighbourTable:
         rows, there = _reads(layout, cell_shape, window)
+        absent, count = ~there, int(_count_absent(layout, cell_shape, window).sum())
         return NeighbourTable(
             rows.flatten(),
-            (~there).flatten().nonzero()[:, 0],
+            absent.flatten().nonzero_static(size=count)[:, 0],
             rows.flip(1).flatten(),
-            (~there).flip(1).flatten().nonzero()[:, 0],
+            absent.flip(1).flatten().nonzero_static(size=count)[:, 0],
         )
 
     return layout.cached(("neighbours", cell_shape, window), make)
@@ -65,18 +67,28 @@ def pair_table(layout: CellLayout, cell_shape: Triple, window: Window) -> PairTa
 
     def make() -> PairTable:
         rows, there = _reads(layout, cell_shape, window)
-        place, output = there.T.nonzero().unbind(1)  # sorted by place
-        counts = there.sum(0).tolist()
+        outputs = layout.count_sites(window.outputs(cell_shape))
+        counts = (outputs - _count_absent(layout, cell_shape, window).flatten()).tolist()
+        place, output = there.T.nonzero_static(size=sum(counts)).unbind(1)  # sorted by place
         return PairTable(output.split(counts), rows[output, place].split(counts))
 
     return layout.cached(("pairs", cell_shape, window), make)
 
 
+def _count_absent(layout: CellLayout, cell_shape: Triple, window: Window) -> np.ndarray:
+    """For each place of the kernel, on three axes: how many outputs read an absent site there."""
+    axes = zip(window.outputs(cell_shape), window.kernel, window.stride, window.padding, window.dilation)
+    sites = [
+        [range(k * step - low, k * step - low + outputs * stride, stride) for k in range(kernel)]
+        for outputs, kernel, stride, low, step in axes
+    ]
+    return layout.count_absent(cell_shape, sites)
+
+
 def _reads(layout: CellLayout, cell_shape: Triple, window: Window) -> tuple[Tensor, Tensor]:
     """``[output sites, K]``, the row that each output reads at each place of the kernel, and whether it is visible."""
     halo = layout.halo(cell_shape, window.padding, window.high)
-    present = torch.ones(len(halo.rows), dtype=torch.bool, device=layout.device)
-    present[halo.absent] = False
+    present = torch.ones(len(halo.rows), dtype=torch.bool, device=layout.device).index_fill_(0, halo.absent, False)
     # per axis: the place in the widened block that an output reads with the k-th place of the kernel, [outputs, K]
     axes = [
         stride * torch.arange(b // stride, device=layout.device)[:, None]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bundle.cells import Triple
 from bundle.errors import UserError
-from bundle.sparse.convolution import rows, winograd
+from bundle.sparse.convolution import fused, rows, winograd
 from bundle.sparse.convolution.blocks import convolve_blocks
 from bundle.sparse.convolution.dense import convolve_dense
 from bundle.sparse.convolution.pairs import convolve_pairs
@@ -30,7 +30,14 @@ from bundle.sparse.windows import Window
 __all__ = ["METHODS", "Method", "applicable", "convolve", "register_method", "usual_method"]
 
 
+CPU = torch.device("cpu")
+
+
 def _always(dtype: torch.dtype, cell_shape: Triple, window: Window) -> bool:
+    return True
+
+
+def _everywhere(device: torch.device) -> bool:
     return True
 
 
@@ -44,11 +51,13 @@ class Method:
         groups: whether it takes more than one group.
         applies: of the data type, the input's cell shape and the window: whether it can compute the convolution, and
             rounds no more than the data type does.
+        runs_on: of the device: whether it can compute there.
     """
 
     function: Callable[[Tensor, Tensor, Tensor | None, CellLayout, Triple, Window, int], Tensor]
     groups: bool = False
     applies: Callable[[torch.dtype, Triple, Window], bool] = _always
+    runs_on: Callable[[torch.device], bool] = _everywhere
 
 
 METHODS: dict[str, Method] = {
@@ -58,6 +67,7 @@ METHODS: dict[str, Method] = {
     "dense": Method(convolve_dense, groups=True),
     "winograd depth": Method(convolve_winograd_depth, applies=partial(winograd.applies, axes=1)),
     "winograd cubes": Method(convolve_winograd_cubes, applies=partial(winograd.applies, axes=3)),
+    "fused": Method(fused.convolve_fused, applies=fused.applies, runs_on=fused.runs_on),
 }
 
 
@@ -106,20 +116,22 @@ def convolve(
         return F.conv3d(blocks, weight, bias, groups=groups)
     if method is None:
         method = usual_method(blocks, cell_shape, window, groups)
-    elif method not in applicable(blocks.dtype, cell_shape, window, groups):
+    elif method not in (can := applicable(blocks.dtype, cell_shape, window, groups, blocks.device)):
         raise UserError(
             f"no method {method!r} for a convolution of {blocks.dtype} over cells of {cell_shape} sites in {groups} "
-            f"groups with {window}: choose one of {', '.join(applicable(blocks.dtype, cell_shape, window, groups))}"
+            f"groups with {window} on {blocks.device}: choose one of {', '.join(can)}"
         )
     return METHODS[method].function(blocks, weight, bias, layout, cell_shape, window, groups)
 
 
-def applicable(dtype: torch.dtype, cell_shape: Triple, window: Window, groups: int) -> list[str]:
-    """The methods that can compute a convolution of this kind, and do so to the data type's rounding."""
+def applicable(
+    dtype: torch.dtype, cell_shape: Triple, window: Window, groups: int, device: torch.device = CPU
+) -> list[str]:
+    """The methods that can compute a convolution of this kind there, and do so to the data type's rounding."""
     return [
         name
         for name, method in METHODS.items()
-        if (groups == 1 or method.groups) and method.applies(dtype, cell_shape, window)
+        if (groups == 1 or method.groups) and method.applies(dtype, cell_shape, window) and method.runs_on(device)
     ]
 
 

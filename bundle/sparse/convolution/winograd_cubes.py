@@ -108,8 +108,7 @@ class _Batch:
         per_cell = READ**3 * prod(self.tiles) * channels
         count = min(len(layout), -(-len(layout) * per_cell * like.element_size() // PART_BYTES))
         self.parts: list[_Part] = layout.cached(
-            ("winograd cubes", cell_shape, window, count),
-            lambda: list(_parts(layout.halos(cell_shape, window.padding, window.high, count))),
+            ("winograd cubes", cell_shape, window, count), lambda: list(_parts(layout, cell_shape, window, count))
         )
         size = per_cell * max(part.cells.stop - part.cells.start for part in self.parts)
         self.buffers = [like.new_empty(size) for _ in range(buffers)]
@@ -122,10 +121,16 @@ class _Batch:
         return sites.permute(2, 4, 6, 0, 1, 3, 5, 7)
 
 
-def _parts(tables: list[HaloTable]) -> Iterator[_Part]:
-    for table in tables:
+def _parts(layout: CellLayout, cell_shape: Triple, window: Window, count: int) -> Iterator[_Part]:
+    # per axis: what the tiles of a cell read
+    sites = [
+        [[first - low + place for first in range(0, b, OUT) for place in range(READ)]]
+        for b, low in zip(cell_shape, window.padding)
+    ]
+    for table in layout.halos(cell_shape, window.padding, window.high, count):
         absent = torch.zeros_like(table.rows, dtype=torch.bool).index_fill_(0, table.absent, True)
-        yield _Part(_by_tile(table.rows, table), _by_tile(absent, table).nonzero()[:, 0], table.cells)
+        size = int(layout.count_absent(cell_shape, sites, table.cells).sum())
+        yield _Part(_by_tile(table.rows, table), _by_tile(absent, table).nonzero_static(size=size)[:, 0], table.cells)
 
 
 def _by_tile(sites: Tensor, table: HaloTable) -> Tensor:

@@ -74,7 +74,9 @@ def _depth_first(table: HaloTable) -> HaloTable:
     depth, height, width = table.shape
     order = places.view(-1, depth, height * width).transpose(0, 1).flatten()
     absent = torch.zeros_like(places, dtype=torch.bool).index_fill_(0, table.absent, True)
-    return HaloTable(table.rows[order], absent[order].nonzero()[:, 0], table.shape, table.cells)
+    return HaloTable(
+        table.rows[order], absent[order].nonzero_static(size=len(table.absent))[:, 0], table.shape, table.cells
+    )
 
 
 def _convolve(blocks: Tensor, weight: Tensor, layout: CellLayout, cell_shape: Triple, window: Window) -> Tensor:

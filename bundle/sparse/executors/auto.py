@@ -49,14 +49,17 @@ def fastest(blocks: Tensor, weight: Tensor, layout: CellLayout, cell_shape: Trip
     size = (len(layout) - 1).bit_length()  # twice the cells is another case
     half = torch.get_autocast_dtype(blocks.device.type) if torch.is_autocast_enabled(blocks.device.type) else None
     dtype = half or blocks.dtype
-    methods = tuple(applicable(dtype, cell_shape, window, groups))
+    methods = tuple(applicable(dtype, cell_shape, window, groups, blocks.device))
     key = (methods, blocks.device, dtype, tuple(weight.shape), window, groups, cell_shape, share, size)
     if key not in _FASTEST:
         times = {}
         for method in methods:
             both_ways = partial(_both_ways, blocks, weight, layout, cell_shape, window, groups, method)
-            times[method] = _seconds(both_ways, blocks.device)
-        _FASTEST[key] = min(times, key=lambda method: times[method])
+            try:
+                times[method] = _seconds(both_ways, blocks.device)
+            except RuntimeError as error:  # out of memory, or a kernel that the device cannot run: the others count
+                logger.warning("convolution %s: the method %s is left out: %s", list(weight.shape), method, error)
+        _FASTEST[key] = min(times, key=lambda method: times[method], default=methods[0])
         timings = ", ".join(f"{method} {1000 * t:.1f} ms" for method, t in times.items())
         logger.debug("convolution %s over cells of %s sites: %s", list(weight.shape), cell_shape, timings)
     return _FASTEST[key]

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import speed
 import torch
 from gpu_parts.context import Context
 from gpu_parts.encoders import SMALL, make_batch, make_encoder
@@ -14,6 +15,7 @@ from torch import Tensor
 from bundle.errors import UserError
 from bundle.networks import Decoder, PretrainingNetwork
 from bundle.sparse import SparseVolume
+from bundle.sparse.convolution.methods import METHODS
 
 __all__ = ["run"]
 
@@ -46,12 +48,18 @@ def run(context: Context) -> None:
 
 
 def _executors(context: Context) -> list[str]:
+    """What to compare: executors, and `cells` by the method fused."""
+    executors = ["cells", "auto"]
+    if METHODS["fused"].runs_on(context.device):
+        executors.insert(1, "cells fused")
+    else:
+        context.note("no method fused: Triton is not there or does not work here")
     try:
         SparseVolume.executor_class("minkowski")
     except UserError as error:
         context.note(f"no minkowski: {error}")
-        return ["cells", "auto"]
-    return ["cells", "auto", "minkowski"]
+        return executors
+    return [*executors, "minkowski"]
 
 
 def _compare(context: Context, name: str, executors: Sequence[str]) -> list[dict[str, Any]]:
@@ -89,7 +97,8 @@ def _features_and_gradients(context: Context, name: str, executor: str, dtype: t
     encoder = make_encoder(name, context.device, stored)
     image, visible = make_batch(encoder, context.device, stored)
     torch.manual_seed(1)  # draws of a drop-path
-    with torch.autocast(context.device.type, torch.bfloat16, enabled=half):
+    executor, _, method = executor.partition(" ")
+    with torch.autocast(context.device.type, torch.bfloat16, enabled=half), speed.convolve_by(method):
         volumes = encoder(SparseVolume.from_dense(image, visible, executor))
     features = [volume.to_dense() for volume in volumes]
     generator = torch.Generator().manual_seed(4)
@@ -125,11 +134,12 @@ def _network_leak(context: Context, executor: str) -> dict[str, Any]:
     encoder = make_encoder("SegResEncoder", context.device, torch.float32)
     image, visible = make_batch(encoder, context.device, torch.float32)
     torch.manual_seed(2)
+    stored, _, method = executor.partition(" ")
     network = PretrainingNetwork(
-        encoder=encoder, decoder=Decoder(levels=encoder.levels, width=16), executor=executor, autocast=torch.bfloat16
+        encoder=encoder, decoder=Decoder(levels=encoder.levels, width=16), executor=stored, autocast=torch.bfloat16
     ).to(context.device)
     spacing = torch.ones(len(image), 3, device=context.device)
-    with torch.no_grad():
+    with torch.no_grad(), speed.convolve_by(method):
         found = [
             network.eval()(hidden, visible=visible, hidden=~visible, spacing=spacing)["reconstruction"].flatten()
             for hidden in _hide(image, visible)

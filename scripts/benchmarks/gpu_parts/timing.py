@@ -13,12 +13,14 @@ import speed
 import torch
 from gpu_parts.context import Context
 
+from bundle.sparse.convolution.methods import METHODS
+
 __all__ = ["choose_kernels", "run"]
 
 #: how many times as long as `cells` the dense encoder should take at 128^3, by the share that is masked
 GOALS = {0.6: 1.8, 0.75: 3.0}
-ENCODERS = ("cells", "dense", "dense channels-last", "spark", "masked", "auto", "minkowski")
-STEPS = ("cells", "spark", "masked", "auto", "cells to half", "cells recomputing")
+ENCODERS = ("cells", "cells fused", "dense", "dense channels-last", "spark", "masked", "auto", "minkowski")
+STEPS = ("cells", "cells fused", "spark", "masked", "auto", "cells to half", "cells recomputing")
 MODES = ("benchmark", "default", "deterministic")
 #: seconds that compiling the decoder may take
 COMPILING = 75
@@ -28,6 +30,8 @@ def run(context: Context) -> None:
     """Times case after case while there is time, the most telling first."""
     speed.ENCODER = dict(context.settings.encoder)
     rows: list[dict[str, Any]] = []
+    if not METHODS["fused"].runs_on(context.device):
+        context.note("no method fused: Triton is not there or does not work here")
     ceilings = _ceilings(context)
     context.table("what the device can do", [ceilings])
     slowest = 0.0
@@ -66,7 +70,11 @@ def _measure(context: Context, what: str, size: int, ratio: float) -> list[dict[
     choose_kernels("benchmark")
     case = speed.Case(size, ratio, context.settings.batch, context.device)
     about = {"size": size, "masked": ratio, "batch": context.settings.batch}
-    candidates = ENCODERS if what == "encoder" else STEPS
+    candidates = [
+        candidate
+        for candidate in (ENCODERS if what == "encoder" else STEPS)
+        if candidate != "cells fused" or METHODS["fused"].runs_on(context.device)
+    ]
     return [{**about, **row} for row in _time(context, what, candidates, case)]
 
 
@@ -130,7 +138,7 @@ def _compare(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             row |= {"dense ms": dense, "dense ÷ cells": dense / ms["cells"]}
             if size == 128 and ratio in GOALS:
                 row |= {"goal": GOALS[ratio], "reached": dense / ms["cells"] >= GOALS[ratio]}
-        others = ("spark", "masked", "auto", "minkowski")
+        others = ("cells fused", "spark", "masked", "auto", "minkowski")
         table.append(row | {f"{name} ÷ cells": ms[name] / ms["cells"] for name in others if name in ms})
     return table
 
@@ -156,7 +164,7 @@ def _distances(context: Context, rows: Sequence[dict[str, Any]], ceilings: dict[
     rates = ceilings["TB/s"] * 1e12, ceilings["TFLOP/s in bfloat16"] * 1e12
     table = []
     for row in rows:
-        kind = row["candidate"].partition(" ")[0]
+        kind = "fused" if row["candidate"] == "cells fused" else row["candidate"].partition(" ")[0]
         if row["what"] != "encoder" or "ms" not in row or kind not in limits.METHODS:
             continue
         case = limits.Case(row["size"], row["batch"], speed.CELL, row["masked"])

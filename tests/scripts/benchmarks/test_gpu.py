@@ -25,7 +25,7 @@ from bundle.networks.encoders.build import ENCODERS
 
 ROOT = Path(__file__).parents[3]
 SCRIPTS = ROOT / "scripts/benchmarks"
-LACKING = ("itk", "pydicom", "MinkowskiEngine", "fire", "onnx")
+LACKING = ("itk", "pydicom", "MinkowskiEngine", "fire", "onnx", "triton")
 VOLUMES = ("ct_spine_tptbox", "ct_body_totalseg", "mr_body_totalseg", "mr_spine_tptbox")
 
 

@@ -13,13 +13,15 @@ from hypothesis import strategies as st
 
 from bundle.sparse import CellLayout
 from bundle.sparse.convolution import blocks as block_convolution
-from bundle.sparse.convolution import winograd_cubes, winograd_depth
-from bundle.sparse.convolution.methods import METHODS, applicable, convolve, usual_method
+from bundle.sparse.convolution import methods, winograd_cubes, winograd_depth
+from bundle.sparse.convolution.methods import applicable, convolve, usual_method
 from bundle.sparse.storage import blocks_to_dense, dense_to_blocks
 from bundle.sparse.windows import Window
 from tests.sparse.examples import CELL_SHAPE, example
 from tests.sparse.oracle import site_mask, submanifold_conv
 
+#: those that a CPU has
+METHODS = [name for name, method in methods.METHODS.items() if method.runs_on(torch.device("cpu"))]
 WINDOWS = {
     "3x3x3": Window((3, 3, 3), (1, 1, 1), (1, 1, 1), (1, 1, 1)),
     "strided": Window((3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1)),

@@ -8,9 +8,12 @@ import torch
 from torch import nn
 
 from bundle.sparse import SparseVolume
-from bundle.sparse.convolution.methods import METHODS
+from bundle.sparse.convolution import methods
 from bundle.sparse.executors import auto
 from tests.sparse.examples import example
+
+#: those that a CPU has
+METHODS = [name for name, method in methods.METHODS.items() if method.runs_on(torch.device("cpu"))]
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import torch
 from torch import nn
@@ -23,12 +24,20 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     remedy = "name or resume another run, or put checkpoints/best.pt in its place if it is there"
     try:
+        _require_intact(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise UserError(f"{path} is truncated or no checkpoint: {remedy}") from error
+        raise UserError(f"{path} is truncated or no checkpoint, or bits of it have flipped: {remedy}") from error
     if not isinstance(checkpoint, dict):
         raise UserError(f"{path} is no checkpoint of this training: {remedy}")
     return checkpoint
+
+
+def _require_intact(path: Path) -> None:
+    """Compares what the file holds with the checksums (CRC-32) in it, which `torch.load` does not."""
+    with ZipFile(path) as records:
+        if (damaged := records.testzip()) is not None:
+            raise ValueError(damaged)
 
 
 def load_network(network: nn.Module, saved: dict[str, torch.Tensor], path: Path) -> None:

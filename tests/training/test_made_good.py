@@ -207,6 +207,17 @@ def test_a_network_that_has_diverged_is_not_resumed(tmp_path: Path):
         train(tmp_path, resume=True)
 
 
+def test_a_flipped_bit_in_a_checkpoint_is_noticed(tmp_path: Path):
+    train(tmp_path, epochs=1)
+    file = tmp_path / "run/checkpoints/last.pt"
+    weight = torch.load(file, weights_only=True)["network"]["encoder.0.weight"].numpy().tobytes()
+    content = bytearray(file.read_bytes())
+    content[content.index(weight)] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"last.pt is truncated .*, or bits of it have flipped: .*resume another run"):
+        train(tmp_path, resume=True)
+
+
 def test_the_table_is_written_back_as_it_was_read(tmp_path: Path):
     train(tmp_path, epochs=1)
     table = tmp_path / "run/metrics.csv"

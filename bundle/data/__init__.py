@@ -5,6 +5,7 @@ from bundle.data.crops import CropDataset, DrawSampler, PlacedCropd, RandForegro
 from bundle.data.find import FoundVolume, find_volumes
 from bundle.data.geometry import OptionalSpacingd, PadToCropd, ToPlainTensorsd, crop_size
 from bundle.data.intensity import Foregroundd, Modalityd, NormalizeByModalityd
+from bundle.data.mirrors import random_mirrors
 from bundle.data.read import ReadVolumed, read_volume
 from bundle.data.store import PlainStore, Store
 from bundle.data.volume_set import PreparedVolume, SkippedVolume, VolumeSet, skipped_because
@@ -32,6 +33,7 @@ __all__ = [
     "crop_size",
     "find_volumes",
     "make_loader",
+    "random_mirrors",
     "read_volume",
     "skipped_because",
 ]

@@ -84,7 +84,9 @@ CHANGES: dict[str, dict[str, Any]] = {
             ],
         }
     },
+    "floor of 3 deviations": {"mr_floor": 3.0},
     "no crop to the body": {f"{_CROP_BODY}#margin": 1000},
+    "shipped weights": {"pretrained": str(ROOT / "models/model.pt")},
     "no deep supervision": {"network_def#dsdepth": 1},
     "heads x 10": {"head_lr_factor": 10.0},
     "rate 2e-3": {"lr": 2.0e-3},

@@ -86,6 +86,9 @@ def train(task: Task, labels: str, arm: str, steps: int, seed: int, options: arg
             "ct_window": settings["ct_window"],
             "mr_percentiles": settings["mr_percentiles"],
             "crop_size": [options.crop] * 3,
+            # the recipe of all recorded runs; today's defaults are others (recipe.md)
+            "mirror_axes": [0, 1, 2],
+            "mr_floor": 3.0,
             "seed": seed,
             "epochs": max(1, steps // options.validate_every),
             "steps_per_epoch": epoch,

@@ -115,6 +115,26 @@ def test_mr_background_stays_a_few_deviations_below_the_foreground() -> None:
     assert -6 < float(image.min()) < -2
 
 
+def test_without_a_floor_mr_keeps_dark_tissue_apart_down_to_the_percentile_of_the_volume() -> None:
+    array = np.linspace(0, 1000, 20 * 20 * 20).reshape(20, 20, 20)
+    bright = array > 800  # what Otsu's threshold leaves of a volume that is full of tissue
+    images = [
+        NormalizeByModalityd(mr_floor=floor)(with_body(array, bright, "MR"))["image"].numpy().ravel()
+        for floor in (3.0, 5.0, None)
+    ]
+    deviation = np.clip(array[bright], *np.percentile(array[bright], (0.5, 99.5))).std()
+    kept = [len(np.unique(image[array.ravel() < 800])) for image in images]
+    for image, count, floor in zip(images, kept, (900 - 3 * deviation, 900 - 5 * deviation, 5)):
+        assert count == pytest.approx((array[array < 800] > floor).sum(), rel=0.01)
+        assert image.min() == pytest.approx((floor - 900) / deviation, rel=0.01)
+
+
+@pytest.mark.parametrize("floor", [0, -3.0])
+def test_a_floor_above_the_mean_is_refused(floor: float) -> None:
+    with pytest.raises(UserError, match="--mr_floor"):
+        NormalizeByModalityd(mr_floor=floor)
+
+
 def test_body_without_contrast_is_refused() -> None:
     array, body = np.where(ellipsoid((8, 8, 8)), 100.0, 0.0), ellipsoid((8, 8, 8))
     with pytest.raises(VolumeError, match="is constant inside the body"):

@@ -1,0 +1,41 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""Random mirror images, on the axes that a user names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from monai.transforms import Compose
+
+from bundle.errors import UserError
+
+__all__ = ["random_mirrors"]
+
+
+def random_mirrors(
+    flip: Callable[..., Any], *, axes: Sequence[int], probabilities: Sequence[float] = (0.5, 0.5, 0.5)
+) -> Compose:
+    """One random flip for each of `axes`.
+
+    Args:
+        flip: makes a random transform from `prob` and `spatial_axis`, such as MONAI's `RandFlipd` with its keys.
+        axes: to mirror: 0 left to right, 1 front to back, 2 top to bottom, for volumes in RAS; none for [].
+        probabilities: of a mirror image on each of the three axes.
+
+    Raises:
+        UserError: for `axes` that are no list of different axes.
+
+    Example:
+        >>> from functools import partial
+        >>> import torch
+        >>> from monai.transforms import RandFlipd
+        >>> from bundle.data import random_mirrors
+        >>> mirrors = random_mirrors(partial(RandFlipd, keys="image"), axes=[0], probabilities=[1, 1, 1])
+        >>> mirrors({"image": torch.arange(4).view(1, 2, 2, 1)})["image"].flatten().tolist()
+        [2, 3, 0, 1]
+    """
+    listed = isinstance(axes, Sequence) and not isinstance(axes, str)
+    if not listed or len(set(axes)) < len(axes) or not {0, 1, 2} >= set(axes):
+        raise UserError(f"--mirror_axes {axes} does not fit: give different axes of 0, 1 and 2, such as [0], or []")
+    return Compose([flip(prob=probabilities[axis], spatial_axis=axis) for axis in axes])

@@ -36,6 +36,11 @@ def test_axis_of_none_keeps_its_own_spacing_and_voxels() -> None:
     assert image.shape == (1, 24, 11, 31)
 
 
+def test_resampling_to_more_than_the_memory_is_refused_before_it_is_asked_for() -> None:
+    with pytest.raises(VolumeError, match=r"^phantom: would take .* GiB \(1 x 12000 x 20000 x 64000 voxels\)"):
+        OptionalSpacingd(pixdim=[1e-3] * 3)(item())
+
+
 def test_resampling_interpolates_linearly_between_voxels() -> None:
     ramp = torch.arange(16, dtype=torch.float32).expand(1, 24, 20, 16)
     image = OptionalSpacingd(pixdim=[None, None, 2.0])({"image": MetaTensor(ramp, affine=item()["image"].affine)})

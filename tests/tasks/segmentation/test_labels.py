@@ -52,6 +52,16 @@ def test_values_become_the_numbers_of_the_classes_in_their_order(tmp_path: Path,
     assert (label[0].numpy() == expected).all()
 
 
+def test_a_map_on_the_tilted_grid_of_its_image_follows_it_onto_right_angles(tmp_path: Path):
+    affine = AFFINE.copy()
+    affine[1, 2] = 1.0  # each slice one voxel further along the second axis, so that no value is mixed
+    voxels = np.random.default_rng(0).integers(0, 3, SIZE).astype(np.uint8)
+    image = read_image(write_nifti(tmp_path / "tilted.nii.gz", voxels * 100.0, affine))
+    labels = read(write_nifti(tmp_path / "labels.nii.gz", voxels, affine), image, {"a": 1, "b": 2})
+    assert image.shape == labels.shape == (1, 12, 17, 8)
+    np.testing.assert_allclose(labels.numpy() * 100, image.numpy(), atol=1e-3)
+
+
 def test_an_empty_label_map_is_all_background(tmp_path: Path, image: MetaTensor):
     assert not read(write_nifti(tmp_path / "label.nii", np.zeros(SIZE, np.uint8), AFFINE), image, {"a": 1}).any()
 

@@ -17,6 +17,9 @@ usually are, too; the versions are those of constraints.txt:
     monai 1.7 MB, pytorch-ignite 0.4 MB, nibabel 3.3 MB (pure Python: `pip download --no-deps`)
     numpy, scipy, matplotlib, tensorboard, PyYAML, safetensors, tqdm, packaging
 
+Triton, which comes with torch's builds for CUDA, needs a C compiler to start its programs. Without one the method fused
+is left out with a note, and the compiled decoder has an error for a time.
+
 Parts, the most worth first; each runs in a process of its own, within its share of the minutes:
 
     a  parity on the device, leaks, every encoder      d  pre-training with configs/preset_prod.yaml, resume
@@ -76,12 +79,12 @@ class Part:
 
 
 PARTS = {
-    "a": Part("parity on the device", "parity", 0.12),
+    "a": Part("parity on the device", "parity", 0.15),
     "b": Part("time and memory", "timing", 0.33),
-    "c": Part("where the time goes", "profiling", 0.10),
+    "c": Part("where the time goes", "profiling", 0.12),
     "d": Part("pre-training with preset_prod.yaml", "training", 0.22, needs_data=True),
     "e": Part("fine-tuning and prediction", "finetuning", 0.11, needs_data=True),
-    "f": Part("weights by the shipped recipe", "pretraining", 0.12, needs_data=True),
+    "f": Part("weights by the shipped recipe", "pretraining", 0.07, needs_data=True),
 }
 #: seconds that a part may take beyond its time before it is ended
 GRACE = 15

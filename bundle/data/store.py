@@ -6,9 +6,11 @@ To add a store, write a class here or in a file beside this one, and give it a n
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +27,9 @@ logger = logging.getLogger(__name__)
 
 #: a range of voxels on each axis of a volume
 Crop = tuple[slice, slice, slice]
+
+#: folders that this process has cleaned
+_swept: set[Path] = set()
 
 
 class Header(NamedTuple):
@@ -108,6 +113,9 @@ class PlainStore(Store):
 
     def write(self, key: str, tensors: Mapping[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
+        if self.folder not in _swept:
+            _swept.add(self.folder)
+            _remove_leftovers(self.folder)
         # each writer has another name: processes and threads may prepare the same volume
         temporary = self.folder / f"{key}.{os.getpid()}.{threading.get_ident()}.part"
         try:
@@ -115,6 +123,14 @@ class PlainStore(Store):
             temporary.replace(self.file(key))
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Removes what killed writers left: temporary files that nobody has changed for ten minutes."""
+    for file in folder.glob("*.part"):
+        with contextlib.suppress(OSError):  # another process may be faster
+            if time.time() - file.stat().st_mtime > 600:
+                file.unlink()
 
 
 def cut(tensors: Mapping[str, Any], crop: Crop, size: Sequence[int]) -> dict[str, Any]:

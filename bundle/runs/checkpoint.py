@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from bundle.errors import UserError
+from bundle.runs.recorded_config import named_config, newest_config
 from bundle.weights import require_finite
 
-__all__ = ["load_network", "read_checkpoint"]
+__all__ = ["config_of_checkpoint", "load_network", "read_checkpoint"]
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -31,6 +32,20 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(checkpoint, dict):
         raise UserError(f"{path} is no checkpoint of this training: {remedy}")
     return checkpoint
+
+
+def config_of_checkpoint(folder: Path, checkpoint: Path) -> Path | None:
+    """The settings that a checkpoint was trained with: the file that it names, else the newest.
+
+    Args:
+        folder: of the run.
+        checkpoint: that `RunCheckpoint` wrote; versions before 0.2.0 named no settings in it.
+    """
+    try:
+        saved = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)  # reads no weights yet
+        return named_config(folder, saved["config"])
+    except Exception:  # noqa: BLE001 - whoever loads the weights says what is wrong with the file
+        return newest_config(folder)
 
 
 def _require_intact(path: Path) -> None:

@@ -15,9 +15,9 @@ import torch.distributed as dist
 
 from bundle.atomic import free_path
 from bundle.errors import UserError
+from bundle.runs.checkpoint import config_of_checkpoint
 from bundle.runs.config_source import calling_config
 from bundle.runs.lock import lock_folder
-from bundle.runs.recorded_config import config_of_checkpoint
 from bundle.runs.same_settings import check_same_settings
 from bundle.weights import ModelFiles
 

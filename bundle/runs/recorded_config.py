@@ -8,12 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from bundle.errors import UserError
 
-__all__ = ["config_of_checkpoint", "config_text", "newest_config", "next_config", "read_config"]
+__all__ = ["config_text", "named_config", "newest_config", "next_config", "read_config"]
 
 
 class _Dumper(yaml.SafeDumper):
@@ -28,25 +27,15 @@ def config_text(config: Mapping[str, Any]) -> str:
     return yaml.dump(dict(config), Dumper=_Dumper, sort_keys=False, width=120)
 
 
+def named_config(folder: Path, name: Any) -> Path | None:
+    """The file of that name if it is one of the run's settings, else the newest."""
+    return next((file for file in _numbered(folder).values() if file.name == name), newest_config(folder))
+
+
 def newest_config(folder: Path) -> Path | None:
     """The settings of the run's last start that was not refused; None if none are recorded."""
     numbers = _numbered(folder)
     return numbers[max(numbers)] if numbers else None
-
-
-def config_of_checkpoint(folder: Path, checkpoint: Path) -> Path | None:
-    """The settings that a checkpoint was trained with: the file that it names, else the newest.
-
-    Args:
-        folder: of the run.
-        checkpoint: that `RunCheckpoint` wrote; versions before 0.2.0 named no settings in it.
-    """
-    try:
-        saved = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)  # reads no weights yet
-        named = folder / saved["config"]
-    except Exception:  # noqa: BLE001 - whoever loads the weights says what is wrong with the file
-        return newest_config(folder)
-    return named if named in _numbered(folder).values() else newest_config(folder)
 
 
 def next_config(folder: Path) -> Path:

@@ -15,10 +15,9 @@ from monai.bundle import ConfigParser
 from torch import nn
 
 from bundle.errors import UserError
-from bundle.runs.checkpoint import load_network, read_checkpoint
+from bundle.runs.checkpoint import config_of_checkpoint, load_network, read_checkpoint
 from bundle.runs.components import list_missing_components
 from bundle.runs.folder import RunFolder
-from bundle.runs.recorded_config import config_of_checkpoint
 
 __all__ = ["TrainedRun", "newest_run"]
 

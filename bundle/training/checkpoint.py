@@ -109,8 +109,8 @@ class RunCheckpoint:
         if (config := newest_config(self.run_folder.path)) is not None:
             checkpoint["config"] = config.name
         for path in [self.run_folder.best_checkpoint] * is_best + [self.run_folder.last_checkpoint]:
-            with replace_file(path) as temporary:
-                torch.save(checkpoint, temporary)
+            with replace_file(path) as temporary, temporary.open("wb") as file:
+                torch.save(checkpoint, file)
 
     def _update_best(self, epoch: int) -> bool:
         if self.validator is None or self.validator.state.epoch != epoch:

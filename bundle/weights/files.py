@@ -162,7 +162,8 @@ def checksum(file: str | os.PathLike[str]) -> str:
 
 def _save(weights: Mapping[str, Tensor], file: Path) -> str:
     """Writes a state dict; gives the file's sha256."""
-    torch.save({name: weight.detach().cpu().contiguous() for name, weight in weights.items()}, file)
+    with file.open("wb") as opened:  # given a path, torch writes its name into the file
+        torch.save({name: weight.detach().cpu().contiguous() for name, weight in weights.items()}, opened)
     return checksum(file)
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import os
 from pathlib import Path
 from typing import Any
 
@@ -203,3 +204,12 @@ def test_no_other_file_of_the_package_opens_a_prepared_volume() -> None:
             if by_attribute or (by_import and any(alias.name == "load" for alias in node.names)):
                 found.add(file.relative_to(ROOT / "bundle").as_posix())
     assert "data/store.py" in found and found <= _OPENERS
+
+
+def test_what_a_killed_writer_left_long_ago_goes_with_the_next_volume(tmp_path: Path) -> None:
+    for name in ("killed.1.1.part", "writing.2.2.part", "of_the_user.pt"):
+        (tmp_path / name).touch()
+    os.utime(tmp_path / "killed.1.1.part", (0, 0))
+    os.utime(tmp_path / "of_the_user.pt", (0, 0))
+    PlainStore(tmp_path).write("b", content())
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["b.pt", "of_the_user.pt", "writing.2.2.part"]

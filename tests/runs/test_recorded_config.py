@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from bundle.errors import UserError
-from bundle.runs.recorded_config import config_of_checkpoint, config_text, newest_config, next_config, read_config
+from bundle.runs.checkpoint import config_of_checkpoint
+from bundle.runs.recorded_config import config_text, newest_config, next_config, read_config
 from bundle.runs.same_settings import FIXED, check_same_settings
 
 SETTINGS = {

@@ -231,3 +231,9 @@ def test_a_whole_network_loads_from_below_a_wrapper(tmp_path: Path, prefix: str)
     torch.save({f"{prefix}{name}": value + 1 for name, value in network.state_dict().items()}, tmp_path / "model.pt")
     loaded = load_strictly(segresnet(), tmp_path / "model.pt").state_dict()
     assert all(torch.equal(loaded[name], value + 1) for name, value in network.state_dict().items())
+
+
+def test_the_same_weights_are_the_same_bytes_whenever_and_wherever_they_are_written(tmp_path: Path):
+    for name in ("one", "two"):
+        ModelFiles(tmp_path / name / "model.pt").write(weights(1), {})
+    assert (tmp_path / "one/model.pt").read_bytes() == (tmp_path / "two/model.pt").read_bytes()

@@ -12,7 +12,7 @@ from typing import Any
 from bundle.data.dataset_json import first_modality, list_entries, modality_named, read_json
 from bundle.data.dicom import find_series, numbered
 from bundle.data.files import walk_folders
-from bundle.data.printable import printable
+from bundle.data.printable import printable, shortened
 from bundle.errors import UserError, VolumeError
 
 __all__ = ["VOLUME_SUFFIXES", "FoundVolume", "find_listed", "find_volumes", "modality_named", "volume_files"]
@@ -127,7 +127,9 @@ def _from_json(path: Path) -> list[FoundVolume]:
     for name, part, listed in list_entries(path, content, remedy):
         entry = {"image": listed} if isinstance(listed, str) else listed
         if not isinstance(entry, dict) or not isinstance(entry.get("image"), str):
-            raise UserError(f"--dataset_dir {path} lists {entry!r} in {name!r}: give a path or {{'image': path}}")
+            raise UserError(
+                f"--dataset_dir {path} lists {shortened(entry)} in {name!r}: give a path or {{'image': path}}"
+            )
         modality = modality_named(entry.get("modality")) or first_modality(content)
         volumes += find_listed(path.parent / entry["image"], entry["image"], modality=modality, part=part)
     return volumes
@@ -153,7 +155,7 @@ def find_listed(
         annotations: what the list says of it besides.
     """
     entry = FoundVolume(name, (), modality, group, part, annotations or {})
-    if not file.is_dir():
+    if not is_folder(file):
         return [replace(entry, files=(str(file),))]
     series = [
         replace(
@@ -162,3 +164,11 @@ def find_listed(
         for found in _dicom_series(file, prefix=name)
     ]
     return series or [entry]  # reading it says what is wrong
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is such a folder; what cannot be a path, such as a name that is too long, is none."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False

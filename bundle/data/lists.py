@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from bundle.data.dataset_json import first_modality, list_entries, modality_named, read_json
-from bundle.data.find import FoundVolume, find_listed, volume_files
+from bundle.data.find import FoundVolume, find_listed, is_folder, volume_files
 from bundle.data.names import without_ending
+from bundle.data.printable import shortened
 from bundle.errors import UserError
 
 __all__ = ["find_labelled", "first_modality", "structure_files"]
@@ -31,7 +32,9 @@ def find_labelled(listed: Path, wanted: tuple[str, ...]) -> list[FoundVolume]:
     volumes: list[FoundVolume] = []
     for name, part, entry in list_entries(listed, content, remedy):
         if not isinstance(entry, Mapping) or any(key not in entry for key in ("image", *wanted)):
-            raise UserError(f"{listed} lists {entry!r} in {name!r}: give objects with image, {', '.join(wanted)}")
+            raise UserError(
+                f"{listed} lists {shortened(entry)} in {name!r}: give objects with image, {', '.join(wanted)}"
+            )
         annotations: dict[str, Any] = {key: entry[key] for key in wanted}
         if wanted == ("label",):
             annotations["label"] = _label_files(entry["label"], listed)
@@ -54,16 +57,18 @@ def _label_files(value: object, listed: Path) -> str | dict[str, str]:
     if isinstance(value, Mapping):
         files = {str(name): str(listed.parent / _paths(file, listed)[0]) for name, file in value.items()}
         if not files or not all(isinstance(file, str) for file in value.values()):
-            raise UserError(f"{listed} lists {value!r} as labels: give one file for each class, by the class's name")
+            raise UserError(
+                f"{listed} lists {shortened(value)} as labels: give one file for each class, by the class's name"
+            )
         return files
     first, *others = _paths(value, listed)
     if others:
         raise UserError(
-            f"{listed} lists {len(others) + 1} label maps for one volume, the first {first}: give one map, a folder of "
-            'masks that are named after the classes, or an object such as {"liver": "liver.nii.gz"}'
+            f"{listed} lists {len(others) + 1} label maps for one volume, the first {shortened(first)}: give one map, "
+            'a folder of masks that are named after the classes, or an object such as {"liver": "liver.nii.gz"}'
         )
     path = listed.parent / first
-    return structure_files(path) if path.is_dir() else str(path)
+    return structure_files(path) if is_folder(path) else str(path)
 
 
 def structure_files(folder: Path) -> dict[str, str]:
@@ -74,5 +79,7 @@ def structure_files(folder: Path) -> dict[str, str]:
 def _paths(value: object, listed: Path) -> list[str]:
     paths = [value] if isinstance(value, str) else value
     if not isinstance(paths, list) or not paths or not all(isinstance(path, str) for path in paths):
-        raise UserError(f"{listed} lists {value!r} where a path belongs: give one, or a list of them as channels")
+        raise UserError(
+            f"{listed} lists {shortened(value)} where a path belongs: give one, or a list of them as channels"
+        )
     return paths

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import unicodedata
 
-__all__ = ["printable"]
+__all__ = ["printable", "shortened"]
 
 
 def printable(text: str) -> str:
@@ -18,6 +18,12 @@ def printable(text: str) -> str:
         'scan\\x0aerror: none'
     """
     return "".join(c if c.isprintable() or unicodedata.category(c) == "Zs" else _escape(c) for c in text)
+
+
+def shortened(value: object, longest: int = 200) -> str:
+    """The value as it would be written in Python, cut where it is long: for an error of one line."""
+    text = repr(value)
+    return text if len(text) <= longest else f"{text[:longest]}..."
 
 
 def _escape(character: str) -> str:

@@ -50,8 +50,11 @@ def find_findings(dataset_dir: str | os.PathLike[str], findings: Sequence[str]) 
     table = root / "labels.csv" if root.is_dir() else root
     if not table.is_file() or table.suffix != ".csv":
         raise UserError(f"--dataset_dir {root} has no labels.csv: give a table with a column image and one per finding")
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))  # a row that is too short has None for a cell, one too long None as a key
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))  # a row that is too short has None for a cell, one too long None as a key
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{table} is no readable table ({error}): save it as CSV in UTF-8") from error
     if missing := {"image", *findings} - set(rows[0] if rows else ()):
         raise UserError(
             f"{table} has no column {', '.join(sorted(missing))}: name the findings in `findings` as its columns are"

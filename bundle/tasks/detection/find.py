@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -37,9 +38,16 @@ def find_boxes(dataset_dir: str | os.PathLike[str]) -> list[FoundVolume]:
         boxes, labels = volume.annotations["box"], volume.annotations["label"]
         if not isinstance(boxes, list) or not isinstance(labels, list) or len(boxes) != len(labels):
             raise UserError(f"{listed} gives {volume.name} not one label for each box: list as many labels as boxes")
-        if any(len(box) != 6 or min(box[3:]) <= 0 for box in boxes):
+        if not all(_is_box(box) for box in boxes):
             raise UserError(
                 f"{listed} gives {volume.name} a box that is not x, y, z, width, height, depth in mm: list six "
                 "numbers, the last three above 0"
             )
     return sorted(volumes, key=lambda volume: volume.name)
+
+
+def _is_box(box: object) -> bool:
+    if not isinstance(box, list) or len(box) != 6:
+        return False
+    numbers = [value for value in box if isinstance(value, int | float) and not isinstance(value, bool)]
+    return len(numbers) == 6 and all(map(math.isfinite, numbers)) and min(numbers[3:]) > 0

@@ -153,7 +153,8 @@ def test_the_dense_masked_autoencoder_is_the_dense_encoder_on_zeros():
     image = image.double()
     seen = arguments["visible"].repeat_interleave(4, 2).repeat_interleave(4, 3).repeat_interleave(4, 4)
     expected = net.encoder.network(image * seen)
-    features = net._encode(image, arguments["visible"], arguments["hidden"])
+    layout = net._lay_out(arguments["visible"], arguments["hidden"], image.device)
+    features = net._encode(image, arguments["visible"], layout)
     for a, b in zip(features, expected, strict=True):
         torch.testing.assert_close(a.to_dense(), b, rtol=1e-10, atol=1e-10)
 

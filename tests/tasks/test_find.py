@@ -91,7 +91,7 @@ def test_a_list_may_name_a_mask_of_each_structure_or_their_folder(tmp_path: Path
 
 def test_several_label_maps_for_one_volume_are_refused_and_not_the_first_taken(tmp_path: Path):
     listed = write_list(tmp_path, training=[{"image": "a.nii.gz", "label": ["l/one.nii.gz", "l/two.nii.gz"]}])
-    with pytest.raises(UserError, match=r"lists 2 label maps for one volume, the first l/one\.nii\.gz"):
+    with pytest.raises(UserError, match=r"lists 2 label maps for one volume, the first 'l/one\.nii\.gz'"):
         find_segmentations(listed)
 
 
@@ -164,6 +164,24 @@ def test_a_table_that_cannot_be_used_is_one_line(tmp_path: Path, lines: tuple[st
         find_findings(tmp_path, ["edema"])
 
 
+def test_a_table_of_another_encoding_is_one_line(tmp_path: Path):
+    (tmp_path / "labels.csv").write_bytes("image,edema\nJérôme.nii,1\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"labels\.csv is no readable table .* UTF-8"):
+        find_findings(tmp_path, ["edema"])
+
+
+def test_a_path_that_no_file_can_have_is_a_volume_that_cannot_be_read_later(tmp_path: Path):
+    for name in ("x" * 5000, "a\0b"):
+        (volume,) = find_segmentations(write_list(tmp_path, training=[{"image": name, "label": name}]))
+        assert volume.files == (str(tmp_path / name),)
+
+
+def test_an_error_quotes_no_more_of_a_list_than_a_line(tmp_path: Path):
+    with pytest.raises(UserError) as raised:
+        find_segmentations(write_list(tmp_path, training=[{"image": "x" * 5000}]))
+    assert len(str(raised.value)) < 500
+
+
 def test_boxes_and_their_labels_are_read_and_checked(tmp_path: Path):
     box = [1, 2, 3, 4, 5, 6]
     write_list(
@@ -174,7 +192,11 @@ def test_boxes_and_their_labels_are_read_and_checked(tmp_path: Path):
     a, b = find_boxes(tmp_path)
     assert b.annotations == {"box": [box], "label": [0]} and a.annotations == {"box": [], "label": []}
     assert (a.part, b.part) == ("validation", "training")
-    for wrong, said in (([box, box], "not one label for each box"), ([[1, 2, 3, 4, 5, 0]], "a box that is not")):
+    no_boxes = ([1, 2, 3, 4, 5, 0], [1, 2, 3], 7, None, [1, 2, 3, 4, 5, "6"], [1, 2, 3, 4, 5, float("nan")], "boxbox")
+    for wrong, said in (
+        ([box, box], "not one label for each box"),
+        *(([one], "a box that is not") for one in no_boxes),
+    ):
         write_list(tmp_path, training=[{"image": "b.nii", "box": wrong, "label": [0]}])
         with pytest.raises(UserError, match=said):
             find_boxes(tmp_path)

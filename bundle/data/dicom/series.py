@@ -115,11 +115,10 @@ def _rescaled(frames: Sequence[Frame], stored: StoredValues) -> np.ndarray:
         frame = frames[number]
         plane = stored(frame.file, frame.index)
         values[number] = plane if (frame.slope, frame.intercept) == (1, 0) else plane * frame.slope + frame.intercept
-        if frame.padding is not None:
-            padding = (plane >= frame.padding[0]) & (plane <= frame.padding[1])
+        padding = None if frame.padding is None else (plane >= frame.padding[0]) & (plane <= frame.padding[1])
+        if padding is not None and padding.any():
+            paddings[number] = padding
             lowest = min(lowest, float(values[number].min(initial=np.inf, where=~padding)))
-            if padding.any():
-                paddings[number] = padding
         else:
             lowest = min(lowest, float(values[number].min()))
     for number, padding in paddings.items():

@@ -130,6 +130,18 @@ def finished(bundle_root: Path, dataset: Path) -> Path:
     return run(bundle_root, dataset, epochs=3)[0]
 
 
+def test_classes_that_are_not_given_are_those_of_the_datasets_json(bundle_root: Path, dataset: Path, tmp_path: Path):
+    shutil.copytree(dataset, tmp_path / "labelled")
+    labels = {"background": 0, "white": 2, "grey": 1}
+    (tmp_path / "labelled/dataset.json").write_text(json.dumps({"labels": labels, "channel_names": {"0": "MRI"}}))
+    parser = workflow(bundle_root, tmp_path / "labelled", classes={}).parser
+    assert parser.get_parsed_content("class_values") == CLASSES and parser.get_parsed_content("class_count") == 3
+    assert parser.get_parsed_content("prepare").transforms[1].classes == CLASSES
+    labels["brain"] = [1, 2]
+    (tmp_path / "labelled/dataset.json").write_text(json.dumps({"labels": labels}))
+    assert "the region 'brain'" in problem(bundle_root, tmp_path / "labelled", classes={})
+
+
 def test_the_run_leaves_everything_it_promises(finished: Path, bundle_root: Path):
     assert finished.parent == bundle_root / "runs/segmentation"
     for name in ("config.yaml", "metrics.csv", "curves.png", "summary.md", "model.pt", "model.json"):

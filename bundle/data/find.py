@@ -58,8 +58,9 @@ class FoundVolume:
         Raises:
             VolumeError: if the volume is left out.
         """
-        if self.left_out[0]:
-            raise VolumeError(self.name, *self.left_out)
+        problem, remedy = self.left_out
+        if problem:
+            raise VolumeError(self.name, f"{problem}: no scan", remedy)
         item = {**self.annotations, "image": list(self.files), "name": self.name, "modality": self.modality}
         if self.channels:
             item["channels"] = [list(files) for files in self.channels]

@@ -36,6 +36,8 @@ def find_scans(dataset_dir: str | os.PathLike[str], include: Sequence[str] | str
         UserError: as `find_volumes`; also if a pattern of `include` fits no file.
     """
     patterns, root = check_include(include), Path(dataset_dir)
+    if root.name in ("", ".."):  # a series that lies in "." itself has that folder's name
+        root = root.resolve()
     volumes = find_volumes(root)
     if unused := [p for p in patterns if not any(is_included(volume.name, (p,)) for volume in volumes)]:
         raise UserError(

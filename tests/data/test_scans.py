@@ -81,6 +81,13 @@ def test_of_many_label_maps_of_a_kind_the_rest_is_counted(tmp_path: Path) -> Non
     assert not any("as do" in volume.left_out[0] for volume in found[:-1])
 
 
+def test_a_series_in_the_folder_where_one_is_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_dicom(tmp_path / "scan/sub", ct_phantom((4, 8, 8)))
+    for place, given in (("scan/sub", "."), ("scan/sub/..", "sub")):
+        monkeypatch.chdir(tmp_path / place)
+        assert [volume.name for volume in find_scans(given)] == ["sub"]
+
+
 def test_what_a_list_names_is_taken_as_it_says(tmp_path: Path) -> None:
     (tmp_path / "list.json").write_text(json.dumps({"training": ["labels/a.nii.gz", "b_seg.nii.gz"]}))
     found = find_scans(tmp_path / "list.json")

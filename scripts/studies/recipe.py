@@ -272,7 +272,9 @@ def check(options: argparse.Namespace) -> None:
         if arm == "plain" and options.plain is None:
             raise UserError("--arms plain needs a script: give it with --plain")
     if options.steps % min(options.steps, options.steps_per_epoch):
-        raise UserError(f"--steps {options.steps} is no multiple of --steps_per_epoch {options.steps_per_epoch}")
+        raise UserError(
+            f"--steps {options.steps} is no multiple of --steps_per_epoch {options.steps_per_epoch}: change either"
+        )
     if list(options.classes.values()) != list(range(1, len(options.classes) + 1)):
         raise UserError(f"--classes {options.classes} does not fit: the plain script needs the values 1, 2, ...")
     for name in options.people:

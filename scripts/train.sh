@@ -17,10 +17,6 @@ case " $*" in
     *" --dataset_dir"*) ;;
     *) "$python" "$root/scripts/fetch_data.py" --data_dir "$root/data" ;;
 esac
-# OpenMP's threads sleep while they wait, they do not spin: spinning makes an epoch beside other work several times as
-# long (scripts/benchmarks/waiting.py). libgomp reads this when Python loads it with torch, so it cannot be set later:
-# whoever starts `python -m monai.bundle run` without this script exports it first.
-export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
 # the bundle's own paths hang on bundle_root, so that a path given as an option is read from where the user stands
 exec "$python" -m monai.bundle run training --workflow_name bundle.runs.CheckedWorkflow \
     --config_file "['$root/configs/train.yaml','$root/configs/preset_small.yaml']" \

@@ -19,10 +19,11 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "atomic", "cells"),
     ("weights", "kernels"),
     ("data", "masking", "sparse", "figures", "probing"),
-    ("networks", "runs"),
-    ("losses", "transfer"),
-    ("training", "export"),
-    ("tasks", "inference", "reconstruction"),
+    ("networks", "runs", "reports"),
+    ("losses", "transfer", "evaluation"),
+    ("training", "export", "inference"),
+    ("prediction",),
+    ("tasks", "reconstruction"),
 )
 MAY_IMPORT = {
     room: {below for floor in FLOORS[:number] for below in floor}

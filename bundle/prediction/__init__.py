@@ -1,0 +1,2 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""Applies fine-tuned models to scans, on the scans' own grids."""

@@ -1,0 +1,2 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""The page that a run leaves: one self-contained html file with figures, curves and pictures."""

@@ -1,5 +1,5 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
-"""Pictures and drawings as data in a page. Pillow, which reads and writes them, is part of matplotlib's requirements."""
+"""Pictures and drawings as data in a page. Pillow, which writes them, is part of matplotlib's requirements."""
 
 from __future__ import annotations
 

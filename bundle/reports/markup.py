@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import html
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from bundle.data.printable import printable
 
-__all__ = ["bullets", "facts", "preformatted", "table", "text"]
+__all__ = ["bullets", "facts", "preformatted", "prose", "table", "text"]
 
 
 def text(value: object) -> str:
@@ -26,6 +27,16 @@ def text(value: object) -> str:
     return html.escape(printable("" if value is None else str(value)))
 
 
+def prose(sentence: object) -> str:
+    """A sentence as html, with what is between two backticks as code.
+
+    Example:
+        >>> prose("see `a.csv`")
+        'see <code>a.csv</code>'
+    """
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", text(sentence))
+
+
 def facts(entries: Mapping[str, object]) -> str:
     """Names with their values."""
     rows = "".join(f"<dt>{text(name)}</dt><dd>{text(value)}</dd>" for name, value in entries.items())
@@ -34,7 +45,7 @@ def facts(entries: Mapping[str, object]) -> str:
 
 def bullets(lines: Iterable[object]) -> str:
     """A list with a bullet for each line."""
-    return f"<ul>{''.join(f'<li>{text(line)}</li>' for line in lines)}</ul>"
+    return f"<ul>{''.join(f'<li>{prose(line)}</li>' for line in lines)}</ul>"
 
 
 def preformatted(lines: str) -> str:

@@ -115,8 +115,8 @@ class Section:
         return "\n".join(self._parts)
 
     def paragraph(self, text: str) -> Section:
-        """A paragraph of text."""
-        return self._add(f"<p>{markup.text(text)}</p>")
+        """A paragraph of text; what is between backticks is set as code."""
+        return self._add(f"<p>{markup.prose(text)}</p>")
 
     def facts(self, entries: Mapping[str, object]) -> Section:
         """Names with their values."""

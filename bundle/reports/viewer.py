@@ -9,7 +9,7 @@ viewer has to be in the page; and PyPI's package of it, ipyniivue, brings Jupyte
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,7 +24,7 @@ from bundle.reports.volumes import PackedVolume, grey, pack_labels, pack_scan, s
 __all__ = ["Case", "PackedCase", "class_colours", "pack_case", "viewer_markup"]
 
 #: voxels that a telephone can hold twice as a texture of four bytes each
-_MOST_VOXELS = 20_000_000
+_MOST_VOXELS = 10_000_000
 _FEWEST_VOXELS = 100_000
 
 
@@ -64,6 +64,7 @@ class PackedCase:
 
     name: str
     note: str
+    focus: tuple[float, ...]  # where the viewer looks first, in RAS mm
     scan: PackedVolume
     label_maps: Mapping[str, PackedVolume]
 
@@ -110,7 +111,20 @@ def pack_case(case: Case, classes: Mapping[str, int], most: int) -> PackedCase:
         notes.append(f"shown with voxels of {size} mm, the files have {' x '.join(f'{mm:.2g}' for mm in spacing)} mm")
     if scan.coding == "webp":
         notes.append("grey values are compressed with loss")
-    return PackedCase(case.name, "; ".join(notes), scan, label_maps)
+    return PackedCase(case.name, "; ".join(notes), _focus(case, list(classes.values())), scan, label_maps)
+
+
+def _focus(case: Case, values: Sequence[int]) -> tuple[float, ...]:
+    """The slices with the most labelled voxels of the top label map, as the pictures show them; else the middle."""
+    index = [(size - 1) / 2 for size in case.scan.shape]
+    for labels in list(case.label_maps.values())[-1:]:
+        lowest, highest = min(values, default=1), max(values, default=1)
+        marked = (labels >= lowest) & (labels <= highest) & (labels != 0)
+        for axis in range(3):
+            counts = marked.sum(axis=tuple(other for other in range(3) if other != axis))
+            if counts.any():
+                index[axis] = float(np.flatnonzero(counts == counts.max()).mean())
+    return tuple(float(one) for one in (np.asarray(case.affine) @ [*index, 1.0])[:3])
 
 
 def viewer_markup(cases: Iterable[PackedCase], classes: Mapping[str, int], number: int) -> str:
@@ -122,6 +136,7 @@ def viewer_markup(cases: Iterable[PackedCase], classes: Mapping[str, int], numbe
             {
                 "name": printable(case.name),
                 "note": printable(case.note),
+                "focus": case.focus,
                 "scan": _about(case.scan, f"volume-{number}-{place}"),
                 "labels": [
                     {"name": printable(name), **_about(one, f"volume-{number}-{place}-{layer}")}

@@ -96,7 +96,8 @@
         }),
       );
       this.nv = new this.niivue.Niivue({
-        backColor: [0, 0, 0, 1], crosshairColor: [1, 0.85, 0.2, 0.9], crosshairWidth: 1, isRadiologicalConvention: true,
+        backColor: [0, 0, 0, 1], crosshairColor: [1, 0.85, 0.2, 0.9], crosshairWidth: 0.25,
+        crosshairWidthUnit: "percent", isRadiologicalConvention: true,
         show3Dcrosshair: false, dragAndDropEnabled: false, logLevel: "error", multiplanarShowRender: 0,
       });
       this.nv.onLocationChange = (location) => this.showPlace(location);
@@ -158,48 +159,24 @@
       this.place.dataset.state = "loading";
       this.note.textContent = one.note;
       const [scan, ...labels] = await Promise.all([one.scan, ...one.labels].map(readVolume));
-      while (this.nv.volumes.length) this.nv.removeVolumeByIndex(0);
-      const image = (buffer, name, colours) => this.niivue.NVImage.new(buffer, `${name}.nii`, colours, 1);
-      this.nv.addVolume(await image(scan, "scan", "gray"));
-      for (const [place, buffer] of labels.entries()) {
-        const volume = await image(buffer, `labels${place}`, "red");
-        volume.setColormapLabel(this.colours());
-        this.nv.addVolume(volume);
-      }
       this.layers.replaceChildren(...one.labels.map((layer, place) => {
         const last = place === one.labels.length - 1;
         const shown = make("input", { type: "checkbox", checked: last, onchange: () => this.applyLayers() });
         return make("label", {}, shown, layer.name);
       }));
-      this.applyLayers();
-      this.sliders.forEach((slider, axis) => { slider.max = this.nv.volumes[0].dimsRAS[axis + 1] - 1; });
-      this.goToLabels();
-      this.place.dataset.state = "ready";
-    }
-
-    // The cross goes where the top label map has most, as the pictures do.
-    goToLabels() {
-      this.nv.scene.crosshairPos = [0.5, 0.5, 0.5];
-      if (this.nv.volumes.length > 1) {
-        const volume = this.nv.volumes.at(-1);
-        const [, width, height] = volume.hdr.dims;
-        const sum = [0, 0, 0];
-        let count = 0;
-        volume.img.forEach((value, place) => {
-          if (!value) return;
-          sum[0] += place % width;
-          sum[1] += Math.floor(place / width) % height;
-          sum[2] += Math.floor(place / width / height);
-          count++;
-        });
-        if (count) {
-          const millimetres = volume.vox2mm(sum.map((value) => value / count), volume.matRAS && volume.hdr.affine
-            ? transposed(volume.hdr.affine) : volume.matRAS);
-          this.nv.scene.crosshairPos = this.nv.mm2frac(millimetres);
-        }
+      const { NVImage } = this.niivue;
+      const volumes = [await NVImage.new(scan, "scan.nii", "gray", 1)];
+      for (const [place, buffer] of labels.entries()) {
+        volumes.push(await NVImage.new(buffer, `labels${place}.nii`, "red", this.opacityOf(place)));
+        volumes.at(-1).setColormapLabel(this.colours());
       }
+      while (this.nv.volumes.length) this.nv.removeVolumeByIndex(0);
+      volumes.forEach((volume) => this.nv.addVolume(volume));
+      this.sliders.forEach((slider, axis) => { slider.max = this.nv.volumes[0].dimsRAS[axis + 1] - 1; });
+      this.nv.scene.crosshairPos = this.nv.mm2frac(one.focus);
       this.nv.createOnLocationChange();
       this.nv.drawScene();
+      this.place.dataset.state = "ready";
     }
 
     colours() {
@@ -218,9 +195,13 @@
       this.nv.updateGLVolume();
     }
 
+    opacityOf(layer) {
+      return this.layers.querySelectorAll("input")[layer].checked ? this.opacity : 0;
+    }
+
     applyLayers() {
-      [...this.layers.querySelectorAll("input")].forEach((shown, place) =>
-        this.nv.setOpacity(place + 1, shown.checked ? this.opacity : 0));
+      this.nv.volumes.slice(1).forEach((volume, layer) => { volume.opacity = this.opacityOf(layer); });
+      this.nv.updateGLVolume();
     }
 
     showPlace(location) {
@@ -236,8 +217,6 @@
       this.where.textContent = [`R, A, S ${millimetres} mm`, `intensity ${scan.value.toPrecision(4)}`, ...names].join("; ");
     }
   }
-
-  const transposed = (rows) => rows[0].flatMap((_, column) => rows.map((row) => row[column]));
 
   const start = async (place) => {
     try {

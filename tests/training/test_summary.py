@@ -145,7 +145,9 @@ def test_the_report_says_the_same_with_curves_and_pictures(tmp_path):
     assert page.count("<img ") == 4, "the curves, the last epoch, and two earlier ones"
     assert [f"Epoch {n}" in page for n in (1, 2, 3)] == [True] * 3
     assert f'<td class="number">{history.rows[1]["epoch"]}</td>' in page
-    assert str(tmp_path) not in page.partition("tensorboard --logdir")[0], "files are named as they lie in the run's folder"
+    assert str(tmp_path) not in page.partition("tensorboard --logdir")[0], (
+        "files are named as they lie in the run's folder"
+    )
 
 
 def test_a_run_that_fails_has_its_report_too_and_a_damaged_picture_does_not_stop_it(tmp_path):

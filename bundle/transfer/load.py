@@ -38,6 +38,9 @@ def load_encoder(
     convolution for another number of input channels is adapted: the weight is averaged over its inputs, repeated, and
     scaled so that the same image on every channel gives the same features.
 
+    Published weights that `bundle.weights.CARDS` knows are recognised by their layout, where no `model.json` lies
+    beside the file: their encoder alone is taken, and its kernels are turned to RAS axes.
+
     Args:
         network: to be loaded into; its other tensors stay as they are.
         weights: a file that `read_weights` reads, or a state dict.
@@ -60,7 +63,7 @@ def load_encoder(
         {'conv_init.weight': '1 -> 2 input channels'}
     """
     name = "the weights" if isinstance(weights, Mapping) else os.fspath(weights)
-    given = dict(weights) if isinstance(weights, Mapping) else ModelFiles(weights).read_weights()
+    given = dict(weights) if isinstance(weights, Mapping) else ModelFiles(weights).read_encoder()
     require_finite(given, name)
     current = network.state_dict()
     given, prefix = _unwrap(given, current, prefix)

@@ -79,6 +79,7 @@ def test_known_weights_are_recognised_and_all_of_their_encoder_is_loaded(layout,
         report = load_encoder(encoder.network, file)
     assert set(encoder.network_state_dict()) <= set(report.names) and report.share == 1
     assert settings.intensity_scheme == CARDS[name].intensity_scheme
+    assert settings.spacing == {"ct_fm": [1, 1, 3], "medicalnet": None}.get(name, [1.5, 1.5, 1.5])  # R, A, S
     assert CARDS[name].title in caplog.text and CARDS[name].licence in caplog.text
 
 

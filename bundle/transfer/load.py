@@ -66,8 +66,7 @@ def load_encoder(
     given = dict(weights) if isinstance(weights, Mapping) else ModelFiles(weights).read_encoder()
     require_finite(given, name)
     current = network.state_dict()
-    given, prefix = _unwrap(given, current, prefix)
-    report, fitted = _match(given, current, prefix)
+    report, fitted = match_encoder(given, current, prefix)
     if report.share < min_matched:
         raise UserError(
             f"{name}: {report.share:.0%} of its {len(given)} tensors fit into {type(network).__name__}, at least "
@@ -131,6 +130,20 @@ def load_decoder(
     network.load_state_dict(current | fitted)
     logger.info("%s into %s:\n%s", files.decoder, type(network).__name__, report.table())
     return report
+
+
+def match_encoder(
+    given: dict[str, Tensor], current: Mapping[str, Tensor], prefix: str | None = None
+) -> tuple[TransferReport, dict[str, Tensor]]:
+    """What of an encoder's weights goes where in a network, and those tensors under the network's names.
+
+    Args:
+        given: an encoder's state dict, or one with it below a wrapper.
+        current: the network's.
+        prefix: as for `load_encoder`.
+    """
+    below, place = _unwrap(given, current, prefix)
+    return _match(below, current, place)
 
 
 def find_prefix(given: Mapping[str, Tensor], current: Mapping[str, Tensor]) -> str:

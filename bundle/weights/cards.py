@@ -79,7 +79,7 @@ class PublishedEncoder:
                 "spacing": None if self.card.spacing is None else list(self.card.spacing),
                 "orientation": "RAS",
                 "intensity_scheme": dict(self.card.intensity_scheme),
-                "modality": self.card.modality,
+                "modality": self.card.modality if self.card.modality in ("CT", "MR") else "auto",
                 "licence": self.card.licence,
                 "source": self.card.source,
                 "card": self.name,

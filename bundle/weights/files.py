@@ -36,7 +36,7 @@ class ModelFiles:
     gets an error. Without a `model.json`, or where it holds no sha256, nothing is checked.
 
     Args:
-        weights: path of `model.pt`; the others have its name.
+        weights: path of `model.pt`, or of the folder of a run with that file; the others have its name.
 
     Attributes:
         weights: file of the encoder's, or the whole network's, weights.
@@ -45,7 +45,7 @@ class ModelFiles:
     """
 
     def __init__(self, weights: str | os.PathLike[str]) -> None:
-        self.weights = Path(weights)
+        self.weights = Path(weights) / "model.pt" if Path(weights).is_dir() else Path(weights)
         self.settings = self.weights.with_suffix(".json")
         self.decoder = self.weights.with_name(f"{self.weights.stem}_decoder{self.weights.suffix}")
 

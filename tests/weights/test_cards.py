@@ -84,7 +84,9 @@ def test_known_weights_are_recognised_and_all_of_their_encoder_is_loaded(layout,
 
 
 def test_safetensors_are_read_as_well(tmp_path):
-    save_file({key: value.contiguous() for key, value in tensors(medicalnet(10)).items()}, tmp_path / "model.safetensors")
+    save_file(
+        {key: value.contiguous() for key, value in tensors(medicalnet(10)).items()}, tmp_path / "model.safetensors"
+    )
     described = ModelFiles(tmp_path / "model.safetensors").describe()
     assert described is not None and described.content["card"] == "medicalnet"
     assert described.spacing is None and described.encoder["model_name"] == "resnet10"

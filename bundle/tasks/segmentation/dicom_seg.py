@@ -17,10 +17,16 @@ import pydicom
 
 from bundle.atomic import replace_file
 from bundle.data.dicom import frames_on_grid, read_header
+from bundle.data.straighten import is_sheared
 from bundle.errors import UserError, VolumeError
 from bundle.tasks.segmentation.dicom_sources import copy_patient_and_study, source_images
 
 __all__ = ["check_dicom_seg", "write_dicom_seg"]
+
+_TILTED = (
+    "the slices are tilted against the long axis: the DICOM SEG lies over each image, as PACS viewers show it, and "
+    "dcmqi and 3D Slicer, which know right angles only, show it displaced"
+)
 
 
 def check_dicom_seg(wanted: bool) -> bool:
@@ -30,9 +36,7 @@ def check_dicom_seg(wanted: bool) -> bool:
         UserError: if highdicom is not installed.
     """
     if wanted and importlib.util.find_spec("highdicom") is None:
-        raise UserError(
-            '--dicom_seg True needs highdicom: run "python -m pip install -c constraints.txt highdicom", or leave it out'
-        )
+        raise UserError('--dicom_seg True needs highdicom: run "python -m pip install -c constraints.txt highdicom"')
     return wanted
 
 
@@ -49,7 +53,8 @@ def write_dicom_seg(
     """Writes the label map of a DICOM series as a DICOM SEG.
 
     Where each slice of the grid is an image of the series, the SEG lies voxel for voxel over the images and refers to
-    each of them; so does that of a series with a tilted gantry. Where the reader has resampled uneven slices, the SEG
+    each of them. With a tilted gantry that is so, too, but readers that make one volume of it need not see the tilt:
+    dcmqi and 3D Slicer stack the slices at right angles. Where the reader has resampled uneven slices, the SEG
     has the label map's own slices at their right places in the same frame of reference.
 
     Segments are numbered in the order of `classes`, and named and coloured as they are in the pictures. Of the patient
@@ -89,7 +94,9 @@ def write_dicom_seg(
     with pydicom.config.disable_value_validation(), replace_file(path) as temporary:
         copy_patient_and_study(frames[0].file, seg)
         seg.save_as(temporary)
-    return "" if whole else "the DICOM SEG has slices of its own: those of the series are not evenly spaced"
+    if not whole:
+        return "the DICOM SEG has slices of its own: those of the series are not evenly spaced"
+    return _TILTED if is_sheared(affine) else ""
 
 
 def _segment_numbers(label_map: np.ndarray, classes: Mapping[str, int]) -> np.ndarray:

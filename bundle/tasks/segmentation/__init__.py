@@ -3,6 +3,7 @@
 
 from bundle.tasks.segmentation.classes import pick_classes
 from bundle.tasks.segmentation.components import CleanComponentsd, clean_components
+from bundle.tasks.segmentation.dicom_seg import check_dicom_seg, write_dicom_seg
 from bundle.tasks.segmentation.find import find_segmentations
 from bundle.tasks.segmentation.fit_heads import FitHeads
 from bundle.tasks.segmentation.labels import LabelsInForegroundd, ReadLabelMapd, check_classes, check_labelled
@@ -21,9 +22,11 @@ __all__ = [
     "StackedSupervisionLoss",
     "SurfaceDistanceInMm",
     "check_classes",
+    "check_dicom_seg",
     "check_labelled",
     "clean_components",
     "find_segmentations",
     "measure_classes",
     "pick_classes",
+    "write_dicom_seg",
 ]

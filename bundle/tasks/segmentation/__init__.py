@@ -2,10 +2,12 @@
 """Segmentation: label maps, deep supervision, heads, metrics, panels."""
 
 from bundle.tasks.segmentation.classes import pick_classes
+from bundle.tasks.segmentation.evaluate import SegmentationEvaluation
 from bundle.tasks.segmentation.find import find_segmentations
 from bundle.tasks.segmentation.fit_heads import FitHeads
 from bundle.tasks.segmentation.labels import LabelsInForegroundd, ReadLabelMapd, check_classes, check_labelled
 from bundle.tasks.segmentation.loss import StackedSupervisionLoss
+from bundle.tasks.segmentation.mask_metrics import mask_metrics, volume_metrics
 from bundle.tasks.segmentation.metrics import SurfaceDistanceInMm
 from bundle.tasks.segmentation.panels import SegmentationPanels
 
@@ -13,11 +15,14 @@ __all__ = [
     "FitHeads",
     "LabelsInForegroundd",
     "ReadLabelMapd",
+    "SegmentationEvaluation",
     "SegmentationPanels",
     "StackedSupervisionLoss",
     "SurfaceDistanceInMm",
     "check_classes",
     "check_labelled",
     "find_segmentations",
+    "mask_metrics",
     "pick_classes",
+    "volume_metrics",
 ]

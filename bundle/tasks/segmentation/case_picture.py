@@ -44,7 +44,7 @@ def draw_case(
     shape, affine = reference.grid
     box = _widened(union_box(*boxes), shape, affine) if any(boxes) else tuple(slice(0, size) for size in shape)
     volumes = [
-        _image(case, reference.grid)[box],
+        _image(case, reference.grid, box),
         *(_numbers(labels, classes, box) for labels in (reference, predicted)),
     ]
     to_ras = nibabel.io_orientation(affine)
@@ -61,15 +61,16 @@ def _widened(box: tuple[slice, ...], shape: tuple[int, ...], affine: np.ndarray)
     )
 
 
-def _image(case: LabelledCase, grid: Grid) -> np.ndarray:
-    """The first channel, ``[D, H, W]``; zeros where it cannot be shown."""
+def _image(case: LabelledCase, grid: Grid, box: tuple[slice, ...]) -> np.ndarray:
+    """The first channel in a box; zeros where it cannot be shown."""
+    nothing = np.zeros([part.stop - part.start for part in box], dtype=np.float32)
     try:
         image = read_volume(list(case.image), case.name, constant=True, stacked=True)
     except UserError:
-        return np.zeros(grid[0], dtype=np.float32)
+        return nothing
     placed = tuple(image.shape[1:]), np.asarray(image.affine, dtype=np.float64)
-    array: np.ndarray = image.numpy()[0]
-    return array if same_place(placed, grid) else np.zeros(grid[0], dtype=np.float32)
+    shown: np.ndarray = image.numpy()[0][box].copy()
+    return shown if same_place(placed, grid) else nothing
 
 
 def _numbers(labels: WrittenLabels, classes: Mapping[str, int], box: tuple[slice, ...]) -> np.ndarray:

@@ -207,11 +207,13 @@ def _split_values(
     if whole is not None:
         inside = values[whole]
         present = np.zeros(_HIGHEST + 1, dtype=bool)
-        present[inside] = True
-        numbers = np.zeros(_HIGHEST + 1, dtype=np.int32)
-        for number, value in enumerate(classes.values(), start=1):
-            numbers[value] = number
-        around = ndimage.find_objects(numbers[inside], max_label=len(classes))
+        numbers = np.zeros(_HIGHEST + 1, dtype=np.uint8)
+        numbers[list(classes.values())] = np.arange(1, len(classes) + 1)
+        numbered = np.empty(inside.shape, dtype=np.uint8)
+        for part, target in zip(inside, numbered):  # slice by slice: numpy makes 8 bytes of each index
+            present[part] = True
+            target[...] = numbers[part]
+        around = ndimage.find_objects(numbered, max_label=len(classes))
         boxes = {name: box and _shift(box, whole) for name, box in zip(classes, around)}
         others = tuple(int(value) for value in np.flatnonzero(present) if value and not numbers[value])
     empty = np.zeros((0, 0, 0), dtype=bool)

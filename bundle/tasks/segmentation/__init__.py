@@ -2,14 +2,18 @@
 """Segmentation: label maps, deep supervision, heads, metrics, panels."""
 
 from bundle.tasks.segmentation.classes import pick_classes
+from bundle.tasks.segmentation.components import CleanComponentsd, clean_components
 from bundle.tasks.segmentation.find import find_segmentations
 from bundle.tasks.segmentation.fit_heads import FitHeads
 from bundle.tasks.segmentation.labels import LabelsInForegroundd, ReadLabelMapd, check_classes, check_labelled
 from bundle.tasks.segmentation.loss import StackedSupervisionLoss
+from bundle.tasks.segmentation.measurements import MEASUREMENT_COLUMNS, measure_classes
 from bundle.tasks.segmentation.metrics import SurfaceDistanceInMm
 from bundle.tasks.segmentation.panels import SegmentationPanels
 
 __all__ = [
+    "MEASUREMENT_COLUMNS",
+    "CleanComponentsd",
     "FitHeads",
     "LabelsInForegroundd",
     "ReadLabelMapd",
@@ -18,6 +22,8 @@ __all__ = [
     "SurfaceDistanceInMm",
     "check_classes",
     "check_labelled",
+    "clean_components",
     "find_segmentations",
+    "measure_classes",
     "pick_classes",
 ]

@@ -16,7 +16,7 @@ from bundle.data import PreparedVolume, SkippedVolume
 from bundle.errors import user_error_in
 from bundle.runs import RunFolder
 from bundle.runs.distributed import is_main_rank, unwrap
-from bundle.training.history import clock, read_history
+from bundle.training.history import clock, on_training, read_history
 
 __all__ = ["Summary"]
 
@@ -70,6 +70,7 @@ class Summary:
         self.run_folder, self.network = run_folder, unwrap(network)
         self.training, self.validation, self.skipped = training, validation, skipped
         self.title, self.best = title, best
+        self.held_out = not validation or list(validation) != list(training)
         self.metrics = _METRICS if metrics is None else {name: (label, ".4g") for name, label in metrics.items()}
         self._handled: BaseException | None = None
         self._began = False
@@ -122,7 +123,7 @@ class Summary:
             f"Training {outcome}.",
             *self._trained(engine.state.device, rows),
             *self._data(),
-            *_results(rows, self._labelled(engine, rows), self.best),
+            *_results(rows, self._labelled(engine, rows), self.best, self.held_out),
             *self._files(),
             "",
         ])  # fmt: skip
@@ -146,7 +147,8 @@ class Summary:
         ]
 
     def _data(self) -> list[str]:
-        lines = ["", "## On what", f"- training: {_counts(self.training)}", f"- validation: {_counts(self.validation)}"]
+        validation = _counts(self.validation) if self.held_out else "none held out, so the training volumes again"
+        lines = ["", "## On what", f"- training: {_counts(self.training)}", f"- validation: {validation}"]
         every = (*self.training, *self.validation)  # with val_fraction 0 the same volumes twice
         padded = list(dict.fromkeys(volume.name for volume in every if volume.padded))
         if padded:
@@ -177,7 +179,8 @@ class Summary:
         files = {
             folder.model: "the weights, a flat state dict of the plain MONAI network",
             folder.last_checkpoint: "the whole state, for a resume",
-            folder.best_checkpoint: "the same after the epoch with the best validation",
+            folder.best_checkpoint: "the same after the epoch with the best "
+            + ("validation" if self.held_out else "figure on the training volumes"),
             folder.path / "predictions.csv": "what the network says of each validation volume",
             folder.panels: "pictures of what the network predicts",
             folder.curves: "learning curves",
@@ -195,12 +198,22 @@ class Summary:
         return lines
 
 
-def _results(rows: Sequence[Mapping[str, float]], shown: Mapping[str, tuple[str, str]], best: str | None) -> list[str]:
+def _results(
+    rows: Sequence[Mapping[str, float]], shown: Mapping[str, tuple[str, str]], best: str | None, held_out: bool
+) -> list[str]:
     if not rows:
         return ["", "No epoch was completed, so there are no metrics."]
     validated = [row for row in rows if best in row and row[best] == row[best]] if best is not None else []
     row = max(validated, key=lambda row: row[str(best)], default=rows[-1])
-    note = [f"The weights are those of this epoch, which had the best validation of {len(validated)}.", ""]
+    if held_out:
+        note = [f"The weights are those of this epoch, which had the best validation of {len(validated)}.", ""]
+    else:
+        note = [
+            "No volume was held out: these figures are of the volumes that were trained on, and say nothing of others.",
+            f"The weights are those of this epoch, which had the best of {len(validated)}.",
+            "",
+        ]
+        shown = {name: (on_training(label), form) for name, (label, form) in shown.items()}
     lines = [f"| {label} | {row[name]:{form}} |" for name, (label, form) in shown.items() if name in row]
     return [
         "",

@@ -29,6 +29,7 @@ class ModelSettings:
         ct_window: HU, lowest and highest.
         mr_percentiles: of the foreground, lowest and highest.
         intensity_scheme: of weights from elsewhere, as for `bundle.data.NormalizeBySchemed`; None for our own way.
+        mr_floor: deviations below the foreground's mean to which MR is kept; None: the lower percentile.
         sha256: of the weights, or "".
         decoder_sha256: of the decoder's weights, or "".
         content: the whole file.
@@ -40,6 +41,7 @@ class ModelSettings:
     ct_window: Sequence[float] = (-1000, 1000)
     mr_percentiles: Sequence[float] = (0.5, 99.5)
     intensity_scheme: Any = None
+    mr_floor: float | None = 3.0
     sha256: str = ""
     decoder_sha256: str = ""
     content: Mapping[str, Any] = field(default_factory=dict)

@@ -7,6 +7,7 @@ bring Pillow and a decoder for JPEG-LS, which ITK has.
 """
 
 from bundle.data.dicom.folders import Series, find_series, numbered, read_header
+from bundle.data.dicom.pixels import UnknownCompressionError
 from bundle.data.dicom.series import DicomVolume, read_series
 
-__all__ = ["DicomVolume", "Series", "find_series", "numbered", "read_header", "read_series"]
+__all__ = ["DicomVolume", "Series", "UnknownCompressionError", "find_series", "numbered", "read_header", "read_series"]

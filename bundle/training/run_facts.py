@@ -13,7 +13,7 @@ from torch import nn
 
 from bundle.data import PreparedVolume, SkippedVolume
 from bundle.runs import RunFolder
-from bundle.training.history import clock
+from bundle.training.history import clock, on_training
 
 __all__ = ["EpochMetrics", "RunFacts", "data_facts", "files_facts", "training_facts"]
 
@@ -28,7 +28,10 @@ class EpochMetrics:
 
     @staticmethod
     def choose(
-        rows: Sequence[Mapping[str, float]], shown: Mapping[str, tuple[str, str]], best: str | None
+        rows: Sequence[Mapping[str, float]],
+        shown: Mapping[str, tuple[str, str]],
+        best: str | None,
+        held_out: bool = True,
     ) -> EpochMetrics | None:
         """Those of the epoch with the highest `best`, else of the last one; None where there is no epoch.
 
@@ -36,12 +39,19 @@ class EpochMetrics:
             rows: of the history.
             shown: names of metrics in the history: what to call each, and its number format.
             best: a metric's name.
+            held_out: whether the validation was of other volumes than the training.
         """
         if not rows:
             return None
         validated = [row for row in rows if best in row and row[best] == row[best]] if best is not None else []
         row = max(validated, key=lambda row: row[str(best)], default=rows[-1])
         note = f"The weights are those of this epoch, which had the best validation of {len(validated)}."
+        if not held_out:
+            note = (
+                "No volume was held out: these figures are of the volumes that were trained on, and say nothing of "
+                f"others. The weights are those of this epoch, which had the best of {len(validated)}."
+            )
+            shown = {name: (on_training(label), form) for name, (label, form) in shown.items()}
         values = {label: f"{row[name]:{form}}" for name, (label, form) in shown.items() if name in row}
         return EpochMetrics(int(row["epoch"]), note if validated else "", values)
 
@@ -110,10 +120,12 @@ def training_facts(network: nn.Module, device: torch.device, rows: Sequence[Mapp
 
 
 def data_facts(
-    training: Sequence[PreparedVolume], validation: Sequence[PreparedVolume]
+    training: Sequence[PreparedVolume], validation: Sequence[PreparedVolume], held_out: bool = True
 ) -> tuple[dict[str, str], list[tuple[str, str]]]:
     """How many volumes of which modality, and the remarks on single ones."""
     facts = {"training": _counts(training), "validation": _counts(validation)}
+    if not held_out:
+        facts["validation"] = "none held out, so the training volumes again"
     every = (*training, *validation)  # with val_fraction 0 the same volumes twice
     padded = list(dict.fromkeys(volume.name for volume in every if volume.padded))
     if padded:
@@ -121,12 +133,13 @@ def data_facts(
     return facts, list(dict.fromkeys((volume.name, volume.notes) for volume in every if volume.notes))
 
 
-def files_facts(folder: RunFolder) -> dict[Path, str]:
+def files_facts(folder: RunFolder, held_out: bool = True) -> dict[Path, str]:
     """What each file of the run is, of those that are there."""
     files = {
         folder.model: "the weights, a flat state dict of the plain MONAI network",
         folder.last_checkpoint: "the whole state, for a resume",
-        folder.best_checkpoint: "the same after the epoch with the best validation",
+        folder.best_checkpoint: "the same after the epoch with the best "
+        + ("validation" if held_out else "figure on the training volumes"),
         folder.path / "predictions.csv": "what the network says of each validation volume",
         folder.panels: "pictures of what the network predicts",
         folder.curves: "learning curves",

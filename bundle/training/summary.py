@@ -70,6 +70,7 @@ class Summary:
     ) -> None:
         self.run_folder, self.network = run_folder, unwrap(network)
         self.training, self.validation, self.skipped = training, validation, skipped
+        self.held_out = not validation or list(validation) != list(training)
         self.title, self.best = title, best
         self.metrics = _METRICS if metrics is None else {name: (label, ".4g") for name, label in metrics.items()}
         self._handled: BaseException | None = None
@@ -118,7 +119,7 @@ class Summary:
 
     def _write(self, engine: Engine, outcome: str) -> None:
         rows = read_history(self.run_folder.history)
-        data, notes = data_facts(self.training, self.validation)
+        data, notes = data_facts(self.training, self.validation, self.held_out)
         facts = RunFacts(
             title=self.title,
             outcome=f"Training {outcome}.",
@@ -126,9 +127,9 @@ class Summary:
             data=data,
             notes=notes,
             skipped=self.skipped,
-            metrics=EpochMetrics.choose(rows, self._labelled(engine, rows), self.best),
+            metrics=EpochMetrics.choose(rows, self._labelled(engine, rows), self.best, self.held_out),
             rows=rows,
-            files=files_facts(self.run_folder),
+            files=files_facts(self.run_folder, self.held_out),
             hints=self._hints(),
         )
         text = facts.markdown()

@@ -23,6 +23,8 @@ from bundle.tasks.segmentation.dicom_sources import copy_patient_and_study, sour
 
 __all__ = ["check_dicom_seg", "write_dicom_seg"]
 
+#: slices whose segments are looked up together: a look-up takes 8 bytes per voxel
+_AT_A_TIME = 32
 _TILTED = (
     "the slices are tilted against the long axis: the DICOM SEG lies over each image, as PACS viewers show it, and "
     "dcmqi and 3D Slicer, which know right angles only, show it displaced"
@@ -101,9 +103,11 @@ def write_dicom_seg(
 
 def _segment_numbers(label_map: np.ndarray, classes: Mapping[str, int]) -> np.ndarray:
     """The number of the segment of each voxel, uint8 ``[slices, rows, columns]``; 0 is background."""
-    numbers = np.zeros(label_map.shape[::-1], dtype=np.uint8)
-    for index in range(len(numbers)):  # by slices: an index of the whole would take 8 bytes per voxel
-        values = label_map[:, :, index].T
-        for number, value in enumerate(classes.values(), start=1):
-            numbers[index][values == value] = number
+    highest = max(int(label_map.max()), *classes.values())
+    table = np.zeros(highest + 1, dtype=np.uint8)
+    table[list(classes.values())] = np.arange(1, len(classes) + 1)
+    numbers = np.empty(label_map.shape[::-1], dtype=np.uint8)
+    for start in range(0, len(numbers), _AT_A_TIME):
+        part = np.ascontiguousarray(label_map[:, :, start : start + _AT_A_TIME])
+        numbers[start : start + _AT_A_TIME] = table[part].T
     return numbers

@@ -8,7 +8,18 @@ bring Pillow and a decoder for JPEG-LS, which ITK has. It writes DICOM SEG, an e
 
 from bundle.data.dicom.folders import Series, find_series, numbered, read_header
 from bundle.data.dicom.frames import Frame
+from bundle.data.dicom.pixels import UnknownCompressionError
 from bundle.data.dicom.series import DicomVolume, read_series
 from bundle.data.dicom.sources import frames_on_grid
 
-__all__ = ["DicomVolume", "Frame", "Series", "find_series", "frames_on_grid", "numbered", "read_header", "read_series"]
+__all__ = [
+    "DicomVolume",
+    "Frame",
+    "Series",
+    "UnknownCompressionError",
+    "find_series",
+    "frames_on_grid",
+    "numbered",
+    "read_header",
+    "read_series",
+]

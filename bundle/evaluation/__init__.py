@@ -3,23 +3,31 @@
 
 from bundle.evaluation.folder import EvaluationFolder
 from bundle.evaluation.intervals import Bootstrap, Estimate
+from bundle.evaluation.mask_metrics import mask_metrics, volume_metrics
 from bundle.evaluation.names import case_name, match_names
-from bundle.evaluation.summary import estimate_text, shortened_list, summary_rows, summary_table
+from bundle.evaluation.probabilities import PROBABILITY_METRICS, probability_metrics, reliability_curve
+from bundle.evaluation.summary import estimate_text, shortened_list, summary_rows, summary_table, unmatched_notes
 from bundle.evaluation.tables import as_number, read_results, read_table, write_results, write_table
 
 __all__ = [
+    "PROBABILITY_METRICS",
     "Bootstrap",
     "Estimate",
     "EvaluationFolder",
     "as_number",
     "case_name",
     "estimate_text",
+    "mask_metrics",
     "match_names",
+    "probability_metrics",
     "read_results",
     "read_table",
+    "reliability_curve",
     "shortened_list",
     "summary_rows",
     "summary_table",
+    "unmatched_notes",
+    "volume_metrics",
     "write_results",
     "write_table",
 ]

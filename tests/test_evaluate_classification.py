@@ -47,9 +47,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_values_are_those_of_the_written_table_and_unknown_labels_count_in_nothing(
-    tables: Path, tmp_path: Path
-) -> None:
+def test_values_are_those_of_the_table_and_unknown_labels_count_in_nothing(tables: Path, tmp_path: Path) -> None:
     found = run(tables, tables, tmp_path / "out")
     rows = read_table(tmp_path / "out/cases.csv", ["case", "finding", "probability", "label", "group"])
     for finding in ("edema", "=nodule"):

@@ -41,7 +41,7 @@ def probability_metrics(probabilities: np.ndarray, labels: np.ndarray, *, bins: 
     mean, frequency, count = reliability_curve(probabilities, labels, bins=bins)
     return {
         "auroc": float(compute_roc_auc(scores, truth)) if has_both else math.nan,
-        "average_precision": float(compute_average_precision(scores, truth)) if has_both else math.nan,  # type: ignore[arg-type]
+        "average_precision": float(compute_average_precision(scores, truth)) if has_both else math.nan,
         "calibration_error": float((np.abs(mean - frequency) * count).sum() / count.sum()),
         "brier": float(np.mean((probabilities - labels) ** 2)),
     }

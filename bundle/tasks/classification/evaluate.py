@@ -94,13 +94,11 @@ class ClassificationEvaluation:
         """Evaluates, writes and says where to look."""
         predicted = self._probabilities()
         names = match_names(self.volumes, list(predicted))
-        pairs = [
-            (volume, predicted[name]) for volume, name in zip(self.volumes, names, strict=True) if name is not None
-        ]
+        pairs = [(volume, predicted[name]) for volume, name in zip(self.volumes, names) if name is not None]
         missing = [case_name(v, hashed=self.hash_names) for v, name in zip(self.volumes, names) if name is None]
         if not pairs:
             raise UserError(
-                f"none of the {len(self.volumes)} scans has a row in {self.table}: name them there as in {self.dataset_dir}"
+                f"none of the {len(self.volumes)} scans has a row in {self.table}: name them as {self.dataset_dir} does"
             )
         probabilities = np.array([values for _, values in pairs])
         labels = np.array([volume.annotations["label"] for volume, _ in pairs])
@@ -181,9 +179,8 @@ class ClassificationEvaluation:
     def _label_notes(self, labels: np.ndarray) -> list[str]:
         notes = []
         for finding, column in zip(self.findings, labels.T):
-            positive, negative, unknown = (
-                int(n) for n in ((column == 1).sum(), (column == 0).sum(), np.isnan(column).sum())
-            )
+            counted = (column == 1, column == 0, np.isnan(column))
+            positive, negative, unknown = (int(np.count_nonzero(c)) for c in counted)
             text = f"{finding}: {positive} with it, {negative} without"
             if unknown:
                 notes.append(f"{text}, {unknown} not known, which count in nothing")
@@ -207,9 +204,7 @@ class ClassificationEvaluation:
             for volume, values, truth in zip(volumes, probabilities, labels, strict=True)
             for finding, probability, label in zip(self.findings, values, truth, strict=True)
         ]
-        rows.sort(
-            key=lambda row: -1.0 if row["label"] is None else abs(row["probability"] - row["label"]), reverse=True
-        )
+        rows.sort(key=lambda row: 1.0 if row["label"] is None else -abs(row["probability"] - row["label"]))
         rows += [{"case": n, "finding": finding, "note": "no prediction"} for n in missing for finding in self.findings]
         write_table(self.output.cases, ("case", "finding", "probability", "label", "group", "note"), rows)
 

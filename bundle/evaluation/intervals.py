@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from bundle.errors import UserError
 
@@ -113,7 +114,7 @@ class Bootstrap:
         """
         cases = [np.flatnonzero(self._codes == code) for code in range(self._weights.shape[1])]
         everything = np.arange(len(self._codes))
-        drawn = (np.concatenate([np.tile(c, w) for c, w in zip(cases, row)]) for row in self._weights)
+        drawn = (np.concatenate([np.tile(c, w) for c, w in zip(cases, row)]) for row in _shown(self._weights))
         resampled = np.array([function(indices) for indices in drawn], dtype=np.float64).reshape(-1, len(n))
         values = zip(function(everything), resampled.T, n, strict=True)
         return [Estimate(float(value), *self._ends(column), count) for value, column, count in values]
@@ -126,6 +127,10 @@ class Bootstrap:
         tail = 50 * (1 - self.confidence)
         low, high = np.percentile(resampled, [tail, 100 - tail])
         return float(low), float(high)
+
+
+def _shown(rows: np.ndarray) -> Iterable[np.ndarray]:
+    return tqdm(rows, desc="intervals", delay=2)
 
 
 def _mean_of_ratios(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:

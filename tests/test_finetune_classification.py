@@ -84,6 +84,8 @@ def test_the_run_leaves_everything_it_promises(finished: Path, folder: Path):
 def test_predictions_are_those_of_the_exported_network(finished: Path, folder: Path):
     about = json.loads((finished / "model.json").read_text())
     assert about["findings"] == ["ct", "body"] and about["counts"]["body"]["validation"]["unknown"] == 1
+    assert about["task"] == "classification" and about["in_channels"] == 1 and about["modality"] == "auto"
+    assert about["mirror_axes"] == [0, 1, 2]
     network = EncoderClassifier(about["encoder"], findings=2, pooling=about["pooling"])
     network.load_state_dict(torch.load(finished / "model.pt", weights_only=True), strict=True)
     rows = table(finished / "predictions.csv")

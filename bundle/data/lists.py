@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bundle.data.dataset_json import first_modality, list_entries, modality_named, read_json
+from bundle.data.dataset_json import choose_part, first_modality, list_entries, modality_named, read_json
 from bundle.data.find import FoundVolume, find_listed, is_folder, volume_files
 from bundle.data.names import without_ending
 from bundle.data.printable import shortened
@@ -17,12 +17,14 @@ from bundle.errors import UserError
 __all__ = ["find_labelled", "first_modality", "structure_files"]
 
 
-def find_labelled(listed: Path, wanted: tuple[str, ...]) -> list[FoundVolume]:
-    """The volumes that a json lists under `training` and `validation`.
+def find_labelled(listed: Path, wanted: tuple[str, ...], part: str = "") -> list[FoundVolume]:
+    """The volumes that a json lists under `training` and `validation`, or under `test`.
 
     Args:
         listed: the json; paths in it are relative to its folder.
         wanted: keys that every entry must have beside `image`; they become the volume's annotations.
+        part: "training", "validation", "test" or "all"; "": all but `test`; "auto": `test` if it has what is wanted,
+            else all.
 
     Raises:
         UserError: if the list cannot be used.
@@ -30,7 +32,10 @@ def find_labelled(listed: Path, wanted: tuple[str, ...]) -> list[FoundVolume]:
     content = read_json(listed)
     remedy = f"list objects with image, {', '.join(wanted)}"
     volumes: list[FoundVolume] = []
-    for name, part, entry in list_entries(listed, content, remedy):
+    part = choose_part(part, content, ("image", *wanted))
+    if part == "all" and choose_part("auto", content, ("image", *wanted)) != "test":
+        part = ""  # images without labels, as in the MSD
+    for name, own_part, entry in list_entries(listed, content, remedy, part):
         if not isinstance(entry, Mapping) or any(key not in entry for key in ("image", *wanted)):
             raise UserError(
                 f"{listed} lists {shortened(entry)} in {name!r}: give objects with image, {', '.join(wanted)}"
@@ -44,7 +49,7 @@ def find_labelled(listed: Path, wanted: tuple[str, ...]) -> list[FoundVolume]:
             listed.parent / image,
             image,
             modality=modality_named(entry.get("modality")) or first_modality(content),
-            part=part,
+            part=own_part,
             group=str(entry.get("group") or ""),
             annotations=annotations,
         )

@@ -58,6 +58,8 @@ _RULES: dict[str, _Rule] = {
     "alignment_warmup": _FROM_0,
     "max_gradient_norm": _ABOVE_0,
     "val_fraction": _SHARE,
+    "folds": _Rule(lambda value: _is_whole(value) and value >= 2, "a whole number from 2", or_null=True),
+    "fold": _COUNT_OR_0,
     "replace_model": _SWITCH,
     "hash_names": _SWITCH,
     "sparse": _SWITCH,

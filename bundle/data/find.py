@@ -68,7 +68,7 @@ class FoundVolume:
         """
         problem, remedy = self.left_out
         if problem:
-            raise VolumeError(self.name, f"{problem}: no scan", remedy)
+            raise VolumeError(self.name, problem, remedy)
         item = {**self.annotations, "image": list(self.files), "name": self.name, "modality": self.modality}
         if self.channels:
             item["channels"] = [list(files) for files in self.channels]
@@ -133,7 +133,13 @@ def _image_files(root: Path) -> Iterator[FoundVolume]:
 def _dicom_series(root: Path, prefix: str = "") -> Iterator[FoundVolume]:
     """The series in a folder and below it, named by their path from it after `prefix`."""
     for name, series in numbered(find_series(root), root, prefix):
-        yield FoundVolume(name=name, files=series.files, modality=modality_named(series.modality), group=series.group)
+        volume = FoundVolume(name, series.files, modality_named(series.modality), series.group)
+        if series.copies is None:
+            yield volume
+        else:
+            original = Path(prefix, series.copies.relative_to(root))
+            reason = f"holds copies of the DICOM images in {printable(str(original))}"
+            yield replace(volume, left_out=(reason, "remove one of the two folders"))
 
 
 def _from_json(path: Path, part: str) -> list[FoundVolume]:

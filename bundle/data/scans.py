@@ -68,10 +68,11 @@ def find_scans(
 def _left_out(volumes: Sequence[FoundVolume], reason: str, pattern: str) -> list[FoundVolume]:
     """The first label maps of a kind with the reason; the last one says how many there are more."""
     named = [
-        replace(v, left_out=(reason, f"if it is a scan, add --include \"['{pattern}']\"")) for v in volumes[:_NAMED]
+        replace(v, left_out=(f"{reason}: no scan", f"if it is a scan, add --include \"['{pattern}']\""))
+        for v in volumes[:_NAMED]
     ]
     if more := len(volumes) - len(named):
-        reason, remedy = f"{reason}, as do {more} files after it", named[-1].left_out[1]
+        reason, remedy = f"{reason}, as do {more} files after it: no scan", named[-1].left_out[1]
         named[-1] = replace(named[-1], left_out=(reason, remedy))
     return named
 

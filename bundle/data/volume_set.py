@@ -178,6 +178,11 @@ class VolumeSet:
         )
 
     @property
+    def held_out(self) -> bool:
+        """Whether the volumes for validation are not those to train on, as they are with `val_fraction` 0."""
+        return self.validation != self.training
+
+    @property
     def summary(self) -> dict[str, Any]:
         """Number of volumes by part and modality; with folds also how many there are, and which one this is."""
         parts = {"training": self.training, "validation": self.validation}

@@ -51,7 +51,7 @@ def _place(steps: str, target: str, number: int = 0) -> str:
 
 
 _PREPARE, _TRAIN = "prepare#transforms", "train#preprocessing#transforms"
-_NORMALIZE = _place(_PREPARE, "bundle.data.NormalizeByModalityd")
+_NORMALIZE = _place(_PREPARE, "bundle.data.normalization")
 _CROP_BODY = _place(_PREPARE, "monai.transforms.CropForegroundd")
 _PAD = _place(_PREPARE, "bundle.data.PadToCropd")
 _CROP = _place(_TRAIN, "monai.transforms.RandCropByLabelClassesd")

@@ -3,6 +3,7 @@
 
 from bundle.tasks.segmentation.classes import pick_classes
 from bundle.tasks.segmentation.components import CleanComponentsd, clean_components
+from bundle.tasks.segmentation.dicom_seg import check_dicom_seg, write_dicom_seg
 from bundle.tasks.segmentation.evaluate import SegmentationEvaluation
 from bundle.tasks.segmentation.find import find_segmentations
 from bundle.tasks.segmentation.fit_heads import FitHeads
@@ -23,9 +24,12 @@ __all__ = [
     "StackedSupervisionLoss",
     "SurfaceDistanceInMm",
     "check_classes",
+    "check_dicom_seg",
     "check_labelled",
     "clean_components",
     "find_segmentations",
     "measure_classes",
     "pick_classes",
+    "volume_metrics",
+    "write_dicom_seg",
 ]

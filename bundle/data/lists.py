@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bundle.data.dataset_json import first_modality, list_entries, modality_named, read_json
+from bundle.data.dataset_json import PARTS, choose_part, first_modality, list_entries, modality_named, read_json
 from bundle.data.find import FoundVolume, find_listed, is_folder, volume_files
 from bundle.data.names import without_ending
 from bundle.data.printable import shortened
@@ -16,15 +16,15 @@ from bundle.errors import UserError
 
 __all__ = ["find_labelled", "find_unlabelled", "first_modality", "structure_files"]
 
-_PARTS = ("training", "validation", "test")
 
-
-def find_labelled(listed: Path, wanted: tuple[str, ...]) -> list[FoundVolume]:
-    """The volumes that a json lists under `training` and `validation`.
+def find_labelled(listed: Path, wanted: tuple[str, ...], part: str = "") -> list[FoundVolume]:
+    """The volumes that a json lists under `training` and `validation`, or under `test`.
 
     Args:
         listed: the json; paths in it are relative to its folder.
         wanted: keys that every entry must have beside `image`; they become the volume's annotations.
+        part: "training", "validation", "test" or "all"; "": all but `test`; "auto": `test` if it has what is wanted,
+            else all.
 
     Raises:
         UserError: if the list cannot be used.
@@ -32,7 +32,10 @@ def find_labelled(listed: Path, wanted: tuple[str, ...]) -> list[FoundVolume]:
     content = read_json(listed)
     remedy = f"list objects with image, {', '.join(wanted)}"
     volumes: list[FoundVolume] = []
-    for name, part, entry in list_entries(listed, content, remedy):
+    part = choose_part(part, content, ("image", *wanted))
+    if part == "all" and choose_part("auto", content, ("image", *wanted)) != "test":
+        part = ""  # images without labels, as in the MSD
+    for name, own_part, entry in list_entries(listed, content, remedy, part):
         if not isinstance(entry, Mapping) or any(key not in entry for key in ("image", *wanted)):
             raise UserError(
                 f"{listed} lists {shortened(entry)} in {name!r}: give objects with image, {', '.join(wanted)}"
@@ -40,23 +43,26 @@ def find_labelled(listed: Path, wanted: tuple[str, ...]) -> list[FoundVolume]:
         annotations: dict[str, Any] = {key: entry[key] for key in wanted}
         if wanted == ("label",):
             annotations["label"] = _label_files(entry["label"], listed)
-        volumes += _entry_volumes(listed, content, part, entry, annotations)
+        volumes += _entry_volumes(listed, content, own_part, entry, annotations)
     return volumes
 
 
-def find_unlabelled(listed: Path) -> list[FoundVolume]:
-    """The volumes that a json lists under `training`, `validation` and `test`, whatever it says of labels.
+def find_unlabelled(listed: Path, part: str = "all") -> list[FoundVolume]:
+    """The volumes that a json lists, whatever it says of labels.
 
     Args:
         listed: the json; paths in it are relative to its folder. An entry is a path, a list of paths (channels), or an
             object with `image`.
+        part: training, validation, test or all; "auto": `test` if the json has such a list, else all.
 
     Raises:
         UserError: if it lists none, or an entry names no image.
     """
     content = read_json(listed)
+    chosen = choose_part(part, content)
+    names = PARTS if chosen == "all" else (chosen,)
     volumes: list[FoundVolume] = []
-    for name in _PARTS:
+    for name in names:
         entries = content.get(name) or []
         for given in entries if isinstance(entries, list) else [entries]:
             entry = given if isinstance(given, Mapping) else {"image": given}
@@ -64,7 +70,7 @@ def find_unlabelled(listed: Path) -> list[FoundVolume]:
                 raise UserError(f"{listed} lists {shortened(given)} in {name!r}: give a path or {{'image': path}}")
             volumes += _entry_volumes(listed, content, name, entry, {})
     if not volumes:
-        raise UserError(f"{listed} lists no volume: list paths, or objects with image, under {' or '.join(_PARTS)}")
+        raise UserError(f"{listed} lists no volume: list paths, or objects with image, under {' or '.join(names)}")
     return volumes
 
 

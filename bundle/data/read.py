@@ -12,7 +12,7 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
-from bundle.data.dicom import read_header, read_series
+from bundle.data.dicom import UnknownCompressionError, read_header, read_series
 from bundle.data.formats import read_by_itk, read_by_nibabel
 from bundle.data.label_maps import refuse_label_map
 from bundle.data.sanity import check_affine
@@ -103,6 +103,8 @@ def read_volume(files: Sequence[str], name: str, *, constant: bool = False, stac
         array, affine, notes = _read(files, name, stacked)
     except VolumeError:
         raise
+    except UnknownCompressionError as error:
+        raise VolumeError(name, str(error), 'decompress it, as with "gdcmconv --raw", or leave it out') from error
     except Exception as error:  # readers raise anything on a broken file; all of it means the same to the user
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise VolumeError(name, f"cannot be read ({reason})", "copy it again or leave it out") from error

@@ -227,6 +227,11 @@ class PretrainingNetwork(nn.Module):
         if self.teacher is not None:
             self.teacher.update(self.encoder, self._taught_heads())
 
+    def restart_teacher(self) -> None:
+        """Makes the teacher, if there is one, a copy of the encoder and heads as they are now."""
+        if self.teacher is not None:
+            self.teacher.restart(self.encoder, self._taught_heads())
+
     def encoder_state_dict(self, images: Sequence[Tensor] = ()) -> dict[str, Tensor]:
         """The product: the encoder half's weights under the MONAI network's own keys, on the CPU.
 

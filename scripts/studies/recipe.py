@@ -51,7 +51,7 @@ def _place(steps: str, target: str, number: int = 0) -> str:
 
 
 _PREPARE, _TRAIN = "prepare#transforms", "train#preprocessing#transforms"
-_NORMALIZE = _place(_PREPARE, "bundle.data.NormalizeByModalityd")
+_NORMALIZE = _place(_PREPARE, "bundle.data.normalization")
 _CROP_BODY = _place(_PREPARE, "monai.transforms.CropForegroundd")
 _PAD = _place(_PREPARE, "bundle.data.PadToCropd")
 _CROP = _place(_TRAIN, "monai.transforms.RandCropByLabelClassesd")
@@ -87,8 +87,13 @@ CHANGES: dict[str, dict[str, Any]] = {
     "floor of 3 deviations": {"mr_floor": 3.0},
     "no crop to the body": {f"{_CROP_BODY}#margin": 1000},
     "shipped weights": {"pretrained": str(ROOT / "models/model.pt")},
+    "encoder alone": {"pretrained_decoder": False},
+    "sawtooth": {"schedule": "sawtooth"},
+    "layer decay 0.75": {"layer_decay": 0.75},
     "no deep supervision": {"network_def#dsdepth": 1},
     "heads x 10": {"head_lr_factor": 10.0},
+    "rate 3e-4": {"lr": 3.0e-4},
+    "rate 1e-3": {"lr": 1.0e-3},
     "rate 2e-3": {"lr": 2.0e-3},
     "rate 3e-3": {"lr": 3.0e-3},
     "no weight decay": {"weight_decay": 0.0},

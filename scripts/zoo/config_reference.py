@@ -37,6 +37,7 @@ _MAIN = {
     "inference.yaml": "Embeddings and feature maps",
     "reconstruct.yaml": "Reconstruction",
     "evaluate.yaml": "Evaluation of a run",
+    "evaluate_segmentation.yaml": "Evaluation of label maps",
 }
 #: ids that mean the same wherever they stand without a remark
 _COMMON = {

@@ -36,6 +36,8 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
         ("weight_decay", -1),
         ("warmup_epochs", -5),
         ("val_fraction", 1),
+        ("folds", 1),
+        ("fold", -1),
         ("resume", 1),
         ("resume", ""),
     ],

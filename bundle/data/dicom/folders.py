@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bundle.data.dicom.pixels import stored_frames
 from bundle.data.files import walk_folders
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ _TAGS = [
     "ImagePositionPatient",
     "ImageOrientationPatient",
     "Rows",
+    "RescaleSlope",
+    "RescaleIntercept",
 ]
 #: files of these kinds are no DICOM; their first bytes need not be read
 _OTHER_KINDS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".json", ".txt", ".csv", ".png", ".jpg")
@@ -50,12 +53,14 @@ class Series:
         files: in the order of their positions, where they have some.
         modality: what the header says, or "".
         group: a digest of the patient, or of the study where the patient was removed.
+        copies: the folder of the series that this one is a copy of, or None.
     """
 
     folder: Path
     files: tuple[str, ...]
     modality: str
     group: str
+    copies: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,7 @@ class _Slice:
     group: str
     place: tuple[float, ...]  # position and orientation, or nothing
     taken: object  # what no two slices of one volume share
+    scaling: tuple[str, str]  # slope and intercept, as they are written
 
     @property
     def along(self) -> float:
@@ -82,7 +88,8 @@ def find_series(root: Path) -> list[Series]:
     """All series of CT or MR images at and below a folder, sorted by folder; links to folders are followed.
 
     A series may lie in several folders, as on a CD or in an archive. Two folders with slices at the same places are two
-    series: phases, or another version of the images.
+    series: phases, or another version of the images. A folder that holds nothing but copies of another folder's images
+    is a series that says so.
     """
     by_folder: dict[str, dict[Path, list[_Slice]]] = defaultdict(lambda: defaultdict(list))
     for folder, files in walk_folders(root):
@@ -90,8 +97,8 @@ def find_series(root: Path) -> list[Series]:
             found = _slice(file)
             if found is not None:
                 by_folder[found.series or str(folder)][folder].append(found)
-    parts = [part for uid in sorted(by_folder) for part in _joined(by_folder[uid])]
-    return sorted((_series(part) for part in parts), key=lambda series: str(series.folder))
+    parts = [_series(*part) for uid in sorted(by_folder) for part in _joined(by_folder[uid])]
+    return sorted(parts, key=lambda series: str(series.folder))
 
 
 def read_header(file: str | os.PathLike[str], tags: Sequence[str] | None = None) -> pydicom.Dataset | None:
@@ -147,6 +154,7 @@ def _slice(file: Path) -> _Slice | None:
         group=hashlib.sha256(person.encode()).hexdigest() if person else "",
         place=place,
         taken=tuple(round(value / _SAME_PLACE) for value in place) or instance,
+        scaling=(str(header.get("RescaleSlope")), str(header.get("RescaleIntercept"))),
     )
 
 
@@ -159,42 +167,60 @@ def _place(header: pydicom.Dataset) -> tuple[float, ...]:
     return place if len(place) == 9 and np.isfinite(place).all() else ()
 
 
-def _joined(folders: dict[Path, list[_Slice]]) -> list[list[_Slice]]:
-    """The slices of one series by the volumes that they belong to: a folder that adds new places joins the first."""
+def _joined(folders: dict[Path, list[_Slice]]) -> list[tuple[list[_Slice], Path | None]]:
+    """The slices of one series by the volumes that they belong to: a folder that adds new places joins the first.
+
+    For a folder that holds a copy of each image of a volume, the second value is the volume's folder.
+    """
     volumes: list[list[_Slice]] = []
+    copies: list[tuple[list[_Slice], Path | None]] = []
     for _, slices in sorted(folders.items()):
-        if not any(_joins(slices, volume) for volume in volumes):
+        alike = [volume for volume in volumes if len(volume) == len(slices) and not _without_copies(slices, volume)]
+        if alike:
+            copies.append((slices, _folder(alike[0])))
+        elif not any(_joins(slices, volume) for volume in volumes):
             volumes.append(list(slices))
-    return volumes
+    return [*((volume, None) for volume in volumes), *copies]
 
 
 def _joins(slices: list[_Slice], volume: list[_Slice]) -> bool:
     """Adds the slices of another folder to a volume, if they are its missing ones or stray copies."""
     if slices[0].study != volume[0].study:
         return False
-    rest = _without_copies(slices, volume)
     taken = {other.taken for other in volume}
-    fits = not any(new.taken in taken for new in rest) if rest else len(slices) < len(volume)
+    fits = not any(new.taken in taken for new in _without_copies(slices, volume))
     if fits:
         volume.extend(slices)  # with the copies: the reader compares their pixels, and counts them
     return fits
 
 
 def _without_copies(slices: list[_Slice], volume: list[_Slice]) -> list[_Slice]:
-    files = {other.instance: other.file for other in volume}
-    return [
-        new
-        for new in slices
-        if new.instance not in files or not filecmp.cmp(new.file, files[new.instance], shallow=False)
-    ]
+    files = {other.instance: other for other in volume}
+    return [new for new in slices if new.instance not in files or not _are_copies(new, files[new.instance])]
 
 
-def _series(slices: list[_Slice]) -> Series:
+def _are_copies(one: _Slice, other: _Slice) -> bool:
+    """Whether two files of one instance are equal, or hold equal pixels: archives change tags and compress."""
+    if filecmp.cmp(one.file, other.file, shallow=False):
+        return True
+    if (one.taken, one.scaling) != (other.taken, other.scaling):
+        return False
+    try:
+        return np.array_equal(stored_frames(str(one.file)), stored_frames(str(other.file)))
+    except Exception:  # noqa: BLE001  damaged pixels raise anything; the reader says so
+        return False
+
+
+def _series(slices: list[_Slice], copies: Path | None) -> Series:
     ordered = sorted(slices, key=lambda one: one.file)
     if all(one.place for one in slices):
         ordered.sort(key=lambda one: one.along)
-    folder = Path(os.path.commonpath([one.file.parent for one in slices]))
-    return Series(folder, tuple(str(one.file) for one in ordered), ordered[0].modality, ordered[0].group)
+    files = tuple(str(one.file) for one in ordered)
+    return Series(_folder(slices), files, ordered[0].modality, ordered[0].group, copies)
+
+
+def _folder(slices: list[_Slice]) -> Path:
+    return Path(os.path.commonpath([one.file.parent for one in slices]))
 
 
 def numbered(series: Sequence[Series], root: Path, prefix: str = "") -> Iterator[tuple[str, Series]]:

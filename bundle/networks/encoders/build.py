@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import difflib
+import logging
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,8 +21,11 @@ from bundle.networks.encoders.resnet import resnet_stages, senet_stages
 from bundle.networks.encoders.segresnet import segres_encoder_stages, segresnet_ds_stages, segresnet_stages
 from bundle.networks.encoders.unet import basic_unet_stages, dynunet_stages, mednext_stages, vnet_stages
 from bundle.networks.encoders.users_encoder import check_levels, find_maker
+from bundle.weights import ModelFiles
 
 __all__ = ["ENCODERS", "Family", "build_encoder"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ ENCODERS: dict[str, Family] = {
 }
 
 
-def build_encoder(name: str, **arguments: Any) -> Encoder:
+def build_encoder(name: str, *, init_from: str | os.PathLike[str] | None = None, **arguments: Any) -> Encoder:
     """Builds an encoder by its MONAI name with that network's own arguments, or one of a user's file.
 
     For a network that is not in `ENCODERS`, `name` is the dotted name of a function, such as "my_file.my_encoder". It
@@ -72,6 +77,9 @@ def build_encoder(name: str, **arguments: Any) -> Encoder:
 
     Args:
         name: of a network in `ENCODERS`, or of a function.
+        init_from: weights that training will go on from; where these say what their encoder is, by a `model.json`
+            beside them or by the layout of known published weights, that one is built instead. The weights are not
+            loaded here.
         **arguments: of that network, or function.
 
     Raises:
@@ -86,6 +94,8 @@ def build_encoder(name: str, **arguments: Any) -> Encoder:
         >>> [list(features.shape) for features in encoder(torch.zeros(1, 1, 16, 16, 16))]
         [[1, 8, 16, 16, 16], [1, 16, 8, 8, 8], [1, 32, 4, 4, 4]]
     """
+    if init_from is not None:
+        name, arguments = _described(init_from, name, arguments)
     if "." in name:
         encoder = check_levels(_call(name, find_maker(name), arguments), name)
     elif name in ENCODERS:
@@ -99,6 +109,17 @@ def build_encoder(name: str, **arguments: Any) -> Encoder:
         raise UserError(f"unknown encoder {name!r} in encoder#name: {hint}")
     encoder.settings = {"name": name, **arguments}
     return encoder
+
+
+def _described(weights: str | os.PathLike[str], name: str, arguments: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Name and arguments of the encoder that weights belong to, or those given where the weights do not say."""
+    described = ModelFiles(weights).describe()
+    if described is None or not described.encoder:
+        return name, arguments
+    settings = dict(described.encoder)
+    if settings != {"name": name, **arguments}:
+        logger.info("the encoder is that of --init_from %s: %s", weights, settings)
+    return settings.pop("name"), settings
 
 
 def _call(name: str, make: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:

@@ -2,28 +2,42 @@
 """Segmentation: label maps, deep supervision, heads, metrics, panels."""
 
 from bundle.tasks.segmentation.classes import pick_classes
+from bundle.tasks.segmentation.components import CleanComponentsd, clean_components
+from bundle.tasks.segmentation.dicom_seg import check_dicom_seg, write_dicom_seg
+from bundle.tasks.segmentation.evaluate import SegmentationEvaluation
 from bundle.tasks.segmentation.find import find_segmentations
 from bundle.tasks.segmentation.fit_heads import FitHeads
 from bundle.tasks.segmentation.label_map import SaveLabelMapd, SaveProbabilitiesd, ToLabelMapd
 from bundle.tasks.segmentation.labels import LabelsInForegroundd, ReadLabelMapd, check_classes, check_labelled
 from bundle.tasks.segmentation.loss import StackedSupervisionLoss
+from bundle.tasks.segmentation.mask_metrics import mask_metrics, volume_metrics
+from bundle.tasks.segmentation.measurements import MEASUREMENT_COLUMNS, measure_classes
 from bundle.tasks.segmentation.metrics import SurfaceDistanceInMm
 from bundle.tasks.segmentation.network import build_segmentation_network
 from bundle.tasks.segmentation.panels import SegmentationPanels
 
 __all__ = [
+    "MEASUREMENT_COLUMNS",
+    "CleanComponentsd",
     "FitHeads",
     "LabelsInForegroundd",
     "ReadLabelMapd",
     "SaveLabelMapd",
     "SaveProbabilitiesd",
+    "SegmentationEvaluation",
     "SegmentationPanels",
     "StackedSupervisionLoss",
     "SurfaceDistanceInMm",
     "ToLabelMapd",
     "build_segmentation_network",
     "check_classes",
+    "check_dicom_seg",
     "check_labelled",
+    "clean_components",
     "find_segmentations",
+    "mask_metrics",
+    "measure_classes",
     "pick_classes",
+    "volume_metrics",
+    "write_dicom_seg",
 ]

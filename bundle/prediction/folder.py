@@ -82,7 +82,8 @@ class PredictionFolder:
 
     def files(self, name: str) -> list[Path]:
         """All that may be written under a scan's name."""
-        return [self.label_map(name), self.probabilities(name), self._record(name)]
+        dicom_seg = self.path / "dicom_seg" / f"{name}.dcm"
+        return [self.label_map(name), self.probabilities(name), dicom_seg, self._record(name)]
 
     def pending(self, scans: Sequence[FoundVolume]) -> list[FoundVolume]:
         """Those of the scans that are not done.

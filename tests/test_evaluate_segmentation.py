@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from pathlib import Path
@@ -18,6 +19,7 @@ from scipy import ndimage
 from bundle.data.names import name_digest
 from bundle.errors import UserError, user_error_in
 from bundle.evaluation import as_number, read_results, read_table
+from tests.reports.test_volumes import unpack_text
 
 ROOT = Path(__file__).parents[1]
 CLASSES = {"spleen": 1, "right kidney": 2, "liver": 5, "nowhere": 250}
@@ -204,3 +206,16 @@ def test_a_scan_without_a_prediction_may_count_as_one_in_which_nothing_was_found
         assert content["notes"][0].startswith(
             f"2 of 3 scans have no prediction and {counted}: mr_body_totalseg_0000, un"
         )
+
+
+def test_the_report_has_a_viewer_of_the_worst_cases_on_the_references_grid(evaluated: Path, dataset: Path):
+    page = (evaluated / "report.html").read_text()
+    (about,) = re.findall(r'data-about="([^"]*)"', page)
+    cases = json.loads(html.unescape(about))["cases"]
+    assert [[layer["name"] for layer in case["labels"]] for case in cases] == [["reference", "prediction"]] * 2
+    for case in cases:
+        file = next(dataset / f"labelsTr/{name}.nii.gz" for name in NAMES if name in case["name"])
+        shown, reference = unpack_text(page, case["labels"][0]), nibabel.load(file)
+        assert shown.shape == reference.shape and np.abs(shown.affine - reference.affine).max() < 1e-4
+        values = np.asarray(reference.dataobj)
+        assert (np.asarray(shown.dataobj) == np.select([values == v for v in CLASSES.values()], [1, 2, 3, 4])).all()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import gzip
 import io
+import re
 import struct
 
 import nibabel
@@ -14,9 +15,15 @@ import pytest
 from PIL import Image
 
 from bundle.reports.viewer import Case, pack_case
-from bundle.reports.volumes import Grid, grey, pack_labels, shrink_to
+from bundle.reports.volumes import Grid, PackedVolume, grey, pack_labels, shrink_to
 
 TILTED = np.array([[0.0, -0.7, 0.1, 12], [0.8, 0.05, 0.3, -40], [0.1, 0.2, -2.5, 7], [0, 0, 0, 1]])
+
+
+def unpack_text(page, about):
+    """A volume out of a page's text, where `about` is what the page's script is given of it."""
+    (voxels,) = re.findall(f'id="{about["voxels"]}">([^<]*)<', page)
+    return unpack(PackedVolume(about["header"], about["coding"], voxels))
 
 
 def unpack(packed):

@@ -14,6 +14,7 @@ from bundle.tasks.segmentation.measurements import MEASUREMENT_COLUMNS, MeasureC
 from bundle.tasks.segmentation.metrics import SurfaceDistanceInMm
 from bundle.tasks.segmentation.network import build_segmentation_network
 from bundle.tasks.segmentation.panels import SegmentationPanels
+from bundle.tasks.segmentation.prediction_report import PredictionReport
 
 __all__ = [
     "MEASUREMENT_COLUMNS",
@@ -21,6 +22,7 @@ __all__ = [
     "FitHeads",
     "LabelsInForegroundd",
     "MeasureClassesd",
+    "PredictionReport",
     "ReadLabelMapd",
     "SaveDicomSegd",
     "SaveLabelMapd",

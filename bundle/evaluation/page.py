@@ -48,13 +48,13 @@ def write_page(
         section.paragraph(explanation)
     if notes:
         report.section("To be noted").bullets(notes)
+    if count:
+        report.section("Viewer").viewer(cases, classes=classes or {}, count=count)
     pictures = sorted(output.panels.glob("*.png"))
     if pictures:
         section = report.section("Pictures")
         for picture in pictures:
             section.picture(picture, caption=(captions or {}).get(picture.stem, ""))
-    if count:
-        report.section("Viewer").viewer(cases, classes=classes or {}, count=count)
     rows = read_table(output.cases)
     section = report.section("Cases")
     if rows:

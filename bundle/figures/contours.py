@@ -66,8 +66,8 @@ def draw_contours(
             drawn |= _outline(ax, plane, labels, index, colours, style)
         ax.set_axis_off()
         ax.set_title(plane.name, fontsize=9)
-    names = ["reference", "prediction"][-len(outlines) :]
-    lines = [Line2D([], [], color="0.3", ls=ls, label=name) for (_, ls), name in zip(outlines, names, strict=True)]
+    styles = {"reference": "solid", "prediction": "dashed"} if reference is not None else {}
+    lines = [Line2D([], [], color="0.3", ls=style, label=name) for name, style in styles.items()]
     lines += [Line2D([], [], color=colours[number - 1], label=classes[number - 1]) for number in sorted(drawn)[:_NAMED]]
     figure.legend(handles=lines, loc="lower center", ncols=min(len(lines), 8), fontsize=8, frameon=False)
     canvas.draw()

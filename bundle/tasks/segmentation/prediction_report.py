@@ -66,9 +66,7 @@ class PredictionReport:
         """Writes the page."""
         records = self.output.records()
         skipped = [row for row in read_table(self.output.table) if row["skipped"]]
-        report = Report(
-            "Predicted label maps", lead=f"{len(records)} scans were segmented, {len(skipped)} were skipped."
-        )
+        report = Report("Predicted label maps", lead=f"Segmented: {len(records)} scans. Skipped: {len(skipped)}.")
         rows = [
             [name, *(row[column] for column in MEASUREMENT_COLUMNS)]
             for name, record in sorted(records.items())

@@ -60,9 +60,9 @@ def test_the_scans_shown_go_from_the_smallest_to_the_largest_and_lie_where_the_f
     labels = np.asarray(nibabel.load(output.label_map("scan 0")).dataobj)
     assert (np.asarray(image.dataobj) == np.select([labels == 300, labels == 7], [1, 2])).all()
     assert page.count("<figure>") == 3
-    assert "5 scans were segmented, 1 were skipped." in page
+    assert "Segmented: 5 scans. Skipped: 1." in page
     assert "&lt;i&gt;x&lt;/i&gt;" in page and "cannot be read" in page
-    row = re.search(r"<td>&lt;b&gt;liver&lt;/b&gt;</td>(.*?)</tr>", page)[1]
+    row = re.search(r"&lt;b&gt;liver&lt;/b&gt;</td>(.*?)</tr>", page)[1]
     assert re.findall(r">([^<]+)</td>", row) == ["1", "4", "0.002", "0.002", "0.002", "1"]
 
 

@@ -9,6 +9,7 @@ from bundle.tasks.classification.labels import FindingsTensord
 from bundle.tasks.classification.loss import MaskedBCEWithLogitsLoss
 from bundle.tasks.classification.metrics import FindingsROCAUC, LossOfAllVolumes
 from bundle.tasks.classification.report import FindingsReport
+from bundle.tasks.classification.thresholds import Thresholds, youden_threshold
 from bundle.tasks.classification.window_mean import WindowMean
 
 __all__ = [
@@ -20,7 +21,9 @@ __all__ = [
     "FitInputd",
     "LossOfAllVolumes",
     "MaskedBCEWithLogitsLoss",
+    "Thresholds",
     "WindowMean",
     "check_findings",
     "find_findings",
+    "youden_threshold",
 ]

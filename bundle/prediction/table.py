@@ -148,9 +148,8 @@ class PredictionTables:
 
 
 def _notes(item: Mapping[str, Any], result: Mapping[str, Any]) -> str:
-    """What the reader noted, as bytes, and what prediction has."""
-    read = bytes(item["notes"].tolist()).decode() if "notes" in item else ""
-    return "; ".join(note for note in (read, result.get("row", {}).get("notes", "")) if note)
+    """What the reader noted of the scan, and what a transform has."""
+    return "; ".join(note for note in (item.get("notes"), result.get("row", {}).get("notes")) if note)
 
 
 def _write(file: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:

@@ -8,13 +8,22 @@ from bundle.tasks.classification.input_size import FitInputd
 from bundle.tasks.classification.labels import FindingsTensord
 from bundle.tasks.classification.loss import MaskedBCEWithLogitsLoss
 from bundle.tasks.classification.metrics import FindingsROCAUC, LossOfAllVolumes
+from bundle.tasks.classification.predict import (
+    DecideFindingsd,
+    FindingProbabilities,
+    build_classifier,
+    finding_columns,
+    mean_thresholds,
+)
 from bundle.tasks.classification.report import FindingsReport
 from bundle.tasks.classification.thresholds import Thresholds, youden_threshold
 from bundle.tasks.classification.window_mean import WindowMean
 
 __all__ = [
+    "DecideFindingsd",
     "EncoderClassifier",
     "FindingCounts",
+    "FindingProbabilities",
     "FindingsROCAUC",
     "FindingsReport",
     "FindingsTensord",
@@ -23,7 +32,10 @@ __all__ = [
     "MaskedBCEWithLogitsLoss",
     "Thresholds",
     "WindowMean",
+    "build_classifier",
     "check_findings",
     "find_findings",
+    "finding_columns",
+    "mean_thresholds",
     "youden_threshold",
 ]

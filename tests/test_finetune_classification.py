@@ -102,6 +102,15 @@ def test_predictions_are_those_of_the_exported_network(finished: Path, folder: P
         assert [float(row["ct"]), float(row["body"])] == pytest.approx(probabilities.tolist(), abs=1e-5)
 
 
+def test_model_json_has_thresholds_chosen_on_the_validation_volumes_of_its_epoch(finished: Path):
+    about = json.loads((finished / "model.json").read_text())
+    ct, mr = (float(row["ct"]) for row in table(finished / "predictions.csv"))
+    both_ways = {(ct + mr) / 2} if ct > mr else {min(ct, mr) / 2, (max(ct, mr) + 1) / 2}
+    assert any(about["thresholds"]["ct"] == pytest.approx(value, abs=1e-8) for value in both_ways)
+    assert about["thresholds"]["body"] == 0.5  # one class is known
+    assert about["threshold_rule"]["ct"].endswith(f"epoch {about['epoch']}")
+
+
 def test_the_area_in_the_table_of_metrics_is_that_of_the_best_epochs_predictions(finished: Path):
     best = json.loads((finished / "model.json").read_text())["epoch"]
     metrics = table(finished / "metrics.csv")[best - 1]

@@ -3,14 +3,13 @@
 
 from bundle.tasks.segmentation.classes import pick_classes
 from bundle.tasks.segmentation.components import CleanComponentsd, clean_components
-from bundle.tasks.segmentation.dicom_seg import check_dicom_seg, write_dicom_seg
+from bundle.tasks.segmentation.dicom_seg import SaveDicomSegd, check_dicom_seg, write_dicom_seg
 from bundle.tasks.segmentation.evaluate import SegmentationEvaluation
 from bundle.tasks.segmentation.find import find_segmentations
 from bundle.tasks.segmentation.fit_heads import FitHeads
 from bundle.tasks.segmentation.labels import LabelsInForegroundd, ReadLabelMapd, check_classes, check_labelled
 from bundle.tasks.segmentation.loss import StackedSupervisionLoss
-from bundle.tasks.segmentation.mask_metrics import mask_metrics, volume_metrics
-from bundle.tasks.segmentation.measurements import MEASUREMENT_COLUMNS, measure_classes
+from bundle.tasks.segmentation.measurements import MEASUREMENT_COLUMNS, MeasureClassesd, measure_classes
 from bundle.tasks.segmentation.metrics import SurfaceDistanceInMm
 from bundle.tasks.segmentation.panels import SegmentationPanels
 
@@ -19,7 +18,9 @@ __all__ = [
     "CleanComponentsd",
     "FitHeads",
     "LabelsInForegroundd",
+    "MeasureClassesd",
     "ReadLabelMapd",
+    "SaveDicomSegd",
     "SegmentationEvaluation",
     "SegmentationPanels",
     "StackedSupervisionLoss",
@@ -29,9 +30,7 @@ __all__ = [
     "check_labelled",
     "clean_components",
     "find_segmentations",
-    "mask_metrics",
     "measure_classes",
     "pick_classes",
-    "volume_metrics",
     "write_dicom_seg",
 ]

@@ -30,16 +30,17 @@ from bundle.evaluation import (
     shortened_list,
     summary_rows,
     summary_table,
+    unmatched_notes,
     write_results,
     write_table,
 )
+from bundle.evaluation.mask_metrics import HIGHER_IS_BETTER
+from bundle.evaluation.written_labels import find_label_maps
 from bundle.tasks.segmentation.case_picture import draw_case
 from bundle.tasks.segmentation.classes import pick_classes
 from bundle.tasks.segmentation.evaluate_case import COLUMNS, EvaluatedCase, LabelledCase, evaluate_case
 from bundle.tasks.segmentation.find import find_segmentations
 from bundle.tasks.segmentation.labels import check_classes
-from bundle.tasks.segmentation.mask_metrics import HIGHER_IS_BETTER
-from bundle.tasks.segmentation.written_labels import find_label_maps
 
 __all__ = ["SegmentationEvaluation"]
 
@@ -198,16 +199,10 @@ class SegmentationEvaluation:
         missing = [case.case.name for case in every if case.case.prediction is None]
         failed = [case for case in every if case.problem]
         counted = "count as if nothing had been found" if self.missing == "empty" else "count in no mean"
-        notes = []
-        if missing:
-            notes.append(
-                f"{len(missing)} of {len(every)} scans have no prediction and {counted}: {shortened_list(missing)}"
-            )
+        notes = unmatched_notes(missing, len(every), unused, counted)
         if failed:
             notes.append(f"{len(failed)} of {len(every)} scans could not be evaluated and count in no mean")
             notes += [f"{case.case.name}: {case.problem}" for case in failed]
-        if unused:
-            notes.append(f"{len(unused)} predictions belong to no labelled scan: {shortened_list(unused)}")
         for what, meaning in (
             ("in neither", "neither reference nor prediction has it: no Dice, no distance"),
             ("missed", "the prediction misses it: Dice 0, an infinite distance that the mean leaves out"),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,7 @@ class Trial:
         history: the metrics of each epoch.
         skipped: volumes that could not be used.
         lr: the learning rate at its peak.
+        cpu_seconds: of the processor, for the training alone.
     """
 
     names: list[str]
@@ -36,6 +38,7 @@ class Trial:
     history: list[dict[str, float]]
     skipped: list[str]
     lr: float
+    cpu_seconds: float
 
 
 def run_trial(
@@ -55,7 +58,9 @@ def run_trial(
     }  # fmt: skip
     flow = ConfigWorkflow(list(configs), workflow_type="train", run_id="training", **given)
     flow.initialize()
+    start = time.process_time()
     flow.run()
+    seconds = time.process_time() - start
     get = flow.parser.get_parsed_content
     volumes = get("volumes")
     rows = evaluate(get("transfer").network, volumes.validation, crop, classes)
@@ -66,6 +71,7 @@ def run_trial(
         history=read_history(folder.history),
         skipped=[volume.name for volume in volumes.skipped],
         lr=float(get("peak_lr")),
+        cpu_seconds=seconds,
     )
     flow.finalize()
     return done

@@ -11,11 +11,13 @@ import highdicom
 import numpy as np
 import pydicom
 import pytest
+import torch
+from monai.data import MetaTensor
 from pydicom.dataset import Dataset
 
 from bundle.data.dicom import find_series, read_series
 from bundle.errors import UserError, VolumeError
-from bundle.tasks.segmentation import check_dicom_seg, write_dicom_seg
+from bundle.tasks.segmentation import SaveDicomSegd, check_dicom_seg, write_dicom_seg
 from bundle.tasks.segmentation.dicom_sources import PATIENT_AND_STUDY
 from tests.data.dicom_files import COLUMN, FIRST, MR, ROW, STEP, enhanced, image, place, planes, save
 
@@ -237,6 +239,21 @@ def test_series_that_nothing_can_refer_to_has_none(tags: dict[str, Any], words: 
     with pytest.raises(VolumeError, match=words):
         written(tmp_path / "seg.dcm", files)
     assert not (tmp_path / "seg.dcm").exists()
+
+
+def test_transform_notes_what_it_wrote_and_why_not(series: list[str], tmp_path: Path) -> None:
+    volume, files = read_series(series, "a"), {"a": series, "b": ["scan.nii.gz"]}
+    labels = MetaTensor(
+        torch.from_numpy(random_labels(volume.array.shape)[None]), affine=torch.from_numpy(volume.affine)
+    )
+    save = SaveDicomSegd(tmp_path, classes=CLASSES, files=files)
+    done = save({"pred": labels, "name": "a", "files": ["label_maps/a.nii.gz"], "row": {"notes": "resampled"}})
+    assert done["files"] == ["label_maps/a.nii.gz", "dicom_seg/a.dcm"] and done["row"]["notes"] == "resampled"
+    assert_holds(pydicom.dcmread(tmp_path / "dicom_seg/a.dcm"), labels[0].numpy(), [place(k) for k in range(8)])
+    none = save({"pred": labels, "name": "b"})
+    assert "files" not in none and none["row"]["notes"].startswith("no DICOM SEG: is no DICOM series")
+    off = SaveDicomSegd(tmp_path, classes=CLASSES, files={}, enabled=False)
+    assert off({"pred": labels, "name": "c"}) == {"pred": labels, "name": "c"}
 
 
 def test_what_cannot_have_a_seg_is_one_line(series: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,9 @@ __all__ = ["Summary"]
 
 logger = logging.getLogger(__name__)
 
+#: so many volumes of each part are named
+_NAMED = 50
+
 # metric of the history: (label, number format)
 _METRICS = {
     "train/loss": ("training loss", ".4f"),
@@ -146,7 +149,9 @@ class Summary:
         ]
 
     def _data(self) -> list[str]:
-        lines = ["", "## On what", f"- training: {_counts(self.training)}", f"- validation: {_counts(self.validation)}"]
+        lines = ["", "## On what"]
+        for part, volumes in {"training": self.training, "validation": self.validation}.items():
+            lines += [f"- {part}: {_counts(volumes)}", *_names(volumes)]
         every = (*self.training, *self.validation)  # with val_fraction 0 the same volumes twice
         padded = list(dict.fromkeys(volume.name for volume in every if volume.padded))
         if padded:
@@ -211,6 +216,12 @@ def _results(rows: Sequence[Mapping[str, float]], shown: Mapping[str, tuple[str,
         "|---|---|",
         *lines,
     ]
+
+
+def _names(volumes: Sequence[PreparedVolume]) -> list[str]:
+    names = [volume.name for volume in volumes[:_NAMED]]
+    more = f", and {len(volumes) - _NAMED} more" if len(volumes) > _NAMED else ""
+    return [f"  - {', '.join(names)}{more}"] if names else []
 
 
 def _counts(volumes: Sequence[PreparedVolume]) -> str:

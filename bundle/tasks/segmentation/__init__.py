@@ -40,6 +40,5 @@ __all__ = [
     "find_segmentations",
     "measure_classes",
     "pick_classes",
-    "volume_metrics",
     "write_dicom_seg",
 ]

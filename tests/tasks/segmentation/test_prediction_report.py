@@ -7,6 +7,7 @@ import html
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 from bundle.data import FoundVolume
 from bundle.prediction import PredictionFolder
 from bundle.runs import release_folders
-from bundle.tasks.segmentation import PredictionReport, measure_classes
+from bundle.tasks.segmentation import SegmentationReport, measure_classes
 from tests.reports.test_volumes import unpack_text
 
 CLASSES = {"spleen": 300, "<b>liver</b>": 7}
@@ -38,10 +39,15 @@ def folder(tmp_path):
             nibabel.save(nibabel.Nifti1Image(voxels, affine), path)
         scans.append(FoundVolume(name=f"scan {number}", files=(str(tmp_path / f"scan {number}.nii.gz"),)))
         rows = measure_classes(labels, affine, classes=CLASSES)
-        output.done(scans[-1], {"files": [], "row": {}, "tables": {"measurements": rows}})
-    output.table.write_text("scan,files,skipped\nscan 0,a,\n<i>x</i>,,cannot be read\n")
+        output.done(scans[-1], {"files": [], "row": {"modality": "MR"}, "tables": {"measurements": rows}})
     yield output, scans
     release_folders()
+
+
+def write(output, scans, shown=6):
+    fine_tuned = SimpleNamespace(classes=CLASSES, sha256=["abc"])
+    report = SegmentationReport(output, scans=scans, fine_tuned=fine_tuned, shown=shown)
+    return report(output.records(), {"<i>x</i>": ("cannot be read", "copy it again")})
 
 
 def shown(page):
@@ -52,7 +58,7 @@ def shown(page):
 
 def test_the_scans_shown_go_from_the_smallest_to_the_largest_and_lie_where_the_files_do(folder):
     output, scans = folder
-    PredictionReport(output, scans=scans, classes=CLASSES, shown=3)(None)
+    write(output, scans, shown=3)
     page = (output.path / "report.html").read_text()
     cases = shown(page)
     assert list(cases) == ["scan 4", "scan 2", "scan 0"]
@@ -60,7 +66,7 @@ def test_the_scans_shown_go_from_the_smallest_to_the_largest_and_lie_where_the_f
     labels = np.asarray(nibabel.load(output.label_map("scan 0")).dataobj)
     assert (np.asarray(image.dataobj) == np.select([labels == 300, labels == 7], [1, 2])).all()
     assert page.count("<figure>") == 3
-    assert "Segmented: 5 scans. Skipped: 1." in page
+    assert "5 scans segmented, 1 skipped." in page
     assert "&lt;i&gt;x&lt;/i&gt;" in page and "cannot be read" in page
     row = re.search(r"&lt;b&gt;liver&lt;/b&gt;</td>(.*?)</tr>", page)[1]
     assert re.findall(r">([^<]+)</td>", row) == ["1", "4", "0.002", "0.002", "0.002", "1"]
@@ -68,7 +74,7 @@ def test_the_scans_shown_go_from_the_smallest_to_the_largest_and_lie_where_the_f
 
 def test_a_sheared_scan_keeps_its_place(folder):
     output, scans = folder
-    PredictionReport(output, scans=scans[3:4], classes=CLASSES)(None)
+    write(output, scans[3:4])
     page = (output.path / "report.html").read_text()
     (case,) = shown(page).values()
     for one in (case["scan"], case["labels"][0]):
@@ -81,14 +87,7 @@ def test_a_scan_whose_file_has_changed_or_gone_is_left_out_and_the_rest_is_shown
     nibabel.save(nibabel.Nifti1Image(other, np.eye(4)), Path(scans[2].files[0]))
     Path(scans[3].files[0]).unlink()
     output.label_map("scan 1").write_bytes(b"no image")
-    PredictionReport(output, scans=scans, classes=CLASSES, shown=5)(None)
+    write(output, scans, shown=5)
     assert list(shown((output.path / "report.html").read_text())) == ["scan 4", "scan 0"]
     assert "scan 2 is not shown in the report: scan 2: is not on the grid of its label map" in caplog.text
     assert "scan 3 is not shown" in caplog.text and "scan 1 is not shown" in caplog.text
-
-
-def test_tables_alone_need_no_scan(folder):
-    output, scans = folder
-    PredictionReport(output, scans=scans, classes=CLASSES, shown=0)(None)
-    page = (output.path / "report.html").read_text()
-    assert 'class="viewer"' not in page and "<figure>" not in page and "scan 4" in page

@@ -39,7 +39,7 @@ class Case:
         label_maps: ``[D, H, W]`` each, whole numbers on the scan's grid, by what they are, such as "prediction" and
             "reference". The last is on top.
         note: a line to show with it, such as the Dice.
-        window: intensities of black and white; None: the scan's percentiles.
+        window: intensities shown as black and white at first; None: the scan's percentiles.
     """
 
     name: str
@@ -80,7 +80,7 @@ def pack_case(case: Case, classes: Mapping[str, int], most: int) -> PackedCase:
         classes: value in the label maps by name.
         most: bytes in the page.
     """
-    levels, window = grey(case.scan, case.window)
+    levels, span = grey(case.scan, case.window)
     spacing = np.linalg.norm(np.asarray(case.affine)[:3, :3], axis=0)
     voxels = _MOST_VOXELS
     while True:
@@ -90,7 +90,7 @@ def pack_case(case: Case, classes: Mapping[str, int], most: int) -> PackedCase:
             for name, found in case.label_maps.items()
         }
         rest = most - sum(len(one) for one in label_maps.values())
-        scan = pack_scan(levels, grid, case.affine, window, rest)
+        scan = pack_scan(levels, grid, case.affine, span, rest, case.window)
         if len(scan) <= rest or voxels <= _FEWEST_VOXELS:
             break
         voxels = int(0.9 * np.prod(grid.shape) * max(0.1, rest / len(scan)))

@@ -60,6 +60,14 @@ def test_a_small_case_keeps_grid_and_values_and_its_header_has_no_words():
     assert packed.note == ""
 
 
+def test_the_window_is_what_is_shown_first_and_what_lies_beyond_is_there():
+    scan = blob((12, 15, 9)) * 2  # -1000 to 1000
+    image = unpack(pack_case(Case("a", scan, np.eye(4), window=(-160, 240)), {}, 10**6).scan)
+    assert (image.header["cal_min"], image.header["cal_max"]) == (-160, 240)
+    low, high = np.percentile(scan, (0.5, 99.5))
+    assert np.abs(image.get_fdata() - scan.clip(low, high)).max() <= (high - low) / 255
+
+
 def test_a_large_case_is_compressed_with_loss_then_made_coarser_and_says_so():
     scan = blob((64, 80, 40)) + np.random.default_rng(0).normal(0, 20, (64, 80, 40))
     case = Case("a", scan, np.diag([1.0, 1, 2, 1]), {"prediction": (scan > 300).astype(int)}, note="Dice 0.9")

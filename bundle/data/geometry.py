@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import MapTransform, Spacing, SpatialPad
+from monai.transforms import InvertibleTransform, MapTransform, Spacing, SpatialPad
 
 from bundle.cells import valid_cells
 from bundle.data.sanity import check_size
@@ -74,10 +74,11 @@ class OptionalSpacingd(MapTransform):
         return item
 
 
-class PadToCropd(MapTransform):
+class PadToCropd(MapTransform, InvertibleTransform):
     """Pads a volume smaller than the crop, on both sides alike, and marks what is real under the key `valid`.
 
-    The padding has each channel's lowest value, which is air or background, and is not foreground.
+    The padding has each channel's lowest value, which is air or background, and is not foreground. MONAI's `Invertd`
+    takes it off.
 
     Args:
         keys: of the image; `foreground`, and `weight_map` and `label` maps if there are any, are padded along.
@@ -107,7 +108,7 @@ class PadToCropd(MapTransform):
         item["valid"] = self.pad(torch.ones(image[:1].shape, dtype=torch.uint8), value=0)
         if valid_cells(item["valid"][None], self.cell).sum() < 2:
             raise VolumeError(
-                str(item["name"]),
+                str(item.get("name", "the volume")),
                 f"has {' x '.join(map(str, image.shape[1:]))} voxels, less than two cells of the encoder's stride",
                 "set a finer --spacing or leave it out",
             )
@@ -117,6 +118,13 @@ class PadToCropd(MapTransform):
         for key in self.key_iterator(item):
             channels = [self.pad(channel, value=float(channel.min())) for channel in item[key].split(1)]
             item[key] = channels[0] if len(channels) == 1 else torch.cat(channels)
+        return item
+
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Takes the padding off."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            item[key] = self.pad.inverse(item[key])
         return item
 
 

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import highdicom
 import itk
 import nibabel
 import numpy as np
@@ -21,7 +22,8 @@ from scipy.spatial.transform import Rotation
 
 from bundle.errors import user_error_in
 from bundle.runs import release_folders
-from bundle.tasks.segmentation import SaveLabelMapd
+from bundle.tasks.segmentation import MEASUREMENT_COLUMNS, SaveLabelMapd
+from tests.data import dicom_files
 from tests.prediction.models import write_fine_tuned
 
 ROOT = Path(__file__).parents[1]
@@ -287,11 +289,46 @@ def test_a_dicom_series_is_segmented_as_its_nifti_file_is(data_dir: Path, tmp_pa
     assert len(np.unique(a)) > 1 and (a == b).all()
 
 
+def test_pieces_are_cleaned_measured_and_laid_over_the_dicom_series(knowing: Path, tmp_path: Path):
+    voxels = body((34, 29, 25))
+    planes = voxels.transpose(2, 1, 0) + 1024
+    tags = {"FrameOfReferenceUID": "1.2.3.9", "SliceThickness": 3}
+    slices = [dicom_files.image(plane, k, **tags) for k, plane in enumerate(planes)]
+    dicom_files.save(slices, tmp_path / "scans/a series")
+    save(tmp_path / "scans/nifti.nii.gz", voxels, GRIDS["LPI"])
+    wanted = {"largest_component": ["bone"], "remove_below_ml": {"soft tissue": 0.01}}
+    rows = run(knowing, tmp_path / "scans", tmp_path / "out", dicom_seg=True, **wanted)
+    assert rows["a series"]["files"] == "label_maps/a series.nii.gz; dicom_seg/a series.dcm"
+    assert rows["a series"]["notes"] == ""
+    assert "no DICOM SEG: is no DICOM series" in rows["nifti"]["notes"]
+    image = written(tmp_path / "out", "a series")
+    labels, truth = np.asarray(image.dataobj), expected(voxels)
+    pieces, count = ndimage.label(truth == 300, structure=np.ones((3, 3, 3)))
+    largest = pieces == 1 + np.bincount(pieces.ravel())[1:].argmax()
+    assert count > 1 and np.array_equal(labels == 300, largest)
+    with (tmp_path / "out/measurements.csv").open(newline="") as file:
+        (bone, tissue, *_) = rows = list(csv.DictReader(file))
+    assert list(bone) == ["scan", *MEASUREMENT_COLUMNS] and len(rows) == 4
+    assert (bone["scan"], bone["class"], bone["components"], bone["touches_border"]) == (
+        "a series", "bone", "1", "False",
+    )  # fmt: skip
+    voxel = 1.25 * 1.5 * 3 / 1000
+    assert [float(row["ml"]) for row in (bone, tissue)] == pytest.approx(
+        [(labels == value).sum() * voxel for value in (300, 7)], rel=1e-6
+    )
+    seg = highdicom.seg.segread(tmp_path / "out/dicom_seg/a series.dcm")
+    assert [item.SegmentLabel for item in seg.SegmentSequence] == ["bone", "soft tissue"]
+    given = [one.SOPInstanceUID for one in slices]
+    overlaid = seg.get_pixels_by_source_instance(given, combine_segments=True, assert_missing_frames_are_empty=True)
+    assert np.array_equal(overlaid, np.select([labels == 300, labels == 7], [1, 2]).transpose(2, 1, 0))
+
+
 def test_mistakes_are_one_line(knowing: Path, scans: Path, tmp_path: Path):
     assert "names no fine-tuned model" in problem("[]", scans, tmp_path / "a")
     assert "pre-trained encoder" in problem(
         write_fine_tuned(tmp_path / "e", task="", outputs="", classes={}), scans, tmp_path / "b"
     )
+    assert "--largest_component names lung" in problem(knowing, scans, tmp_path / "f", largest_component=["lung"])
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad/b.nii.gz").write_bytes(b"no image")
     said = problem(knowing, tmp_path / "bad", tmp_path / "c")

@@ -26,15 +26,16 @@ logger = logging.getLogger(__name__)
 Report = Callable[[Mapping[str, Mapping[str, Any]], Mapping[str, tuple[str, str]]], Path | None]
 
 _FIRST = ("scan", "files")
-_LAST = ("modality", "shape", "spacing", "seconds", "skipped")
+_LAST = ("modality", "shape", "spacing", "seconds", "notes", "skipped")
 
 
 class PredictionTables:
     """Writes `predictions.csv` with a row for each scan, further tables, and what makes a run go on after a kill.
 
     A row holds the scan's name, the files that were written (below the folder, separated by "; "), modality, shape and
-    spacing (mm) of the scan's own grid, the seconds that it took, and for a scan that was skipped the reason. The
-    tables hold the scans of earlier runs into the same folder, too, and each scan once.
+    spacing (mm) of the scan's own grid, the seconds that it took, notes, such as slices that were left out, and for a
+    scan that was skipped the reason. The tables hold the scans of earlier runs into the same folder, too, and each scan
+    once.
 
     What a transform of the postprocessing puts into an item comes into the tables:
 
@@ -106,6 +107,7 @@ class PredictionTables:
                     "shape": " ".join(map(str, grid.shape)),
                     "spacing": " ".join(f"{size:.6g}" for size in grid.spacing),
                     "seconds": f"{float(item['seconds']) + time.perf_counter() - self._start:.2f}",
+                    "notes": _notes(item, result),
                 },
                 "tables": {name: result.get("tables", {}).get(name, []) for name in self.tables},
             }
@@ -149,6 +151,11 @@ class PredictionTables:
     def _append(self, file: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
         with file.open("a", newline="", encoding="utf-8") as opened:
             csv.writer(opened, lineterminator="\n").writerows(_cells(columns, row) for row in rows)
+
+
+def _notes(item: Mapping[str, Any], result: Mapping[str, Any]) -> str:
+    """What the reader noted of the scan, and what a transform has."""
+    return "; ".join(note for note in (item.get("notes"), result.get("row", {}).get("notes")) if note)
 
 
 def _write(file: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:

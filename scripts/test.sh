@@ -16,4 +16,5 @@ bash "$root/scripts/setup_env.sh" --dev
 cd "$root"
 # most tests compute little: threads would cost more than they gain, above all where several processes train at once
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-exec "$python" -m pytest "$@"
+# a file's tests stay in one process, as they share what is slow to make; -n 0 runs all in this one
+exec "$python" -m pytest -n auto --maxprocesses 4 --dist loadfile "$@"

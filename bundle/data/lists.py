@@ -8,15 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bundle.data.dataset_json import choose_part, first_modality, list_entries, modality_named, read_json
+from bundle.data.dataset_json import PARTS, choose_part, first_modality, list_entries, modality_named, read_json
 from bundle.data.find import FoundVolume, find_listed, is_folder, volume_files
 from bundle.data.names import without_ending
 from bundle.data.printable import shortened
 from bundle.errors import UserError
 
 __all__ = ["find_labelled", "find_unlabelled", "first_modality", "structure_files"]
-
-_PARTS = ("training", "validation", "test")
 
 
 def find_labelled(listed: Path, wanted: tuple[str, ...], part: str = "") -> list[FoundVolume]:
@@ -49,19 +47,22 @@ def find_labelled(listed: Path, wanted: tuple[str, ...], part: str = "") -> list
     return volumes
 
 
-def find_unlabelled(listed: Path) -> list[FoundVolume]:
-    """The volumes that a json lists under `training`, `validation` and `test`, whatever it says of labels.
+def find_unlabelled(listed: Path, part: str = "all") -> list[FoundVolume]:
+    """The volumes that a json lists, whatever it says of labels.
 
     Args:
         listed: the json; paths in it are relative to its folder. An entry is a path, a list of paths (channels), or an
             object with `image`.
+        part: training, validation, test or all; "auto": `test` if the json has such a list, else all.
 
     Raises:
         UserError: if it lists none, or an entry names no image.
     """
     content = read_json(listed)
+    chosen = choose_part(part, content)
+    names = PARTS if chosen == "all" else (chosen,)
     volumes: list[FoundVolume] = []
-    for name in _PARTS:
+    for name in names:
         entries = content.get(name) or []
         for given in entries if isinstance(entries, list) else [entries]:
             entry = given if isinstance(given, Mapping) else {"image": given}
@@ -69,7 +70,7 @@ def find_unlabelled(listed: Path) -> list[FoundVolume]:
                 raise UserError(f"{listed} lists {shortened(given)} in {name!r}: give a path or {{'image': path}}")
             volumes += _entry_volumes(listed, content, name, entry, {})
     if not volumes:
-        raise UserError(f"{listed} lists no volume: list paths, or objects with image, under {' or '.join(_PARTS)}")
+        raise UserError(f"{listed} lists no volume: list paths, or objects with image, under {' or '.join(names)}")
     return volumes
 
 

@@ -10,11 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from bundle.data import FoundVolume, find_scans, result_names
+from bundle.data.dataset_json import check_part
 from bundle.data.find import VOLUME_SUFFIXES
 from bundle.data.lists import find_unlabelled
 from bundle.data.names import name_digest, without_ending
 
-__all__ = ["find_scans_to_predict", "list_scans"]
+__all__ = ["files_by_name", "find_scans_to_predict", "list_scans"]
 
 _CHANNEL = re.compile(r"_(\d{4})$")  # nnU-Net's number of the channel
 
@@ -24,6 +25,7 @@ def list_scans(
     *,
     channels: int = 1,
     include: Sequence[str] | str = (),
+    part: str = "all",
     hash_names: bool = False,
     files: Callable[[str], Iterable[Path]] = lambda _: (),
 ) -> list[FoundVolume]:
@@ -33,13 +35,14 @@ def list_scans(
         dataset_dir: as for `find_scans_to_predict`.
         channels: as for `find_scans_to_predict`.
         include: as for `find_scans_to_predict`.
+        part: as for `find_scans_to_predict`.
         hash_names: a digest of the path instead of the path.
         files: what will be written under a name; none of it is a file that is read.
 
     Returns:
         Scans whose names are paths below a folder of results, without an ending: see `bundle.data.result_names`.
     """
-    found = find_scans_to_predict(dataset_dir, channels=channels, include=include)
+    found = find_scans_to_predict(dataset_dir, channels=channels, include=include, part=part)
     if hash_names:
         found = [replace(volume, name=name_digest(volume.name)) for volume in found]
     names = result_names(found, files=files)
@@ -47,17 +50,17 @@ def list_scans(
 
 
 def find_scans_to_predict(
-    dataset_dir: str | os.PathLike[str], *, channels: int = 1, include: Sequence[str] | str = ()
+    dataset_dir: str | os.PathLike[str], *, channels: int = 1, include: Sequence[str] | str = (), part: str = "all"
 ) -> list[FoundVolume]:
     """Finds scans, with all of their channels.
 
     Args:
         dataset_dir: one file; a folder of NIfTI, NRRD or FreeSurfer files and DICOM series, with its subfolders, whose
-            label maps are left out; or an MSD-style json, of which all lists (`training`, `validation`, `test`) are
-            taken, with or without labels.
+            label maps are left out; or an MSD-style json, with or without labels.
         channels: images per scan. With more than one, the files `<case>_0000`, `<case>_0001`, ... of a folder are the
             channels of one scan; a json lists them under `image`; a NIfTI file with a fourth axis holds them.
         include: patterns of paths below the folder that are scans in spite of their looks.
+        part: of a json: training, validation, test or all; "auto": `test` if the json has such a list, else all.
 
     Raises:
         UserError: if nothing is found, or a list cannot be used.
@@ -66,9 +69,14 @@ def find_scans_to_predict(
     if path.is_file() and path.name.lower().endswith(VOLUME_SUFFIXES):
         return [FoundVolume(name=path.name, files=(str(path),))]
     if path.is_file() and path.suffix == ".json":
-        return sorted(find_unlabelled(path), key=lambda volume: volume.name)
+        return sorted(find_unlabelled(path, check_part(part)), key=lambda volume: volume.name)
     found = find_scans(path, include)
     return found if channels == 1 else _with_channels(found)
+
+
+def files_by_name(scans: Sequence[FoundVolume]) -> dict[str, tuple[str, ...]]:
+    """The file of each scan, or the files of its DICOM series, by its name; of several channels those of the first."""
+    return {scan.name: scan.files for scan in scans}
 
 
 def _with_channels(found: Sequence[FoundVolume]) -> list[FoundVolume]:

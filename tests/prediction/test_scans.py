@@ -51,6 +51,10 @@ def test_a_json_lists_scans_of_all_parts_with_or_without_labels(tmp_path: Path):
     found = list_scans(folder / "list.json")
     assert [scan.name for scan in found] == ["a", "b", "c", "d t1"] and {scan.modality for scan in found} == {"CT"}
     assert found[3].channels == ((str(folder / "d t2.nii.gz"),),) and not found[0].annotations
+    for part, names in {"test": ["c", "d t1"], "auto": ["c", "d t1"], "training": ["a"]}.items():
+        assert [scan.name for scan in list_scans(folder / "list.json", part=part)] == names
+    with pytest.raises(UserError, match="--part 'none' is not known"):
+        list_scans(folder / "list.json", part="none")
     for content, said in (({"test": []}, "lists no volume"), ({"test": [{"scan": "a"}]}, "give a path or")):
         (folder / "list.json").write_text(json.dumps(content))
         with pytest.raises(UserError, match=said):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 
+from bundle.data import NormalizeByModalityd
 from bundle.errors import user_error_in
 from bundle.runs import release_folders
 from bundle.tasks.classification import EncoderClassifier
@@ -87,7 +88,7 @@ def test_predictions_are_those_of_the_exported_network(finished: Path, folder: P
     about = json.loads((finished / "model.json").read_text())
     assert about["findings"] == ["ct", "body"] and about["counts"]["body"]["validation"]["unknown"] == 1
     assert about["task"] == "classification" and about["in_channels"] == 1 and about["modality"] == "auto"
-    assert about["mirror_axes"] == [0, 1, 2]
+    assert about["mirror_axes"] == [0, 1, 2] and about["mr_floor"] == 3.0
     network = EncoderClassifier(about["encoder"], findings=2, pooling=about["pooling"])
     network.load_state_dict(torch.load(finished / "model.pt", weights_only=True), strict=True)
     rows = table(finished / "predictions.csv")
@@ -175,11 +176,14 @@ def test_it_starts_from_the_pretrained_weights_and_a_frozen_encoder_keeps_them(f
     file, _ = write_model(tmp_path, Case("SegResEncoder", TINY, ()), spacing=[6.0, 6.0, 6.0])
     # windows of crops at full resolution, and a network that only the file describes
     changes = {"encoder": {"name": "SegResNet"}, "spacing": None, "input": "crop", "crop_size": [24, 24, 24]}
+    changes["mr_floor"] = None
     done = run(folder, pretrained=str(file), schedule="frozen", pooling="mean+max", balance=True, epochs=1, **changes)
     given, kept = torch.load(file, weights_only=True), torch.load(done / "model.pt", weights_only=True)
     assert all(torch.equal(kept[f"encoder.{key}"], value) for key, value in given.items())
     about = json.loads((done / "model.json").read_text())
     assert about["spacing"] == [6, 6, 6] and about["encoder"]["init_filters"] == 4 and about["input"] == "crop"
+    steps = workflow(folder, mr_floor=about["mr_floor"]).parser.get_parsed_content("prepare").transforms
+    assert [step.mr_floor for step in steps if isinstance(step, NormalizeByModalityd)] == [None]
     assert kept["head.weight"].shape == (2, 2 * 32)
 
 

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from bundle.errors import UserError
 
@@ -104,18 +105,19 @@ class Bootstrap:
         cases = known.any(0) if len(table) else np.zeros(0, dtype=bool)
         return Estimate(float(mean), low, high, int(cases.sum()), int(np.isinf(table).sum()))
 
-    def statistic(self, function: Callable[[np.ndarray], float], n: int) -> Estimate:
-        """Any value of a set of cases, such as an area under a curve.
+    def statistics(self, function: Callable[[np.ndarray], Sequence[float]], n: Sequence[int]) -> list[Estimate]:
+        """Any values of a set of cases, such as areas under curves.
 
         Args:
-            function: from the indices of cases, some of them several times, to the value; NaN where there is none.
-            n: how many cases the value is of.
+            function: from the indices of cases, some of them several times, to the values; NaN where there is none.
+            n: how many cases each value is of.
         """
         cases = [np.flatnonzero(self._codes == code) for code in range(self._weights.shape[1])]
         everything = np.arange(len(self._codes))
-        drawn = (np.concatenate([np.tile(c, w) for c, w in zip(cases, row)]) for row in self._weights)
-        low, high = self._ends(np.array([function(indices) for indices in drawn]))
-        return Estimate(float(function(everything)), low, high, n)
+        drawn = (np.concatenate([np.tile(c, w) for c, w in zip(cases, row)]) for row in _shown(self._weights))
+        resampled = np.array([function(indices) for indices in drawn], dtype=np.float64).reshape(-1, len(n))
+        values = zip(function(everything), resampled.T, n, strict=True)
+        return [Estimate(float(value), *self._ends(column), count) for value, column, count in values]
 
     def _ends(self, resampled: np.ndarray) -> tuple[float, float]:
         """The interval; one person tells nothing of how people differ."""
@@ -125,6 +127,10 @@ class Bootstrap:
         tail = 50 * (1 - self.confidence)
         low, high = np.percentile(resampled, [tail, 100 - tail])
         return float(low), float(high)
+
+
+def _shown(rows: np.ndarray) -> Iterable[np.ndarray]:
+    return tqdm(rows, desc="intervals", delay=2)
 
 
 def _mean_of_ratios(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:

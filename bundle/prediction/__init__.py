@@ -7,7 +7,7 @@ from bundle.prediction.fine_tuned import FineTuned
 from bundle.prediction.folder import PredictionFolder
 from bundle.prediction.grid import NoteOwnGridd, OwnGrid, ToPlainScand, own_grid
 from bundle.prediction.nifti import write_nifti
-from bundle.prediction.scans import files_by_name, list_scans
+from bundle.prediction.scans import list_scans
 from bundle.prediction.table import PredictionTables
 
 __all__ = [
@@ -19,7 +19,6 @@ __all__ = [
     "PredictionTables",
     "ScanEvaluator",
     "ToPlainScand",
-    "files_by_name",
     "list_scans",
     "own_grid",
     "pick_mirrors",

@@ -15,7 +15,7 @@ from bundle.data.find import VOLUME_SUFFIXES
 from bundle.data.lists import find_unlabelled
 from bundle.data.names import name_digest, without_ending
 
-__all__ = ["files_by_name", "find_scans_to_predict", "list_scans"]
+__all__ = ["find_scans_to_predict", "list_scans"]
 
 _CHANNEL = re.compile(r"_(\d{4})$")  # nnU-Net's number of the channel
 
@@ -72,11 +72,6 @@ def find_scans_to_predict(
         return sorted(find_unlabelled(path, check_part(part)), key=lambda volume: volume.name)
     found = find_scans(path, include)
     return found if channels == 1 else _with_channels(found)
-
-
-def files_by_name(scans: Sequence[FoundVolume]) -> dict[str, tuple[str, ...]]:
-    """The file of each scan, or the files of its DICOM series, by its name; of several channels those of the first."""
-    return {scan.name: scan.files for scan in scans}
 
 
 def _with_channels(found: Sequence[FoundVolume]) -> list[FoundVolume]:

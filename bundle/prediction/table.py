@@ -6,7 +6,7 @@ from __future__ import annotations
 import csv
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,9 @@ from bundle.prediction.grid import own_grid
 __all__ = ["PredictionTables"]
 
 logger = logging.getLogger(__name__)
+
+#: of records by name, and of what is wrong and what to do by name
+Report = Callable[[Mapping[str, Mapping[str, Any]], Mapping[str, tuple[str, str]]], Path | None]
 
 _FIRST = ("scan", "files")
 _LAST = ("modality", "shape", "spacing", "seconds", "notes", "skipped")
@@ -46,6 +49,7 @@ class PredictionTables:
         columns: further columns of `predictions.csv`.
         tables: columns of each further table by its name, such as {"measurements": ["class", "ml"]}.
         where: what the last line of the log points at besides the table.
+        report: writes a page of the records and of what was skipped, and returns its path.
     """
 
     def __init__(
@@ -56,8 +60,10 @@ class PredictionTables:
         columns: Sequence[str] = (),
         tables: Mapping[str, Sequence[str]] | None = None,
         where: str = "",
+        report: Report | None = None,
     ) -> None:
         self.output, self.scans, self.where = output, {scan.name: scan for scan in scans}, where
+        self.report = report
         self.columns = (*_FIRST, *columns, *_LAST)
         self.tables = {name: ("scan", *rest) for name, rest in (tables or {}).items()}
         self._records: dict[str, dict[str, Any]] = {}
@@ -124,11 +130,11 @@ class PredictionTables:
         if self._skipped:
             lines = "\n".join(f"- {name}: {problem}; {remedy}" for name, (problem, remedy) in self._skipped.items())
             logger.warning("%d of %d scans were skipped:\n%s", len(self._skipped), len(self.scans), lines)
+        page = self.report(self._records, self._skipped) if self.report is not None else None
         earlier = f" ({self._before} of them before)" if self._before else ""
-        where = f", {self.output.path / self.where}" if self.where else ""
-        logger.info(
-            "%d scans predicted%s, %d skipped: see %s%s", done, earlier, len(self._skipped), self.output.table, where
-        )
+        folder = [self.output.path / self.where] if self.where else []
+        places = ", ".join(map(str, [*([page] if page else []), self.output.table, *folder]))
+        logger.info("%d scans predicted%s, %d skipped: see %s", done, earlier, len(self._skipped), places)
 
     def _file(self, table: str) -> Path:
         return self.output.path / f"{table}.csv"

@@ -40,6 +40,8 @@ _MAIN = {
     "reconstruct.yaml": "Reconstruction",
     "evaluate.yaml": "Evaluation of a run",
     "evaluate_segmentation.yaml": "Evaluation of label maps",
+    "evaluate_classification.yaml": "Evaluation of findings",
+    "evaluate_detection.yaml": "Evaluation of boxes",
 }
 #: ids that mean the same wherever they stand without a remark
 _COMMON = {

@@ -58,9 +58,10 @@ def test_the_mean_over_classes_counts_a_rare_class_like_others() -> None:
 
 def test_any_statistic_of_resampled_cases_has_an_interval() -> None:
     bootstrap = Bootstrap(PEOPLE, resamples=500)
-    found = bootstrap.statistic(lambda cases: float(np.mean(VALUES[cases])), n=60)
+    one, nothing = bootstrap.statistics(lambda cases: (float(np.mean(VALUES[cases])), math.nan), n=(60, 0))
     expected = bootstrap.mean(VALUES)
-    assert (found.mean, found.low, found.high) == pytest.approx((expected.mean, expected.low, expected.high), abs=1e-12)
+    assert (one.mean, one.low, one.high) == pytest.approx((expected.mean, expected.low, expected.high), abs=1e-12)
+    assert one.n == 60 and math.isnan(nothing.mean) and math.isnan(nothing.low)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 """Classification of findings of whole volumes."""
 
 from bundle.tasks.classification.classifier import EncoderClassifier
+from bundle.tasks.classification.evaluate import ClassificationEvaluation
 from bundle.tasks.classification.find import check_findings, find_findings
 from bundle.tasks.classification.finding_counts import FindingCounts
 from bundle.tasks.classification.input_size import FitInputd
@@ -20,6 +21,7 @@ from bundle.tasks.classification.thresholds import Thresholds, youden_threshold
 from bundle.tasks.classification.window_mean import WindowMean
 
 __all__ = [
+    "ClassificationEvaluation",
     "DecideFindingsd",
     "EncoderClassifier",
     "FindingCounts",

@@ -16,6 +16,7 @@ from bundle.tasks.detection.boxes import (
 from bundle.tasks.detection.build import build_retinanet
 from bundle.tasks.detection.detector import AnchorSampling, Detector
 from bundle.tasks.detection.ensemble import BoxEnsemble, fuse_boxes
+from bundle.tasks.detection.evaluate import DetectionEvaluation
 from bundle.tasks.detection.find import find_boxes
 from bundle.tasks.detection.loss import DetectionLoss
 from bundle.tasks.detection.markups import box_markups
@@ -33,6 +34,7 @@ __all__ = [
     "BoxEnsemble",
     "BoxList",
     "BoxesToVoxelsd",
+    "DetectionEvaluation",
     "DetectionLoss",
     "DetectionPanels",
     "Detector",

@@ -10,11 +10,11 @@ from bundle.tasks.segmentation.fit_heads import FitHeads
 from bundle.tasks.segmentation.label_map import SaveLabelMapd, SaveProbabilitiesd, ToLabelMapd
 from bundle.tasks.segmentation.labels import LabelsInForegroundd, ReadLabelMapd, check_classes, check_labelled
 from bundle.tasks.segmentation.loss import StackedSupervisionLoss
-from bundle.tasks.segmentation.mask_metrics import mask_metrics, volume_metrics
 from bundle.tasks.segmentation.measurements import MEASUREMENT_COLUMNS, MeasureClassesd, measure_classes
 from bundle.tasks.segmentation.metrics import SurfaceDistanceInMm
 from bundle.tasks.segmentation.network import build_segmentation_network
 from bundle.tasks.segmentation.panels import SegmentationPanels
+from bundle.tasks.segmentation.prediction_report import SegmentationReport
 
 __all__ = [
     "MEASUREMENT_COLUMNS",
@@ -28,6 +28,7 @@ __all__ = [
     "SaveProbabilitiesd",
     "SegmentationEvaluation",
     "SegmentationPanels",
+    "SegmentationReport",
     "StackedSupervisionLoss",
     "SurfaceDistanceInMm",
     "ToLabelMapd",
@@ -37,9 +38,7 @@ __all__ = [
     "check_labelled",
     "clean_components",
     "find_segmentations",
-    "mask_metrics",
     "measure_classes",
     "pick_classes",
-    "volume_metrics",
     "write_dicom_seg",
 ]

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from bundle.tasks.segmentation.mask_metrics import mask_metrics, union_box, volume_metrics
-from bundle.tasks.segmentation.written_labels import WrittenLabels, read_labels
+from bundle.evaluation.mask_metrics import mask_metrics, union_box, volume_metrics
+from bundle.evaluation.written_labels import WrittenLabels, read_labels
 
 __all__ = ["COLUMNS", "EvaluatedCase", "LabelledCase", "evaluate_case"]
 

@@ -48,7 +48,7 @@ def mask_metrics(
 
     Example:
         >>> import numpy as np
-        >>> from bundle.tasks.segmentation import mask_metrics
+        >>> from bundle.evaluation import mask_metrics
         >>> predicted, reference = np.zeros((2, 16, 16, 16), dtype=bool)
         >>> predicted[4:12, 4:12, 4:12] = reference[5:13, 4:12, 4:12] = True
         >>> found = mask_metrics(predicted, reference, np.diag([2.0, 1.0, 1.0, 1.0]), tolerance_mm=1)

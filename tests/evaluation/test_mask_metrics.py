@@ -1,5 +1,5 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
-"""bundle/tasks/segmentation/mask_metrics.py: formulas, another library's values, edge cases."""
+"""bundle/evaluation/mask_metrics.py: formulas, another library's values, edge cases."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from monai.metrics import compute_dice, compute_hausdorff_distance, compute_surf
 from scipy import ndimage
 from scipy.spatial.distance import cdist
 
-from bundle.tasks.segmentation.mask_metrics import mask_metrics, union_box, volume_metrics
+from bundle.evaluation.mask_metrics import mask_metrics, union_box, volume_metrics
 
 SPACING = (0.8, 0.8, 2.5)
 AFFINE = np.diag([*SPACING, 1.0])

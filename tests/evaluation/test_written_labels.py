@@ -1,5 +1,5 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
-"""bundle/tasks/segmentation/written_labels.py: label maps on their own grids, whoever wrote them."""
+"""bundle/evaluation/written_labels.py: label maps on their own grids, whoever wrote them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bundle.errors import UserError, VolumeError
-from bundle.tasks.segmentation.written_labels import find_label_maps, read_labels
+from bundle.evaluation.written_labels import find_label_maps, read_labels
 
 CLASSES = {"liver": 6, "tumour": 9}
 AFFINE = np.array([[0, -2.0, 0, 40], [1.5, 0, 0, -9], [0, 0, 3.0, 7], [0, 0, 0, 1]])

@@ -137,7 +137,9 @@ def predict(model: object, scans: Path, output: Path, **overrides) -> dict[str, 
     return {row["scan"]: row for row in table(output / "predictions.csv")}
 
 
-def test_new_scans_get_the_probabilities_that_validation_gave(finished: Path, data_dir: Path, tmp_path: Path):
+def test_new_scans_get_the_probabilities_that_validation_gave(
+    finished: Path, folder: Path, data_dir: Path, tmp_path: Path
+):
     scans, about = tmp_path / "my scans", json.loads((finished / "model.json").read_text())
     scans.mkdir()
     for name in VOLUMES:
@@ -151,9 +153,22 @@ def test_new_scans_get_the_probabilities_that_validation_gave(finished: Path, da
             assert float(row[f"{finding}_probability"]) == pytest.approx(float(known[finding]), abs=1e-6)
             decided = float(known[finding]) >= about["thresholds"][finding]
             assert row[f"{finding}_decision"] == str(int(decided))
+    assert "Not for diagnosis" in (tmp_path / "out/report.html").read_text()
     before = (tmp_path / "out/predictions.csv").read_text()
     assert predict(finished, scans, tmp_path / "out", mirrors=False) == rows  # nothing is done twice
     assert (tmp_path / "out/predictions.csv").read_text() == before
+    evaluate = ConfigWorkflow(
+        str(ROOT / "configs/evaluate_classification.yaml"), workflow_type="infer", predictions=str(tmp_path / "out"),
+        dataset_dir=str(folder), output_dir=str(tmp_path / "evaluated"), part="all",
+    )  # fmt: skip
+    evaluate.initialize()
+    evaluate.run()
+    lines = table(tmp_path / "evaluated/cases.csv")
+    assert {line["finding"] for line in lines} == {"ct", "body"}  # those that both tables have
+    cases = {Path(line["case"]).name.removesuffix(".nii.gz"): line for line in lines if line["finding"] == "ct"}
+    for name in VOLUMES:
+        assert float(cases[name]["probability"]) == pytest.approx(float(rows[name]["ct_probability"]), abs=1e-6)
+        assert cases[name]["label"] == str(int(name.startswith("ct")))
     # an ensemble with a model that says the opposite knows nothing
     opposite = ModelFiles(tmp_path / "folds/fold_1/model.pt")
     weights = torch.load(finished / "model.pt", weights_only=True)

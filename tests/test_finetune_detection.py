@@ -132,6 +132,7 @@ def test_new_scans_get_the_boxes_that_validation_found(finished: Path, folder: P
         assert found[name]["score"] == pytest.approx(entry["score"], abs=2e-4)
         assert np.allclose(found[name]["box"], entry["box"], atol=0.02)
         assert found[name]["label"] == entry["label"] and rows[name]["boxes"] == str(len(entry["box"]))
+    assert "gallbladder" in (tmp_path / "out/report.html").read_text()
     lines = [line for line in table(tmp_path / "out/boxes.csv") if line["scan"] == "mr_body_totalseg"]
     markups = json.loads((tmp_path / "out/markups/mr_body_totalseg.mrk.json").read_text())["markups"]
     assert len(lines) == len(markups) == len(found["mr_body_totalseg"]["box"]) > 0

@@ -23,6 +23,7 @@ from bundle.errors import UserError, install_excepthook
 from bundle.evaluation.compare import Comparison, compare_results, read_result, verdict
 from bundle.evaluation.paired import Difference
 from bundle.figures.paired import draw_paired
+from bundle.reports import Report
 
 _HEADING = ("metric", "class", "cases", "people", "{0}", "{1}", "difference", "interval", "p", "verdict")
 
@@ -97,6 +98,12 @@ def write(found: Comparison, folder: Path, metric: str) -> None:
     )
     with replace_file(folder / "comparison.png") as temporary:
         figure.savefig(temporary, format="png")
+    heading, *rows = table(found)
+    report = Report(f"{found.names[0]} and {found.names[1]}", lead=f"{len(found.cases)} cases are in both.")
+    section = report.section("Differences").table(heading, rows)
+    section.picture(folder / "comparison.png", caption=f"{metric}: a line for each case, the mean in black")
+    report.section("To be noted").bullets(notes(found))
+    report.write(folder / "comparison.html")
 
 
 def _short(value: float) -> str:
@@ -136,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(markdown(found))
         if options.output_dir is not None:
             write(found, options.output_dir, metric)
-            print(f"written: {options.output_dir}/comparison.md, .json and .png")
+            print(f"written: {options.output_dir}/comparison.html, .md, .json and .png")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -9,17 +9,21 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import highdicom
 import itk
 import nibabel
 import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigWorkflow
+from monai.inferers import sliding_window_inference
+from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from bundle.errors import user_error_in
 from bundle.runs import release_folders
-from bundle.tasks.segmentation import SaveLabelMapd
+from bundle.tasks.segmentation import MEASUREMENT_COLUMNS, SaveLabelMapd
+from tests.data import dicom_files
 from tests.prediction.models import write_fine_tuned
 
 ROOT = Path(__file__).parents[1]
@@ -29,7 +33,7 @@ AIR, TISSUE, BONE = -1000.0, 60.0, 700.0
 
 def workflow(model: Any, scans: Path, output: Path, **overrides: Any) -> ConfigWorkflow:
     given = {"model": str(model), "dataset_dir": str(scans), "output_dir": str(output), "device": "cpu"}
-    return ConfigWorkflow(CONFIG, workflow_type="infer", **given, num_workers=0, **overrides)
+    return ConfigWorkflow(CONFIG, workflow_type="infer", **{**given, "num_workers": 0, "report_scans": 0, **overrides})
 
 
 def run(model: Any, scans: Path, output: Path, **overrides: Any) -> dict[str, dict[str, str]]:
@@ -117,7 +121,7 @@ def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def finished(knowing: Path, scans: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("results") / "out"
-    run(knowing, scans, output, probabilities=True)
+    run(knowing, scans, output, probabilities=True, report_scans=6)
     return output
 
 
@@ -160,11 +164,33 @@ def test_the_table_has_each_scan_once_with_what_was_skipped_and_why(finished: Pa
     assert about["settings"]["classes"] == {"bone": 300, "soft tissue": 7} and len(about["settings"]["models"]) == 1
 
 
+def test_measurements_are_of_the_written_label_maps_and_the_report_shows_them(finished: Path):
+    with (finished / "measurements.csv").open(newline="") as file:
+        rows = {(row["scan"], row["class"]): row for row in csv.DictReader(file)}
+    assert len(rows) == 2 * len(GRIDS)
+    for name in GRIDS:
+        image = written(finished, f"odd [é] names/{name}")
+        voxel = abs(np.linalg.det(image.affine[:3, :3])) / 1000
+        for structure, value in (("bone", 300), ("soft tissue", 7)):
+            row = rows[f"odd [é] names/{name}", structure]
+            assert float(row["ml"]) == pytest.approx((np.asarray(image.dataobj) == value).sum() * voxel, abs=1e-5)
+    page = (finished / "report.html").read_text()
+    assert "odd [é] names/tilted" in page and "soft tissue" in page and "cannot be read" in page
+
+
+def test_small_parts_go_where_asked(knowing: Path, scans: Path, tmp_path: Path):
+    scan = scans / "odd [é] names/PSR.nii.gz"
+    run(knowing, scan, tmp_path / "out", largest_component=["bone"])
+    bones = expected(nibabel.load(scan).get_fdata()) == 300
+    parts, count = ndimage.label(bones, np.ones((3, 3, 3)))
+    largest = parts == 1 + np.argmax(np.bincount(parts.ravel())[1:])
+    assert count > 1 and ((np.asarray(written(tmp_path / "out", "PSR").dataobj) == 300) == largest).all()
+    assert not (tmp_path / "out/report.html").exists()
+    assert "holds predictions with largest_component" in problem(knowing, scan, tmp_path / "out")
+
+
 def test_resampled_label_maps_are_those_of_the_whole_volumes_probabilities(scans: Path, tmp_path: Path):
     """The same steps without slabs, windows or files: MONAI's transforms and SciPy on the whole volume."""
-    from monai.inferers import sliding_window_inference  # noqa: PLC0415
-    from scipy import ndimage  # noqa: PLC0415
-
     model = write_fine_tuned(tmp_path / "model", random=True, spacing=[1.5, 1.0, 2.0], mirror_axes=[0])
     run(model, scans / "odd [é] names/IRA.nii.gz", tmp_path / "out")
     parser = workflow(model, scans / "odd [é] names/IRA.nii.gz", tmp_path / "other").parser
@@ -253,7 +279,8 @@ def test_a_dicom_series_is_segmented_as_its_nifti_file_is(data_dir: Path, tmp_pa
     itk.imwrite(image, str(tmp_path / "scans/nifti.nii.gz"))
     shutil.copytree(series, tmp_path / "scans/dicom")
     model = write_fine_tuned(tmp_path / "model", random=True, spacing=[6.0, 6.0, 6.0], mirror_axes=[])
-    rows = run(model, tmp_path / "scans", tmp_path / "out")
+    rows = run(model, tmp_path / "scans", tmp_path / "out", dicom_seg=True)
+    assert rows["dicom"]["notes"].startswith("no DICOM SEG"), "the series was stripped of its identifiers"
     assert rows.keys() == {"dicom", "nifti"} and rows["dicom"]["shape"] == "512 512 20"
     one, other = (nibabel.as_closest_canonical(written(tmp_path / "out", name)) for name in ("dicom", "nifti"))
     corners = np.array([[*((np.array(one.shape) - 1) * bits), 1] for bits in np.ndindex(2, 2, 2)])
@@ -262,11 +289,46 @@ def test_a_dicom_series_is_segmented_as_its_nifti_file_is(data_dir: Path, tmp_pa
     assert len(np.unique(a)) > 1 and (a == b).all()
 
 
+def test_pieces_are_cleaned_measured_and_laid_over_the_dicom_series(knowing: Path, tmp_path: Path):
+    voxels = body((34, 29, 25))
+    planes = voxels.transpose(2, 1, 0) + 1024
+    tags = {"FrameOfReferenceUID": "1.2.3.9", "SliceThickness": 3}
+    slices = [dicom_files.image(plane, k, **tags) for k, plane in enumerate(planes)]
+    dicom_files.save(slices, tmp_path / "scans/a series")
+    save(tmp_path / "scans/nifti.nii.gz", voxels, GRIDS["LPI"])
+    wanted = {"largest_component": ["bone"], "remove_below_ml": {"soft tissue": 0.01}}
+    rows = run(knowing, tmp_path / "scans", tmp_path / "out", dicom_seg=True, **wanted)
+    assert rows["a series"]["files"] == "label_maps/a series.nii.gz; dicom_seg/a series.dcm"
+    assert rows["a series"]["notes"] == ""
+    assert "no DICOM SEG: is no DICOM series" in rows["nifti"]["notes"]
+    image = written(tmp_path / "out", "a series")
+    labels, truth = np.asarray(image.dataobj), expected(voxels)
+    pieces, count = ndimage.label(truth == 300, structure=np.ones((3, 3, 3)))
+    largest = pieces == 1 + np.bincount(pieces.ravel())[1:].argmax()
+    assert count > 1 and np.array_equal(labels == 300, largest)
+    with (tmp_path / "out/measurements.csv").open(newline="") as file:
+        (bone, tissue, *_) = rows = list(csv.DictReader(file))
+    assert list(bone) == ["scan", *MEASUREMENT_COLUMNS] and len(rows) == 4
+    assert (bone["scan"], bone["class"], bone["components"], bone["touches_border"]) == (
+        "a series", "bone", "1", "False",
+    )  # fmt: skip
+    voxel = 1.25 * 1.5 * 3 / 1000
+    assert [float(row["ml"]) for row in (bone, tissue)] == pytest.approx(
+        [(labels == value).sum() * voxel for value in (300, 7)], rel=1e-6
+    )
+    seg = highdicom.seg.segread(tmp_path / "out/dicom_seg/a series.dcm")
+    assert [item.SegmentLabel for item in seg.SegmentSequence] == ["bone", "soft tissue"]
+    given = [one.SOPInstanceUID for one in slices]
+    overlaid = seg.get_pixels_by_source_instance(given, combine_segments=True, assert_missing_frames_are_empty=True)
+    assert np.array_equal(overlaid, np.select([labels == 300, labels == 7], [1, 2]).transpose(2, 1, 0))
+
+
 def test_mistakes_are_one_line(knowing: Path, scans: Path, tmp_path: Path):
     assert "names no fine-tuned model" in problem("[]", scans, tmp_path / "a")
     assert "pre-trained encoder" in problem(
         write_fine_tuned(tmp_path / "e", task="", outputs="", classes={}), scans, tmp_path / "b"
     )
+    assert "--largest_component names lung" in problem(knowing, scans, tmp_path / "f", largest_component=["lung"])
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad/b.nii.gz").write_bytes(b"no image")
     said = problem(knowing, tmp_path / "bad", tmp_path / "c")

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from bundle.data.dataset_json import (
     modality_named,
     read_json,
 )
-from bundle.data.dicom import find_series, numbered
+from bundle.data.dicom import Series, find_series, numbered
 from bundle.data.files import walk_folders
 from bundle.data.printable import printable, shortened
 from bundle.errors import UserError, VolumeError
@@ -77,7 +77,7 @@ class FoundVolume:
         return item
 
 
-def find_volumes(dataset_dir: str | os.PathLike[str], part: str = "") -> list[FoundVolume]:
+def find_volumes(dataset_dir: str | os.PathLike[str], part: str = "", *, others: bool = False) -> list[FoundVolume]:
     """All volumes of a dataset, sorted by name.
 
     Args:
@@ -85,6 +85,7 @@ def find_volumes(dataset_dir: str | os.PathLike[str], part: str = "") -> list[Fo
             `validation`, of paths or of objects with `image` and optionally `modality`; paths are relative to it.
         part: which lists of a json to take: "training", "validation", "test" or "all"; "": all but `test`; "auto":
             `test` if there is one, else all. A folder has no parts.
+        others: whether to list a folder's DICOM objects that are no images of CT or MR, too, as left out.
 
     Raises:
         UserError: if there is no such folder or file, it holds no volume, the json cannot be used, or a folder is asked
@@ -98,7 +99,10 @@ def find_volumes(dataset_dir: str | os.PathLike[str], part: str = "") -> list[Fo
     if root.is_file() and root.suffix == ".json":
         volumes = _from_json(root, part)
     elif root.is_dir():
-        volumes = [*_image_files(root), *_dicom_series(root)]
+        series, objects = find_series(root)
+        volumes = [*_image_files(root), *_dicom_series(series, root)]
+        if volumes and others:
+            volumes += _other_objects(objects, root)
     elif root.is_file():
         raise UserError(f"--dataset_dir {root} is a file: give its folder, or a json that lists volumes")
     else:
@@ -130,9 +134,9 @@ def _image_files(root: Path) -> Iterator[FoundVolume]:
         yield FoundVolume(name=str(path.relative_to(root)), files=(str(path),))
 
 
-def _dicom_series(root: Path, prefix: str = "") -> Iterator[FoundVolume]:
+def _dicom_series(found: Sequence[Series], root: Path, prefix: str = "") -> Iterator[FoundVolume]:
     """The series in a folder and below it, named by their path from it after `prefix`."""
-    for name, series in numbered(find_series(root), root, prefix):
+    for name, series in numbered(found, root, prefix):
         volume = FoundVolume(name, series.files, modality_named(series.modality), series.group)
         if series.copies is None:
             yield volume
@@ -140,6 +144,19 @@ def _dicom_series(root: Path, prefix: str = "") -> Iterator[FoundVolume]:
             original = Path(prefix, series.copies.relative_to(root))
             reason = f"holds copies of the DICOM images in {printable(str(original))}"
             yield replace(volume, left_out=(reason, "remove one of the two folders"))
+
+
+def _other_objects(found: Mapping[tuple[Path, str], int], root: Path) -> Iterator[FoundVolume]:
+    """A line of the report for each modality that is neither CT nor MR, and how many files of it are where."""
+    modalities: dict[str, list[tuple[Path, int]]] = {}
+    for (folder, modality), count in sorted(found.items()):
+        modalities.setdefault(modality, []).append((folder, count))
+    for modality, places in modalities.items():
+        files, more = sum(count for _, count in places), len(places) - 1
+        where = root.name if places[0][0] == root else str(places[0][0].relative_to(root))
+        elsewhere = f", some in {more} other folder(s)" if more else ""
+        reason = f"{files} DICOM file(s) with no image of CT or MR{elsewhere}"
+        yield FoundVolume(f"{where} ({modality})", (), left_out=(reason, "nothing is to be done"))
 
 
 def _from_json(path: Path, part: str) -> list[FoundVolume]:
@@ -183,7 +200,7 @@ def find_listed(
         replace(
             entry, name=found.name, files=found.files, modality=modality or found.modality, group=group or found.group
         )
-        for found in _dicom_series(file, prefix=name)
+        for found in _dicom_series(find_series(file)[0], file, prefix=name)
     ]
     return series or [entry]  # reading it says what is wrong
 

@@ -14,7 +14,7 @@ from bundle.data.header_texts import read_text_header
 from bundle.data.sanity import check_affine, check_shape, check_size
 from bundle.errors import VolumeError
 
-__all__ = ["read_by_itk", "read_by_nibabel"]
+__all__ = ["read_by_itk", "read_by_nibabel", "to_millimetres"]
 
 #: mm per unit of a NIfTI header; most writers leave "unknown" where they mean mm
 _MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
@@ -44,7 +44,7 @@ def read_by_nibabel(file: str, name: str, stacked: bool) -> tuple[np.ndarray, np
     shape = image.shape
     is_stack = stacked and len(shape) == 4 and shape[3] > 1
     check_shape(shape[:3] if is_stack else shape, name)
-    affine, notes = _to_millimetres(image)
+    affine, notes = to_millimetres(image)
     notes += _doubts(image)
     check_affine(affine, shape[:3], name)
     check_size(shape, name)
@@ -92,7 +92,8 @@ def _check_kind(image: Any, name: str) -> None:
         raise VolumeError(name, "holds complex numbers", "save its magnitude, or leave it out")
 
 
-def _to_millimetres(image: Any) -> tuple[np.ndarray, tuple[str, ...]]:
+def to_millimetres(image: Any) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The affine of an image that nibabel has opened, to RAS mm, and a note on its origin where it is in doubt."""
     affine = np.array(image.affine, dtype=np.float64)
     unit = image.header.get_xyzt_units()[0] if isinstance(image, nibabel.Nifti1Pair) else "mm"
     if unit not in _MILLIMETRES:

@@ -73,9 +73,10 @@ class ReadVolumed(MapTransform):
                 raise VolumeError(
                     name, f"has {image.shape[0]} channels, not the {self.channels} of --in_channels", "correct either"
                 )
+            notes = [note for one in images for note in one.meta.get("notes", ())]
             if from_folder:
-                refuse_label_map(image, item[key][0], name)
-            item[key] = _with_right_angles(image, [note for one in images for note in one.meta.get("notes", ())])
+                notes += refuse_label_map(image, item[key][0], name)
+            item[key] = _with_right_angles(image, notes)
         return item
 
 

@@ -41,7 +41,7 @@ def find_scans(
     patterns, root = check_include(include), Path(dataset_dir)
     if root.name in ("", ".."):  # a series that lies in "." itself has that folder's name
         root = root.resolve()
-    volumes = find_volumes(root, part)
+    volumes = find_volumes(root, part, others=True)
     if unused := [p for p in patterns if not any(is_included(volume.name, (p,)) for volume in volumes)]:
         raise UserError(
             f'--include "{unused[0]}" fits none of the {len(volumes)} volumes in --dataset_dir {root}: give paths '

@@ -80,9 +80,18 @@ class PredictionFolder:
         """The file of a scan's probabilities."""
         return self.path / "probabilities" / f"{name}.nii.gz"
 
+    def dicom_seg(self, name: str) -> Path:
+        """The file of a scan's DICOM SEG."""
+        return self.path / "dicom_seg" / f"{name}.dcm"
+
+    def markups(self, name: str) -> Path:
+        """The file of a scan's boxes for 3D Slicer."""
+        return self.path / "markups" / f"{name}.mrk.json"
+
     def files(self, name: str) -> list[Path]:
         """All that may be written under a scan's name."""
-        return [self.label_map(name), self.probabilities(name), self._record(name)]
+        written = (self.label_map, self.probabilities, self.dicom_seg, self.markups, self._record)
+        return [file(name) for file in written]
 
     def pending(self, scans: Sequence[FoundVolume]) -> list[FoundVolume]:
         """Those of the scans that are not done.

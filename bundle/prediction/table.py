@@ -6,7 +6,7 @@ from __future__ import annotations
 import csv
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +22,20 @@ __all__ = ["PredictionTables"]
 
 logger = logging.getLogger(__name__)
 
+#: of records by name, and of what is wrong and what to do by name
+Report = Callable[[Mapping[str, Mapping[str, Any]], Mapping[str, tuple[str, str]]], Path | None]
+
 _FIRST = ("scan", "files")
-_LAST = ("modality", "shape", "spacing", "seconds", "skipped")
+_LAST = ("modality", "shape", "spacing", "seconds", "notes", "skipped")
 
 
 class PredictionTables:
     """Writes `predictions.csv` with a row for each scan, further tables, and what makes a run go on after a kill.
 
     A row holds the scan's name, the files that were written (below the folder, separated by "; "), modality, shape and
-    spacing (mm) of the scan's own grid, the seconds that it took, and for a scan that was skipped the reason. The
-    tables hold the scans of earlier runs into the same folder, too, and each scan once.
+    spacing (mm) of the scan's own grid, the seconds that it took, notes, such as slices that were left out, and for a
+    scan that was skipped the reason. The tables hold the scans of earlier runs into the same folder, too, and each scan
+    once.
 
     What a transform of the postprocessing puts into an item comes into the tables:
 
@@ -45,6 +49,7 @@ class PredictionTables:
         columns: further columns of `predictions.csv`.
         tables: columns of each further table by its name, such as {"measurements": ["class", "ml"]}.
         where: what the last line of the log points at besides the table.
+        report: writes a page of the records and of what was skipped, and returns its path.
     """
 
     def __init__(
@@ -55,8 +60,10 @@ class PredictionTables:
         columns: Sequence[str] = (),
         tables: Mapping[str, Sequence[str]] | None = None,
         where: str = "",
+        report: Report | None = None,
     ) -> None:
         self.output, self.scans, self.where = output, {scan.name: scan for scan in scans}, where
+        self.report = report
         self.columns = (*_FIRST, *columns, *_LAST)
         self.tables = {name: ("scan", *rest) for name, rest in (tables or {}).items()}
         self._records: dict[str, dict[str, Any]] = {}
@@ -100,6 +107,7 @@ class PredictionTables:
                     "shape": " ".join(map(str, grid.shape)),
                     "spacing": " ".join(f"{size:.6g}" for size in grid.spacing),
                     "seconds": f"{float(item['seconds']) + time.perf_counter() - self._start:.2f}",
+                    "notes": _notes(item, result),
                 },
                 "tables": {name: result.get("tables", {}).get(name, []) for name in self.tables},
             }
@@ -122,11 +130,11 @@ class PredictionTables:
         if self._skipped:
             lines = "\n".join(f"- {name}: {problem}; {remedy}" for name, (problem, remedy) in self._skipped.items())
             logger.warning("%d of %d scans were skipped:\n%s", len(self._skipped), len(self.scans), lines)
+        page = self.report(self._records, self._skipped) if self.report is not None else None
         earlier = f" ({self._before} of them before)" if self._before else ""
-        where = f", {self.output.path / self.where}" if self.where else ""
-        logger.info(
-            "%d scans predicted%s, %d skipped: see %s%s", done, earlier, len(self._skipped), self.output.table, where
-        )
+        folder = [self.output.path / self.where] if self.where else []
+        places = ", ".join(map(str, [*([page] if page else []), self.output.table, *folder]))
+        logger.info("%d scans predicted%s, %d skipped: see %s", done, earlier, len(self._skipped), places)
 
     def _file(self, table: str) -> Path:
         return self.output.path / f"{table}.csv"
@@ -143,6 +151,11 @@ class PredictionTables:
     def _append(self, file: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
         with file.open("a", newline="", encoding="utf-8") as opened:
             csv.writer(opened, lineterminator="\n").writerows(_cells(columns, row) for row in rows)
+
+
+def _notes(item: Mapping[str, Any], result: Mapping[str, Any]) -> str:
+    """What the reader noted of the scan, and what a transform has."""
+    return "; ".join(note for note in (item.get("notes"), result.get("row", {}).get("notes")) if note)
 
 
 def _write(file: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:

@@ -15,7 +15,9 @@ from bundle.data import PreparedVolume, SkippedVolume
 from bundle.runs import RunFolder
 from bundle.training.history import clock, on_training
 
-__all__ = ["EpochMetrics", "RunFacts", "data_facts", "files_facts", "training_facts"]
+__all__ = ["EpochMetrics", "RunFacts", "data_facts", "files_facts", "training_facts", "volume_names"]
+
+_NAMED = 50
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class RunFacts:
         outcome: how training ended, a sentence.
         trained: on the network and the machine, by name.
         data: on the volumes, by name.
+        names: of the volumes by the name in `data`.
         notes: name and remark of each volume that was used in part or resampled.
         skipped: the volumes that could not be used.
         metrics: of the epoch to show.
@@ -77,6 +80,7 @@ class RunFacts:
     outcome: str
     trained: Mapping[str, str]
     data: Mapping[str, str]
+    names: Mapping[str, str]
     notes: Sequence[tuple[str, str]]
     skipped: Sequence[SkippedVolume]
     metrics: EpochMetrics | None
@@ -88,7 +92,7 @@ class RunFacts:
         """The page `summary.md`."""
         lines = [f"# {self.title}", "", self.outcome]
         lines += ["", "## What was trained", *(f"- {name}: {value}" for name, value in self.trained.items())]
-        lines += ["", "## On what", *(f"- {name}: {value}" for name, value in self.data.items())]
+        lines += ["", "## On what", *(line for fact in self.data.items() for line in self._fact(*fact))]
         if self.notes:
             lines += [f"- used in part or resampled: {len(self.notes)}"]
             lines += [f"  - {name}: {note}" for name, note in self.notes]
@@ -103,6 +107,9 @@ class RunFacts:
             lines += ["| | |", "|---|---|", *(f"| {label} | {value} |" for label, value in self.metrics.values.items())]
         lines += ["", "## Where it is", *(f"- `{path}`: {what}" for path, what in self.files.items())]
         return "\n".join([*lines, *(f"- {hint}" for hint in self.hints), ""])
+
+    def _fact(self, name: str, value: str) -> list[str]:
+        return [f"- {name}: {value}", *([f"  - {self.names[name]}"] if self.names.get(name) else [])]
 
 
 def training_facts(network: nn.Module, device: torch.device, rows: Sequence[Mapping[str, float]]) -> dict[str, str]:
@@ -131,6 +138,18 @@ def data_facts(
     if padded:
         facts["smaller than the crop, so padded"] = ", ".join(padded)
     return facts, list(dict.fromkeys((volume.name, volume.notes) for volume in every if volume.notes))
+
+
+def volume_names(
+    training: Sequence[PreparedVolume], validation: Sequence[PreparedVolume], held_out: bool = True
+) -> dict[str, str]:
+    """The names of the volumes of each part, in one line; of more than 50 the number of the others."""
+    parts = {"training": training, "validation": validation if held_out else ()}
+    found = {}
+    for part, volumes in parts.items():
+        more = f", and {len(volumes) - _NAMED} more" if len(volumes) > _NAMED else ""
+        found[part] = ", ".join(volume.name for volume in volumes[:_NAMED]) + more
+    return found
 
 
 def files_facts(folder: RunFolder, held_out: bool = True) -> dict[Path, str]:

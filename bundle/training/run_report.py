@@ -29,6 +29,8 @@ def write_run_report(folder: RunFolder, facts: RunFacts) -> None:
     _panels(report, folder, facts)
     report.section("What was trained").facts(facts.trained)
     data = report.section("On what").facts(facts.data)
+    if any(facts.names.values()):
+        data.table(["part", "volumes"], [fact for fact in facts.names.items() if fact[1]])
     if facts.notes:
         data.table(["volume", "used in part or resampled"], facts.notes)
     if facts.skipped:

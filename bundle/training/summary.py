@@ -15,12 +15,15 @@ from bundle.errors import user_error_in
 from bundle.runs import RunFolder
 from bundle.runs.distributed import is_main_rank, unwrap
 from bundle.training.history import read_history
-from bundle.training.run_facts import EpochMetrics, RunFacts, data_facts, files_facts, training_facts
+from bundle.training.run_facts import EpochMetrics, RunFacts, data_facts, files_facts, training_facts, volume_names
 from bundle.training.run_report import write_run_report
 
 __all__ = ["Summary"]
 
 logger = logging.getLogger(__name__)
+
+#: so many volumes of each part are named
+_NAMED = 50
 
 # metric of the history: (label, number format)
 _METRICS = {
@@ -125,6 +128,7 @@ class Summary:
             outcome=f"Training {outcome}.",
             trained=training_facts(self.network, engine.state.device, rows),
             data=data,
+            names=volume_names(self.training, self.validation, self.held_out),
             notes=notes,
             skipped=self.skipped,
             metrics=EpochMetrics.choose(rows, self._labelled(engine, rows), self.best, self.held_out),

@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 
 SCHEDULES = ("full", "sawtooth", "frozen")
 
+#: steps below which a training hardly leaves where it starts
+SHORT = 50
+
 
 class Transfer:
     """Loads an encoder's weights into `network`, and knows how deep in the encoder each parameter is.
@@ -114,15 +117,20 @@ class Transfer:
             say_what_was_taken(file, self.network, self.decoder_report, meanings, classes)
             self.heads_loaded = heads_loaded(self.network, self.decoder_report)
 
-    def peak_lr(self, lr: float | None) -> float:
-        """The learning rate at its peak: `lr`, or for None 3e-4 where encoder and decoder are pre-trained, else 1e-3.
+    def peak_lr(self, lr: float | None, steps: int = 0) -> float:
+        """The learning rate at its peak: `lr`, or for None the one that suits a training of so many steps.
 
-        Adam's first steps move every weight by about the rate, whatever the gradient. At 1e-3 that costs pre-trained
-        weights more than ten steps bring; from scratch there is little to lose (scripts/studies/transfer.md).
+        That is 1e-3, but 3e-4 in fewer than 50 steps from a pre-trained encoder and decoder. Adam's first steps move
+        every weight by about the rate, whatever the gradient. At 1e-3 that costs pre-trained weights more than ten
+        steps bring (scripts/studies/transfer.md). In 100 steps 3e-4 is too slow (scripts/studies/recipe.md).
+
+        Args:
+            lr: the rate, or None.
+            steps: of the optimizer in the whole training.
         """
         if lr is not None:
             return lr
-        return 1e-3 if self.decoder_report is None else 3e-4
+        return 3e-4 if self.decoder_report is not None and steps < SHORT else 1e-3
 
     def _freeze(self) -> None:
         for name, parameter in self.network.named_parameters():

@@ -2,8 +2,11 @@
 """nnU-Net on the people of recipe.py, for so many minutes of one core.
 
     python -m venv nnunet && nnunet/bin/pip install torch==2.13.0 nnunetv2==2.8.1
-    python scripts/studies/nnunet_peer.py --nnunet nnunet/bin --dataset_dir Task04_Hippocampus --split split.json \
-        --classes "{anterior: 1, posterior: 2}" --labelled 5 --seed 0 --minutes 5
+    taskset -c 0 python scripts/studies/nnunet_peer.py --nnunet nnunet/bin --dataset_dir Task04_Hippocampus \
+        --split split.json --classes "{anterior: 1, posterior: 2}" --labelled 5 --seed 0 --minutes 5
+
+torchvision has to be built as torch is, both for CPUs or both for the same CUDA. Without such a one, uninstall
+torchvision and delete nnU-Net's folder nnunetv2/training/nnUNetTrainer/primus, whose networks alone need it.
 
 nnU-Net plans and prepares by itself. It trains on all labelled people for --minutes of processor time, with its own
 course of the learning rate over that time, and segments the test people as it does by default, with mirrors. Planning,
@@ -57,7 +60,8 @@ def call(options: argparse.Namespace, command: str, *words: Any) -> str:
     """Runs a command of nnU-Net on one core, with its folders in the work folder; gives what it printed."""
     folders = {f"nnUNet_{part}": str(options.work_dir / part) for part in ("raw", "preprocessed", "results")}
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "nnUNet_def_n_proc"), "1")
-    own = {"nnUNet_n_proc_DA": "0", "nnUNet_compile": "f", "nnUNet_extTrainer": str(TRAINERS)}
+    augmenting = "0" if command == "nnUNetv2_train" else "1"  # 0: in the process that trains; planning wants one
+    own = {"nnUNet_n_proc_DA": augmenting, "nnUNet_compile": "f", "nnUNet_extTrainer": str(TRAINERS)}
     environment = {**os.environ, **folders, **threads, **own, "PEER_MINUTES": str(options.minutes)}
     done = subprocess.run(
         [str(options.nnunet / command), *map(str, words)], env=environment, capture_output=True, text=True, check=False

@@ -57,6 +57,7 @@ def test_the_page_says_which_is_better_by_how_much_and_what_was_not_compared(
     numbers = json.loads((tmp_path / "out/comparison.json").read_text())
     assert numbers["differences"]["dice"]["liver"]["mean"] == pytest.approx(0.044, abs=0.003)
     assert (tmp_path / "out/comparison.png").stat().st_size > 5000
+    assert "pre, trained is better" in (tmp_path / "out/comparison.html").read_text()
     assert main([*map(str, both), "--output_dir", str(tmp_path / "out")]) == 1
     assert "holds a comparison: give another one, or --overwrite" in capsys.readouterr().err
 

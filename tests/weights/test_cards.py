@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from bundle.networks import build_encoder
 from bundle.transfer import PretrainedSettings, load_encoder
 from bundle.weights import CARDS, ModelFiles, turn_kernels
 
+ROOT = Path(__file__).parents[2]
 AFFINE = ("instance", {"affine": True})
 
 
@@ -177,3 +179,12 @@ def test_turning_there_and_back_changes_nothing():
 def test_axes_that_are_none_are_refused(axes):
     with pytest.raises(UserError, match="give one letter of R/L, A/P and S/I for each axis"):
         turn_kernels({}, axes)
+
+
+def test_the_page_names_every_source_and_its_licence():
+    page = (ROOT / "docs/how-to/start_from_published_weights.md").read_text()
+    for card in CARDS.values():
+        row = next(line for line in page.splitlines() if line.startswith(f"| {card.title}"))
+        assert card.licence in row and card.axes in row
+        for value in card.intensity_scheme.get("window", ()):
+            assert f"{value:.1f}".removesuffix(".0") in row

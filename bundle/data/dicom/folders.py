@@ -7,7 +7,7 @@ import filecmp
 import hashlib
 import logging
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,21 +84,27 @@ class _Slice:
         return float(np.dot(np.cross(row, column), position))
 
 
-def find_series(root: Path) -> list[Series]:
+def find_series(root: Path) -> tuple[list[Series], dict[tuple[Path, str], int]]:
     """All series of CT or MR images at and below a folder, sorted by folder; links to folders are followed.
 
     A series may lie in several folders, as on a CD or in an archive. Two folders with slices at the same places are two
     series: phases, or another version of the images. A folder that holds nothing but copies of another folder's images
     is a series that says so.
+
+    Returns:
+        The series, and how many other DICOM objects of each modality (reports, plans, segmentations) each folder holds.
     """
+    others: Counter[tuple[Path, str]] = Counter()
     by_folder: dict[str, dict[Path, list[_Slice]]] = defaultdict(lambda: defaultdict(list))
     for folder, files in walk_folders(root):
         for file in files:
             found = _slice(file)
-            if found is not None:
+            if isinstance(found, str):
+                others[folder, found] += 1
+            elif found is not None:
                 by_folder[found.series or str(folder)][folder].append(found)
     parts = [_series(*part) for uid in sorted(by_folder) for part in _joined(by_folder[uid])]
-    return sorted(parts, key=lambda series: str(series.folder))
+    return sorted(parts, key=lambda series: str(series.folder)), dict(others)
 
 
 def read_header(file: str | os.PathLike[str], tags: Sequence[str] | None = None) -> pydicom.Dataset | None:
@@ -130,17 +136,17 @@ def _looks_like_dicom(start: bytes) -> bool:
     return len(start) == 132 and known and (start[4:6].isalpha() or length <= 64)
 
 
-def _slice(file: Path) -> _Slice | None:
-    """None for a report, a plan, a segmentation, a dose, a PET or another object."""
+def _slice(file: Path) -> _Slice | str | None:
+    """None for what is no DICOM; the modality of a report, a plan, a segmentation, a dose, a PET or another object."""
     if file.name.lower().endswith(_OTHER_KINDS):
         return None
     header = read_header(file, _TAGS)
-    if header is None or "Rows" not in header:
+    if header is None:
         return None
     # an anonymiser may have emptied the tag: such an image stays, and its intensities tell
     modality = header.get("Modality")
-    if modality not in _MODALITIES:
-        return None
+    if "Rows" not in header or modality not in _MODALITIES:
+        return str(modality or "") or None  # the index of a CD has none
     person = str(header.get("PatientID") or header.get("StudyInstanceUID") or "")
     uid, patient = str(header.get("SeriesInstanceUID") or ""), str(header.get("PatientID") or "")
     place, instance = _place(header), str(header.get("SOPInstanceUID") or file)

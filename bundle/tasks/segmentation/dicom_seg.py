@@ -9,20 +9,30 @@ compression of whole bytes only, for FRACTIONAL and for the newer LABELMAP, whic
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pydicom
+from monai.config import KeysCollection
+from monai.transforms import MapTransform
 
 from bundle.atomic import replace_file
+from bundle.data import FoundVolume
 from bundle.data.dicom import frames_on_grid, read_header
 from bundle.data.straighten import is_sheared
 from bundle.errors import UserError, VolumeError
+from bundle.prediction import PredictionFolder
 from bundle.tasks.segmentation.dicom_sources import copy_patient_and_study, source_images
 
-__all__ = ["check_dicom_seg", "write_dicom_seg"]
+__all__ = ["SaveDicomSegd", "check_dicom_seg", "write_dicom_seg"]
 
+logger = logging.getLogger(__name__)
+
+#: slices whose segments are looked up together: a look-up takes 8 bytes per voxel
+_AT_A_TIME = 32
 _TILTED = (
     "the slices are tilted against the long axis: the DICOM SEG lies over each image, as PACS viewers show it, and "
     "dcmqi and 3D Slicer, which know right angles only, show it displaced"
@@ -99,11 +109,65 @@ def write_dicom_seg(
     return _TILTED if is_sheared(affine) else ""
 
 
+class SaveDicomSegd(MapTransform):
+    """Writes the label map of each scan that is a DICOM series as `dicom_seg/<name>.dcm`.
+
+    The file is added to `files`. What a user must know of it, or why there is none, comes into `row`, `notes`.
+
+    Args:
+        output: the folder of the results.
+        keys: of the label map, ``[1, D, H, W]`` on the scan's own grid, a `MetaTensor`.
+        classes: as for `write_dicom_seg`.
+        scans: with their files.
+        model: as for `write_dicom_seg`.
+        enabled: False writes nothing.
+
+    Raises:
+        UserError: if it is enabled and highdicom is not installed, when it is made.
+    """
+
+    def __init__(
+        self,
+        output: PredictionFolder,
+        keys: KeysCollection = "pred",
+        *,
+        classes: Mapping[str, int],
+        scans: Sequence[FoundVolume],
+        model: str = "unknown",
+        enabled: bool = True,
+    ) -> None:
+        super().__init__(keys)
+        self.output, self.classes, self.model = output, dict(classes), model
+        self.files = {scan.name: scan.files for scan in scans}
+        self.enabled = check_dicom_seg(enabled)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        if not self.enabled:
+            return item
+        labels, name = item[self.first_key(item)], str(item["name"])
+        path = self.output.dicom_seg(name)
+        try:
+            note = write_dicom_seg(
+                path, np.asarray(labels[0]), np.asarray(labels.affine), files=self.files[name], classes=self.classes,
+                name=name, model=self.model,
+            )  # fmt: skip
+            item["files"] = [*item.get("files", []), path.relative_to(self.output.path).as_posix()]
+        except VolumeError as error:  # the label map is written: no reason to skip the scan
+            path.unlink(missing_ok=True)  # of an earlier run
+            note = f"no DICOM SEG: {error.problem}"
+            logger.warning("%s: %s; %s", name, note, error.remedy)
+        notes = [text for text in (item.get("row", {}).get("notes"), note) if text]
+        return {**item, "row": {**item.get("row", {}), "notes": "; ".join(notes)}}
+
+
 def _segment_numbers(label_map: np.ndarray, classes: Mapping[str, int]) -> np.ndarray:
     """The number of the segment of each voxel, uint8 ``[slices, rows, columns]``; 0 is background."""
-    numbers = np.zeros(label_map.shape[::-1], dtype=np.uint8)
-    for index in range(len(numbers)):  # by slices: an index of the whole would take 8 bytes per voxel
-        values = label_map[:, :, index].T
-        for number, value in enumerate(classes.values(), start=1):
-            numbers[index][values == value] = number
+    highest = max(int(label_map.max()), *classes.values())
+    table = np.zeros(highest + 1, dtype=np.uint8)
+    table[list(classes.values())] = np.arange(1, len(classes) + 1)
+    numbers = np.empty(label_map.shape[::-1], dtype=np.uint8)
+    for start in range(0, len(numbers), _AT_A_TIME):
+        part = np.ascontiguousarray(label_map[:, :, start : start + _AT_A_TIME])
+        numbers[start : start + _AT_A_TIME] = table[part].T
     return numbers

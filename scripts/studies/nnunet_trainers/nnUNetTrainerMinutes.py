@@ -10,6 +10,7 @@ import os
 import time
 from typing import Any
 
+import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 
@@ -21,6 +22,7 @@ class nnUNetTrainerMinutes(nnUNetTrainer):  # noqa: N801 - nnU-Net finds a train
 
     def run_training(self) -> None:
         """Trains, and saves checkpoint_final.pth."""
+        torch.set_num_threads(1)  # nnU-Net takes all cores of a machine without a GPU
         self.on_train_start()
         self.network.train()
         budget, begin, steps = 60 * float(os.environ["PEER_MINUTES"]), time.process_time(), 0

@@ -19,7 +19,13 @@ from monai.data import MetaTensor
 
 from bundle.data import table_row
 from bundle.errors import UserError
-from bundle.tasks.segmentation import MEASUREMENT_COLUMNS, CleanComponentsd, clean_components, measure_classes
+from bundle.tasks.segmentation import (
+    MEASUREMENT_COLUMNS,
+    CleanComponentsd,
+    MeasureClassesd,
+    clean_components,
+    measure_classes,
+)
 
 CLASSES = {"liver": 6, "tumour": 900, "=vein": 3}
 #: 0.006 mL per voxel, tilted: the product of the spacings would say 0.00608
@@ -123,18 +129,25 @@ def test_measurements_count_volume_components_and_border(label_map: np.ndarray) 
     inner[1:-1, 1:-1, 1:-1] = label_map
     inner[inner == 3] = 0
     inner[5, 0, 5] = 900
-    rows = {row["class"]: row for row in measure_classes(inner, AFFINE, classes=CLASSES, scan="a/b c")}
+    rows = {row["class"]: row for row in measure_classes(inner, AFFINE, classes=CLASSES)}
     for name in ("liver", "tumour"):
         mask = inner == CLASSES[name]
         assert rows[name]["ml"] == pytest.approx(mask.sum() * 0.006, abs=1e-6)
         assert rows[name]["components"] == len(flood(mask))
     assert [rows[name]["touches_border"] for name in CLASSES] == [False, True, False]
-    absent = {"scan": "a/b c", "class": "=vein", "value": 3, "ml": 0.0, "components": 0, "touches_border": False}
+    absent = {"class": "=vein", "value": 3, "ml": 0.0, "components": 0, "touches_border": False}
     assert rows["=vein"] == absent
     assert tuple(absent) == MEASUREMENT_COLUMNS
     assert next(csv.reader(io.StringIO(",".join(map(str, table_row(absent.values())))))) == [
-        "a/b c", "'=vein", "3", "0.0", "0", "False",
+        "'=vein", "3", "0.0", "0", "False",
     ]  # fmt: skip
+
+
+def test_transform_puts_the_rows_where_the_tables_are_written(label_map: np.ndarray) -> None:
+    image = MetaTensor(torch.from_numpy(label_map[None]), affine=torch.from_numpy(AFFINE))
+    item = MeasureClassesd(classes=CLASSES)({"pred": image, "tables": {"other": []}})
+    rows = measure_classes(label_map, AFFINE, classes=CLASSES)
+    assert item["tables"] == {"other": [], "measurements": rows}
 
 
 @pytest.mark.parametrize("axis", range(3))
@@ -142,7 +155,7 @@ def test_measurements_count_volume_components_and_border(label_map: np.ndarray) 
 def test_each_face_of_the_grid_is_a_border(axis: int, end: int) -> None:
     label_map = np.zeros((4, 5, 6), dtype=np.uint8)
     np.moveaxis(label_map, axis, 0)[end, 2, 2] = 1
-    (row,) = measure_classes(label_map, np.eye(4), classes={"a": 1}, scan="s")
+    (row,) = measure_classes(label_map, np.eye(4), classes={"a": 1})
     assert row["touches_border"] is True
 
 
@@ -151,8 +164,8 @@ def test_real_label_map_is_measured_as_its_voxels_say(data_dir: Path) -> None:
     label_map = np.asarray(image.dataobj).astype(np.int16)
     classes = {f"structure {value}": int(value) for value in np.unique(label_map) if value}
     cleaned = clean_components(label_map, image.affine, classes=classes, largest_component=True)
-    before = measure_classes(label_map, image.affine, classes=classes, scan="ct")
-    after = measure_classes(cleaned, image.affine, classes=classes, scan="ct")
+    before = measure_classes(label_map, image.affine, classes=classes)
+    after = measure_classes(cleaned, image.affine, classes=classes)
     voxel = np.prod(image.header.get_zooms()) / 1000
     for old, new in zip(before, after, strict=True):
         assert old["ml"] == pytest.approx((label_map == old["value"]).sum() * voxel, rel=1e-5)

@@ -15,6 +15,7 @@ from matplotlib.image import imread
 from monai.bundle import ConfigWorkflow
 from scipy import ndimage
 
+from bundle.data.fingerprints import fingerprint
 from bundle.data.names import name_digest
 from bundle.errors import UserError, user_error_in
 from bundle.evaluation import as_number, read_results, read_table
@@ -228,9 +229,16 @@ def test_a_model_predicts_first_and_goes_on_where_it_was_stopped(tmp_path: Path)
         one, other = (predicted == 300, truth == 2) if row["class"] == "bone" else (predicted == 7, truth == 1)
         assert as_number(row["dice"]) == pytest.approx(2 * (one & other).sum() / (one.sum() + other.sum()), abs=1e-6)
         assert 0.4 < as_number(row["dice"]) < 1
+    (unknown,) = [note for note in read_results(output / "results.json")["notes"] if "trained on" in note]
+    assert unknown.startswith("the model does not say which scans it was trained on")
     stamps = [file.stat().st_mtime_ns for file in sorted(output.glob("predictions/label_maps/*"))]
     (output / "predictions/label_maps/case 1_0000.nii.gz").unlink()
+    files = [str(dataset / f"imagesT{part}_0000.nii.gz") for part in ("r/case 0", "s/case 1")]
+    seen = {"training": [fingerprint([files[1]])], "validation": [fingerprint([files[0]])]}
+    write_fine_tuned(model, fingerprints=seen)
     run(None, dataset, output, model=str(model), device="cpu", num_workers=0, overwrite=True)
+    (seen_note,) = [note for note in read_results(output / "results.json")["notes"] if "model" in note or "new" in note]
+    assert seen_note == "1 of 2 scans were trained on, so these values are not those of new scans: case 1_0000"
     again = [file.stat().st_mtime_ns for file in sorted(output.glob("predictions/label_maps/*"))]
     assert again[1] == stamps[1] and again[0] != stamps[0]
     with pytest.raises((RuntimeError, UserError)) as caught:

@@ -15,9 +15,10 @@ from bundle.data import FoundVolume, result_names
 from bundle.data.names import name_digest
 from bundle.errors import UserError
 from bundle.evaluation import EvaluationFolder
+from bundle.prediction import FineTuned
 from bundle.runs import release_folders
 
-__all__ = ["labelled_scans", "predicted_folder"]
+__all__ = ["labelled_scans", "predicted_folder", "seen_in_training"]
 
 _CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -96,3 +97,27 @@ def predicted_folder(
     finally:
         release_folders()
     return output.predictions
+
+
+def seen_in_training(model: Any, *, task: str) -> dict[str, list[str]] | None:
+    """What the `model.json` of each model says of the scans that it has seen, for `bundle.evaluation.seen_notes`.
+
+    Args:
+        model: as for `bundle.prediction.FineTuned`, or None.
+        task: what the model is for.
+
+    Returns:
+        Fingerprints by part; empty if a model does not say; None without a model.
+    """
+    if model is None:
+        return None
+    told = []
+    for files in FineTuned(model, task=task).members:
+        about = files.read_settings()
+        told.append(about.content.get("fingerprints") if about is not None else None)
+    known = [parts for parts in told if isinstance(parts, Mapping)]
+    if len(known) < len(told):
+        return {}
+    return {
+        part: sorted({one for parts in known for one in parts.get(part, ())}) for part in ("training", "validation")
+    }

@@ -27,6 +27,7 @@ from bundle.evaluation import (
     EvaluationFolder,
     case_name,
     match_names,
+    seen_notes,
     shortened_list,
     summary_rows,
     summary_table,
@@ -83,6 +84,7 @@ class SegmentationEvaluation:
         worst: how many of the worst cases to draw.
         hash_names: whether cases have a digest for a name.
         workers: cases at a time.
+        seen: fingerprints of the scans that the model has seen, as for `bundle.evaluation.seen_notes`.
 
     Raises:
         UserError: if an option does not fit, there are no classes, or nothing can be evaluated.
@@ -106,6 +108,7 @@ class SegmentationEvaluation:
         worst: int = 8,
         hash_names: bool = False,
         workers: int = 1,
+        seen: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         if predictions is None:
             raise UserError("--predictions is missing: give the folder of label maps to evaluate")
@@ -115,7 +118,7 @@ class SegmentationEvaluation:
         self.part, self.resample, self.missing = part, resample, missing
         self.resamples, self.confidence, self.seed = resamples, confidence, seed
         Bootstrap([], resamples=resamples, confidence=confidence, seed=seed)  # refused before the work, if it is
-        self.worst, self.hash_names, self.workers = worst, hash_names, workers
+        self.worst, self.hash_names, self.workers, self.seen = worst, hash_names, workers, seen
         self.volumes = _find_references(self.dataset_dir, part)
         predicted = _predicted_classes(self.predictions)
         self.classes = dict(_pick(classes or {}, predicted, self.dataset_dir, self.predictions, self.volumes))
@@ -230,7 +233,8 @@ class SegmentationEvaluation:
         missing = [case.case.name for case in every if case.case.prediction is None]
         failed = [case for case in every if case.problem]
         counted = "count as if nothing had been found" if self.missing == "empty" else "count in no mean"
-        notes = unmatched_notes(missing, len(every), unused, counted, hashed=self.hash_names)
+        notes = seen_notes(self.volumes, self.seen, hashed=self.hash_names)
+        notes += unmatched_notes(missing, len(every), unused, counted, hashed=self.hash_names)
         if failed:
             notes.append(f"{len(failed)} of {len(every)} scans could not be evaluated and count in no mean")
             notes += [f"{case.case.name}: {case.problem}" for case in failed]

@@ -4,31 +4,28 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import os
 import select
-import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "microsoft-edge")
+import numpy as np
+from fetch_browser import find_browser
+from PIL import Image
+
 _FLAGS = (
     "--headless=new", "--remote-debugging-pipe", "--no-sandbox", "--no-first-run", "--disable-extensions",
     "--disable-dev-shm-usage", "--disable-background-networking", "--disable-component-update", "--mute-audio",
     "--hide-scrollbars", "--force-color-profile=srgb",
     "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader",  # WebGL without a GPU
 )  # fmt: skip
-_DEADLINE = 60  # seconds until an answer, or a condition, is given up
-
-
-def find_browser() -> str | None:
-    """The browser of the variable CHROME, else the first one on PATH."""
-    named = [os.environ["CHROME"]] if os.environ.get("CHROME") else _NAMES
-    return next((found for name in named if (found := shutil.which(name))), None)
+_ELEMENT = "document.querySelector('%s')"
+_DEADLINE = 120  # seconds until an answer, or a condition, is given up
 
 
 class Browser:
@@ -42,7 +39,7 @@ class Browser:
     def __init__(self, *, width: int = 1280, height: int = 900) -> None:
         program = find_browser()
         if program is None:
-            raise RuntimeError("no Chromium: apt-get install chromium, or name one with CHROME=/path/to/chrome")
+            raise RuntimeError("no Chromium: python scripts/fetch_browser.py")
         self.requests: list[str] = []
         self.complaints: list[str] = []
         self._profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
@@ -111,12 +108,14 @@ class Browser:
         """An event of the mouse, such as "mouseWheel", at a place of the window."""
         self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, **more)
 
-    def screenshot(self, path: Path | None = None) -> bytes:
-        """A PNG of the window."""
-        content = base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
-        if path is not None:
-            path.write_bytes(content)
-        return content
+    def screenshot(self, selector: str = "html") -> np.ndarray:
+        """The pixels of an element, as far as the window shows it: uint8 [height, width, 3]."""
+        box = f"(({{x, y, width, height}}) => ({{x, y, width, height}}))({_ELEMENT % selector}.getBoundingClientRect())"
+        clip = {**self.run(box), "scale": 1}
+        # x and y are the page's
+        clip["x"], clip["y"] = clip["x"] + self.run("scrollX"), clip["y"] + self.run("scrollY")
+        taken = self.call("Page.captureScreenshot", format="png", clip=clip, captureBeyondViewport=False)["data"]
+        return np.asarray(Image.open(io.BytesIO(base64.b64decode(taken))).convert("RGB"))
 
     def _receive(self) -> dict[str, Any]:
         end = time.monotonic() + _DEADLINE
@@ -139,9 +138,3 @@ class Browser:
             self.complaints.append(" ".join(str(one.get("value", one)) for one in about["args"]))
         elif method == "Log.entryAdded" and about["entry"]["level"] in ("error", "warning"):
             self.complaints.append(about["entry"]["text"])
-
-
-if __name__ == "__main__":  # python tests/browser.py report.html picture.png: to look at a page
-    with Browser() as browser:
-        browser.open(Path(sys.argv[1]))
-        browser.screenshot(Path(sys.argv[2]))

@@ -15,6 +15,7 @@ from matplotlib.image import imread
 from monai.bundle import ConfigWorkflow
 from scipy import ndimage
 
+from bundle.data.names import name_digest
 from bundle.errors import UserError, user_error_in
 from bundle.evaluation import as_number, read_results, read_table
 
@@ -172,6 +173,21 @@ def test_a_folder_of_label_maps_alone_is_a_reference(
     )
     assert found == {key: value for key, value in expected.items() if key[0] in NAMES}
     assert len(list(tmp_path.glob("out/panels/*.png"))) == 2
+
+
+def test_with_hashed_names_nothing_that_is_written_names_a_file(
+    dataset: Path, predictions: Path, tmp_path: Path
+) -> None:
+    run(predictions, dataset, tmp_path / "out", classes=CLASSES, hash_names=True, worst=1)
+    written = "".join((tmp_path / "out" / name).read_text() for name in ("cases.csv", "results.json", "report.html"))
+    assert not [name for name in (*NAMES, "unlabelled", "somebody else") if name in written]
+    assert name_digest(f"{NAMES[0]}_0000.nii.gz") in written
+
+
+def test_the_page_has_the_means_what_is_missing_and_the_pictures(evaluated: Path) -> None:
+    page = (evaluated / "report.html").read_text()
+    assert "surface Dice, 3 mm" in page and "belong to no labelled scan: somebody else" in page
+    assert page.count("<img ") == 2 and f"{NAMES[0]}_0000: Dice 0." in page
 
 
 def test_a_scan_without_a_prediction_may_count_as_one_in_which_nothing_was_found(

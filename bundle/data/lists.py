@@ -8,13 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bundle.data.dataset_json import choose_part, first_modality, list_entries, modality_named, read_json
+from bundle.data.dataset_json import PARTS, choose_part, first_modality, list_entries, modality_named, read_json
 from bundle.data.find import FoundVolume, find_listed, is_folder, volume_files
 from bundle.data.names import without_ending
 from bundle.data.printable import shortened
 from bundle.errors import UserError
 
-__all__ = ["find_labelled", "first_modality", "structure_files"]
+__all__ = ["find_labelled", "find_unlabelled", "first_modality", "structure_files"]
 
 
 def find_labelled(listed: Path, wanted: tuple[str, ...], part: str = "") -> list[FoundVolume]:
@@ -43,18 +43,52 @@ def find_labelled(listed: Path, wanted: tuple[str, ...], part: str = "") -> list
         annotations: dict[str, Any] = {key: entry[key] for key in wanted}
         if wanted == ("label",):
             annotations["label"] = _label_files(entry["label"], listed)
-        image, *others = _paths(entry["image"], listed)
-        channels = [find_listed(listed.parent / other, other)[0].files for other in others]
-        found = find_listed(
-            listed.parent / image,
-            image,
-            modality=modality_named(entry.get("modality")) or first_modality(content),
-            part=own_part,
-            group=str(entry.get("group") or ""),
-            annotations=annotations,
-        )
-        volumes += [replace(volume, channels=tuple(channels)) for volume in found]
+        volumes += _entry_volumes(listed, content, own_part, entry, annotations)
     return volumes
+
+
+def find_unlabelled(listed: Path, part: str = "all") -> list[FoundVolume]:
+    """The volumes that a json lists, whatever it says of labels.
+
+    Args:
+        listed: the json; paths in it are relative to its folder. An entry is a path, a list of paths (channels), or an
+            object with `image`.
+        part: training, validation, test or all; "auto": `test` if the json has such a list, else all.
+
+    Raises:
+        UserError: if it lists none, or an entry names no image.
+    """
+    content = read_json(listed)
+    chosen = choose_part(part, content)
+    names = PARTS if chosen == "all" else (chosen,)
+    volumes: list[FoundVolume] = []
+    for name in names:
+        entries = content.get(name) or []
+        for given in entries if isinstance(entries, list) else [entries]:
+            entry = given if isinstance(given, Mapping) else {"image": given}
+            if "image" not in entry:
+                raise UserError(f"{listed} lists {shortened(given)} in {name!r}: give a path or {{'image': path}}")
+            volumes += _entry_volumes(listed, content, name, entry, {})
+    if not volumes:
+        raise UserError(f"{listed} lists no volume: list paths, or objects with image, under {' or '.join(names)}")
+    return volumes
+
+
+def _entry_volumes(
+    listed: Path, content: Mapping[str, Any], part: str, entry: Mapping[str, Any], annotations: Mapping[str, Any]
+) -> list[FoundVolume]:
+    """The volume of an entry with its channels, or the volumes of a folder with several DICOM series."""
+    image, *others = _paths(entry["image"], listed)
+    channels = [find_listed(listed.parent / other, other)[0].files for other in others]
+    found = find_listed(
+        listed.parent / image,
+        image,
+        modality=modality_named(entry.get("modality")) or first_modality(content),
+        part=part,
+        group=str(entry.get("group") or ""),
+        annotations=annotations,
+    )
+    return [replace(volume, channels=tuple(channels)) for volume in found]
 
 
 def _label_files(value: object, listed: Path) -> str | dict[str, str]:

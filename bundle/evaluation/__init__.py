@@ -6,6 +6,7 @@ from bundle.evaluation.folder import EvaluationFolder
 from bundle.evaluation.intervals import Bootstrap, Estimate
 from bundle.evaluation.mask_metrics import mask_metrics, volume_metrics
 from bundle.evaluation.names import case_name, match_names
+from bundle.evaluation.page import write_page
 from bundle.evaluation.probabilities import PROBABILITY_METRICS, probability_metrics, reliability_curve
 from bundle.evaluation.summary import estimate_text, shortened_list, summary_rows, summary_table, unmatched_notes
 from bundle.evaluation.tables import as_number, read_results, read_table, write_results, write_table
@@ -33,6 +34,7 @@ __all__ = [
     "summary_table",
     "unmatched_notes",
     "volume_metrics",
+    "write_page",
     "write_results",
     "write_table",
 ]

@@ -39,7 +39,7 @@ class BoxMatches:
         >>> box, far = np.array([[0, 0, 0, 8, 8, 8.0]]), np.array([[50, 0, 0, 58, 8, 8.0]])
         >>> both, first = np.concatenate([box, far]), np.array([0])
         >>> matches = BoxMatches([(both, np.array([0, 0]), np.array([0.9, 0.4]))], [(box, first)], ["nodule"])
-        >>> matches.metrics(np.array([0]))["map"]["nodule"], matches.count(0, 0, min_score=0.3)
+        >>> round(matches.metrics(np.array([0]))["map"]["nodule"], 6), matches.count(0, 0, min_score=0.3)
         (1.0, (1, 0, 1))
     """
 

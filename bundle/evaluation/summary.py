@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from bundle.data.names import name_digest
 from bundle.evaluation.intervals import Estimate
 
 __all__ = ["estimate_text", "shortened_list", "summary_rows", "summary_table", "unmatched_notes"]
@@ -54,7 +55,12 @@ def shortened_list(names: Sequence[str], longest: int = 5) -> str:
 
 
 def unmatched_notes(
-    missing: Sequence[str], total: int, unused: Sequence[str], counted: str = "count in no mean"
+    missing: Sequence[str],
+    total: int,
+    unused: Sequence[str],
+    counted: str = "count in no mean",
+    *,
+    hashed: bool = False,
 ) -> list[str]:
     """A line each on scans without a prediction and on predictions without a scan, where there are some.
 
@@ -63,12 +69,14 @@ def unmatched_notes(
         total: number of scans.
         unused: names of predictions.
         counted: what becomes of the scans.
+        hashed: whether the names of predictions are not to be told.
     """
     notes = []
     if missing:
         notes.append(f"{len(missing)} of {total} scans have no prediction and {counted}: {shortened_list(missing)}")
     if unused:
-        notes.append(f"{len(unused)} predictions belong to no labelled scan: {shortened_list(unused)}")
+        named = [name_digest(name) for name in unused] if hashed else unused
+        notes.append(f"{len(unused)} predictions belong to no labelled scan: {shortened_list(named)}")
     return notes
 
 

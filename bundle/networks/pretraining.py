@@ -265,4 +265,7 @@ class PretrainingNetwork(nn.Module):
 
 
 def _on_cpu(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {key: w.detach().cpu().clone(memory_format=torch.contiguous_format) for key, w in weights.items()}
+    # a tensor under two names stays one tensor, so that a file holds it once
+    where = {key: (w.data_ptr(), w.shape) for key, w in weights.items()}
+    copies = {where[key]: w.detach().cpu().clone(memory_format=torch.contiguous_format) for key, w in weights.items()}
+    return {key: copies[where[key]] for key in weights}

@@ -24,7 +24,7 @@ _TOLD_BY = {"findings": "classification", "anchor_shapes": "detection", "outputs
 #: what the members of an ensemble must have alike: the meaning of the outputs, and how scans are prepared
 _ALIKE = (
     "task", "classes", "findings", "in_channels", "modality", "spacing", "orientation", "crop_size", "ct_window",
-    "mr_percentiles", "mr_floor", "input",
+    "mr_percentiles", "mr_floor", "intensity_scheme", "input",
 )  # fmt: skip
 _FOLD = re.compile(r"fold_?\d+", re.IGNORECASE)
 
@@ -91,6 +91,10 @@ class FineTuned:
         if name not in self.content:
             raise AttributeError(f"{self.members[0].settings} has no {name}")
         return self.content[name]
+
+    def each(self, key: str, default: Any = None) -> list[Any]:
+        """What the `model.json` of each member says under a key."""
+        return [content.get(key, default) for content in self._contents]
 
     def load(
         self, build: Callable[[Mapping[str, Any]], nn.Module], *, device: torch.device | str = "cpu"
@@ -170,6 +174,7 @@ def _complete(files: ModelFiles) -> dict[str, Any]:
         "modality": "auto",
         "mirror_axes": [],
         "mr_floor": 3.0,
+        "intensity_scheme": None,
     }
     content = {**missing, "orientation": "RAS", **about.content}
     if content["task"] in _TASKS:

@@ -33,6 +33,7 @@ _MAIN = {
     "finetune_segmentation.yaml": "Fine-tuning: segmentation",
     "finetune_classification.yaml": "Fine-tuning: classification",
     "finetune_detection.yaml": "Fine-tuning: detection",
+    "predict_segmentation.yaml": "Prediction: segmentation",
     "inference.yaml": "Embeddings and feature maps",
     "reconstruct.yaml": "Reconstruction",
     "evaluate.yaml": "Evaluation of a run",

@@ -17,6 +17,12 @@ from bundle.errors import UserError
 from bundle.networks.encoders.densenet import densenet_stages
 from bundle.networks.encoders.efficientnet import efficientnet_stages
 from bundle.networks.encoders.encoder import Encoder, Stage
+from bundle.networks.encoders.nnunet import (
+    plain_conv_unet,
+    plain_conv_unet_stages,
+    residual_encoder_unet,
+    residual_unet_stages,
+)
 from bundle.networks.encoders.resnet import resnet_stages, senet_stages
 from bundle.networks.encoders.segresnet import segres_encoder_stages, segresnet_ds_stages, segresnet_stages
 from bundle.networks.encoders.unet import basic_unet_stages, dynunet_stages, mednext_stages, vnet_stages
@@ -47,7 +53,7 @@ _CT = {"spatial_dims": 3, "in_channels": 1}
 _SEGMENTATION = {**_CT, "out_channels": 2}
 _BACKBONE = {**_CT, "pretrained": False}  # MONAI's own default fetches weights
 
-#: encoders by their MONAI names; each takes that network's own arguments
+#: encoders by their MONAI, or nnU-Net's, names; each takes that network's own arguments
 ENCODERS: dict[str, Family] = {
     "SegResEncoder": Family(nets.segresnet_ds.SegResEncoder, segres_encoder_stages),
     "SegResNetDS": Family(nets.SegResNetDS, segresnet_ds_stages),
@@ -65,6 +71,8 @@ ENCODERS: dict[str, Family] = {
     "MedNeXt": Family(nets.MedNeXt, mednext_stages),
     "VNet": Family(nets.VNet, vnet_stages),
     "BasicUNet": Family(nets.BasicUNet, basic_unet_stages),
+    "ResidualEncoderUNet": Family(residual_encoder_unet, residual_unet_stages),
+    "PlainConvUNet": Family(plain_conv_unet, plain_conv_unet_stages),
 }
 
 

@@ -173,7 +173,7 @@
       while (this.nv.volumes.length) this.nv.removeVolumeByIndex(0);
       volumes.forEach((volume) => this.nv.addVolume(volume));
       this.sliders.forEach((slider, axis) => { slider.max = this.nv.volumes[0].dimsRAS[axis + 1] - 1; });
-      this.nv.scene.crosshairPos = this.nv.mm2frac(one.focus);
+      this.nv.scene.crosshairPos = this.nv.mm2frac(one.focus, 0, true);
       this.nv.createOnLocationChange();
       this.nv.drawScene();
       this.place.dataset.state = "ready";

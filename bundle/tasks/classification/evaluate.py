@@ -31,6 +31,7 @@ from bundle.evaluation import (
     summary_rows,
     summary_table,
     unmatched_notes,
+    write_page,
     write_results,
     write_table,
 )
@@ -103,35 +104,38 @@ class ClassificationEvaluation:
         probabilities = np.array([values for _, values in pairs])
         labels = np.array([volume.annotations["label"] for volume, _ in pairs])
         metrics = self._summarise([volume for volume, _ in pairs], probabilities, labels)
-        notes = unmatched_notes(missing, len(self.volumes), [name for name in predicted if name not in names])
+        unused = [name for name in predicted if name not in names]
+        notes = unmatched_notes(missing, len(self.volumes), unused, hashed=self.hash_names)
         notes += self._label_notes(labels)
         self._write_cases([volume for volume, _ in pairs], probabilities, labels, missing)
         self._draw(probabilities, labels, metrics)
+        settings = {
+            "predictions": str(self.table),
+            "dataset_dir": str(self.dataset_dir),
+            "part": self.part,
+            "findings": self.findings,
+            "resamples": self.resamples,
+            "confidence": self.confidence,
+            "seed": self.seed,
+            "cases": {"evaluated": len(pairs), "without prediction": len(missing)},
+        }
         write_results(
             self.output.results,
             task="classification",
             metrics=metrics,
             higher_is_better=PROBABILITY_METRICS,
-            settings={
-                "predictions": str(self.table),
-                "dataset_dir": str(self.dataset_dir),
-                "part": self.part,
-                "findings": self.findings,
-                "resamples": self.resamples,
-                "confidence": self.confidence,
-                "seed": self.seed,
-                "cases": {"evaluated": len(pairs), "without prediction": len(missing)},
-            },
+            settings=settings,
             notes=notes,
         )
-        for note in notes:
-            logger.warning("%s", note)
         shown = {"auroc": "AUROC", "average_precision": "average precision"}
         shown |= {"calibration_error": "calibration error", "brier": "Brier score"}
-        rows = summary_rows(metrics, shown, first="finding")
-        percent = f"{100 * self.confidence:g} %"
-        logger.info("%d scans, with %s intervals over people\n%s", len(pairs), percent, summary_table(rows))
-        logger.info("tables: %s, %s; pictures: %s", self.output.cases, self.output.results, self.output.panels)
+        summary = summary_rows(metrics, shown, first="finding")
+        lead = f"{len(pairs)} scans, with {100 * self.confidence:g} % intervals over people"
+        write_page(self.output, lead=f"{lead}.", summary=summary, settings=settings, notes=notes)
+        for note in notes:
+            logger.warning("%s", note)
+        logger.info("%s\n%s", lead, summary_table(summary))
+        logger.info("report: %s; tables: %s, %s", self.output.report, self.output.cases, self.output.results)
 
     def _probabilities(self) -> dict[str, list[float]]:
         """By the name of a scan the probability of each finding."""

@@ -30,6 +30,7 @@ from bundle.evaluation import (
     summary_rows,
     summary_table,
     unmatched_notes,
+    write_page,
     write_results,
     write_table,
 )
@@ -109,7 +110,8 @@ class DetectionEvaluation:
             list(self.classes),
         )
         metrics = self._summarise(volumes, matches)
-        notes = unmatched_notes(missing, len(self.volumes), [name for name in predicted if name not in names])
+        unused = [name for name in predicted if name not in names]
+        notes = unmatched_notes(missing, len(self.volumes), unused, hashed=self.hash_names)
         if missing:
             notes.append("a scan in which nothing was found needs an entry in boxes.json or a row in predictions.csv")
         if unknown:
@@ -117,32 +119,34 @@ class DetectionEvaluation:
         order = self._write_cases(volumes, matches, missing)
         write_table(self.output.path / "boxes.csv", _BOXES, self._box_rows(volumes, boxes, true, matches))
         self._draw(volumes, boxes, true, matches, metrics, order)
+        settings = {
+            "predictions": str(self.predictions),
+            "dataset_dir": str(self.dataset_dir),
+            "part": self.part,
+            "classes": self.classes,
+            "min_score": self.min_score,
+            "froc_rates": list(FROC_RATES),
+            "resamples": self.resamples,
+            "confidence": self.confidence,
+            "seed": self.seed,
+            "cases": {"evaluated": len(pairs), "without prediction": len(missing)},
+        }
         write_results(
             self.output.results,
             task="detection",
             metrics=metrics,
             higher_is_better=BOX_METRICS,
-            settings={
-                "predictions": str(self.predictions),
-                "dataset_dir": str(self.dataset_dir),
-                "part": self.part,
-                "classes": self.classes,
-                "min_score": self.min_score,
-                "froc_rates": list(FROC_RATES),
-                "resamples": self.resamples,
-                "confidence": self.confidence,
-                "seed": self.seed,
-                "cases": {"evaluated": len(pairs), "without prediction": len(missing)},
-            },
+            settings=settings,
             notes=notes,
         )
+        shown = {"map": "mAP", "ap_iou_0.10": "AP, IoU 0.1", "ap_iou_0.50": "AP, IoU 0.5", "froc": "FROC"}
+        summary = summary_rows(metrics, shown)
+        lead = f"{len(pairs)} scans, with {100 * self.confidence:g} % intervals over people"
+        write_page(self.output, lead=f"{lead}.", summary=summary, settings=settings, notes=notes)
         for note in notes:
             logger.warning("%s", note)
-        shown = {"map": "mAP", "ap_iou_0.10": "AP, IoU 0.1", "ap_iou_0.50": "AP, IoU 0.5", "froc": "FROC"}
-        percent = f"{100 * self.confidence:g} %"
-        table = summary_table(summary_rows(metrics, shown))
-        logger.info("%d scans, with %s intervals over people\n%s", len(pairs), percent, table)
-        logger.info("tables: %s, %s; pictures: %s", self.output.cases, self.output.results, self.output.panels)
+        logger.info("%s\n%s", lead, summary_table(summary))
+        logger.info("report: %s; tables: %s, %s", self.output.report, self.output.cases, self.output.results)
 
     def _true(self, volume: FoundVolume) -> tuple[np.ndarray, np.ndarray]:
         """The known boxes of the classes, and the number of each one's class."""

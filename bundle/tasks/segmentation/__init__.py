@@ -7,11 +7,14 @@ from bundle.tasks.segmentation.dicom_seg import SaveDicomSegd, check_dicom_seg, 
 from bundle.tasks.segmentation.evaluate import SegmentationEvaluation
 from bundle.tasks.segmentation.find import find_segmentations
 from bundle.tasks.segmentation.fit_heads import FitHeads
+from bundle.tasks.segmentation.label_map import SaveLabelMapd, SaveProbabilitiesd, ToLabelMapd
 from bundle.tasks.segmentation.labels import LabelsInForegroundd, ReadLabelMapd, check_classes, check_labelled
 from bundle.tasks.segmentation.loss import StackedSupervisionLoss
 from bundle.tasks.segmentation.measurements import MEASUREMENT_COLUMNS, MeasureClassesd, measure_classes
 from bundle.tasks.segmentation.metrics import SurfaceDistanceInMm
+from bundle.tasks.segmentation.network import build_segmentation_network
 from bundle.tasks.segmentation.panels import SegmentationPanels
+from bundle.tasks.segmentation.prediction_report import SegmentationReport
 
 __all__ = [
     "MEASUREMENT_COLUMNS",
@@ -21,10 +24,15 @@ __all__ = [
     "MeasureClassesd",
     "ReadLabelMapd",
     "SaveDicomSegd",
+    "SaveLabelMapd",
+    "SaveProbabilitiesd",
     "SegmentationEvaluation",
     "SegmentationPanels",
+    "SegmentationReport",
     "StackedSupervisionLoss",
     "SurfaceDistanceInMm",
+    "ToLabelMapd",
+    "build_segmentation_network",
     "check_classes",
     "check_dicom_seg",
     "check_labelled",
@@ -32,5 +40,6 @@ __all__ = [
     "find_segmentations",
     "measure_classes",
     "pick_classes",
+    "volume_metrics",
     "write_dicom_seg",
 ]

@@ -12,7 +12,6 @@ import importlib.util
 import logging
 import os
 from collections.abc import Hashable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,9 +20,11 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
 from bundle.atomic import replace_file
+from bundle.data import FoundVolume
 from bundle.data.dicom import frames_on_grid, read_header
 from bundle.data.straighten import is_sheared
 from bundle.errors import UserError, VolumeError
+from bundle.prediction import PredictionFolder
 from bundle.tasks.segmentation.dicom_sources import copy_patient_and_study, source_images
 
 __all__ = ["SaveDicomSegd", "check_dicom_seg", "write_dicom_seg"]
@@ -114,10 +115,10 @@ class SaveDicomSegd(MapTransform):
     The file is added to `files`. What a user must know of it, or why there is none, comes into `row`, `notes`.
 
     Args:
-        folder: of the results.
+        output: the folder of the results.
         keys: of the label map, ``[1, D, H, W]`` on the scan's own grid, a `MetaTensor`.
         classes: as for `write_dicom_seg`.
-        files: of each scan, by the name of its results.
+        scans: with their files.
         model: as for `write_dicom_seg`.
         enabled: False writes nothing.
 
@@ -127,16 +128,17 @@ class SaveDicomSegd(MapTransform):
 
     def __init__(
         self,
-        folder: str | os.PathLike[str],
+        output: PredictionFolder,
         keys: KeysCollection = "pred",
         *,
         classes: Mapping[str, int],
-        files: Mapping[str, Sequence[str]],
+        scans: Sequence[FoundVolume],
         model: str = "unknown",
         enabled: bool = True,
     ) -> None:
         super().__init__(keys)
-        self.folder, self.classes, self.files, self.model = Path(folder), dict(classes), files, model
+        self.output, self.classes, self.model = output, dict(classes), model
+        self.files = {scan.name: scan.files for scan in scans}
         self.enabled = check_dicom_seg(enabled)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -144,13 +146,13 @@ class SaveDicomSegd(MapTransform):
         if not self.enabled:
             return item
         labels, name = item[self.first_key(item)], str(item["name"])
-        path = self.folder / "dicom_seg" / f"{name}.dcm"
+        path = self.output.dicom_seg(name)
         try:
             note = write_dicom_seg(
                 path, np.asarray(labels[0]), np.asarray(labels.affine), files=self.files[name], classes=self.classes,
                 name=name, model=self.model,
             )  # fmt: skip
-            item["files"] = [*item.get("files", []), path.relative_to(self.folder).as_posix()]
+            item["files"] = [*item.get("files", []), path.relative_to(self.output.path).as_posix()]
         except VolumeError as error:  # the label map is written: no reason to skip the scan
             path.unlink(missing_ok=True)  # of an earlier run
             note = f"no DICOM SEG: {error.problem}"

@@ -31,6 +31,7 @@ from bundle.evaluation import (
     summary_rows,
     summary_table,
     unmatched_notes,
+    write_page,
     write_results,
     write_table,
 )
@@ -46,6 +47,14 @@ __all__ = ["SegmentationEvaluation"]
 
 logger = logging.getLogger(__name__)
 
+#: metrics of the summary
+_SHOWN = {
+    "dice": "Dice",
+    "hausdorff95_mm": "95 % Hausdorff, mm",
+    "surface_dice": "surface Dice",
+    "volume_error_ml": "volume error, mL",
+    "absolute_volume_error_percent": "absolute, %",
+}
 #: a data set that has one of these has images
 _IMAGE_FOLDERS = {"imagesTr", "imagesTs", "images"}
 
@@ -132,16 +141,35 @@ class SegmentationEvaluation:
             for name in self.classes
         ]
         write_table(self.output.cases, COLUMNS, rows)
-        self._draw([case for case in done if math.isfinite(case.score) and case.case.prediction is not None])
+        drawn = [case for case in done if math.isfinite(case.score) and case.case.prediction is not None][: self.worst]
+        self._draw(drawn)
+        settings = self._settings(every, unused)
         write_results(
             self.output.results,
             task="segmentation",
             metrics=metrics,
             higher_is_better=HIGHER_IS_BETTER,
-            settings=self._settings(every, unused),
+            settings=settings,
             notes=notes,
         )
-        self._log(metrics, done, every, notes)
+        tolerances = set(self.tolerance_mm.values())
+        within = f", {tolerances.pop():g} mm" if len(tolerances) == 1 else ""
+        summary = summary_rows(metrics, {**_SHOWN, "surface_dice": f"surface Dice{within}"})
+        lead = f"{len(done)} of {len(every)} scans, with {100 * self.confidence:g} % intervals over people"
+        write_page(
+            self.output,
+            lead=f"{lead}.",
+            summary=summary,
+            settings=settings,
+            notes=notes,
+            captions={f"worst_{n:02d}": f"{c.case.name}: Dice {c.score:.3f}" for n, c in enumerate(drawn, start=1)},
+            explanation="Reference: solid. Prediction: dashed. Each plane is where the two differ most.",
+        )
+        for note in notes:
+            logger.warning("%s", note)
+        logger.info("%s\n%s", lead, summary_table(summary))
+        logger.info("worst cases by mean Dice: %s", ", ".join(f"{c.case.name} {c.score:.3f}" for c in drawn))
+        logger.info("report: %s; tables: %s, %s", self.output.report, self.output.cases, self.output.results)
 
     def _match(self) -> tuple[list[LabelledCase], list[str]]:
         """The cases, and the predictions that belong to none."""
@@ -199,7 +227,7 @@ class SegmentationEvaluation:
         missing = [case.case.name for case in every if case.case.prediction is None]
         failed = [case for case in every if case.problem]
         counted = "count as if nothing had been found" if self.missing == "empty" else "count in no mean"
-        notes = unmatched_notes(missing, len(every), unused, counted)
+        notes = unmatched_notes(missing, len(every), unused, counted, hashed=self.hash_names)
         if failed:
             notes.append(f"{len(failed)} of {len(every)} scans could not be evaluated and count in no mean")
             notes += [f"{case.case.name}: {case.problem}" for case in failed]
@@ -256,34 +284,10 @@ class SegmentationEvaluation:
         draw = partial(
             draw_case, classes=self.classes, prediction_classes=self.prediction_classes, resample=self.resample
         )
-        for number, case in enumerate(tqdm(done[: self.worst], desc="drawing the worst"), start=1):
+        for number, case in enumerate(tqdm(done, desc="drawing the worst", delay=2), start=1):
             pixels = draw(case.case, title=f"{case.case.name}: Dice {case.score:.3f}")
             with replace_file(self.output.panels / f"worst_{number:02d}.png") as temporary:
                 imsave(temporary, pixels)
-
-    def _log(
-        self,
-        metrics: Mapping[str, Mapping[str, Estimate]],
-        done: Sequence[EvaluatedCase],
-        every: Sequence[EvaluatedCase],
-        notes: Sequence[str],
-    ) -> None:
-        tolerances = set(self.tolerance_mm.values())
-        within = f", {tolerances.pop():g} mm" if len(tolerances) == 1 else ""
-        labels = {
-            "dice": "Dice",
-            "hausdorff95_mm": "95 % Hausdorff, mm",
-            "surface_dice": f"surface Dice{within}",
-            "volume_error_ml": "volume error, mL",
-        }
-        for note in notes:
-            logger.warning("%s", note)
-        table = summary_table(summary_rows(metrics, labels))
-        percent = f"{100 * self.confidence:g} %"
-        logger.info("%d of %d scans, with %s intervals over people\n%s", len(done), len(every), percent, table)
-        worst = [f"{case.case.name} {case.score:.3f}" for case in done[: self.worst] if math.isfinite(case.score)]
-        logger.info("worst cases by mean Dice: %s", ", ".join(worst))
-        logger.info("tables: %s, %s; pictures: %s", self.output.cases, self.output.results, self.output.panels)
 
 
 def _find_references(dataset_dir: Path, part: str) -> list[FoundVolume]:
@@ -370,5 +374,6 @@ def _classes_of_about(predictions: Path) -> Mapping[str, int]:
         content = json.loads((predictions / "about.json").read_text())
     except (OSError, ValueError):
         return {}
-    classes = content.get("classes") if isinstance(content, Mapping) else None
+    settings = content.get("settings", content) if isinstance(content, Mapping) else {}
+    classes = settings.get("classes") if isinstance(settings, Mapping) else None
     return classes if isinstance(classes, Mapping) else {}

@@ -15,8 +15,11 @@ import torch
 from monai.data import MetaTensor
 from pydicom.dataset import Dataset
 
+from bundle.data import FoundVolume
 from bundle.data.dicom import find_series, read_series
 from bundle.errors import UserError, VolumeError
+from bundle.prediction import PredictionFolder
+from bundle.runs import release_folders
 from bundle.tasks.segmentation import SaveDicomSegd, check_dicom_seg, write_dicom_seg
 from bundle.tasks.segmentation.dicom_sources import PATIENT_AND_STUDY
 from tests.data.dicom_files import COLUMN, FIRST, MR, ROW, STEP, enhanced, image, place, planes, save
@@ -242,17 +245,20 @@ def test_series_that_nothing_can_refer_to_has_none(tags: dict[str, Any], words: 
 
 
 def test_transform_notes_what_it_wrote_and_why_not(series: list[str], tmp_path: Path) -> None:
-    volume, files = read_series(series, "a"), {"a": series, "b": ["scan.nii.gz"]}
+    volume = read_series(series, "a")
+    scans = [FoundVolume("a", tuple(series)), FoundVolume("b", ("scan.nii.gz",))]
+    output = PredictionFolder(tmp_path / "out", settings={})
     labels = MetaTensor(
         torch.from_numpy(random_labels(volume.array.shape)[None]), affine=torch.from_numpy(volume.affine)
     )
-    save = SaveDicomSegd(tmp_path, classes=CLASSES, files=files)
+    save = SaveDicomSegd(output, classes=CLASSES, scans=scans)
     done = save({"pred": labels, "name": "a", "files": ["label_maps/a.nii.gz"], "row": {"notes": "resampled"}})
     assert done["files"] == ["label_maps/a.nii.gz", "dicom_seg/a.dcm"] and done["row"]["notes"] == "resampled"
-    assert_holds(pydicom.dcmread(tmp_path / "dicom_seg/a.dcm"), labels[0].numpy(), [place(k) for k in range(8)])
+    assert_holds(pydicom.dcmread(output.dicom_seg("a")), labels[0].numpy(), [place(k) for k in range(8)])
     none = save({"pred": labels, "name": "b"})
     assert "files" not in none and none["row"]["notes"].startswith("no DICOM SEG: is no DICOM series")
-    off = SaveDicomSegd(tmp_path, classes=CLASSES, files={}, enabled=False)
+    release_folders()
+    off = SaveDicomSegd(output, classes=CLASSES, scans=[], enabled=False)
     assert off({"pred": labels, "name": "c"}) == {"pred": labels, "name": "c"}
 
 

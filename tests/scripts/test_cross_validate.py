@@ -10,8 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import cross_validate
+import nibabel
+import numpy as np
 import pytest
-from cross_validate import Plan, main
+import yaml
+from cross_validate import Plan, Trainings, main
+from monai.bundle import ConfigWorkflow
+
+from bundle.prediction import FineTuned
 
 ROOT = Path(__file__).parents[2]
 CLASSIFICATION = str(ROOT / "configs/finetune_classification.yaml")
@@ -58,7 +64,7 @@ def trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def without_results(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gathers nothing, which takes seconds."""
-    monkeypatch.setattr(cross_validate, "gather", lambda plan: [])
+    monkeypatch.setattr(cross_validate, "gather", lambda _: [])
 
 
 def run(folder: Path, *more: str) -> int:
@@ -161,3 +167,59 @@ def test_a_folder_that_was_begun_with_something_else_is_refused(trainer: Path, c
     (trainer / "other/file").touch()
     assert run(trainer, "--output_dir", str(trainer / "other")) == 1
     assert "holds something else: give a new folder" in capsys.readouterr().err
+
+
+@pytest.fixture
+def blocks(tmp_path: Path) -> Path:
+    """Four people in folders of their own, whose scans have one name: two bright blocks in noise, on tilted grids."""
+    label = np.zeros((30, 28, 26), dtype=np.uint8)
+    label[6:14, 8:22, 6:20], label[14:22, 8:22, 6:20] = 3, 7
+    affine = np.diag([-1.0, 1.2, 1.1, 1.0]) @ nibabel.affines.from_matvec(nibabel.eulerangles.euler2mat(z=0.2))
+    for number in range(4):
+        noise = np.random.default_rng(number).normal(0, 5, label.shape)
+        image = (100 + 60 * (label == 3) + 120 * (label == 7) + noise).astype(np.float32)
+        for part, voxels in (("images", image), ("labels", label)):
+            path = tmp_path / f"all people/{part}Tr/p {number}/scan.nii.gz"
+            path.parent.mkdir(parents=True)
+            nibabel.save(nibabel.Nifti1Image(voxels, affine), path)
+    return tmp_path / "all people"
+
+
+def test_segmentations_of_unseen_scans_are_evaluated_on_their_own_grids_and_the_folds_predict_together(
+    blocks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def train(trainings: Trainings) -> dict[int, str]:
+        for fold in range(2):  # as the command of a fold does, without a process of its own
+            words = trainings.plan.command(fold)[5:]
+            given = {name[2:]: yaml.safe_load(value) for name, value in zip(words[::2], words[1::2])}
+            flow = ConfigWorkflow(given.pop("config_file"), workflow_type="train", run_id="training", **given)
+            flow.initialize()
+            flow.run()
+            flow.finalize()
+            trainings.plan.mark(fold).parent.mkdir(exist_ok=True)
+            trainings.plan.mark(fold).touch()
+        return {}
+
+    monkeypatch.setattr(Trainings, "run", train)
+    encoder = {"init_filters": "4", "blocks_down": "[1, 1, 1]", "norm": "[instance, {affine: true}]"}
+    options = {
+        "classes": "{left: 3, right: 7}", "pretrained": "null", "crop_size": "[32, 32, 32]", "spacing": "own",
+        "epochs": "1", "steps_per_epoch": "1", "batch_size": "1", "val_interval": "1", "num_workers": "0",
+        "device": "cpu", "fit_heads": "1", "bundle_root": str(tmp_path), "mirror_axes": "[]",
+        **{f"encoder#{name}": value for name, value in encoder.items()},
+    }  # fmt: skip
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    given = ["--config_file", str(ROOT / "configs/finetune_segmentation.yaml"), "--dataset_dir", str(blocks)]
+    assert main([*given, "--folds", "2", "--output_dir", str(tmp_path / "out"), *words]) == 0
+    found = {(row["case"], row["class"]): row for row in rows(tmp_path / "out/cases.csv")}
+    assert found.keys() == {(f"p {number}/scan", of) for number in range(4) for of in ("left", "right")}
+    for number in range(4):
+        made = nibabel.load(tmp_path / f"out/label_maps/p {number}/scan.nii.gz")
+        label = nibabel.load(blocks / f"labelsTr/p {number}/scan.nii.gz")
+        assert np.abs(made.affine - label.affine).max() < 1e-4
+        masks = [np.asarray(one.dataobj) == 3 for one in (made, label)]
+        overlap = 2 * (masks[0] & masks[1]).sum() / (masks[0].sum() + masks[1].sum())
+        assert float(found[f"p {number}/scan", "left"]["dice"]) == pytest.approx(overlap, abs=1e-6)
+    assert sorted(row["fold"] for row in rows(tmp_path / "out/folds.csv")) == ["0", "0", "1", "1"]
+    assert len(FineTuned(tmp_path / "out/folds", task="segmentation").members) == 2
+    assert "| dice | left |" in (tmp_path / "out/summary.md").read_text()

@@ -178,6 +178,8 @@ def find_listed(
         group: as the list says, or "".
         annotations: what the list says of it besides.
     """
+    if os.path.normpath(file.absolute()) == file.absolute().anchor:
+        raise UserError(f"--dataset_dir lists {name!r}, the root of all folders: name files, or folders of one series")
     entry = FoundVolume(name, (), modality, group, part, annotations or {})
     if not is_folder(file):
         return [replace(entry, files=(str(file),))]

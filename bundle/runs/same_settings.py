@@ -33,6 +33,7 @@ FIXED = (
     "val_fraction",
     "seed",
     "hash_names",
+    "pretrained",
 )
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 
+from bundle.data import NormalizeByModalityd
 from bundle.errors import user_error_in
 from bundle.tasks.classification import EncoderClassifier
 from tests.export.models import write_model
@@ -84,6 +85,8 @@ def test_the_run_leaves_everything_it_promises(finished: Path, folder: Path):
 def test_predictions_are_those_of_the_exported_network(finished: Path, folder: Path):
     about = json.loads((finished / "model.json").read_text())
     assert about["findings"] == ["ct", "body"] and about["counts"]["body"]["validation"]["unknown"] == 1
+    assert about["task"] == "classification" and about["in_channels"] == 1 and about["modality"] == "auto"
+    assert about["mirror_axes"] == [0, 1, 2] and about["mr_floor"] == 3.0
     network = EncoderClassifier(about["encoder"], findings=2, pooling=about["pooling"])
     network.load_state_dict(torch.load(finished / "model.pt", weights_only=True), strict=True)
     rows = table(finished / "predictions.csv")
@@ -100,6 +103,15 @@ def test_predictions_are_those_of_the_exported_network(finished: Path, folder: P
         assert [float(row["ct"]), float(row["body"])] == pytest.approx(probabilities.tolist(), abs=1e-5)
 
 
+def test_model_json_has_thresholds_chosen_on_the_validation_volumes_of_its_epoch(finished: Path):
+    about = json.loads((finished / "model.json").read_text())
+    ct, mr = (float(row["ct"]) for row in table(finished / "predictions.csv"))
+    both_ways = {(ct + mr) / 2} if ct > mr else {min(ct, mr) / 2, (max(ct, mr) + 1) / 2}
+    assert any(about["thresholds"]["ct"] == pytest.approx(value, abs=1e-8) for value in both_ways)
+    assert about["thresholds"]["body"] == 0.5  # one class is known
+    assert about["threshold_rule"]["ct"].endswith(f"epoch {about['epoch']}")
+
+
 def test_the_area_in_the_table_of_metrics_is_that_of_the_best_epochs_predictions(finished: Path):
     best = json.loads((finished / "model.json").read_text())["epoch"]
     metrics = table(finished / "metrics.csv")[best - 1]
@@ -113,11 +125,14 @@ def test_it_starts_from_the_pretrained_weights_and_a_frozen_encoder_keeps_them(f
     file, _ = write_model(tmp_path, Case("SegResEncoder", TINY, ()), spacing=[6.0, 6.0, 6.0])
     # windows of crops at full resolution, and a network that only the file describes
     changes = {"encoder": {"name": "SegResNet"}, "spacing": None, "input": "crop", "crop_size": [24, 24, 24]}
+    changes["mr_floor"] = None
     done = run(folder, pretrained=str(file), schedule="frozen", pooling="mean+max", balance=True, epochs=1, **changes)
     given, kept = torch.load(file, weights_only=True), torch.load(done / "model.pt", weights_only=True)
     assert all(torch.equal(kept[f"encoder.{key}"], value) for key, value in given.items())
     about = json.loads((done / "model.json").read_text())
     assert about["spacing"] == [6, 6, 6] and about["encoder"]["init_filters"] == 4 and about["input"] == "crop"
+    steps = workflow(folder, mr_floor=about["mr_floor"]).parser.get_parsed_content("prepare").transforms
+    assert [step.mr_floor for step in steps if isinstance(step, NormalizeByModalityd)] == [None]
     assert kept["head.weight"].shape == (2, 2 * 32)
 
 

@@ -112,6 +112,8 @@ def test_the_run_leaves_everything_it_promises(finished: Path, folder: Path):
 def test_the_product_is_the_state_dict_of_a_plain_retinanet(finished: Path):
     about = json.loads((finished / "model.json").read_text())
     assert about["classes"] == CLASSES and len(about["anchor_shapes"]) == 3 and about["spacing"] == [6, 6, 6]
+    assert about["task"] == "detection" and about["in_channels"] == 1 and about["modality"] == "auto"
+    assert about["mirror_axes"] == [0, 1, 2] and about["mr_floor"] == 3.0
     channels, layers = about["out_channels"], about["returned_layers"]
     extractor = ResNetFPN(about["encoder"], returned_layers=layers, out_channels=channels)
     network = RetinaNet(3, len(about["classes"]), len(about["anchor_shapes"]), extractor)

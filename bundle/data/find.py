@@ -9,8 +9,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bundle.data.dataset_json import first_modality, list_entries, modality_named, read_json
-from bundle.data.dicom import Series, find_series, numbered
+from bundle.data.dataset_json import (
+    PARTS,
+    check_part,
+    choose_part,
+    first_modality,
+    list_entries,
+    modality_named,
+    read_json,
+)
+from bundle.data.dicom import Series, find_dicom, find_series, numbered
 from bundle.data.files import walk_folders
 from bundle.data.printable import printable, shortened
 from bundle.errors import UserError, VolumeError
@@ -31,7 +39,7 @@ class FoundVolume:
         modality: "CT" or "MR" as the DICOM tag or the json says, or "" if they do not.
         group: volumes of one group stay on one side of the train/validation split. For DICOM, a digest of the
             patient, or of the study where the patient was removed; it lives in memory only, neither logged nor stored.
-        part: "training" or "validation" where a json tells, else "".
+        part: "training", "validation" or "test" where a json tells, else "".
         annotations: what a data list says of it for fine-tuning, such as the file of its label map.
         channels: the file, or the files of the DICOM series, of each further image of the same grid.
         left_out: why the volume is not used, and what to do about it; two empty texts if it is used.
@@ -69,22 +77,29 @@ class FoundVolume:
         return item
 
 
-def find_volumes(dataset_dir: str | os.PathLike[str], *, others: bool = False) -> list[FoundVolume]:
+def find_volumes(dataset_dir: str | os.PathLike[str], part: str = "", *, others: bool = False) -> list[FoundVolume]:
     """All volumes of a dataset, sorted by name.
 
     Args:
         dataset_dir: a folder, searched with its subfolders, or an MSD-style json: lists `training` and, optionally,
             `validation`, of paths or of objects with `image` and optionally `modality`; paths are relative to it.
+        part: which lists of a json to take: "training", "validation", "test" or "all"; "": all but `test`; "auto":
+            `test` if there is one, else all. A folder has no parts.
         others: whether to list a folder's DICOM objects that are no images of CT or MR, too, as left out.
 
     Raises:
-        UserError: if there is no such folder or file, it holds no volume, or the json cannot be used.
+        UserError: if there is no such folder or file, it holds no volume, the json cannot be used, or a folder is asked
+            for a part.
     """
     root = Path(dataset_dir)
+    if root.is_dir() and check_part(part) in PARTS:
+        raise UserError(
+            f"--part {part} needs a json that lists it, and --dataset_dir {root} is a folder: give the json"
+        )
     if root.is_file() and root.suffix == ".json":
-        volumes = _from_json(root)
+        volumes = _from_json(root, part)
     elif root.is_dir():
-        series, objects = find_series(root)
+        series, objects = find_dicom(root)
         volumes = [*_image_files(root), *_dicom_series(series, root)]
         if volumes and others:
             volumes += _other_objects(objects, root)
@@ -144,18 +159,18 @@ def _other_objects(found: Mapping[tuple[Path, str], int], root: Path) -> Iterato
         yield FoundVolume(f"{where} ({modality})", (), left_out=(reason, "nothing is to be done"))
 
 
-def _from_json(path: Path) -> list[FoundVolume]:
+def _from_json(path: Path, part: str) -> list[FoundVolume]:
     volumes: list[FoundVolume] = []
     remedy = "name the volumes as in an MSD dataset.json"
     content = read_json(path)
-    for name, part, listed in list_entries(path, content, remedy):
+    for name, own_part, listed in list_entries(path, content, remedy, choose_part(part, content)):
         entry = {"image": listed} if isinstance(listed, str) else listed
         if not isinstance(entry, dict) or not isinstance(entry.get("image"), str):
             raise UserError(
                 f"--dataset_dir {path} lists {shortened(entry)} in {name!r}: give a path or {{'image': path}}"
             )
         modality = modality_named(entry.get("modality")) or first_modality(content)
-        volumes += find_listed(path.parent / entry["image"], entry["image"], modality=modality, part=part)
+        volumes += find_listed(path.parent / entry["image"], entry["image"], modality=modality, part=own_part)
     return volumes
 
 
@@ -187,7 +202,7 @@ def find_listed(
         replace(
             entry, name=found.name, files=found.files, modality=modality or found.modality, group=group or found.group
         )
-        for found in _dicom_series(find_series(file)[0], file, prefix=name)
+        for found in _dicom_series(find_series(file), file, prefix=name)
     ]
     return series or [entry]  # reading it says what is wrong
 

@@ -32,7 +32,8 @@ class ReadVolumed(MapTransform):
     """Dictionary form of `read_volume`: a list of files to a `MetaTensor` ``[channels, D, H, W]``.
 
     Further channels are the images of one grid that are listed under `channels`, or the fourth axis of a NIfTI file.
-    A volume with tilted slices is resampled onto a grid with right angles (`straighten`).
+    A volume with tilted slices is resampled onto a grid with right angles (`straighten`); then `own_grid` in its `meta`
+    is the affine and the size that it had.
 
     Args:
         keys: of the files; `name` names the volume in errors.
@@ -129,7 +130,9 @@ def same_grid(one: MetaTensor, other: MetaTensor) -> bool:
 
 def _with_right_angles(image: MetaTensor, notes: list[str]) -> MetaTensor:
     if is_sheared(image.affine):
+        own_grid = np.asarray(image.affine, dtype=np.float64), tuple(image.shape[1:])
         image = straighten(image)
+        image.meta["own_grid"] = own_grid
         notes.append("slices are tilted against the long axis, resampled onto a grid with right angles")
     if notes:
         image.meta["notes"] = tuple(dict.fromkeys(notes))

@@ -21,7 +21,9 @@ __all__ = ["find_scans"]
 _NAMED = 20
 
 
-def find_scans(dataset_dir: str | os.PathLike[str], include: Sequence[str] | str = ()) -> list[FoundVolume]:
+def find_scans(
+    dataset_dir: str | os.PathLike[str], include: Sequence[str] | str = (), part: str = ""
+) -> list[FoundVolume]:
     """The volumes of a dataset as `bundle.data.find_volumes` finds them, without a folder's label maps.
 
     Label maps by their path have `left_out`: the reason, for the report. The other files of a folder are marked
@@ -31,6 +33,7 @@ def find_scans(dataset_dir: str | os.PathLike[str], include: Sequence[str] | str
     Args:
         dataset_dir: as for `find_volumes`.
         include: patterns of paths below the folder, such as "labels/*", that are scans in spite of their looks.
+        part: as for `find_volumes`.
 
     Raises:
         UserError: as `find_volumes`; also if a pattern of `include` fits no file.
@@ -38,7 +41,7 @@ def find_scans(dataset_dir: str | os.PathLike[str], include: Sequence[str] | str
     patterns, root = check_include(include), Path(dataset_dir)
     if root.name in ("", ".."):  # a series that lies in "." itself has that folder's name
         root = root.resolve()
-    volumes = find_volumes(root, others=True)
+    volumes = find_volumes(root, part, others=True)
     if unused := [p for p in patterns if not any(is_included(volume.name, (p,)) for volume in volumes)]:
         raise UserError(
             f'--include "{unused[0]}" fits none of the {len(volumes)} volumes in --dataset_dir {root}: give paths '

@@ -14,6 +14,7 @@ from bundle.tasks.detection.boxes import (
     list_labels,
 )
 from bundle.tasks.detection.detector import AnchorSampling, Detector
+from bundle.tasks.detection.evaluate import DetectionEvaluation
 from bundle.tasks.detection.find import find_boxes
 from bundle.tasks.detection.loss import DetectionLoss
 from bundle.tasks.detection.metrics import AveragePrecision
@@ -26,6 +27,7 @@ __all__ = [
     "AveragePrecision",
     "BoxBatch",
     "BoxesToVoxelsd",
+    "DetectionEvaluation",
     "DetectionLoss",
     "DetectionPanels",
     "Detector",

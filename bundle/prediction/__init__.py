@@ -7,6 +7,7 @@ from bundle.prediction.fine_tuned import FineTuned
 from bundle.prediction.folder import PredictionFolder
 from bundle.prediction.grid import NoteOwnGridd, OwnGrid, ToPlainScand, own_grid
 from bundle.prediction.nifti import write_nifti
+from bundle.prediction.report import TableReport
 from bundle.prediction.scans import list_scans
 from bundle.prediction.table import PredictionTables
 
@@ -18,6 +19,7 @@ __all__ = [
     "PredictionFolder",
     "PredictionTables",
     "ScanEvaluator",
+    "TableReport",
     "ToPlainScand",
     "list_scans",
     "own_grid",

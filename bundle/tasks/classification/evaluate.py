@@ -54,7 +54,7 @@ class ClassificationEvaluation:
 
     Args:
         predictions: a table with a column `scan`, `volume`, `image` or `case` and a probability in a column of each
-            finding's name, or the folder of one that is called `predictions.csv`.
+            finding's name, or `<finding>_probability`; or the folder of one that is called `predictions.csv`.
         dataset_dir: as for `find_findings`.
         output: where to.
         findings: to evaluate; empty: those that both tables have.
@@ -141,14 +141,19 @@ class ClassificationEvaluation:
         """By the name of a scan the probability of each finding."""
         columns = list(self.rows[0]) if self.rows else []
         scans = next((column for column in _SCANS if column in columns), None)
-        lacking = [finding for finding in self.findings if finding not in columns]
+        # of a training's table, or of one that `predict_classification` writes
+        named = {
+            finding: next((c for c in (finding, f"{finding}_probability") if c in columns), "")
+            for finding in self.findings
+        }
+        lacking = [finding for finding, column in named.items() if not column]
         if scans is None or lacking:
             what = f"no column {', '.join(lacking)}" if lacking else f"no column of scans ({', '.join(_SCANS)})"
             raise UserError(f"{self.table} has {what}: its columns are {', '.join(columns) or 'none'}")
         found: dict[str, list[float]] = {}
         for row in self.rows:
-            name, values = without_ending(row[scans]), [as_number(row[finding]) for finding in self.findings]
-            if all(not row[finding].strip() for finding in self.findings):
+            name, values = without_ending(row[scans]), [as_number(row[column]) for column in named.values()]
+            if all(not row[column].strip() for column in named.values()):
                 continue  # a scan that was skipped
             if name in found:
                 raise UserError(f"{self.table} has two rows of {name}: keep one")
@@ -237,7 +242,11 @@ def _common_findings(rows: Sequence[Mapping[str, str]], table: Path, dataset_dir
     """The columns that the probabilities and the known findings share."""
     known = dataset_dir / "labels.csv" if dataset_dir.is_dir() else dataset_dir
     columns = [list(part[0]) if part else [] for part in (read_table(known), rows)]
-    found = [column for column in columns[0] if column in columns[1] and column not in (*_NO_FINDING, *_SCANS)]
+    found = [
+        column
+        for column in columns[0]
+        if {column, f"{column}_probability"} & set(columns[1]) and column not in (*_NO_FINDING, *_SCANS)
+    ]
     if not found:
         raise UserError(f"{known} and {table} share no finding: name its column alike in both, and give --findings")
     return found

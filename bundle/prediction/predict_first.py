@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ from bundle.data import FoundVolume, result_names
 from bundle.data.names import name_digest
 from bundle.errors import UserError
 from bundle.evaluation import EvaluationFolder
-from bundle.prediction import FineTuned
+from bundle.prediction.fine_tuned import FineTuned
 from bundle.runs import release_folders
 
-__all__ = ["labelled_scans", "predicted_folder", "seen_in_training"]
+__all__ = ["labelled_scans", "predicted_folder", "seen_in_training", "told_by_model"]
 
 _CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -82,10 +83,12 @@ def predicted_folder(
     if model is None:
         return predictions
     parser = ConfigParser(ConfigParser.load_config_file(_CONFIGS / config))
+    function, arguments = (find.func, find.keywords) if isinstance(find, partial) else (find, {})
+    target = f"{function.__module__}.{function.__qualname__}"
     scans = {
-        "_target_": "bundle.tasks.labelled_scans",
+        "_target_": "bundle.prediction.labelled_scans",
         "dataset_dir": str(dataset_dir),
-        "find": {"_target_": f"{find.__module__}.{find.__qualname__}", "_mode_": "callable"},
+        "find": {"_target_": target, "_mode_": "callable", **arguments},
         "part": part,
         "hash_names": hash_names,
         "files": "$@output.files",
@@ -97,6 +100,18 @@ def predicted_folder(
     finally:
         release_folders()
     return output.predictions
+
+
+def told_by_model(given: Any, model: Any, *, task: str, key: str) -> Any:
+    """What is given, or what the `model.json` of a model says if nothing is given.
+
+    Args:
+        given: a list or a mapping, which may be empty.
+        model: as for `bundle.prediction.FineTuned`, or None.
+        task: what the model is for.
+        key: of `model.json`.
+    """
+    return given if given or model is None else FineTuned(model, task=task).content[key]
 
 
 def seen_in_training(model: Any, *, task: str) -> dict[str, list[str]] | None:

@@ -59,6 +59,7 @@ def predicted_folder(
     part: str = "auto",
     hash_names: bool = False,
     settings: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> str | os.PathLike[str] | None:
     """The folder of predictions to evaluate: as given, or that of a model, which predicts into the folder of results.
 
@@ -74,9 +75,10 @@ def predicted_folder(
         part: as for `find`.
         hash_names: whether scans have a digest for a name.
         settings: further values of that config, by id.
+        options: likewise, as the user gives them.
 
     Raises:
-        UserError: if both or neither are given, or the model cannot predict.
+        UserError: if both or neither are given, an option is unknown, or the model cannot predict.
     """
     if (predictions is None) == (model is None):
         raise UserError("--predictions or --model: give one, the folder of predictions or a fine-tuned run")
@@ -94,7 +96,9 @@ def predicted_folder(
         "files": "$@output.files",
     }
     given = {"model": model, "output_dir": str(output.predictions), "hash_names": hash_names, "scans": scans}
-    parser.update({**given, **(settings or {})})
+    if unknown := [name for name in options or {} if name not in parser or name in scans or name in given]:
+        raise UserError(f"--prediction_options has {unknown[0]!r}, which configs/{config} does not take: see that file")
+    parser.update({**given, **(settings or {}), **(options or {})})
     try:
         parser.get_parsed_content("evaluator").run()
     finally:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from pathlib import Path
@@ -20,6 +21,7 @@ from bundle.data.names import name_digest
 from bundle.errors import UserError, user_error_in
 from bundle.evaluation import as_number, read_results, read_table
 from tests.prediction.models import write_fine_tuned
+from tests.reports.test_volumes import unpack_text
 from tests.test_predict import body, save
 
 ROOT = Path(__file__).parents[1]
@@ -247,3 +249,16 @@ def test_a_model_predicts_first_and_goes_on_where_it_was_stopped(tmp_path: Path)
     with pytest.raises((RuntimeError, UserError)) as caught:
         run(dataset, dataset, tmp_path / "x", model=str(model))
     assert "--predictions or --model: give one" in str(user_error_in(caught.value))
+
+
+def test_the_report_has_a_viewer_of_the_worst_cases_on_the_references_grid(evaluated: Path, dataset: Path):
+    page = (evaluated / "report.html").read_text()
+    (about,) = re.findall(r'data-about="([^"]*)"', page)
+    cases = json.loads(html.unescape(about))["cases"]
+    assert [[layer["name"] for layer in case["labels"]] for case in cases] == [["reference", "prediction"]] * 2
+    for case in cases:
+        file = next(dataset / f"labelsTr/{name}.nii.gz" for name in NAMES if name in case["name"])
+        shown, reference = unpack_text(page, case["labels"][0]), nibabel.load(file)
+        assert shown.shape == reference.shape and np.abs(shown.affine - reference.affine).max() < 1e-4
+        values = np.asarray(reference.dataobj)
+        assert (np.asarray(shown.dataobj) == np.select([values == v for v in CLASSES.values()], [1, 2, 3, 4])).all()

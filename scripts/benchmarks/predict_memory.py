@@ -85,7 +85,7 @@ def memory(process: int) -> int:
 
 def predict(folder: Path, options: argparse.Namespace) -> tuple[int, int, float]:
     """Runs the config; the peak of the largest process and of all together in bytes, and the seconds."""
-    given = {"model": folder / "run", "dataset_dir": folder / "scan.nii.gz", "output_dir": folder / "out"}
+    given = {"model": folder / "run", "dataset_dir": folder / "scan.nii", "output_dir": folder / "out"}
     given |= {"device": options.device, "num_workers": options.num_workers, "overlap": options.overlap}
     config = ROOT / "configs/predict_segmentation.yaml"
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(config), "--bundle_root", str(ROOT)]
@@ -117,7 +117,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        make_scan(folder / "scan.nii.gz", tuple(options.size), tuple(options.spacing))
+        make_scan(folder / "scan.nii", tuple(options.size), tuple(options.spacing))
         make_model(folder / "run", options.classes, options.filters, options.crop)
         largest, together, seconds = predict(folder, options)
     print(vars(options))

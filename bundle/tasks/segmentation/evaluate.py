@@ -36,10 +36,11 @@ from bundle.evaluation import (
     write_results,
     write_table,
 )
-from bundle.evaluation.case_picture import draw_case
+from bundle.evaluation.case_picture import class_numbers, draw_case, viewer_case
 from bundle.evaluation.label_map_case import COLUMNS, EvaluatedCase, LabelledCase, evaluate_case
 from bundle.evaluation.mask_metrics import HIGHER_IS_BETTER
 from bundle.evaluation.written_labels import find_label_maps
+from bundle.reports import Case
 from bundle.tasks.segmentation.classes import pick_classes
 from bundle.tasks.segmentation.find import find_segmentations
 from bundle.tasks.segmentation.labels import check_classes
@@ -170,6 +171,9 @@ class SegmentationEvaluation:
             notes=notes,
             captions={f"worst_{n:02d}": f"{c.case.name}: Dice {c.score:.3f}" for n, c in enumerate(drawn, start=1)},
             explanation="Reference: solid. Prediction: dashed. Each plane is where the two differ most.",
+            cases=tqdm(map(self._viewer_case, drawn), total=len(drawn), desc="viewer", delay=2),
+            count=len(drawn),
+            classes=class_numbers(self.classes),
         )
         for note in notes:
             logger.warning("%s", note)
@@ -295,6 +299,15 @@ class SegmentationEvaluation:
             pixels = draw(case.case, title=f"{case.case.name}: Dice {case.score:.3f}")
             with replace_file(self.output.panels / f"worst_{number:02d}.png") as temporary:
                 imsave(temporary, pixels)
+
+    def _viewer_case(self, case: EvaluatedCase) -> Case:
+        return viewer_case(
+            case.case,
+            self.classes,
+            prediction_classes=self.prediction_classes,
+            resample=self.resample,
+            note=f"Dice {case.score:.3f}",
+        )
 
 
 def _find_references(dataset_dir: Path, part: str) -> list[FoundVolume]:

@@ -18,7 +18,7 @@ from bundle.data.dataset_json import (
     modality_named,
     read_json,
 )
-from bundle.data.dicom import Series, find_series, numbered
+from bundle.data.dicom import Series, find_dicom, find_series, numbered
 from bundle.data.files import walk_folders
 from bundle.data.printable import printable, shortened
 from bundle.errors import UserError, VolumeError
@@ -99,7 +99,7 @@ def find_volumes(dataset_dir: str | os.PathLike[str], part: str = "", *, others:
     if root.is_file() and root.suffix == ".json":
         volumes = _from_json(root, part)
     elif root.is_dir():
-        series, objects = find_series(root)
+        series, objects = find_dicom(root)
         volumes = [*_image_files(root), *_dicom_series(series, root)]
         if volumes and others:
             volumes += _other_objects(objects, root)
@@ -193,6 +193,8 @@ def find_listed(
         group: as the list says, or "".
         annotations: what the list says of it besides.
     """
+    if os.path.normpath(file.absolute()) == file.absolute().anchor:
+        raise UserError(f"--dataset_dir lists {name!r}, the root of all folders: name files, or folders of one series")
     entry = FoundVolume(name, (), modality, group, part, annotations or {})
     if not is_folder(file):
         return [replace(entry, files=(str(file),))]
@@ -200,7 +202,7 @@ def find_listed(
         replace(
             entry, name=found.name, files=found.files, modality=modality or found.modality, group=group or found.group
         )
-        for found in _dicom_series(find_series(file)[0], file, prefix=name)
+        for found in _dicom_series(find_series(file), file, prefix=name)
     ]
     return series or [entry]  # reading it says what is wrong
 

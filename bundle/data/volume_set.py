@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -11,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 import torch.distributed as dist
 from monai.data.utils import pickle_hashing
 from monai.transforms import Compose
@@ -31,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 #: to be raised when the transforms' code changes what they compute: their settings are in the key, their code is not
 _CACHE_VERSION = 2
+#: what is kept with a volume's tensors, for the run and not for the network
+_NOT_LOADED = ("notes", "content")
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class PreparedVolume:
         part: "training" or "validation" where a data list tells, else "".
         notes: what the reader left out or resampled, or "".
         fingerprint: by which its file is recognised, or "".
+        content: a digest of the bytes of its files, and of its labels; it does not change where the files move.
     """
 
     name: str
@@ -60,6 +65,7 @@ class PreparedVolume:
     part: str = ""
     notes: str = ""
     fingerprint: str = ""
+    content: str = ""
 
     def load(self, crop: Crop | None = None, keys: Collection[str] | None = None) -> dict[str, Any]:
         """The tensors: `image` float32, `foreground` and `valid` uint8, ``[C, D, H, W]``, `spacing` ``[3]`` in mm, ...
@@ -68,7 +74,7 @@ class PreparedVolume:
             crop: the part to read, a slice of voxels for each axis; None reads the whole volume.
             keys: names of the tensors to read, where they are there; None reads all.
         """
-        return {name: value for name, value in self.store.read(self.key, crop, keys).items() if name != "notes"}
+        return {name: value for name, value in self.store.read(self.key, crop, keys).items() if name not in _NOT_LOADED}
 
 
 class SkippedVolume(NamedTuple):
@@ -217,8 +223,10 @@ class VolumeSet:
             header = self.store.describe(key)
             if header is None:
                 tensors = self.transform(item)
+                tensors["content"] = torch.tensor(list(_content(item).encode()), dtype=torch.uint8)
                 header = Header.from_tensors(tensors)
                 self._keep(key, tensors, found.name)
+            content = header.content or _content(item)  # a store of the user's may not keep it
         except Exception as error:  # noqa: BLE001  one broken volume must not end the run
             return skipped_because(found.name, error)
         return PreparedVolume(
@@ -232,6 +240,7 @@ class VolumeSet:
             part=found.part,
             notes=header.notes,
             fingerprint=fingerprint(found.files),
+            content=content,
         )
 
     def _keep(self, key: str, tensors: dict[str, Any], name: str) -> None:
@@ -244,15 +253,36 @@ class VolumeSet:
             ) from error
 
     def _key(self, item: dict[str, Any]) -> str:
-        annotations = {key: value for key, value in item.items() if key not in ("image", "name", "modality")}
-        named = [file for key, value in annotations.items() for file in _annotated(item["name"], key, value)]
-        more = [file for files in item.get("channels", ()) for file in files]
-        files = [Path(file).absolute() for file in (*item["image"], *named, *more)]
+        annotations = _annotations(item)
+        files = [Path(file).absolute() for file in _files(item)]
         stamp = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         # the steps of a Compose, not itself: it holds a random state, another one in each process
         steps = self.transform.flatten().transforms if isinstance(self.transform, Compose) else self.transform
         more_settings = [annotations] if annotations else []
         return pickle_hashing([_CACHE_VERSION, stamp, item["modality"], steps, *more_settings]).decode()
+
+
+def _annotations(item: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in item.items() if key not in ("image", "name", "modality")}
+
+
+def _files(item: Mapping[str, Any]) -> list[str]:
+    """All files of a volume: its image, those that its annotations name, its further channels."""
+    named = [file for key, value in _annotations(item).items() for file in _annotated(item["name"], key, value)]
+    return [*item["image"], *named, *(file for files in item.get("channels", ()) for file in files)]
+
+
+def _content(item: Mapping[str, Any]) -> str:
+    """A digest of the bytes of all files, and of the annotations that are none."""
+    digest = hashlib.blake2b(digest_size=8)
+    for file in _files(item):
+        with Path(file).open("rb") as stream:
+            while part := stream.read(2**20):
+                digest.update(part)
+    for key, value in sorted(_annotations(item).items()):
+        if key not in ("channels", "from_folder") and not _annotated(item["name"], key, value):
+            digest.update(repr((key, value)).encode())
+    return digest.hexdigest()
 
 
 def _annotated(name: str, key: str, value: object) -> list[str]:

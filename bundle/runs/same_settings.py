@@ -35,6 +35,7 @@ FIXED = (
     "fold",
     "seed",
     "hash_names",
+    "pretrained",
 )
 
 

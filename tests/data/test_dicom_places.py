@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from bundle.data import ReadVolumed, read_volume
+from bundle.data.dicom.sources import frames_on_grid
 from bundle.errors import VolumeError
 from tests.data.dicom_files import (
     COLUMN,
@@ -271,3 +272,12 @@ def test_acquisitions_that_interleave_are_one_volume_and_said(tmp_path: Path) ->
     volume = read_volume(save(images, tmp_path), "series")
     np.testing.assert_array_equal(volume[0].numpy(), stored.transpose(2, 1, 0) - 1024)
     assert volume.meta["notes"] == ("slices of 2 acquisitions lie between one another, read as one volume",)
+
+
+def test_a_result_refers_to_the_images_of_the_main_acquisition(tmp_path: Path) -> None:
+    images = [image(p, k, AcquisitionNumber=1) for k, p in enumerate(planes(20))]
+    again = [image(images[k].pixel_array + 9, 30 + k, position=place(k), AcquisitionNumber=2) for k in (4, 7)]
+    others, main = save(again, tmp_path / "again"), save(images, tmp_path / "main")
+    volume = read_volume([*others, *main], "series")
+    frames, is_same = frames_on_grid([*others, *main], volume.affine.numpy(), volume.shape[1:], "series")
+    assert is_same and [frame.file for frame in frames] == main

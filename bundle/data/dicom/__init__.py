@@ -6,7 +6,7 @@ ours: ITK takes both from the first slice. highdicom's volumes refuse what is ti
 bring Pillow and a decoder for JPEG-LS, which ITK has. It writes DICOM SEG, an extra.
 """
 
-from bundle.data.dicom.folders import Series, find_series, numbered, read_header
+from bundle.data.dicom.folders import Series, find_dicom, find_series, numbered, read_header
 from bundle.data.dicom.frames import Frame
 from bundle.data.dicom.pixels import UnknownCompressionError
 from bundle.data.dicom.series import DicomVolume, read_series
@@ -17,6 +17,7 @@ __all__ = [
     "Frame",
     "Series",
     "UnknownCompressionError",
+    "find_dicom",
     "find_series",
     "frames_on_grid",
     "numbered",

@@ -21,7 +21,7 @@ from bundle.data.files import walk_folders
 if TYPE_CHECKING:
     import pydicom
 
-__all__ = ["Series", "find_series", "numbered", "read_header"]
+__all__ = ["Series", "find_dicom", "find_series", "numbered", "read_header"]
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,12 @@ class _Slice:
         return float(np.dot(np.cross(row, column), position))
 
 
-def find_series(root: Path) -> tuple[list[Series], dict[tuple[Path, str], int]]:
+def find_series(root: Path) -> list[Series]:
+    """The series that `find_dicom` finds."""
+    return find_dicom(root)[0]
+
+
+def find_dicom(root: Path) -> tuple[list[Series], dict[tuple[Path, str], int]]:
     """All series of CT or MR images at and below a folder, sorted by folder; links to folders are followed.
 
     A series may lie in several folders, as on a CD or in an archive. Two folders with slices at the same places are two

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from bundle.data.dicom.acquisitions import main_acquisition
 from bundle.data.dicom.frames import Frame, read_all_frames
 from bundle.data.dicom.placement import choose_slices, in_order
 
@@ -45,8 +46,9 @@ def frames_on_grid(
     lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ np.asarray(affine, dtype=np.float64)
     step = float(np.linalg.norm(lps[:3, 2]))
     found: dict[int, Frame] = {}
-    for frame in sorted(frames, key=lambda frame: bool(frame.odd)):
-        if frame.place is not None and _is_parallel(frame, lps, shape):
+    on_grid = _of_main_acquisition([frame for frame in frames if _is_parallel(frame, lps, shape)])
+    for frame in sorted(on_grid, key=lambda frame: bool(frame.odd)):
+        if frame.place is not None:
             index = round(float((frame.place[0] - lps[:3, 3]) @ lps[:3, 2]) / step**2)
             near = max(_MISPLACED_MM, _MISPLACED_PIXEL * min(frame.pixel or (1.0,)), _MISPLACED_STEP * step)
             if 0 <= index < shape[2] and np.linalg.norm(frame.place[0] - lps[:3] @ [0, 0, index, 1]) <= near:
@@ -54,6 +56,13 @@ def frames_on_grid(
     if len(found) == shape[2]:
         return [found[index] for index in range(shape[2])], True
     return in_order(choose_slices(frames, name)[0])[0], False
+
+
+def _of_main_acquisition(frames: list[Frame]) -> list[Frame]:
+    """Parallel images without the few slices of another acquisition that the reader leaves out."""
+    slices = [frame for frame in frames if not frame.odd]
+    kept = main_acquisition(*in_order(slices))[0] if len(slices) > 2 else slices
+    return [*kept, *(frame for frame in frames if frame.odd)]
 
 
 def _is_parallel(frame: Frame, lps: np.ndarray, shape: Sequence[int]) -> bool:

@@ -128,7 +128,14 @@ def _spacing(run: FinishedRun) -> list[Transform]:
         limits["max_pixdim"] = [_NO_LIMIT if size is None else size for size in spacing]
     pixdim = [1.0 if size is None else size for size in spacing]
     resample = {"keys": "image", "pixdim": pixdim, "mode": "bilinear", "padding_mode": "border"}
-    return [{"_target_": "Spacingd", **resample, **limits}]
+    hidden = "path_of_image"
+    return [
+        # MONAI Label puts a text under image_path, which MONAI 1.6's Spacingd takes for metadata of the image
+        {"_target_": "CopyItemsd", "keys": "image_path", "names": hidden, "allow_missing_keys": True},
+        {"_target_": "DeleteItemsd", "keys": "image_path"},
+        {"_target_": "Spacingd", **resample, **limits},
+        {"_target_": "CopyItemsd", "keys": hidden, "names": "image_path", "allow_missing_keys": True},
+    ]
 
 
 def _oriented(run: FinishedRun) -> list[Transform]:

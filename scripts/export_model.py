@@ -25,12 +25,12 @@ from bundle.data import (
     Foregroundd,
     FoundVolume,
     Modalityd,
-    NormalizeByModalityd,
     OptionalSpacingd,
     PadToCropd,
     ReadVolumed,
     ToPlainTensorsd,
     find_volumes,
+    normalization,
 )
 from bundle.errors import UserError, install_excepthook, user_error_in
 from bundle.export import FORMATS, PlainModel, export_model, plain_model
@@ -74,7 +74,9 @@ def _prepared(settings: Mapping[str, Any], found: FoundVolume, crop: Sequence[in
             OptionalSpacingd("image", pixdim=settings.get("spacing")),
             Modalityd("image", modality=settings.get("modality", "auto")),
             Foregroundd("image"),
-            NormalizeByModalityd("image", ct_window=window, mr_percentiles=percentiles),
+            normalization(
+                "image", scheme=settings.get("intensity_scheme"), ct_window=window, mr_percentiles=percentiles
+            ),
             CropForegroundd(["image", "foreground"], source_key="foreground", margin=4, allow_smaller=True),
             PadToCropd("image", spatial_size=crop, cell=cell),
             ToPlainTensorsd("image"),

@@ -89,6 +89,7 @@ install_packages() {
     index="$(torch_index)"
     install torch ${index:+--extra-index-url "$index"} &&
         install "${requirements[@]}" &&
+        { [[ "$kind" != dev ]] || install --no-deps dynamic-network-architectures einops; } &&
         install --no-deps --no-build-isolation --editable "$root"
 }
 

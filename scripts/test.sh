@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
 #
-# Sets up .venv, fetches the volumes that the tests read and runs the tests. Options are passed on to pytest:
+# Sets up .venv, fetches the volumes and the browser that the tests need, and runs the tests. Options go to pytest:
 #
 #   bash scripts/test.sh
 #   bash scripts/test.sh tests/sparse -k convolution
@@ -13,7 +13,9 @@ python="$root/.venv/bin/python"
 bash "$root/scripts/setup_env.sh" --dev
 "$python" "$root/scripts/fetch_data.py" --data_dir "$root/data" --all
 "$python" "$root/scripts/minkowski/build.py"
+"$python" "$root/scripts/fetch_browser.py"
 cd "$root"
 # most tests compute little: threads would cost more than they gain, above all where several processes train at once
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-exec "$python" -m pytest "$@"
+# a file's tests stay in one process, as they share what is slow to make; -n 0 runs all in this one
+exec "$python" -m pytest -n auto --maxprocesses 4 --dist loadfile "$@"

@@ -14,7 +14,11 @@ from monai.bundle import ConfigParser
 ROOT = Path(__file__).parents[1]
 FINE_TUNING = [ROOT / f"configs/finetune_{task}.yaml" for task in ("segmentation", "classification", "detection")]
 LONG = [ROOT / "configs/train.yaml", *FINE_TUNING]
-WITH_FIRST_PART = [*LONG, *(ROOT / f"configs/{name}.yaml" for name in ("evaluate", "reconstruct", "inference"))]
+WITH_FIRST_PART = [
+    *LONG,
+    *(ROOT / f"configs/{name}.yaml" for name in ("evaluate", "reconstruct", "inference")),
+    *(ROOT / f"configs/predict_{task}.yaml" for task in ("segmentation", "classification", "detection")),
+]
 BORDER = "# You need not read below this line."
 
 #: lines of each file in version 0.1.0

@@ -23,6 +23,7 @@ from monai.networks import nets
 from nibabel.processing import resample_to_output
 
 from bundle.errors import user_error_in
+from bundle.training import History
 from tests.export.models import write_model
 from tests.networks.encoder_cases import Case
 
@@ -161,6 +162,8 @@ def test_the_product_is_the_epoch_with_the_highest_dice_and_loads_into_plain_mon
     assert type(network) is nets.SegResNetDS
     network.load_state_dict(weights(finished / "model.pt"), strict=True)
     assert about["spacing"] is None and about["mr_percentiles"] == [1, 99] and about["classes"] == CLASSES
+    assert about["task"] == "segmentation" and about["in_channels"] == 1 and about["modality"] == "auto"
+    assert about["mirror_axes"] == [0]
 
 
 def test_a_broken_volume_is_skipped_and_reported(finished: Path):
@@ -398,3 +401,50 @@ def test_monai_finds_all_properties_of_a_training_bundle(name: str, bundle_root:
     flow = workflow(bundle_root, dataset, *more, pretrained=None, crop_size=[64, 32, 32])
     flow.initialize()
     assert flow.check_properties() == []
+
+
+def test_a_fine_tuned_run_is_gone_on_from_with_its_heads_and_nothing_is_called_validation(
+    bundle_root: Path, dataset: Path, finished: Path
+):
+    """At a learning rate of 0 the product is what the run begins with."""
+    folder, flow = run(
+        bundle_root, dataset, pretrained=str(finished / "model.pt"), lr=0.0, epochs=1, val_fraction=0, schedule="full"
+    )
+    before, after = weights(finished / "model.pt"), weights(folder / "model.pt")
+    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+    assert flow.parser.get_parsed_content("transfer").report.prefix == "encoder."
+    text = (folder / "summary.md").read_text()
+    assert "| Dice of the training volumes, mean of the classes |" in text and "No volume was held out" in text
+    assert "validation: none held out" in text
+    figures = text.partition("## Metrics")[2].partition("## Where")[0]
+    assert "validation" not in figures and "best validation" not in text
+    history = next(h for h in flow.parser.get_parsed_content("train#handlers") if isinstance(h, History))
+    assert "Dice of the training volumes" in history.curves and "validation" not in " ".join(history.curves)
+
+
+def test_a_fine_tuned_run_embeds_with_its_encoder_and_its_preparation(
+    bundle_root: Path, dataset: Path, finished: Path, tmp_path: Path
+):
+    config = str(ROOT / "configs/inference.yaml")
+    given = {"dataset_dir": str(dataset / "imagesTr"), "output_dir": str(tmp_path), "device": "cpu", "num_workers": 0}
+    flow = ConfigWorkflow(
+        config, workflow_type="infer", bundle_root=str(bundle_root), weights=str(finished / "model.pt"), **given
+    )
+    flow.initialize()
+    flow.run()
+    network, tuned = flow.parser.get_parsed_content("network"), weights(finished / "model.pt")
+    assert all(torch.equal(value, tuned[f"encoder.{key}"]) for key, value in network.state_dict().items())
+    assert flow.parser.get_parsed_content("mr_floor") is None and flow.parser.get_parsed_content("spacing") is None
+    assert sorted(path.stem for path in (tmp_path / "embeddings").iterdir()) == ["head_a", "head_b"]
+
+
+def test_a_fine_tuned_run_does_not_reconstruct_and_says_what_it_can(bundle_root: Path, finished: Path):
+    flow = ConfigWorkflow(
+        str(ROOT / "configs/reconstruct.yaml"), workflow_type="train", bundle_root=str(bundle_root),
+        run_folder=str(finished), device="cpu",
+    )  # fmt: skip
+    flow.initialize()
+    with pytest.raises((RuntimeError, ValueError)) as caught:
+        flow.run()
+    said = str(user_error_in(caught.value))
+    assert f'"{finished}" was fine-tuned, so it has no reconstruction' in said and f"{finished}/model.pt" in said

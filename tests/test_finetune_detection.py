@@ -17,6 +17,7 @@ from monai.bundle import ConfigWorkflow
 
 from bundle.errors import user_error_in
 from bundle.networks import build_encoder
+from bundle.runs import release_folders
 from bundle.tasks.detection import ResNetFPN
 from tests.tasks.detection.organ_boxes import labelled_part, organ_box
 
@@ -96,6 +97,58 @@ def finished(folder: Path) -> Path:
     return run(folder)
 
 
+def predict(model: object, scans: Path, output: Path, **overrides) -> dict[str, dict[str, str]]:
+    """Runs the config of the prediction; returns the rows of its table by the names of the scans."""
+    given = {"model": str(model), "dataset_dir": str(scans), "output_dir": str(output), "device": "cpu", **overrides}
+    config = str(ROOT / "configs/predict_detection.yaml")
+    flow = ConfigWorkflow(config, workflow_type="infer", num_workers=0, **given)
+    flow.initialize()
+    try:
+        flow.run()
+    finally:
+        release_folders()
+    return {row["scan"]: row for row in table(output / "predictions.csv")}
+
+
+def table(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="") as opened:
+        return list(csv.DictReader(opened))
+
+
+def test_new_scans_get_the_boxes_that_validation_found(finished: Path, folder: Path, tmp_path: Path):
+    scans = tmp_path / "my scans"
+    scans.mkdir()
+    for name in ("mr_body_totalseg", "ct_spine_tptbox"):
+        (scans / f"{name}.nii.gz").symlink_to(folder / f"{name}.nii.gz")
+    (scans / "broken.nii.gz").write_bytes(b"no image")
+    options = {"mirrors": False, "score_threshold": 0.001}  # as in QUICK
+    rows = predict(finished, scans, tmp_path / "out", **options)
+    assert "cannot be read" in rows["broken"]["skipped"]
+    known = {entry["image"].removesuffix(".nii.gz"): entry for entry in json.loads(
+        (finished / "boxes.json").read_text())["validation"]}  # fmt: skip
+    found = {entry["image"]: entry for entry in json.loads((tmp_path / "out/boxes.json").read_text())["predictions"]}
+    assert found.keys() == known.keys() == rows.keys() - {"broken"}
+    for name, entry in known.items():
+        assert found[name]["score"] == pytest.approx(entry["score"], abs=2e-4)
+        assert np.allclose(found[name]["box"], entry["box"], atol=0.02)
+        assert found[name]["label"] == entry["label"] and rows[name]["boxes"] == str(len(entry["box"]))
+    assert "gallbladder" in (tmp_path / "out/report.html").read_text()
+    lines = [line for line in table(tmp_path / "out/boxes.csv") if line["scan"] == "mr_body_totalseg"]
+    markups = json.loads((tmp_path / "out/markups/mr_body_totalseg.mrk.json").read_text())["markups"]
+    assert len(lines) == len(markups) == len(found["mr_body_totalseg"]["box"]) > 0
+    for line, markup in zip(lines, markups, strict=True):
+        assert markup["center"] == pytest.approx([-float(line["x"]), -float(line["y"]), float(line["z"])])
+        assert markup["size"] == pytest.approx([float(line[side]) for side in ("width", "height", "depth")])
+        assert markup["name"].startswith(line["class"])
+    assert predict(finished, scans, tmp_path / "out", **options) == rows  # nothing is done twice
+    # the same model twice agrees with itself, and mirror images are looked at
+    one = scans / "mr_body_totalseg.nii.gz"
+    twice = predict(f"[{finished}, {finished}/model.pt]", one, tmp_path / "two", **options)
+    assert twice["mr_body_totalseg"]["boxes"] == rows["mr_body_totalseg"]["boxes"]
+    predict(finished, one, tmp_path / "few", score_threshold=0.99)
+    assert json.loads((tmp_path / "few/boxes.json").read_text())["predictions"][0]["box"] == []
+
+
 def test_the_run_leaves_everything_it_promises(finished: Path, folder: Path):
     assert finished.parent == folder / "runs/detection"
     for name in ("config.yaml", "metrics.csv", "curves.png", "summary.md", "model.pt", "model.json", "boxes.json"):
@@ -112,6 +165,8 @@ def test_the_run_leaves_everything_it_promises(finished: Path, folder: Path):
 def test_the_product_is_the_state_dict_of_a_plain_retinanet(finished: Path):
     about = json.loads((finished / "model.json").read_text())
     assert about["classes"] == CLASSES and len(about["anchor_shapes"]) == 3 and about["spacing"] == [6, 6, 6]
+    assert about["task"] == "detection" and about["in_channels"] == 1 and about["modality"] == "auto"
+    assert about["mirror_axes"] == [0, 1, 2] and about["mr_floor"] == 3.0
     channels, layers = about["out_channels"], about["returned_layers"]
     extractor = ResNetFPN(about["encoder"], returned_layers=layers, out_channels=channels)
     network = RetinaNet(3, len(about["classes"]), len(about["anchor_shapes"]), extractor)

@@ -5,7 +5,8 @@ from bundle.data.crops import CropDataset, DrawSampler, PlacedCropd, RandForegro
 from bundle.data.find import FoundVolume, find_volumes
 from bundle.data.geometry import OptionalSpacingd, PadToCropd, ToPlainTensorsd, crop_size
 from bundle.data.intensity import Foregroundd, Modalityd, NormalizeByModalityd
-from bundle.data.mirrors import random_mirrors
+from bundle.data.intensity_scheme import NormalizeBySchemed, normalization
+from bundle.data.mirrors import mirrored_axes, random_mirrors
 from bundle.data.read import ReadVolumed, read_volume
 from bundle.data.safe_names import result_names, table_row
 from bundle.data.scans import find_scans
@@ -20,6 +21,7 @@ __all__ = [
     "FoundVolume",
     "Modalityd",
     "NormalizeByModalityd",
+    "NormalizeBySchemed",
     "OptionalSpacingd",
     "PadToCropd",
     "PlacedCropd",
@@ -36,6 +38,8 @@ __all__ = [
     "find_scans",
     "find_volumes",
     "make_loader",
+    "mirrored_axes",
+    "normalization",
     "random_mirrors",
     "read_volume",
     "result_names",

@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bundle.errors import UserError
 
-__all__ = ["first_modality", "list_entries", "modality_named", "read_json"]
+__all__ = ["PARTS", "check_part", "choose_part", "first_modality", "list_entries", "modality_named", "read_json"]
+
+#: the lists of a json, in their order; what is for testing is in no training and no validation
+PARTS = ("training", "validation", "test")
 
 _MODALITIES = {"CT": "CT", "MR": "MR", "MRI": "MR"}
 
@@ -44,25 +47,58 @@ def read_json(file: Path) -> Mapping[str, Any]:
     return content
 
 
-def list_entries(file: Path, content: Mapping[str, Any], remedy: str) -> Iterator[tuple[str, str, Any]]:
-    """The entries of the lists `training` and, if there is one, `validation`.
+def check_part(part: str) -> str:
+    """`part` itself, if it is one that `--part` takes.
+
+    Raises:
+        UserError: if it is not.
+    """
+    if part not in ("", "auto", "all", *PARTS):
+        raise UserError(f"--part {part!r} is not known: choose auto, training, validation, test or all")
+    return part
+
+
+def choose_part(part: str, content: Mapping[str, Any], wanted: Sequence[str] = ()) -> str:
+    """The part that `auto` means: `test` if the json lists volumes for it, else `all`; another one is itself.
+
+    Args:
+        part: as for `list_entries`, or "auto".
+        content: of the json.
+        wanted: keys that an entry must have. The `test` of the MSD has images without labels: it is none then.
+    """
+    test = content.get("test")
+    if check_part(part) != "auto":
+        return part
+    usable = isinstance(test, list) and all(
+        not wanted or (isinstance(entry, Mapping) and all(key in entry for key in wanted)) for entry in test
+    )
+    return "test" if test and usable else "all"
+
+
+def list_entries(file: Path, content: Mapping[str, Any], remedy: str, part: str = "") -> Iterator[tuple[str, str, Any]]:
+    """The entries of the lists `training`, `validation` and `test`, of which `training` alone must be there.
 
     Args:
         file: of the content.
         content: of the file.
-        remedy: what to list, for the message where there is no list `training`.
+        remedy: what to list, for the message where there is no such list.
+        part: the list to read; "all" reads every one, "" those that a training sees: all but `test`.
 
     Yields:
-        The name of the list, the part of the split ("" if nothing is listed for validation), and the entry.
+        The name of the list, the part of the split ("" for training if nothing is listed for validation), and the
+        entry.
 
     Raises:
         UserError: if the lists are missing or no lists.
     """
-    if not isinstance(content.get("training"), list):
-        raise UserError(f"--dataset_dir {file} has no list 'training': {remedy}")
+    names = {"": PARTS[:2], "all": PARTS}.get(check_part(part), (part,))
+    required = names[0]
+    if not isinstance(content.get(required), list):
+        raise UserError(f"--dataset_dir {file} has no list {required!r}: {remedy}")
     if not isinstance(content.get("validation") or [], list):
         raise UserError(f"--dataset_dir {file} has a 'validation' that is no list: list its volumes or remove it")
     has_split = bool(content.get("validation"))
-    for name in ("training", "validation"):
-        for entry in content.get(name) or []:
-            yield name, name if has_split else "", entry
+    for name in names:
+        listed = content.get(name)
+        for entry in listed if isinstance(listed, list) else []:
+            yield name, name if has_split or name == "test" else "", entry

@@ -4,13 +4,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bundle.data.dataset_json import first_modality, list_entries, modality_named, read_json
-from bundle.data.dicom import find_series, numbered
+from bundle.data.dataset_json import (
+    PARTS,
+    check_part,
+    choose_part,
+    first_modality,
+    list_entries,
+    modality_named,
+    read_json,
+)
+from bundle.data.dicom import Series, find_dicom, find_series, numbered
 from bundle.data.files import walk_folders
 from bundle.data.printable import printable, shortened
 from bundle.errors import UserError, VolumeError
@@ -31,7 +39,7 @@ class FoundVolume:
         modality: "CT" or "MR" as the DICOM tag or the json says, or "" if they do not.
         group: volumes of one group stay on one side of the train/validation split. For DICOM, a digest of the
             patient, or of the study where the patient was removed; it lives in memory only, neither logged nor stored.
-        part: "training" or "validation" where a json tells, else "".
+        part: "training", "validation" or "test" where a json tells, else "".
         annotations: what a data list says of it for fine-tuning, such as the file of its label map.
         channels: the file, or the files of the DICOM series, of each further image of the same grid.
         left_out: why the volume is not used, and what to do about it; two empty texts if it is used.
@@ -60,7 +68,7 @@ class FoundVolume:
         """
         problem, remedy = self.left_out
         if problem:
-            raise VolumeError(self.name, f"{problem}: no scan", remedy)
+            raise VolumeError(self.name, problem, remedy)
         item = {**self.annotations, "image": list(self.files), "name": self.name, "modality": self.modality}
         if self.channels:
             item["channels"] = [list(files) for files in self.channels]
@@ -69,21 +77,32 @@ class FoundVolume:
         return item
 
 
-def find_volumes(dataset_dir: str | os.PathLike[str]) -> list[FoundVolume]:
+def find_volumes(dataset_dir: str | os.PathLike[str], part: str = "", *, others: bool = False) -> list[FoundVolume]:
     """All volumes of a dataset, sorted by name.
 
     Args:
         dataset_dir: a folder, searched with its subfolders, or an MSD-style json: lists `training` and, optionally,
             `validation`, of paths or of objects with `image` and optionally `modality`; paths are relative to it.
+        part: which lists of a json to take: "training", "validation", "test" or "all"; "": all but `test`; "auto":
+            `test` if there is one, else all. A folder has no parts.
+        others: whether to list a folder's DICOM objects that are no images of CT or MR, too, as left out.
 
     Raises:
-        UserError: if there is no such folder or file, it holds no volume, or the json cannot be used.
+        UserError: if there is no such folder or file, it holds no volume, the json cannot be used, or a folder is asked
+            for a part.
     """
     root = Path(dataset_dir)
+    if root.is_dir() and check_part(part) in PARTS:
+        raise UserError(
+            f"--part {part} needs a json that lists it, and --dataset_dir {root} is a folder: give the json"
+        )
     if root.is_file() and root.suffix == ".json":
-        volumes = _from_json(root)
+        volumes = _from_json(root, part)
     elif root.is_dir():
-        volumes = [*_image_files(root), *_dicom_series(root)]
+        series, objects = find_dicom(root)
+        volumes = [*_image_files(root), *_dicom_series(series, root)]
+        if volumes and others:
+            volumes += _other_objects(objects, root)
     elif root.is_file():
         raise UserError(f"--dataset_dir {root} is a file: give its folder, or a json that lists volumes")
     else:
@@ -115,24 +134,43 @@ def _image_files(root: Path) -> Iterator[FoundVolume]:
         yield FoundVolume(name=str(path.relative_to(root)), files=(str(path),))
 
 
-def _dicom_series(root: Path, prefix: str = "") -> Iterator[FoundVolume]:
+def _dicom_series(found: Sequence[Series], root: Path, prefix: str = "") -> Iterator[FoundVolume]:
     """The series in a folder and below it, named by their path from it after `prefix`."""
-    for name, series in numbered(find_series(root), root, prefix):
-        yield FoundVolume(name=name, files=series.files, modality=modality_named(series.modality), group=series.group)
+    for name, series in numbered(found, root, prefix):
+        volume = FoundVolume(name, series.files, modality_named(series.modality), series.group)
+        if series.copies is None:
+            yield volume
+        else:
+            original = Path(prefix, series.copies.relative_to(root))
+            reason = f"holds copies of the DICOM images in {printable(str(original))}"
+            yield replace(volume, left_out=(reason, "remove one of the two folders"))
 
 
-def _from_json(path: Path) -> list[FoundVolume]:
+def _other_objects(found: Mapping[tuple[Path, str], int], root: Path) -> Iterator[FoundVolume]:
+    """A line of the report for each modality that is neither CT nor MR, and how many files of it are where."""
+    modalities: dict[str, list[tuple[Path, int]]] = {}
+    for (folder, modality), count in sorted(found.items()):
+        modalities.setdefault(modality, []).append((folder, count))
+    for modality, places in modalities.items():
+        files, more = sum(count for _, count in places), len(places) - 1
+        where = root.name if places[0][0] == root else str(places[0][0].relative_to(root))
+        elsewhere = f", some in {more} other folder(s)" if more else ""
+        reason = f"{files} DICOM file(s) with no image of CT or MR{elsewhere}"
+        yield FoundVolume(f"{where} ({modality})", (), left_out=(reason, "nothing is to be done"))
+
+
+def _from_json(path: Path, part: str) -> list[FoundVolume]:
     volumes: list[FoundVolume] = []
     remedy = "name the volumes as in an MSD dataset.json"
     content = read_json(path)
-    for name, part, listed in list_entries(path, content, remedy):
+    for name, own_part, listed in list_entries(path, content, remedy, choose_part(part, content)):
         entry = {"image": listed} if isinstance(listed, str) else listed
         if not isinstance(entry, dict) or not isinstance(entry.get("image"), str):
             raise UserError(
                 f"--dataset_dir {path} lists {shortened(entry)} in {name!r}: give a path or {{'image': path}}"
             )
         modality = modality_named(entry.get("modality")) or first_modality(content)
-        volumes += find_listed(path.parent / entry["image"], entry["image"], modality=modality, part=part)
+        volumes += find_listed(path.parent / entry["image"], entry["image"], modality=modality, part=own_part)
     return volumes
 
 
@@ -155,6 +193,8 @@ def find_listed(
         group: as the list says, or "".
         annotations: what the list says of it besides.
     """
+    if os.path.normpath(file.absolute()) == file.absolute().anchor:
+        raise UserError(f"--dataset_dir lists {name!r}, the root of all folders: name files, or folders of one series")
     entry = FoundVolume(name, (), modality, group, part, annotations or {})
     if not is_folder(file):
         return [replace(entry, files=(str(file),))]
@@ -162,7 +202,7 @@ def find_listed(
         replace(
             entry, name=found.name, files=found.files, modality=modality or found.modality, group=group or found.group
         )
-        for found in _dicom_series(file, prefix=name)
+        for found in _dicom_series(find_series(file), file, prefix=name)
     ]
     return series or [entry]  # reading it says what is wrong
 

@@ -3,20 +3,26 @@
 
 from __future__ import annotations
 
+import gzip
+from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
 
+from bundle.data.header_texts import read_text_header
 from bundle.data.sanity import check_affine, check_shape, check_size
 from bundle.errors import VolumeError
 
-__all__ = ["read_by_itk", "read_by_nibabel"]
+__all__ = ["read_by_itk", "read_by_nibabel", "to_millimetres"]
 
 #: mm per unit of a NIfTI header; most writers leave "unknown" where they mean mm
 _MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
 #: from an origin to a scanner's centre, in mm
 _FARTHEST = 5000.0
+#: sform and qform differ if a corner lies farther apart, in voxels
+_APART = 0.5
+_GZIP, _CHUNK = b"\x1f\x8b", 2**20
 
 
 def read_by_nibabel(file: str, name: str, stacked: bool) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
@@ -38,10 +44,11 @@ def read_by_nibabel(file: str, name: str, stacked: bool) -> tuple[np.ndarray, np
     shape = image.shape
     is_stack = stacked and len(shape) == 4 and shape[3] > 1
     check_shape(shape[:3] if is_stack else shape, name)
-    affine, notes = _to_millimetres(image)
+    affine, notes = to_millimetres(image)
+    notes += _doubts(image)
     check_affine(affine, shape[:3], name)
     check_size(shape, name)
-    array = np.asanyarray(image.dataobj, dtype=np.float32)  # header's slope and intercept applied
+    array = np.asanyarray(_verified(image, file).dataobj, dtype=np.float32)  # header's slope and intercept applied
     array = np.moveaxis(array, 3, 0) if is_stack else array.reshape(1, *shape[:3])
     return np.ascontiguousarray(array), affine, notes
 
@@ -62,12 +69,15 @@ def read_by_itk(file: str, name: str) -> tuple[np.ndarray, np.ndarray, tuple[str
     shape = tuple(int(kind.GetDimensions(axis)) for axis in range(kind.GetNumberOfDimensions()))
     check_shape(shape, name)
     check_size(shape, name)
+    header = read_text_header(file)
+    header.check_compressed()
     # to float in ITK: it has no images of int8 or of 64-bit integers in Python
     image = itk.imread(file, pixel_type=itk.F)
     array, meta = ITKReader().get_data(image)
-    affine = np.asarray(meta["affine"], dtype=np.float64)
+    affine = np.array(meta["affine"], dtype=np.float64)
+    affine[:3] *= header.millimetres(name)
     check_affine(affine, array.shape[:3], name)
-    return np.ascontiguousarray(array, dtype=np.float32).reshape(1, *shape[:3]), affine, ()
+    return np.ascontiguousarray(array, dtype=np.float32).reshape(1, *shape[:3]), affine, header.notes
 
 
 def _check_kind(image: Any, name: str) -> None:
@@ -82,15 +92,63 @@ def _check_kind(image: Any, name: str) -> None:
         raise VolumeError(name, "holds complex numbers", "save its magnitude, or leave it out")
 
 
-def _to_millimetres(image: Any) -> tuple[np.ndarray, tuple[str, ...]]:
+def to_millimetres(image: Any) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The affine of an image that nibabel has opened, to RAS mm, and a note on its origin where it is in doubt."""
     affine = np.array(image.affine, dtype=np.float64)
     unit = image.header.get_xyzt_units()[0] if isinstance(image, nibabel.Nifti1Pair) else "mm"
     if unit not in _MILLIMETRES:
         return affine, ()
     origin = affine[:3, 3].copy()
     affine[:3] *= _MILLIMETRES[unit]
-    scaled, voxel = np.abs(affine[:3, 3]), np.linalg.norm(affine[:3, :3], axis=0).min()
-    if origin.any() and np.abs(origin).max() < _FARTHEST and (scaled.max() > _FARTHEST or scaled.max() < voxel):
-        affine[:3, 3] = origin  # some writers convert the size of a voxel only
+    if _is_in_millimetres(origin, affine, image.shape[:3]):
+        affine[:3, 3] = origin
         return affine, (f"units are {unit}s; its origin is taken as mm, since it makes no sense in {unit}s",)
     return affine, ()
+
+
+def _is_in_millimetres(origin: np.ndarray, affine: np.ndarray, shape: tuple[int, ...]) -> bool:
+    """Whether an origin is in mm, though the header has another unit: some writers convert the size of a voxel only.
+
+    So it is if it lies nowhere in the header's unit. Or if it lies within one voxel from 0 in that unit, and near the
+    volume in mm: a true one so near to 0 is 0 or half a voxel.
+    """
+    scaled, size = np.abs(affine[:3, 3]), np.linalg.norm(affine[:3, :3], axis=0)
+    if not origin.any() or np.abs(origin).max() >= _FARTHEST:
+        return False
+    halves = 2 * np.linalg.solve(affine[:3, :3], affine[:3, 3])
+    is_true = np.abs(halves - np.rint(halves)).max() < 1e-3 or np.linalg.norm(origin) > 2 * np.linalg.norm(size * shape)
+    return bool(scaled.max() > _FARTHEST or (scaled.max() < size.min() and not is_true))
+
+
+def _doubts(image: Any) -> tuple[str, ...]:
+    """Notes on a NIfTI header that tells the place of the volume twice, or not at all."""
+    if not isinstance(image, nibabel.Nifti1Pair):
+        return ()
+    sform, qform = image.header.get_sform(coded=True), image.header.get_qform(coded=True)
+    if not sform[1] and not qform[1]:
+        return ("the header has neither sform nor qform, so left and right are a guess",)
+    if not sform[1] or not qform[1]:
+        return ()
+    last = np.array(image.shape[:3]) - 1
+    corners = np.array([[*(last * np.array(bits)), 1] for bits in np.ndindex(2, 2, 2)], dtype=np.float64)
+    apart = np.linalg.norm(((sform[0] - qform[0]) @ corners.T)[:3], axis=0).max()
+    if apart < _APART * np.linalg.norm(sform[0][:3, :3], axis=0).min():
+        return ()
+    return (f"sform and qform are up to {apart:.3g} apart; the sform is taken",)
+
+
+def _verified(image: Any, file: str) -> Any:
+    """The image, read to the end of a gzip file: the checksum stands there, and nibabel stops at the last voxel.
+
+    Raises:
+        OSError: if the file is damaged; or EOFError.
+    """
+    with Path(file).open("rb") as stream:
+        if stream.read(2) != _GZIP:
+            return image
+    needed = int(image.dataobj.offset + np.prod(image.shape) * image.get_data_dtype().itemsize)
+    with gzip.open(file) as stream:
+        voxels = stream.read(needed)
+        while stream.read(_CHUNK):
+            pass
+    return type(image).from_bytes(voxels)

@@ -8,6 +8,9 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
+from bundle.data.formats import to_millimetres
+from bundle.data.header_texts import read_text_header
+
 __all__ = ["Grid", "file_grid", "same_place"]
 
 #: voxels per axis, and the affine to RAS mm
@@ -23,7 +26,7 @@ def file_grid(file: Path) -> Grid | None:
         if file.name.lower().endswith((".nrrd", ".nhdr", ".mha", ".mhd")):
             return _itk_grid(str(file))
         image = nibabel.load(file)
-        return tuple(image.shape[:3]), np.asarray(image.affine, dtype=np.float64)
+        return tuple(image.shape[:3]), to_millimetres(image)[0]
     except Exception:  # noqa: BLE001 - readers raise anything on a broken file
         return None
 
@@ -51,4 +54,5 @@ def _itk_grid(file: str) -> Grid | None:
     for axis in range(3):
         affine[:3, axis] = np.asarray(header.GetDirection(axis)) * header.GetSpacing(axis)
         affine[axis, 3] = header.GetOrigin(axis)
+    affine[:3] *= read_text_header(file).millimetres(file)
     return shape, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # ITK's axes go to the left and to posterior

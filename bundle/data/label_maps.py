@@ -16,7 +16,15 @@ from bundle.data.grids import file_grid, same_place
 from bundle.data.names import without_ending
 from bundle.errors import UserError, VolumeError
 
-__all__ = ["WHOLE", "check_include", "is_included", "label_map_by_path", "looks_like_label_map", "refuse_label_map"]
+__all__ = [
+    "WHOLE",
+    "check_include",
+    "is_included",
+    "label_map_by_path",
+    "looks_like_label_map",
+    "looks_like_probabilities",
+    "refuse_label_map",
+]
 
 #: whole names of folders of label maps: of nnU-Net, the MSD, TotalSegmentator, and usual ones
 _FOLDERS = re.compile(
@@ -24,7 +32,9 @@ _FOLDERS = re.compile(
     re.IGNORECASE,
 )
 #: words of a file's name that only a label map has, wherever they are in it, with or without a number
-_ANYWHERE = re.compile(r"(seg|segm|dseg|aseg|probseg|segmentations?|label_?maps?|groundtruth)\d*", re.IGNORECASE)
+_ANYWHERE = re.compile(
+    r"(seg|segm|dseg|aseg|probseg|softmax|probabilit(y|ies)|segmentations?|label_?maps?|groundtruth)\d*", re.IGNORECASE
+)
 #: words that make a label map at the end of a file's name, or where the rest of the name is a number
 _AT_THE_END = re.compile(r"(labels?|masks?|gt|roi)\d*", re.IGNORECASE)
 
@@ -34,6 +44,11 @@ _MOST_VALUES = 256
 _LEAST_BACKGROUND = 0.3
 #: of neighbouring voxels that are no background, the share of equal ones: label maps 0.98, scans of 8 bits up to 0.5
 _LEAST_EQUAL = 0.75
+#: a map of probabilities: below the first is background, above the second is sure
+_BACKGROUND, _SURE = 0.01, 0.95
+#: of its voxels that are no background at least this share is sure; of scans that were scaled to 0..1 between two
+#: percentiles below 0.05, of one without background below 0.23
+_LEAST_SURE = 0.25
 #: how far a whole number may be off after a scaling
 WHOLE = 1e-3
 
@@ -111,30 +126,49 @@ def looks_like_label_map(array: np.ndarray) -> bool:
     return equal >= _LEAST_EQUAL * both
 
 
-def refuse_label_map(image: MetaTensor, file: str, name: str) -> None:
-    """Refuses a file of a folder if it looks like a label map and is on the grid of another file near it.
+def looks_like_probabilities(array: np.ndarray) -> bool:
+    """Whether voxels are a soft map of one structure: between 0 and 1, mostly 0, and many that are nearly 1.
 
-    Near are the files of its folder and of the folder above, and those of its name in the folders beside its own.
+    Args:
+        array: ``[D, H, W]``.
+    """
+    if array.min() < -WHOLE or array.max() > 1 + WHOLE or _is_whole(array):
+        return False
+    inside = array > _BACKGROUND
+    count = int(np.count_nonzero(inside))
+    sure = int(np.count_nonzero(array >= _SURE))
+    return 0 < count <= (1 - _LEAST_BACKGROUND) * array.size and sure >= _LEAST_SURE * count
+
+
+def refuse_label_map(image: MetaTensor, file: str, name: str) -> list[str]:
+    """Refuses a file of a folder if it looks like a label map or a map of probabilities of another file near it.
+
+    Near are the files of its folder and of the folder above, and those of its name in the folders beside its own, on
+    the same grid. Without such a file nothing but the voxels tells, so the file is taken, with a note.
 
     Args:
         image: ``[1, D, H, W]``, read from the file.
         file: its path.
         name: what to call it in the error.
 
+    Returns:
+        Notes on what is taken, but in doubt.
+
     Raises:
         VolumeError: if it is taken for a label map.
     """
-    if image.shape[0] != 1 or not looks_like_label_map(np.asarray(image[0])):
-        return
-    shape, affine = tuple(image.shape[1:]), np.asarray(image.affine)
-    for other in _near(Path(file)):
-        grid = file_grid(other)
-        if grid is not None and same_place(grid, (shape, affine)):
-            raise VolumeError(
-                name,
-                "looks like a label map: few whole numbers, on the grid of another file near it",
-                'if it is a scan, name it with --include "[...]"',
-            )
+    if image.shape[0] != 1:
+        return []
+    array = np.asarray(image[0])
+    is_flat, remedy = looks_like_label_map(array), 'if it is a scan, name it with --include "[...]"'
+    if not is_flat and not looks_like_probabilities(array):
+        return []
+    kind = "a label map: few whole numbers" if is_flat else "a map of probabilities: from 0 to 1"
+    grid = tuple(image.shape[1:]), np.asarray(image.affine)
+    others = (file_grid(other) for other in _near(Path(file)))
+    if any(other is not None and same_place(other, grid) for other in others):
+        raise VolumeError(name, f"looks like {kind}, on the grid of another file near it", remedy)
+    return [f"looks like {kind}; taken as a scan, since no file near it is on its grid"]
 
 
 def _near(file: Path) -> Iterator[Path]:

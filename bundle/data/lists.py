@@ -8,21 +8,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bundle.data.dataset_json import first_modality, list_entries, modality_named, read_json
+from bundle.data.dataset_json import PARTS, choose_part, first_modality, list_entries, modality_named, read_json
 from bundle.data.find import FoundVolume, find_listed, is_folder, volume_files
 from bundle.data.names import without_ending
 from bundle.data.printable import shortened
 from bundle.errors import UserError
 
-__all__ = ["find_labelled", "first_modality", "structure_files"]
+__all__ = ["find_labelled", "find_unlabelled", "first_modality", "structure_files"]
 
 
-def find_labelled(listed: Path, wanted: tuple[str, ...]) -> list[FoundVolume]:
-    """The volumes that a json lists under `training` and `validation`.
+def find_labelled(listed: Path, wanted: tuple[str, ...], part: str = "") -> list[FoundVolume]:
+    """The volumes that a json lists under `training` and `validation`, or under `test`.
 
     Args:
         listed: the json; paths in it are relative to its folder.
         wanted: keys that every entry must have beside `image`; they become the volume's annotations.
+        part: "training", "validation", "test" or "all"; "": all but `test`; "auto": `test` if it has what is wanted,
+            else all.
 
     Raises:
         UserError: if the list cannot be used.
@@ -30,7 +32,10 @@ def find_labelled(listed: Path, wanted: tuple[str, ...]) -> list[FoundVolume]:
     content = read_json(listed)
     remedy = f"list objects with image, {', '.join(wanted)}"
     volumes: list[FoundVolume] = []
-    for name, part, entry in list_entries(listed, content, remedy):
+    part = choose_part(part, content, ("image", *wanted))
+    if part == "all" and choose_part("auto", content, ("image", *wanted)) != "test":
+        part = ""  # images without labels, as in the MSD
+    for name, own_part, entry in list_entries(listed, content, remedy, part):
         if not isinstance(entry, Mapping) or any(key not in entry for key in ("image", *wanted)):
             raise UserError(
                 f"{listed} lists {shortened(entry)} in {name!r}: give objects with image, {', '.join(wanted)}"
@@ -38,18 +43,52 @@ def find_labelled(listed: Path, wanted: tuple[str, ...]) -> list[FoundVolume]:
         annotations: dict[str, Any] = {key: entry[key] for key in wanted}
         if wanted == ("label",):
             annotations["label"] = _label_files(entry["label"], listed)
-        image, *others = _paths(entry["image"], listed)
-        channels = [find_listed(listed.parent / other, other)[0].files for other in others]
-        found = find_listed(
-            listed.parent / image,
-            image,
-            modality=modality_named(entry.get("modality")) or first_modality(content),
-            part=part,
-            group=str(entry.get("group") or ""),
-            annotations=annotations,
-        )
-        volumes += [replace(volume, channels=tuple(channels)) for volume in found]
+        volumes += _entry_volumes(listed, content, own_part, entry, annotations)
     return volumes
+
+
+def find_unlabelled(listed: Path, part: str = "all") -> list[FoundVolume]:
+    """The volumes that a json lists, whatever it says of labels.
+
+    Args:
+        listed: the json; paths in it are relative to its folder. An entry is a path, a list of paths (channels), or an
+            object with `image`.
+        part: training, validation, test or all; "auto": `test` if the json has such a list, else all.
+
+    Raises:
+        UserError: if it lists none, or an entry names no image.
+    """
+    content = read_json(listed)
+    chosen = choose_part(part, content)
+    names = PARTS if chosen == "all" else (chosen,)
+    volumes: list[FoundVolume] = []
+    for name in names:
+        entries = content.get(name) or []
+        for given in entries if isinstance(entries, list) else [entries]:
+            entry = given if isinstance(given, Mapping) else {"image": given}
+            if "image" not in entry:
+                raise UserError(f"{listed} lists {shortened(given)} in {name!r}: give a path or {{'image': path}}")
+            volumes += _entry_volumes(listed, content, name, entry, {})
+    if not volumes:
+        raise UserError(f"{listed} lists no volume: list paths, or objects with image, under {' or '.join(names)}")
+    return volumes
+
+
+def _entry_volumes(
+    listed: Path, content: Mapping[str, Any], part: str, entry: Mapping[str, Any], annotations: Mapping[str, Any]
+) -> list[FoundVolume]:
+    """The volume of an entry with its channels, or the volumes of a folder with several DICOM series."""
+    image, *others = _paths(entry["image"], listed)
+    channels = [find_listed(listed.parent / other, other)[0].files for other in others]
+    found = find_listed(
+        listed.parent / image,
+        image,
+        modality=modality_named(entry.get("modality")) or first_modality(content),
+        part=part,
+        group=str(entry.get("group") or ""),
+        annotations=annotations,
+    )
+    return [replace(volume, channels=tuple(channels)) for volume in found]
 
 
 def _label_files(value: object, listed: Path) -> str | dict[str, str]:

@@ -10,7 +10,7 @@ from monai.transforms import Compose
 
 from bundle.errors import UserError
 
-__all__ = ["random_mirrors"]
+__all__ = ["mirrored_axes", "random_mirrors"]
 
 
 def random_mirrors(
@@ -35,7 +35,25 @@ def random_mirrors(
         >>> mirrors({"image": torch.arange(4).view(1, 2, 2, 1)})["image"].flatten().tolist()
         [2, 3, 0, 1]
     """
+    _check_axes(axes)
+    return Compose([flip(prob=probabilities[axis], spatial_axis=axis) for axis in axes])
+
+
+def mirrored_axes(axes: Sequence[int], probabilities: Sequence[float] = (0.5, 0.5, 0.5)) -> list[int]:
+    """Those of `axes` on which `random_mirrors` with the same arguments ever mirrors, in rising order.
+
+    Raises:
+        UserError: as `random_mirrors`.
+
+    Example:
+        >>> mirrored_axes([2, 0], probabilities=[0, 0.5, 0.5])
+        [2]
+    """
+    _check_axes(axes)
+    return sorted(axis for axis in axes if probabilities[axis] > 0)
+
+
+def _check_axes(axes: Sequence[int]) -> None:
     listed = isinstance(axes, Sequence) and not isinstance(axes, str)
     if not listed or len(set(axes)) < len(axes) or not {0, 1, 2} >= set(axes):
         raise UserError(f"--mirror_axes {axes} does not fit: give different axes of 0, 1 and 2, such as [0], or []")
-    return Compose([flip(prob=probabilities[axis], spatial_axis=axis) for axis in axes])

@@ -12,7 +12,7 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
-from bundle.data.dicom import read_header, read_series
+from bundle.data.dicom import UnknownCompressionError, read_header, read_series
 from bundle.data.formats import read_by_itk, read_by_nibabel
 from bundle.data.label_maps import refuse_label_map
 from bundle.data.sanity import check_affine
@@ -32,7 +32,8 @@ class ReadVolumed(MapTransform):
     """Dictionary form of `read_volume`: a list of files to a `MetaTensor` ``[channels, D, H, W]``.
 
     Further channels are the images of one grid that are listed under `channels`, or the fourth axis of a NIfTI file.
-    A volume with tilted slices is resampled onto a grid with right angles (`straighten`).
+    A volume with tilted slices is resampled onto a grid with right angles (`straighten`); then `own_grid` in its `meta`
+    is the affine and the size that it had.
 
     Args:
         keys: of the files; `name` names the volume in errors.
@@ -72,9 +73,10 @@ class ReadVolumed(MapTransform):
                 raise VolumeError(
                     name, f"has {image.shape[0]} channels, not the {self.channels} of --in_channels", "correct either"
                 )
+            notes = [note for one in images for note in one.meta.get("notes", ())]
             if from_folder:
-                refuse_label_map(image, item[key][0], name)
-            item[key] = _with_right_angles(image, [note for one in images for note in one.meta.get("notes", ())])
+                notes += refuse_label_map(image, item[key][0], name)
+            item[key] = _with_right_angles(image, notes)
         return item
 
 
@@ -102,6 +104,8 @@ def read_volume(files: Sequence[str], name: str, *, constant: bool = False, stac
         array, affine, notes = _read(files, name, stacked)
     except VolumeError:
         raise
+    except UnknownCompressionError as error:
+        raise VolumeError(name, str(error), 'decompress it, as with "gdcmconv --raw", or leave it out') from error
     except Exception as error:  # readers raise anything on a broken file; all of it means the same to the user
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise VolumeError(name, f"cannot be read ({reason})", "copy it again or leave it out") from error
@@ -126,7 +130,9 @@ def same_grid(one: MetaTensor, other: MetaTensor) -> bool:
 
 def _with_right_angles(image: MetaTensor, notes: list[str]) -> MetaTensor:
     if is_sheared(image.affine):
+        own_grid = np.asarray(image.affine, dtype=np.float64), tuple(image.shape[1:])
         image = straighten(image)
+        image.meta["own_grid"] = own_grid
         notes.append("slices are tilted against the long axis, resampled onto a grid with right angles")
     if notes:
         image.meta["notes"] = tuple(dict.fromkeys(notes))

@@ -21,7 +21,9 @@ __all__ = ["find_scans"]
 _NAMED = 20
 
 
-def find_scans(dataset_dir: str | os.PathLike[str], include: Sequence[str] | str = ()) -> list[FoundVolume]:
+def find_scans(
+    dataset_dir: str | os.PathLike[str], include: Sequence[str] | str = (), part: str = ""
+) -> list[FoundVolume]:
     """The volumes of a dataset as `bundle.data.find_volumes` finds them, without a folder's label maps.
 
     Label maps by their path have `left_out`: the reason, for the report. The other files of a folder are marked
@@ -31,6 +33,7 @@ def find_scans(dataset_dir: str | os.PathLike[str], include: Sequence[str] | str
     Args:
         dataset_dir: as for `find_volumes`.
         include: patterns of paths below the folder, such as "labels/*", that are scans in spite of their looks.
+        part: as for `find_volumes`.
 
     Raises:
         UserError: as `find_volumes`; also if a pattern of `include` fits no file.
@@ -38,7 +41,7 @@ def find_scans(dataset_dir: str | os.PathLike[str], include: Sequence[str] | str
     patterns, root = check_include(include), Path(dataset_dir)
     if root.name in ("", ".."):  # a series that lies in "." itself has that folder's name
         root = root.resolve()
-    volumes = find_volumes(root)
+    volumes = find_volumes(root, part, others=True)
     if unused := [p for p in patterns if not any(is_included(volume.name, (p,)) for volume in volumes)]:
         raise UserError(
             f'--include "{unused[0]}" fits none of the {len(volumes)} volumes in --dataset_dir {root}: give paths '
@@ -65,10 +68,11 @@ def find_scans(dataset_dir: str | os.PathLike[str], include: Sequence[str] | str
 def _left_out(volumes: Sequence[FoundVolume], reason: str, pattern: str) -> list[FoundVolume]:
     """The first label maps of a kind with the reason; the last one says how many there are more."""
     named = [
-        replace(v, left_out=(reason, f"if it is a scan, add --include \"['{pattern}']\"")) for v in volumes[:_NAMED]
+        replace(v, left_out=(f"{reason}: no scan", f"if it is a scan, add --include \"['{pattern}']\""))
+        for v in volumes[:_NAMED]
     ]
     if more := len(volumes) - len(named):
-        reason, remedy = f"{reason}, as do {more} files after it", named[-1].left_out[1]
+        reason, remedy = f"{reason}, as do {more} files after it: no scan", named[-1].left_out[1]
         named[-1] = replace(named[-1], left_out=(reason, remedy))
     return named
 

@@ -40,19 +40,23 @@ class Header(NamedTuple):
         size: voxels per axis, padding included.
         padded: whether the volume was smaller than the crop.
         notes: what the reader left out or resampled, or "".
+        content: a digest of the volume's files and labels, or "" where the store does not keep it.
     """
 
     modality: str
     size: tuple[int, ...]
     padded: bool
     notes: str = ""
+    content: str = ""
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Any]) -> Header:
         """The header of a volume's prepared tensors."""
         padded = not tensors["valid"][0, -1, -1, -1]  # padding is on both sides, and one more voxel on this one
-        notes = bytes(tensors["notes"].tolist()).decode() if "notes" in tensors else ""
-        return cls(tensors["modality"], tuple(tensors["image"].shape[1:]), padded, notes)
+        notes, content = (
+            bytes(tensors[name].tolist()).decode() if name in tensors else "" for name in ("notes", "content")
+        )
+        return cls(tensors["modality"], tuple(tensors["image"].shape[1:]), padded, notes, content)
 
 
 class Store(ABC):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -11,16 +12,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
+import torch
 import torch.distributed as dist
 from monai.data.utils import pickle_hashing
 from monai.transforms import Compose
 from tqdm import tqdm
 
 from bundle.data.find import FoundVolume
+from bundle.data.fingerprints import fingerprint
 from bundle.data.names import name_digest, without_paths
 from bundle.data.printable import printable
 from bundle.data.scans import find_scans
+from bundle.data.split import check_fold, split_volumes
 from bundle.data.store import Crop, Header, Store, open_store
 from bundle.errors import UserError, VolumeError, user_error_in
 
@@ -30,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 #: to be raised when the transforms' code changes what they compute: their settings are in the key, their code is not
 _CACHE_VERSION = 2
+#: what is kept with a volume's tensors, for the run and not for the network
+_NOT_LOADED = ("notes", "content")
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,8 @@ class PreparedVolume:
         group: volumes of one group stay on one side of the split.
         part: "training" or "validation" where a data list tells, else "".
         notes: what the reader left out or resampled, or "".
+        fingerprint: by which its file is recognised, or "".
+        content: a digest of the bytes of its files, and of its labels; it does not change where the files move.
     """
 
     name: str
@@ -57,6 +64,8 @@ class PreparedVolume:
     group: str = ""
     part: str = ""
     notes: str = ""
+    fingerprint: str = ""
+    content: str = ""
 
     def load(self, crop: Crop | None = None, keys: Collection[str] | None = None) -> dict[str, Any]:
         """The tensors: `image` float32, `foreground` and `valid` uint8, ``[C, D, H, W]``, `spacing` ``[3]`` in mm, ...
@@ -65,7 +74,7 @@ class PreparedVolume:
             crop: the part to read, a slice of voxels for each axis; None reads the whole volume.
             keys: names of the tensors to read, where they are there; None reads all.
         """
-        return {name: value for name, value in self.store.read(self.key, crop, keys).items() if name != "notes"}
+        return {name: value for name, value in self.store.read(self.key, crop, keys).items() if name not in _NOT_LOADED}
 
 
 class SkippedVolume(NamedTuple):
@@ -84,7 +93,8 @@ class VolumeSet:
     left out, and listed in `skipped`. Under torchrun the processes share the work.
 
     Of each modality, `val_fraction` of the volumes, at least one if there are two, are for validation; volumes of one
-    patient stay together. With `val_fraction` 0 validation runs on the training volumes.
+    patient stay together. With `val_fraction` 0 validation runs on the training volumes. With `folds` each volume is
+    validated in one of the folds; they do not depend on the seed. What a data list has for a test is left out.
 
     Args:
         dataset_dir: as for `find_scans`.
@@ -97,6 +107,8 @@ class VolumeSet:
         find: what finds the volumes; their annotations are handed to `transform` under their own names.
         hash_names: from here on a volume's name is `name_digest` of it; `transform` still gets the name itself.
         store: where prepared volumes are kept: a name in `bundle.data.store.STORES`, or a `Store`.
+        folds: number of folds of a cross-validation; `val_fraction`, and the lists of a data list, are then not used.
+        fold: which of them to validate, from 0.
 
     Attributes:
         training: volumes to train on.
@@ -104,7 +116,7 @@ class VolumeSet:
         skipped: volumes that cannot be used.
 
     Raises:
-        UserError: if there is nothing to train on, or nothing to validate on.
+        UserError: if there is nothing to train on, or nothing to validate on, or fewer patients than folds.
 
     Example:
         Two small volumes are prepared, and one of them is held out for validation.
@@ -144,11 +156,15 @@ class VolumeSet:
         find: Callable[[str | os.PathLike[str]], list[FoundVolume]] = find_scans,
         hash_names: bool = False,
         store: str | Store = "plain",
+        folds: int | None = None,
+        fold: int = 0,
     ) -> None:
+        check_fold(folds, fold)
         if not 0 <= val_fraction < 1:
             raise UserError(f"--val_fraction {val_fraction} does not fit: give a share from 0 to below 1, such as 0.2")
+        self.folds, self.fold = folds, fold
         self.transform, self.store = transform, open_store(store, Path(cache_dir))
-        found = find(dataset_dir)
+        found = [volume for volume in find(dataset_dir) if volume.part != "test"]  # neither trained nor validated on
         results = self._prepare(found, workers)
         if hash_names:
             results = [_hashed(result, found) for result in results]
@@ -166,13 +182,27 @@ class VolumeSet:
                 f"none of the {len(found)} volumes in --dataset_dir {dataset_dir} can be used; the first: "
                 f"{self.skipped[0].name} {self.skipped[0].problem}; {self.skipped[0].remedy}"
             )
-        self.training, self.validation = _split(usable, val_fraction, seed)
+        self.training, self.validation = split_volumes(
+            usable, val_fraction=val_fraction, seed=seed, folds=folds, fold=fold
+        )
 
     @property
-    def summary(self) -> dict[str, dict[str, int]]:
-        """Number of volumes by part and modality."""
+    def held_out(self) -> bool:
+        """Whether the volumes for validation are not those to train on, as they are with `val_fraction` 0."""
+        return self.validation != self.training
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Number of volumes by part and modality; with folds also how many there are, and which one this is."""
         parts = {"training": self.training, "validation": self.validation}
-        return {part: {m: sum(v.modality == m for v in vs) for m in ("CT", "MR")} for part, vs in parts.items()}
+        counts = {part: {m: sum(v.modality == m for v in vs) for m in ("CT", "MR")} for part, vs in parts.items()}
+        return counts if self.folds is None else {**counts, "folds": self.folds, "fold": self.fold}
+
+    @property
+    def fingerprints(self) -> dict[str, list[str]]:
+        """By part, what tells an evaluation that a scan was trained on, or chose the epoch: see `fingerprint`."""
+        parts = {"training": self.training, "validation": self.validation}
+        return {part: sorted({v.fingerprint for v in vs if v.fingerprint}) for part, vs in parts.items()}
 
     def _prepare(self, found: Sequence[FoundVolume], workers: int) -> list[PreparedVolume | SkippedVolume]:
         rank, world = (dist.get_rank(), dist.get_world_size()) if _distributed() else (0, 1)
@@ -193,8 +223,10 @@ class VolumeSet:
             header = self.store.describe(key)
             if header is None:
                 tensors = self.transform(item)
+                tensors["content"] = torch.tensor(list(_content(item).encode()), dtype=torch.uint8)
                 header = Header.from_tensors(tensors)
                 self._keep(key, tensors, found.name)
+            content = header.content or _content(item)  # a store of the user's may not keep it
         except Exception as error:  # noqa: BLE001  one broken volume must not end the run
             return skipped_because(found.name, error)
         return PreparedVolume(
@@ -207,6 +239,8 @@ class VolumeSet:
             group=found.group or found.name,
             part=found.part,
             notes=header.notes,
+            fingerprint=fingerprint(found.files),
+            content=content,
         )
 
     def _keep(self, key: str, tensors: dict[str, Any], name: str) -> None:
@@ -219,15 +253,36 @@ class VolumeSet:
             ) from error
 
     def _key(self, item: dict[str, Any]) -> str:
-        annotations = {key: value for key, value in item.items() if key not in ("image", "name", "modality")}
-        named = [file for key, value in annotations.items() for file in _annotated(item["name"], key, value)]
-        more = [file for files in item.get("channels", ()) for file in files]
-        files = [Path(file).absolute() for file in (*item["image"], *named, *more)]
+        annotations = _annotations(item)
+        files = [Path(file).absolute() for file in _files(item)]
         stamp = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         # the steps of a Compose, not itself: it holds a random state, another one in each process
         steps = self.transform.flatten().transforms if isinstance(self.transform, Compose) else self.transform
         more_settings = [annotations] if annotations else []
         return pickle_hashing([_CACHE_VERSION, stamp, item["modality"], steps, *more_settings]).decode()
+
+
+def _annotations(item: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in item.items() if key not in ("image", "name", "modality")}
+
+
+def _files(item: Mapping[str, Any]) -> list[str]:
+    """All files of a volume: its image, those that its annotations name, its further channels."""
+    named = [file for key, value in _annotations(item).items() for file in _annotated(item["name"], key, value)]
+    return [*item["image"], *named, *(file for files in item.get("channels", ()) for file in files)]
+
+
+def _content(item: Mapping[str, Any]) -> str:
+    """A digest of the bytes of all files, and of the annotations that are none."""
+    digest = hashlib.blake2b(digest_size=8)
+    for file in _files(item):
+        with Path(file).open("rb") as stream:
+            while part := stream.read(2**20):
+                digest.update(part)
+    for key, value in sorted(_annotations(item).items()):
+        if key not in ("channels", "from_folder") and not _annotated(item["name"], key, value):
+            digest.update(repr((key, value)).encode())
+    return digest.hexdigest()
 
 
 def _annotated(name: str, key: str, value: object) -> list[str]:
@@ -271,45 +326,6 @@ def _skipped(name: str, error: Exception) -> tuple[str, str, str]:
     while root.__cause__ is not None:
         root = root.__cause__
     return name, f"cannot be prepared ({type(root).__name__}: {root})", "inspect it or leave it out"
-
-
-def _split(
-    volumes: Sequence[PreparedVolume], val_fraction: float, seed: int
-) -> tuple[list[PreparedVolume], list[PreparedVolume]]:
-    if any(volume.part for volume in volumes):
-        named = [[v for v in volumes if v.part == part] for part in ("training", "validation")]
-        return _both(*named, remedy="correct the lists in the json")
-    if val_fraction == 0:
-        logger.warning("val_fraction is 0: validation takes all volumes, those to train on as well")
-        return list(volumes), list(volumes)
-    held_out = _draw_groups(volumes, val_fraction, seed)
-    return _both(
-        [v for v in volumes if v.group not in held_out],
-        [v for v in volumes if v.group in held_out],
-        remedy="add volumes of one modality from at least two patients (DICOM with one PatientID is one patient), or "
-        "pass --val_fraction 0 to validate on the training volumes",
-    )
-
-
-def _draw_groups(volumes: Sequence[PreparedVolume], val_fraction: float, seed: int) -> set[str]:
-    """Groups to hold out: of each modality that share, at least one where there are two."""
-    held_out: set[str] = set()
-    for modality in ("CT", "MR"):
-        groups = sorted({v.group for v in volumes if v.modality == modality})
-        count = max(1, round(val_fraction * len(groups))) if len(groups) > 1 else 0
-        order = np.random.default_rng((seed, 3)).permutation(len(groups))
-        held_out |= {groups[i] for i in order[:count]}
-    return held_out
-
-
-def _both(
-    training: list[PreparedVolume], validation: list[PreparedVolume], *, remedy: str
-) -> tuple[list[PreparedVolume], list[PreparedVolume]]:
-    if not training or not validation:
-        raise UserError(
-            f"{len(training)} volumes to train on and {len(validation)} to validate on can be used: {remedy}"
-        )
-    return training, validation
 
 
 def _distributed() -> bool:

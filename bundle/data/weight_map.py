@@ -14,6 +14,7 @@ from monai.transforms import MapTransform, ResampleToMatch
 
 from bundle.data.find import VOLUME_SUFFIXES
 from bundle.data.names import without_ending
+from bundle.data.printable import printable
 from bundle.data.read import read_volume
 from bundle.errors import UserError, VolumeError
 
@@ -65,8 +66,6 @@ class WeightMapd(MapTransform):
 
     def _file(self, name: str) -> Path | None:
         assert self.folder is not None
-        candidates = [
-            self.folder / name,
-            *(self.folder / f"{without_ending(name)}{ending}" for ending in VOLUME_SUFFIXES),
-        ]
-        return next((file for file in candidates if file.is_file()), None)
+        shown = {printable(file): file for file, _, _ in self.files}  # a volume's name is printable, a file's need not
+        candidates = [name, *(f"{without_ending(name)}{ending}" for ending in VOLUME_SUFFIXES)]
+        return next((self.folder / shown[name] for name in candidates if name in shown), None)

@@ -6,12 +6,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from monai.transforms.utils import rescale_array
 
+from bundle.figures.colours import class_colours
 from bundle.figures.planes import PLANES
 
 __all__ = ["draw_segmentation"]
@@ -42,7 +42,7 @@ def draw_segmentation(
     canvas = FigureCanvasAgg(figure)
     figure.subplots_adjust(left=0.01, right=0.99, bottom=0.4 / size[1], top=1 - 0.7 / size[1], wspace=0.04, hspace=0.04)
     figure.suptitle(title, parse_math=False)
-    colours = colormaps["tab20" if len(classes) > 10 else "tab10"]
+    colours = class_colours(len(classes))
     axes = figure.subplots(len(volumes), columns, squeeze=False)
     for row, (image, label, prediction, spacing) in enumerate(volumes):
         grey = rescale_array(image.clip(*np.percentile(image, (0.5, 99.5))), 0, 1)
@@ -57,14 +57,14 @@ def draw_segmentation(
                 if overlay is not None:
                     drawn = plane.cut(overlay, index)
                     marked = drawn > 0
-                    rgb[marked] = 0.5 * rgb[marked] + 0.5 * colours((drawn[marked] - 1) % colours.N)[:, :3]
+                    rgb[marked] = 0.5 * rgb[marked] + 0.5 * colours[(drawn[marked] - 1) % len(colours)]
                 ax.imshow(rgb, aspect=aspect, interpolation="nearest")
                 ax.set_axis_off()
                 if row == 0:
                     ax.set_title(f"{plane.name}\n{name}", fontsize=9)
     shown = classes[:12]
     figure.legend(
-        handles=[Patch(color=colours(i % colours.N), label=label) for i, label in enumerate(shown)],
+        handles=[Patch(color=colours[i], label=label) for i, label in enumerate(shown)],
         loc="lower center",
         ncols=max(1, len(shown)),
         fontsize=8,

@@ -72,5 +72,6 @@ class VolumeDataset(Dataset[dict[str, Any]]):
             return {"name": volume.name, "problem": problem, "remedy": skipped.remedy}
         notes = item.pop("notes", None)
         if notes is not None:
-            logger.warning("%s: %s", volume.name, bytes(notes.tolist()).decode())
+            item["notes"] = bytes(notes.tolist()).decode()
+            logger.warning("%s: %s", volume.name, item["notes"])
         return {**item, "seconds": time.perf_counter() - start}

@@ -227,6 +227,11 @@ class PretrainingNetwork(nn.Module):
         if self.teacher is not None:
             self.teacher.update(self.encoder, self._taught_heads())
 
+    def restart_teacher(self) -> None:
+        """Makes the teacher, if there is one, a copy of the encoder and heads as they are now."""
+        if self.teacher is not None:
+            self.teacher.restart(self.encoder, self._taught_heads())
+
     def encoder_state_dict(self, images: Sequence[Tensor] = ()) -> dict[str, Tensor]:
         """The product: the encoder half's weights under the MONAI network's own keys, on the CPU.
 
@@ -260,4 +265,7 @@ class PretrainingNetwork(nn.Module):
 
 
 def _on_cpu(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {key: w.detach().cpu().clone(memory_format=torch.contiguous_format) for key, w in weights.items()}
+    # a tensor under two names stays one tensor, so that a file holds it once
+    where = {key: (w.data_ptr(), w.shape) for key, w in weights.items()}
+    copies = {where[key]: w.detach().cpu().clone(memory_format=torch.contiguous_format) for key, w in weights.items()}
+    return {key: copies[where[key]] for key in weights}

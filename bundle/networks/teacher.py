@@ -58,6 +58,10 @@ class Teacher(nn.Module):
         """Moves the average towards the student: once after every step of the optimizer."""
         self.average.update_parameters(_student(encoder, heads))
 
+    def restart(self, encoder: Encoder, heads: Mapping[str, nn.Module]) -> None:
+        """Makes the average a copy of the student, whose weights have been replaced."""
+        self.average.module.load_state_dict(_student(encoder, heads).state_dict())
+
     def forward(self, *_: Tensor) -> None:
         """Not called: the network calls `encode`."""
         raise NotImplementedError

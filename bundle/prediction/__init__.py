@@ -1,2 +1,28 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
 """Applies fine-tuned models to scans, on the scans' own grids."""
+
+from bundle.prediction.ensemble import MeanProbability, pick_mirrors
+from bundle.prediction.evaluator import ScanEvaluator
+from bundle.prediction.fine_tuned import FineTuned
+from bundle.prediction.folder import PredictionFolder
+from bundle.prediction.grid import NoteOwnGridd, OwnGrid, ToPlainScand, own_grid
+from bundle.prediction.nifti import write_nifti
+from bundle.prediction.report import TableReport
+from bundle.prediction.scans import list_scans
+from bundle.prediction.table import PredictionTables
+
+__all__ = [
+    "FineTuned",
+    "MeanProbability",
+    "NoteOwnGridd",
+    "OwnGrid",
+    "PredictionFolder",
+    "PredictionTables",
+    "ScanEvaluator",
+    "TableReport",
+    "ToPlainScand",
+    "list_scans",
+    "own_grid",
+    "pick_mirrors",
+    "write_nifti",
+]

@@ -95,8 +95,8 @@ def prepare_volume(found: FoundVolume, prepare: Compose) -> WholeVolume:
             original = item["image"].clone()
     if original is None or "intensity" not in item:
         raise UserError(
-            "the run's config.yaml prepares volumes without ReadVolumed or NormalizeByModalityd: name a run that "
-            "prepares them with these two"
+            "the run's config.yaml prepares volumes without ReadVolumed or a normalization that can be undone: name a "
+            "run that prepares them as configs/train.yaml does"
         )
     image: MetaTensor = item["image"]
     return WholeVolume(

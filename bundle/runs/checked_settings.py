@@ -54,10 +54,12 @@ _RULES: dict[str, _Rule] = {
     "seed": _Rule(_COUNT_OR_0.fits, _COUNT_OR_0.wanted, or_null=True),
     "lr": _Rule(_FROM_0.fits, _FROM_0.wanted, or_null=True),  # fine-tuning's null chooses one
     "weight_decay": _FROM_0,
-    "warmup_epochs": _FROM_0,
+    "warmup_epochs": _Rule(_FROM_0.fits, _FROM_0.wanted, or_null=True),  # fine-tuning's null is a share of the run
     "alignment_warmup": _FROM_0,
     "max_gradient_norm": _ABOVE_0,
     "val_fraction": _SHARE,
+    "folds": _Rule(lambda value: _is_whole(value) and value >= 2, "a whole number from 2", or_null=True),
+    "fold": _COUNT_OR_0,
     "replace_model": _SWITCH,
     "hash_names": _SWITCH,
     "sparse": _SWITCH,

@@ -92,6 +92,11 @@ class RunFolder:
         """The one-page summary."""
         return self.path / "summary.md"
 
+    @property
+    def report(self) -> Path:
+        """The same with curves and pictures, as one html file."""
+        return self.path / "report.html"
+
     def holds_run(self) -> bool:
         """Whether a run has written here."""
         return self.config.exists() or self.last_checkpoint.exists()

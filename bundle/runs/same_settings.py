@@ -31,8 +31,11 @@ FIXED = (
     "batch_size",
     "steps_per_epoch",
     "val_fraction",
+    "folds",
+    "fold",
     "seed",
     "hash_names",
+    "pretrained",
 )
 
 

@@ -20,11 +20,14 @@ def training_steps(loader: Sized, epochs: float) -> int:
     return max(1, round(len(loader) * epochs))
 
 
-def warmup_steps(loader: Sized, epochs: float, total_epochs: float) -> int:
+def warmup_steps(loader: Sized, epochs: float | None, total_epochs: float) -> int:
     """The number of iterations in `epochs` epochs, at most half of those in `total_epochs`, and at least 1.
 
-    A short run, such as a first look with ``--epochs 2``, would else end before its learning rate is reached.
+    A short run, such as a first look with ``--epochs 2``, would else end before its learning rate is reached. None is
+    a tenth of `total_epochs`, and at most 5 epochs.
     """
+    if epochs is None:
+        return training_steps(loader, min(5.0, 0.1 * total_epochs))
     if epochs <= total_epochs / 2:
         return training_steps(loader, epochs)
     logger.warning(

@@ -44,7 +44,8 @@ class TrainedRun:
         config: the file with the settings.
 
     Raises:
-        UserError: if there is no such run, it lacks the checkpoint or its settings, or an earlier version wrote them.
+        UserError: if there is no such run, it was fine-tuned, it lacks the checkpoint or its settings, or an earlier
+            version wrote them.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class TrainedRun:
                 f'--run_folder "{self.folder.path}" has no config.yaml: name the folder of a run of this bundle'
             )
         self.config = config
+        self._check_pretraining()
         self._check_components()
         self._use(settings)
 
@@ -78,6 +80,17 @@ class TrainedRun:
         self._settings = dict(settings or {})
         self._parser: ConfigParser | None = None
         self._saved: dict[str, Any] | None = None
+
+    def _check_pretraining(self) -> None:
+        try:
+            content = self._content()
+        except (OSError, ValueError, yaml.YAMLError):
+            return  # `get` says that it cannot be read
+        if isinstance(content, dict) and "transfer" in content and "masking" not in content:
+            raise UserError(
+                f'--run_folder "{self.folder.path}" was fine-tuned, so it has no reconstruction: name a run of '
+                f"pre-training, or embed with its encoder: configs/inference.yaml --weights {self.folder.model}"
+            )
 
     def _check_components(self) -> None:
         try:

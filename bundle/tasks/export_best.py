@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,17 @@ class ExportBest:
     Args:
         run_folder: where to, and where the checkpoints are.
         settings: for `model.json`; values that are no JSON become text.
+        of_epoch: gives, for the number of the epoch that is written, what `model.json` says besides.
     """
 
-    def __init__(self, *, run_folder: RunFolder, settings: Mapping[str, Any]) -> None:
-        self.run_folder, self.settings = run_folder, settings
+    def __init__(
+        self,
+        *,
+        run_folder: RunFolder,
+        settings: Mapping[str, Any],
+        of_epoch: Callable[[int], Mapping[str, Any]] | None = None,
+    ) -> None:
+        self.run_folder, self.settings, self.of_epoch = run_folder, settings, of_epoch
         self._written = 0  # when the checkpoint that was written last was made
 
     def attach(self, engine: Engine) -> None:
@@ -73,5 +80,6 @@ class ExportBest:
 
     def _write(self, file: Path) -> None:
         checkpoint = read_checkpoint(file)
-        settings = {**self.settings, "epoch": checkpoint["epoch"]}
+        more = {} if self.of_epoch is None else self.of_epoch(int(checkpoint["epoch"]))
+        settings = {**self.settings, **more, "epoch": checkpoint["epoch"]}
         self.run_folder.model_files.write(checkpoint["network"], settings)

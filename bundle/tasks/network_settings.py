@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from monai.bundle import ConfigComponent
+from monai.networks import nets
 from torch import nn
 
 from bundle.runs.config_source import calling_config
@@ -24,9 +25,11 @@ def network_settings(network: nn.Module) -> dict[str, Any]:
         network: what a ``_target_`` of the config has made.
 
     Returns:
-        `name` of its class, and its arguments; the name alone if no ``_target_`` of a config has made it.
+        `name` of its class, with its module where it is none of MONAI's, and its arguments; the name alone if no
+        ``_target_`` of a config has made it.
     """
-    settings: dict[str, Any] = {"name": type(network).__name__}
+    made = type(network)
+    settings: dict[str, Any] = {"name": made.__name__}
     source = calling_config()
     if source is not None:
         resolver = source.parser.ref_resolver
@@ -34,5 +37,7 @@ def network_settings(network: nn.Module) -> dict[str, Any]:
             if isinstance(item, ConfigComponent) and resolver.resolved_content.get(name) is network:
                 arguments = item.resolve_args()
                 if not any(value is network for value in arguments.values()):  # it has not made it, only passed it on
+                    if getattr(nets, made.__name__, None) is not made:
+                        settings["name"] = f"{made.__module__}.{made.__qualname__}"
                     settings.update(arguments)
     return settings

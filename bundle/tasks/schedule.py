@@ -14,7 +14,13 @@ __all__ = ["fine_tune_schedule"]
 
 
 def fine_tune_schedule(
-    optimizer: Optimizer, *, kind: str, loader: Sized, epochs: float, warmup_epochs: float, decoder_share: float = 0.25
+    optimizer: Optimizer,
+    *,
+    kind: str,
+    loader: Sized,
+    epochs: float,
+    warmup_epochs: float | None = None,
+    decoder_share: float = 0.25,
 ) -> FineTuneSchedule:
     """A `FineTuneSchedule` that lasts as long as the training.
 
@@ -23,7 +29,7 @@ def fine_tune_schedule(
         kind: "full", "sawtooth" or "frozen".
         loader: of the training; its length is the number of steps in an epoch.
         epochs: of the whole training.
-        warmup_epochs: of them, to warm up; at most half of them are.
+        warmup_epochs: of them, to warm up; at most half of them are. None is a tenth of them, and at most 5.
         decoder_share: as for `FineTuneSchedule`.
 
     Raises:

@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import itertools
-import json
 import logging
 import os
 from collections.abc import Iterable, Mapping
@@ -20,6 +18,7 @@ from bundle.atomic import free_path
 from bundle.errors import UserError
 from bundle.runs import RunFolder
 from bundle.runs.distributed import is_main_rank, unwrap
+from bundle.runs.version import project_version
 from bundle.weights import ModelFiles, checksum
 
 __all__ = ["ExportEncoder"]
@@ -108,7 +107,7 @@ class ExportEncoder:
         decoder: Mapping[str, torch.Tensor] = self.network.decoder_state_dict(*images)  # type: ignore[operator]
         about = {
             **self.settings,
-            "version": _version(),
+            "version": project_version(),
             "epochs": engine.state.epoch,
             "iterations": engine.state.iteration,
             "parameters": sum(parameter.numel() for parameter in weights.values()),
@@ -140,14 +139,3 @@ class ExportEncoder:
             logger.info("kept the earlier model as %s", kept)
         self.model_files.copy_to(self.published)
         logger.info("published %s", self.published)
-
-
-def _version() -> str:
-    """This project's version: as the bundle's metadata says, or where only the package is installed, the package's."""
-    metadata = Path(__file__).parents[2] / "configs" / "metadata.json"
-    if metadata.is_file():
-        return str(json.loads(metadata.read_text())["version"])
-    try:
-        return importlib.metadata.version("ct_mr_sparse_mim_pretraining")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"

@@ -12,12 +12,13 @@ from pathlib import Path
 from ignite.engine import Engine, Events
 
 from bundle.atomic import replace_file
+from bundle.data import VolumeSet
 from bundle.errors import UserError
 from bundle.figures.curves import draw_curves
 from bundle.runs import RunFolder
 from bundle.runs.distributed import is_main_rank
 
-__all__ = ["History", "clock", "read_history"]
+__all__ = ["History", "clock", "on_training", "read_history"]
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class History:
         shown: the metrics of the log line, such as "train/reconstruction".
         curves: what to draw: for each picture, by the label of its y axis, metrics and what to call them; None draws
             pre-training's.
+        volumes: where none of them are held out, no label speaks of validation.
 
     Attributes:
         rows: metrics of each epoch by name; "epoch" counts from 1 and "seconds" is the time that the epoch took,
@@ -57,9 +59,15 @@ class History:
         validator: Engine | None = None,
         shown: Sequence[str] = (),
         curves: Mapping[str, Mapping[str, str]] | None = None,
+        volumes: VolumeSet | None = None,
     ) -> None:
         self.path, self.picture, self.validator = run_folder.history, run_folder.curves, validator
         self.shown, self.curves = tuple(shown), curves or _CURVES
+        if volumes is not None and not volumes.held_out:
+            self.curves = {
+                on_training(label): {name: on_training(called) for name, called in lines.items()}
+                for label, lines in self.curves.items()
+            }
         self.rows: list[dict[str, float]] = read_history(self.path) if run_folder.resumed else []
         self._start = 0.0
 
@@ -93,6 +101,17 @@ def clock(seconds: float) -> str:
     """A time in seconds as "1:02:03"."""
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+
+
+def on_training(label: str) -> str:
+    """What to call a figure of the validation where its volumes are those that were trained on."""
+    if label == "validation":
+        return "training volumes"
+    return (
+        label.replace("validation volumes", "training volumes")
+        .replace("validation: ", "training volumes: ")
+        .replace("validation reconstruction loss", "reconstruction loss of the training volumes")
+    )
 
 
 def read_history(path: Path) -> list[dict[str, float]]:

@@ -44,7 +44,7 @@ def warmup_cosine(
     *,
     loader: Sized,
     epochs: float,
-    warmup_epochs: float,
+    warmup_epochs: float | None,
     warmup_multiplier: float = 0.01,
     end_lr: float = 0.0,
 ) -> WarmupCosineSchedule:
@@ -54,7 +54,7 @@ def warmup_cosine(
         optimizer: whose learning rate.
         loader: of the training; its length is the number of steps in an epoch.
         epochs: of the whole training.
-        warmup_epochs: of them, to warm up; at most half of them are.
+        warmup_epochs: of them, to warm up; at most half of them are. None is a tenth of them, and at most 5.
         warmup_multiplier: the share of the learning rate that the first step has.
         end_lr: the learning rate after the last step.
     """

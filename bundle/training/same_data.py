@@ -27,16 +27,17 @@ class SplitVolumes(Protocol):
 
 
 def volume_digests(volumes: SplitVolumes) -> dict[str, str]:
-    """For each volume of each part its name, and a digest of part, name, modality and size.
+    """For each volume of each part its name, and a digest of part, name, modality and size, and one of its content.
 
     The checkpoint keeps the digests only, so it tells no names. The folder is not part of them: data may move.
     """
     parts = {"training": volumes.training, "validation": volumes.validation}
-    return {
-        hashlib.sha256(repr((part, v.name, v.modality, list(v.size))).encode()).hexdigest()[:16]: v.name
-        for part, held in parts.items()
-        for v in held
-    }
+    return {f"{_digest(part, v)}-{v.content}": v.name for part, held in parts.items() for v in held}
+
+
+def _digest(part: str, volume: PreparedVolume) -> str:
+    told = repr((part, volume.name, volume.modality, list(volume.size)))
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
 def check_same_volumes(checkpoint: Path, saved: Sequence[str], present: dict[str, str]) -> None:
@@ -50,6 +51,8 @@ def check_same_volumes(checkpoint: Path, saved: Sequence[str], present: dict[str
     Raises:
         UserError: if a volume is new, changed, missing or on the other side of the split.
     """
+    if not any("-" in digest for digest in saved):  # of an older version, without the content
+        present = {digest.split("-")[0]: name for digest, name in present.items()}
     new = [name for digest, name in present.items() if digest not in saved]
     gone = len(set(saved) - present.keys())
     if not new and not gone:

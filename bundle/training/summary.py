@@ -4,10 +4,8 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
-import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
@@ -16,11 +14,16 @@ from bundle.data import PreparedVolume, SkippedVolume
 from bundle.errors import user_error_in
 from bundle.runs import RunFolder
 from bundle.runs.distributed import is_main_rank, unwrap
-from bundle.training.history import clock, read_history
+from bundle.training.history import read_history
+from bundle.training.run_facts import EpochMetrics, RunFacts, data_facts, files_facts, training_facts, volume_names
+from bundle.training.run_report import write_run_report
 
 __all__ = ["Summary"]
 
 logger = logging.getLogger(__name__)
+
+#: so many volumes of each part are named
+_NAMED = 50
 
 # metric of the history: (label, number format)
 _METRICS = {
@@ -39,10 +42,11 @@ _METRICS = {
 
 
 class Summary:
-    """Writes `summary.md` and logs it when training completes, is interrupted or fails.
+    """Writes `summary.md` and `report.html`, and logs the first, when training completes, is interrupted or fails.
 
-    A resume of a finished run writes it, too, if it is missing, older than the product, or of an earlier epoch. Put it
-    after all other handlers. It raises again what it was called for. Under several processes only the main one writes.
+    A resume of a finished run writes them, too, if one is missing, older than the product, or of an earlier epoch. Put
+    it after all other handlers. It raises again what it was called for. Under several processes only the main one
+    writes.
 
     Args:
         run_folder: where to, and where `History` keeps the metrics.
@@ -69,6 +73,7 @@ class Summary:
     ) -> None:
         self.run_folder, self.network = run_folder, unwrap(network)
         self.training, self.validation, self.skipped = training, validation, skipped
+        self.held_out = not validation or list(validation) != list(training)
         self.title, self.best = title, best
         self.metrics = _METRICS if metrics is None else {name: (label, ".4g") for name, label in metrics.items()}
         self._handled: BaseException | None = None
@@ -91,7 +96,8 @@ class Summary:
             return
         said = page.read_text(errors="replace") if page.is_file() else ""
         newer = product.exists() and page.is_file() and product.stat().st_mtime_ns > page.stat().st_mtime_ns
-        if newer or f"Training completed {engine.state.epoch} of " not in said:
+        missing = not self.run_folder.report.is_file()
+        if missing or newer or f"Training completed {engine.state.epoch} of " not in said:
             self._complete(engine)
 
     def _begin(self, engine: Engine) -> None:  # noqa: ARG002 - the signature of a handler
@@ -116,48 +122,25 @@ class Summary:
 
     def _write(self, engine: Engine, outcome: str) -> None:
         rows = read_history(self.run_folder.history)
-        text = "\n".join([
-            f"# {self.title}",
-            "",
-            f"Training {outcome}.",
-            *self._trained(engine.state.device, rows),
-            *self._data(),
-            *_results(rows, self._labelled(engine, rows), self.best),
-            *self._files(),
-            "",
-        ])  # fmt: skip
+        data, notes = data_facts(self.training, self.validation, self.held_out)
+        facts = RunFacts(
+            title=self.title,
+            outcome=f"Training {outcome}.",
+            trained=training_facts(self.network, engine.state.device, rows),
+            data=data,
+            names=volume_names(self.training, self.validation, self.held_out),
+            notes=notes,
+            skipped=self.skipped,
+            metrics=EpochMetrics.choose(rows, self._labelled(engine, rows), self.best, self.held_out),
+            rows=rows,
+            files=files_facts(self.run_folder, self.held_out),
+            hints=self._hints(),
+        )
+        text = facts.markdown()
         with replace_file(self.run_folder.summary) as temporary:
             temporary.write_text(text)
-        logger.info("summary (%s)\n%s", self.run_folder.summary, text)
-
-    def _trained(self, device: torch.device, rows: Sequence[Mapping[str, float]]) -> list[str]:
-        count = sum(parameter.numel() for parameter in self.network.parameters() if parameter.requires_grad)
-        encoder = getattr(self.network, "encoder", self.network)
-        encoder = getattr(encoder, "network", encoder)  # the plain MONAI network
-        threads = f"CPU, {torch.get_num_threads()} threads"
-        machine = torch.cuda.get_device_name(device) if device.type == "cuda" else threads
-        return [
-            "",
-            "## What was trained",
-            f"- network: {type(self.network).__name__}, encoder {type(encoder).__name__}",
-            f"- trainable parameters: {count:,}",
-            f"- device: {machine}",
-            f"- time: {clock(sum(row['seconds'] for row in rows))} in {len(rows)} epochs",
-        ]
-
-    def _data(self) -> list[str]:
-        lines = ["", "## On what", f"- training: {_counts(self.training)}", f"- validation: {_counts(self.validation)}"]
-        every = (*self.training, *self.validation)  # with val_fraction 0 the same volumes twice
-        padded = list(dict.fromkeys(volume.name for volume in every if volume.padded))
-        if padded:
-            lines += [f"- smaller than the crop, so padded: {', '.join(padded)}"]
-        noted = dict.fromkeys(f"  - {volume.name}: {volume.notes}" for volume in every if volume.notes)
-        if noted:
-            lines += [f"- used in part or resampled: {len(noted)}", *noted]
-        if self.skipped:
-            lines += [f"- not used: {len(self.skipped)}"]
-            lines += [f"  - {name}: {problem}; {remedy}" for name, problem, remedy in self.skipped]
-        return lines
+        write_run_report(self.run_folder, facts)
+        logger.info("summary (%s, with pictures %s)\n%s", self.run_folder.summary, self.run_folder.report, text)
 
     def _labelled(self, engine: Engine, rows: Sequence[Mapping[str, float]]) -> Mapping[str, tuple[str, str]]:
         """The metrics to show; the training loss says which objectives it is the sum of, where the loss has any."""
@@ -172,48 +155,11 @@ class Summary:
         label, form = _METRICS["train/loss"]
         return {**_METRICS, "train/loss": (f"{label}: {' + '.join(trained)}", form)}
 
-    def _files(self) -> list[str]:
+    def _hints(self) -> list[str]:
         folder = self.run_folder
-        files = {
-            folder.model: "the weights, a flat state dict of the plain MONAI network",
-            folder.last_checkpoint: "the whole state, for a resume",
-            folder.best_checkpoint: "the same after the epoch with the best validation",
-            folder.path / "predictions.csv": "what the network says of each validation volume",
-            folder.panels: "pictures of what the network predicts",
-            folder.curves: "learning curves",
-            folder.history: "every epoch's metrics",
-            folder.config: "the settings",
-        }
-        lines = ["", "## Where it is", *(f"- `{path}`: {what}" for path, what in files.items() if path.exists())]
-        lines += [f"- scalars and pictures: `tensorboard --logdir {folder.tensorboard}`"]
+        hints = [f"scalars and pictures: `tensorboard --logdir {folder.tensorboard}`"]
         if folder.last_checkpoint.exists():
-            lines += [
-                f"- to go on: the same command with `--resume {folder.path}` (and more `--epochs` if it completed)"
-            ]
+            hints += [f"to go on: the same command with `--resume {folder.path}` (and more `--epochs` if it completed)"]
         if folder.model.exists() and self.metrics is _METRICS:
-            lines += [f'- to fine-tune: `torch.load("{folder.model}", weights_only=True)` fits the encoder key for key']
-        return lines
-
-
-def _results(rows: Sequence[Mapping[str, float]], shown: Mapping[str, tuple[str, str]], best: str | None) -> list[str]:
-    if not rows:
-        return ["", "No epoch was completed, so there are no metrics."]
-    validated = [row for row in rows if best in row and row[best] == row[best]] if best is not None else []
-    row = max(validated, key=lambda row: row[str(best)], default=rows[-1])
-    note = [f"The weights are those of this epoch, which had the best validation of {len(validated)}.", ""]
-    lines = [f"| {label} | {row[name]:{form}} |" for name, (label, form) in shown.items() if name in row]
-    return [
-        "",
-        f"## Metrics of epoch {row['epoch']:.0f}",
-        "",
-        *(note if validated else []),
-        "| | |",
-        "|---|---|",
-        *lines,
-    ]
-
-
-def _counts(volumes: Sequence[PreparedVolume]) -> str:
-    modalities = Counter(volume.modality for volume in volumes)
-    parts = ", ".join(f"{count} {modality}" for modality, count in sorted(modalities.items()))
-    return f"{len(volumes)} volumes" + (f" ({parts})" if parts else "")
+            hints += [f'to fine-tune: `torch.load("{folder.model}", weights_only=True)` fits the encoder key for key']
+        return hints

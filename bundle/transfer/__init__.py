@@ -7,6 +7,7 @@ from bundle.transfer.load import load_decoder, load_encoder
 from bundle.transfer.report import TransferReport
 from bundle.transfer.schedule import FineTuneSchedule
 from bundle.transfer.settings import PretrainedSettings
+from bundle.transfer.start import load_start, origin
 from bundle.transfer.transfer import Transfer
 
 __all__ = [
@@ -19,4 +20,6 @@ __all__ = [
     "layer_wise_groups",
     "load_decoder",
     "load_encoder",
+    "load_start",
+    "origin",
 ]

@@ -52,7 +52,7 @@ def layer_wise_groups(
             continue
         depth = transfer.depths.get(name, transfer.levels)
         factor = 1.0 if depth == transfer.levels else encoder_factor * decay ** (transfer.levels - 1 - depth)
-        is_new_head = head_factor != 1 and depth == transfer.levels and is_head(name)
+        is_new_head = head_factor != 1 and depth == transfer.levels and is_head(name) and name not in loaded
         factor *= head_factor if is_new_head else 1.0
         decays = parameter.ndim > 1
         part = "encoder" if depth < transfer.levels else "decoder" if name in loaded else "rest"

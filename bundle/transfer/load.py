@@ -38,6 +38,9 @@ def load_encoder(
     convolution for another number of input channels is adapted: the weight is averaged over its inputs, repeated, and
     scaled so that the same image on every channel gives the same features.
 
+    Published weights that `bundle.weights.CARDS` knows are recognised by their layout, where no `model.json` lies
+    beside the file: their encoder alone is taken, and its kernels are turned to RAS axes.
+
     Args:
         network: to be loaded into; its other tensors stay as they are.
         weights: a file that `read_weights` reads, or a state dict.
@@ -60,11 +63,10 @@ def load_encoder(
         {'conv_init.weight': '1 -> 2 input channels'}
     """
     name = "the weights" if isinstance(weights, Mapping) else os.fspath(weights)
-    given = dict(weights) if isinstance(weights, Mapping) else ModelFiles(weights).read_weights()
+    given = dict(weights) if isinstance(weights, Mapping) else ModelFiles(weights).read_encoder()
     require_finite(given, name)
     current = network.state_dict()
-    given, prefix = _unwrap(given, current, prefix)
-    report, fitted = _match(given, current, prefix)
+    report, fitted = match_encoder(given, current, prefix)
     if report.share < min_matched:
         raise UserError(
             f"{name}: {report.share:.0%} of its {len(given)} tensors fit into {type(network).__name__}, at least "
@@ -128,6 +130,20 @@ def load_decoder(
     network.load_state_dict(current | fitted)
     logger.info("%s into %s:\n%s", files.decoder, type(network).__name__, report.table())
     return report
+
+
+def match_encoder(
+    given: dict[str, Tensor], current: Mapping[str, Tensor], prefix: str | None = None
+) -> tuple[TransferReport, dict[str, Tensor]]:
+    """What of an encoder's weights goes where in a network, and those tensors under the network's names.
+
+    Args:
+        given: an encoder's state dict, or one with it below a wrapper.
+        current: the network's.
+        prefix: as for `load_encoder`.
+    """
+    below, place = _unwrap(given, current, prefix)
+    return _match(below, current, place)
 
 
 def find_prefix(given: Mapping[str, Tensor], current: Mapping[str, Tensor]) -> str:

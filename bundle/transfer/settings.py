@@ -36,6 +36,7 @@ class PretrainedSettings:
         spacing: mm per axis (R, A, S), or None: each volume's own.
         ct_window: HU, lowest and highest.
         mr_percentiles: of the foreground, lowest and highest.
+        intensity_scheme: of weights from elsewhere, as for `bundle.data.normalization`, or None.
 
     Raises:
         UserError: if `model.json` cannot be read, or a value does not fit.
@@ -58,6 +59,14 @@ class PretrainedSettings:
         self.spacing: list[float | None] | None = used["spacing"]
         self.ct_window: list[float] = used["ct_window"]
         self.mr_percentiles: list[float] = used["mr_percentiles"]
+        self.intensity_scheme = recorded.intensity_scheme
+        if self.intensity_scheme is not None and (ct_window is not None or mr_percentiles is not None):
+            logger.warning(
+                "the weights expect intensities by the scheme %s, but --ct_window or --mr_percentiles is given, which "
+                "replaces it: their features may fit less",
+                self.intensity_scheme,
+            )
+            self.intensity_scheme = None
         self.encoder: dict[str, Any] = dict(recorded.encoder or encoder)
 
     def argument(self, name: str, *default: Any) -> Any:
@@ -83,7 +92,7 @@ class PretrainedSettings:
 
 def _read_recorded(pretrained: str) -> ModelSettings:
     files = ModelFiles(pretrained)
-    found = files.read_settings()
+    found = files.describe()
     if found is None:
         logger.warning(
             "%s does not exist: volumes are prepared as the config says, and the network is built with its encoder",

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,8 +15,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bundle.errors import UserError
 from bundle.networks import Encoder, build_encoder
+from bundle.transfer.finetuned import heads_loaded, load_rest, read_meanings, say_what_was_taken, split_encoder
 from bundle.transfer.load import find_prefix, load_decoder, load_encoder
 from bundle.transfer.report import TransferReport
+from bundle.weights import ModelFiles
 
 __all__ = ["SCHEDULES", "Transfer"]
 
@@ -24,9 +26,15 @@ logger = logging.getLogger(__name__)
 
 SCHEDULES = ("full", "sawtooth", "frozen")
 
+#: steps below which a training hardly leaves where it starts
+SHORT = 50
+
 
 class Transfer:
     """Loads an encoder's weights into `network`, and knows how deep in the encoder each parameter is.
+
+    The weights may be a fine-tuned network's. Its decoder is then taken, too, where `network` has the same one, and its
+    heads where they are of the same classes.
 
     Args:
         network: contains the encoder, such as a SegResNetDS.
@@ -35,12 +43,15 @@ class Transfer:
         schedule: "full", "sawtooth" or "frozen". With the last the encoder's parameters get no gradient, and its
             BatchNorms keep their running statistics.
         min_matched: share of the file's tensors that must fit.
-        pretrained_decoder: whether to load the decoder's weights as well, see `load_decoder`.
+        pretrained_decoder: whether to load the decoder's weights as well, see `load_decoder`; None takes a fine-tuned
+            network's only.
+        classes: what the outputs of `network` mean, in their order.
 
     Attributes:
         network: the same network, loaded.
         report: what of the encoder went where, or None from scratch.
         decoder_report: the same of the decoder, or None where it starts untrained.
+        heads_loaded: whether the heads are those of a network that was fine-tuned for the same classes.
         depths: of each of the encoder's tensors, by its name in the network: 0 for the finest level's.
         levels: of the encoder.
         total_stride: of the encoder, voxels per axis; a crop is a multiple of it.
@@ -57,21 +68,20 @@ class Transfer:
         encoder: Mapping[str, Any],
         schedule: str = "full",
         min_matched: float = 0.9,
-        pretrained_decoder: bool = False,
+        pretrained_decoder: bool | None = None,
+        classes: Sequence[str] = (),
     ) -> None:
         if schedule not in SCHEDULES:
             raise UserError(f"--schedule {schedule!r} is not known: choose one of {', '.join(SCHEDULES)}")
         self.network = network
         self.report: TransferReport | None = None
         self.decoder_report: TransferReport | None = None
-        if pretrained is not None:
-            self.report = load_encoder(network, str(pretrained), min_matched=min_matched)
-            self.decoder_report = (
-                load_decoder(network, str(pretrained), min_matched=min_matched) if pretrained_decoder else None
-            )
+        self.heads_loaded = False
         with torch.random.fork_rng(devices=[]):  # weights to be thrown away must not change those that follow
             plain = build_encoder(**encoder)
         weights = plain.network_state_dict()
+        if pretrained is not None:
+            self._load(str(pretrained), weights, min_matched, pretrained_decoder, list(classes))
         prefix = find_prefix(weights, network.state_dict()) if self.report is None else self.report.prefix
         self.levels, self.total_stride = len(plain.stages), plain.total_stride
         self.depths = {f"{prefix}{key}": depth for key, depth in _depths(plain).items()}
@@ -90,15 +100,37 @@ class Transfer:
         if schedule == "frozen":
             self._freeze()
 
-    def peak_lr(self, lr: float | None) -> float:
-        """The learning rate at its peak: `lr`, or for None 3e-4 where encoder and decoder are pre-trained, else 1e-3.
+    def _load(
+        self, file: str, encoder: Mapping[str, Tensor], min_matched: float, decoder: bool | None, classes: list[str]
+    ) -> None:
+        meanings = read_meanings(file)
+        if meanings is None:
+            self.report = load_encoder(self.network, file, min_matched=min_matched)
+            self.decoder_report = load_decoder(self.network, file, min_matched=min_matched) if decoder else None
+            return
+        inside, rest = split_encoder(ModelFiles(file).read_weights(), encoder)
+        self.report = load_encoder(self.network, inside, min_matched=min_matched)
+        if decoder is not False:
+            self.decoder_report = load_rest(
+                self.network, rest, same_meaning=meanings == classes, min_matched=min_matched
+            )
+            say_what_was_taken(file, self.network, self.decoder_report, meanings, classes)
+            self.heads_loaded = heads_loaded(self.network, self.decoder_report)
 
-        Adam's first steps move every weight by about the rate, whatever the gradient. At 1e-3 that costs pre-trained
-        weights more than ten steps bring; from scratch there is little to lose (scripts/studies/transfer.md).
+    def peak_lr(self, lr: float | None, steps: int = 0) -> float:
+        """The learning rate at its peak: `lr`, or for None the one that suits a training of so many steps.
+
+        That is 1e-3, but 3e-4 in fewer than 50 steps from a pre-trained encoder and decoder. Adam's first steps move
+        every weight by about the rate, whatever the gradient. At 1e-3 that costs pre-trained weights more than ten
+        steps bring (scripts/studies/transfer.md). In 100 steps 3e-4 is too slow (scripts/studies/recipe.md).
+
+        Args:
+            lr: the rate, or None.
+            steps: of the optimizer in the whole training.
         """
         if lr is not None:
             return lr
-        return 1e-3 if self.decoder_report is None else 3e-4
+        return 3e-4 if self.decoder_report is not None and steps < SHORT else 1e-3
 
     def _freeze(self) -> None:
         for name, parameter in self.network.named_parameters():

@@ -1,19 +1,26 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
 """The files of a model: the encoder's weights, their settings, the decoder's weights."""
 
+from bundle.weights.cards import CARDS, Card, PublishedEncoder, recognise
 from bundle.weights.files import ModelFiles, checksum
 from bundle.weights.load import load_strictly, read_settings
+from bundle.weights.orientation import turn_kernels
 from bundle.weights.read import list_wrappers, read_weights, require_finite, without_reconstruction
 from bundle.weights.settings import ModelSettings
 
 __all__ = [
+    "CARDS",
+    "Card",
     "ModelFiles",
     "ModelSettings",
+    "PublishedEncoder",
     "checksum",
     "list_wrappers",
     "load_strictly",
     "read_settings",
     "read_weights",
+    "recognise",
     "require_finite",
+    "turn_kernels",
     "without_reconstruction",
 ]

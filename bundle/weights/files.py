@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Mapping
@@ -19,10 +20,13 @@ from torch import Tensor
 
 from bundle.atomic import replace_file
 from bundle.errors import UserError
+from bundle.weights.cards import recognise
 from bundle.weights.read import read_weights
 from bundle.weights.settings import ModelSettings
 
 __all__ = ["ModelFiles", "checksum"]
+
+logger = logging.getLogger(__name__)
 
 
 class ModelFiles:
@@ -32,7 +36,7 @@ class ModelFiles:
     gets an error. Without a `model.json`, or where it holds no sha256, nothing is checked.
 
     Args:
-        weights: path of `model.pt`; the others have its name.
+        weights: path of `model.pt`, or of the folder of a run with that file; the others have its name.
 
     Attributes:
         weights: file of the encoder's, or the whole network's, weights.
@@ -41,7 +45,7 @@ class ModelFiles:
     """
 
     def __init__(self, weights: str | os.PathLike[str]) -> None:
-        self.weights = Path(weights)
+        self.weights = Path(weights) / "model.pt" if Path(weights).is_dir() else Path(weights)
         self.settings = self.weights.with_suffix(".json")
         self.decoder = self.weights.with_name(f"{self.weights.stem}_decoder{self.weights.suffix}")
 
@@ -61,6 +65,40 @@ class ModelFiles:
         if not isinstance(content, dict):
             raise UserError(f"{self.settings} is no json of a model, it holds no settings: {remedy}")
         return ModelSettings.from_content(content)
+
+    def describe(self) -> ModelSettings | None:
+        """What `model.json` says, or where there is none, what is known of published weights with this layout.
+
+        Raises:
+            UserError: if the json, or without one the weights, cannot be read.
+        """
+        found = self.read_settings()
+        if found is not None or not self.weights.is_file():
+            return found
+        published = recognise(read_weights(self.weights))
+        return None if published is None else published.settings
+
+    def read_encoder(self) -> dict[str, Tensor]:
+        """Reads the weights; of known published ones without a `model.json` the encoder's, with kernels for RAS axes.
+
+        Raises:
+            UserError: as `read_weights`.
+        """
+        weights = self.read_weights()
+        published = None if self.settings.is_file() else recognise(weights)
+        if published is None:
+            return weights
+        card = published.card
+        logger.warning(
+            "%s has the layout of %s and is taken for it: %s, trained on %s, licence: %s. If it is something else, put "
+            "a model.json beside it that says so",
+            self.weights,
+            card.title,
+            card.modality,
+            card.trained_on,
+            card.licence,
+        )
+        return dict(published.weights)
 
     def read_weights(self) -> dict[str, Tensor]:
         """Reads the weights, on the CPU.

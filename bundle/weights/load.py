@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bundle.errors import UserError
 from bundle.weights.files import ModelFiles
@@ -47,7 +47,8 @@ def load_strictly(
 ) -> nn.Module:
     """Loads a state dict of exactly the network's tensors, and moves the network to a device.
 
-    What a wrapper has put before all names, such as "model.", is left out. MONAI's `CheckpointLoader` shows a wrong
+    What a wrapper has put before all names, such as "model.", is left out. Of a fine-tuned network, as `model.json`
+    says, the encoder is taken where `network` is that. MONAI's `CheckpointLoader` shows a wrong
     file as pages of keys, or, with `strict_shape=False`, takes it without a word.
 
     Args:
@@ -62,11 +63,16 @@ def load_strictly(
         UserError: if the file cannot be read, is not the one that the json beside it describes, or holds another
             network's tensors.
     """
-    given, current = ModelFiles(weights).read_weights(), network.state_dict()
+    files, current = ModelFiles(weights), network.state_dict()
+    given = files.read_weights()
     for wrapper in list_wrappers(given):
         if {f"{wrapper}{key}" for key in current} == given.keys():
             given = {key.removeprefix(wrapper): value for key, value in given.items()}
             break
+    about = files.read_settings()
+    if about is not None and {"classes", "findings"} & about.content.keys():
+        given = _below(given, current)
+        _check_channels(given, current, weights)
     problems = [
         *(
             f"{key} {list(given[key].shape)}, not {list(current[key].shape)}"
@@ -83,3 +89,31 @@ def load_strictly(
         )
     network.load_state_dict(given)
     return network.to(device).eval()
+
+
+def _below(given: dict[str, Tensor], current: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a network below the name of that part of it which has all of `current`, or all tensors."""
+    first = next(iter(current))
+    for place in (key.removesuffix(first) for key in given if key.endswith(first)):
+        if all(f"{place}{key}" in given for key in current):
+            return {key: given[f"{place}{key}"] for key in current}
+    return given
+
+
+def _check_channels(
+    given: Mapping[str, Tensor], current: Mapping[str, Tensor], weights: str | os.PathLike[str]
+) -> None:
+    """Says it in the user's words where only the number of images per volume differs.
+
+    Raises:
+        UserError: if it does.
+    """
+    different = [key for key in current if key in given and given[key].shape != current[key].shape]
+    if given.keys() != current.keys() or len(different) != 1:
+        return
+    there, here = given[different[0]].shape, current[different[0]].shape
+    if len(there) == 5 and (there[0], *there[2:]) == (here[0], *here[2:]):
+        raise UserError(
+            f"{weights} was fine-tuned on volumes of {there[1]} channels, and a volume here has {here[1]}: give "
+            "weights that take one image, such as those it was fine-tuned from"
+        )

@@ -23,7 +23,7 @@ _NESTS = ("state_dict", "model_state_dict", "network_weights", "model", "network
 #: what training libraries put before every name: DistributedDataParallel, torch.compile
 _ALWAYS_STRIPPED = ("module.", "_orig_mod.")
 #: what modules around a network are usually called
-_WRAPPERS = ("module", "_orig_mod", "model", "encoder", "backbone", "network", "net")
+_WRAPPERS = ("module", "_orig_mod", "model", "encoder", "backbone", "image_encoder", "network", "net")
 
 
 def read_weights(file: str | os.PathLike[str]) -> dict[str, Tensor]:

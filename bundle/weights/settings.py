@@ -28,6 +28,8 @@ class ModelSettings:
         spacing: mm per axis that volumes were resampled to; None keeps each volume's spacing, None in it that axis's.
         ct_window: HU, lowest and highest.
         mr_percentiles: of the foreground, lowest and highest.
+        intensity_scheme: of weights from elsewhere, as for `bundle.data.NormalizeBySchemed`; None for our own way.
+        mr_floor: deviations below the foreground's mean to which MR is kept; None: the lower percentile.
         sha256: of the weights, or "".
         decoder_sha256: of the decoder's weights, or "".
         content: the whole file.
@@ -38,6 +40,8 @@ class ModelSettings:
     spacing: Sequence[float | None] | None = None
     ct_window: Sequence[float] = (-1000, 1000)
     mr_percentiles: Sequence[float] = (0.5, 99.5)
+    intensity_scheme: Any = None
+    mr_floor: float | None = 3.0
     sha256: str = ""
     decoder_sha256: str = ""
     content: Mapping[str, Any] = field(default_factory=dict)

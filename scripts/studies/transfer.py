@@ -33,6 +33,7 @@ from transfer_tasks import TASKS, Task, write_task
 
 from bundle.errors import UserError
 from bundle.training.history import read_history
+from bundle.weights import ModelFiles
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -66,6 +67,12 @@ BASES = {
 }
 
 
+def recorded_rate(arm: str, pretrained: Path) -> float:
+    """The learning rate of all recorded runs: that of the config before it looked at the number of steps."""
+    whole = not arm.startswith(("scratch", "encoder alone")) and ModelFiles(pretrained).decoder.is_file()
+    return 3e-4 if whole else 1e-3
+
+
 def train(task: Task, labels: str, arm: str, steps: int, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Fine-tunes once; gives the Dice of every test volume and class, and the curve."""
     listed = write_task(task, labels, seed, options.data_dir, options.work_dir / "tasks")
@@ -89,6 +96,7 @@ def train(task: Task, labels: str, arm: str, steps: int, seed: int, options: arg
             # the recipe of all recorded runs; today's defaults are others (recipe.md)
             "mirror_axes": [0, 1, 2],
             "mr_floor": 3.0,
+            "lr": recorded_rate(arm, options.pretrained),
             "seed": seed,
             "epochs": max(1, steps // options.validate_every),
             "steps_per_epoch": epoch,

@@ -33,9 +33,15 @@ _MAIN = {
     "finetune_segmentation.yaml": "Fine-tuning: segmentation",
     "finetune_classification.yaml": "Fine-tuning: classification",
     "finetune_detection.yaml": "Fine-tuning: detection",
+    "predict_segmentation.yaml": "Prediction: segmentation",
+    "predict_classification.yaml": "Prediction: classification",
+    "predict_detection.yaml": "Prediction: detection",
     "inference.yaml": "Embeddings and feature maps",
     "reconstruct.yaml": "Reconstruction",
     "evaluate.yaml": "Evaluation of a run",
+    "evaluate_segmentation.yaml": "Evaluation of label maps",
+    "evaluate_classification.yaml": "Evaluation of findings",
+    "evaluate_detection.yaml": "Evaluation of boxes",
 }
 #: ids that mean the same wherever they stand without a remark
 _COMMON = {

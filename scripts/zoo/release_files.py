@@ -18,6 +18,7 @@ _FILES = ("LICENSE", "constraints.txt", "pyproject.toml", "requirements.txt")
 _DEVELOPMENT = (
     "docs/how-to/release_to_the_model_zoo.md",
     "scripts/check.sh",
+    "scripts/fetch_browser.py",
     "scripts/zoo/release.py",
     "scripts/zoo/release_files.py",
     "scripts/test.sh",

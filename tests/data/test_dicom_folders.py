@@ -8,9 +8,11 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 
 from bundle.data import find_volumes, read_volume
+from bundle.errors import VolumeError
 from tests.data.dicom_files import COUNT, image, planes, save
 from tests.data.volumes import ct_phantom, write_nifti
 
@@ -104,3 +106,34 @@ def test_file_that_is_no_image_does_not_end_the_search(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "scan/pipe")
     (tmp_path / "scan/nowhere").symlink_to(tmp_path / "missing")
     assert_one_whole_volume(tmp_path, "scan")
+
+
+@pytest.mark.parametrize("retagged", [False, True])
+def test_a_whole_series_copied_into_another_folder_is_one_volume_and_named(tmp_path: Path, retagged: bool) -> None:
+    save(slices(), tmp_path / "archive/a b")
+    shutil.copytree(tmp_path / "archive/a b", tmp_path / "archive/copy")
+    for file in (tmp_path / "archive/copy").iterdir() if retagged else ():
+        header = pydicom.dcmread(file)
+        header.InstitutionName = "another archive"
+        header.compress(pydicom.uid.RLELossless)  # another file of the same image
+        header.SOPInstanceUID = header.file_meta.MediaStorageSOPInstanceUID = pydicom.dcmread(
+            tmp_path / "archive/a b" / file.name
+        ).SOPInstanceUID
+        header.save_as(file)
+    one, other = find_volumes(tmp_path)
+    assert (one.name, one.left_out[0]) == ("archive/a b", "")
+    assert (other.name, other.left_out[0]) == ("archive/copy", "holds copies of the DICOM images in archive/a b")
+    with pytest.raises(
+        VolumeError, match=r"^archive/copy: holds copies of the DICOM images in archive/a b; remove one"
+    ):
+        other.to_item()
+
+
+def test_another_version_of_the_same_instances_stays_a_volume(tmp_path: Path) -> None:
+    save(slices(), tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "defaced")
+    for file in (tmp_path / "defaced").iterdir():
+        header = pydicom.dcmread(file)
+        header.PixelData = bytes(len(header.PixelData) // 2) + header.PixelData[len(header.PixelData) // 2 :]
+        header.save_as(file)
+    assert [(volume.name, volume.left_out[0]) for volume in find_volumes(tmp_path)] == [("a", ""), ("defaced", "")]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from bundle.data import ReadVolumed, read_volume
+from bundle.data.dicom.sources import frames_on_grid
 from bundle.errors import VolumeError
 from tests.data.dicom_files import (
     COLUMN,
@@ -195,3 +196,88 @@ def test_messages_and_notes_name_no_patient(tmp_path: Path) -> None:
         read_volume(save(images, tmp_path), "series")
     text = str(raised.value)
     assert "\n" not in text and not any(secret in text for secret in ("Doe", "HOSP", "1.2.3.4", str(tmp_path)))
+
+
+def test_positions_that_a_scanner_rounds_to_a_tenth_are_even(tmp_path: Path) -> None:
+    stored = planes(20)
+    positions = [np.round(place(0) + np.array([0, 0, 0.03 + 0.625 * k]), 1) for k in range(20)]
+    volume = read_volume(save([image(p, k, position=positions[k]) for k, p in enumerate(stored)], tmp_path), "series")
+    np.testing.assert_array_equal(volume[0].numpy(), stored.transpose(2, 1, 0) - 1024)
+    assert "notes" not in volume.meta
+    right = right_affine(step=(0, 0, 0.625), first=place(0) + np.array([0, 0, 0.03]))
+    corner = np.array([SIZE[1] - 1, SIZE[0] - 1, 19, 1])
+    np.testing.assert_allclose(volume.affine.numpy() @ corner, right @ corner, atol=0.05)
+    np.testing.assert_allclose(volume.affine.numpy()[:3, 3], right[:3, 3], atol=0.05)
+
+
+def test_every_second_slice_missing_everywhere_is_a_larger_spacing_and_said(tmp_path: Path) -> None:
+    stored = planes(16)[::2]
+    images = [image(p, 2 * k) for k, p in enumerate(stored)]
+    volume = read_volume(save(images, tmp_path), "series")
+    np.testing.assert_allclose(volume.affine.numpy(), right_affine(step=(0, 0, 2 * STEP)), atol=1e-9)
+    np.testing.assert_array_equal(volume[0].numpy(), stored.transpose(2, 1, 0) - 1024)
+    assert volume.meta["notes"] == (
+        "image numbers go in steps of 2, so other images of the series may be missing",
+    )  # fmt: skip
+
+
+def test_slices_farther_apart_than_the_header_says_are_placed_by_their_positions_and_said(tmp_path: Path) -> None:
+    images = [image(p, 2 * k, SpacingBetweenSlices=STEP) for k, p in enumerate(planes())]
+    for k, one in enumerate(images):
+        one.InstanceNumber = k + 1
+    volume = read_volume(save(images, tmp_path), "series")
+    np.testing.assert_allclose(volume.affine.numpy(), right_affine(step=(0, 0, 2 * STEP)), atol=1e-9)
+    assert volume.meta["notes"] == (
+        "slices are 6 mm apart and not the 3 mm of the header, so some may be missing",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_every_second_slice_missing_in_a_part_is_no_change_of_spacing(tmp_path: Path, backwards: bool) -> None:
+    kept = [0, 1, 2, 3, 4, 5, 7, 9, 11, 13]
+    images = [image(planes(1)[0], k) for k in kept]
+    for one in images:
+        one.InstanceNumber = 40 - one.InstanceNumber if backwards else one.InstanceNumber
+    files = save(images, tmp_path)
+    with pytest.raises(VolumeError, match=r"^series: lacks 4 of its DICOM slices, by their numbers and positions"):
+        read_volume(files, "series")
+    for number, one in enumerate(images):  # the same places with numbers in a row are a spacing that changes
+        one.InstanceNumber = number + 1
+    volume = read_volume(save(images, tmp_path), "series")
+    assert volume.meta["notes"] == ("slices 3 to 6 mm apart, resampled to 3 mm",)
+
+
+@pytest.mark.parametrize("shift", [0.0, 1.2])
+def test_a_few_slices_of_another_acquisition_are_left_out_and_named(tmp_path: Path, shift: float) -> None:
+    stored = planes(20)
+    images = [image(p, k, AcquisitionNumber=1) for k, p in enumerate(stored)]
+    again = [
+        image(stored[k] + 9, 30 + k, position=place(k) + np.array([0, 0, shift]), AcquisitionNumber=2) for k in (4, 7)
+    ]
+    volume = read_volume(save([*images, *again], tmp_path), "series")
+    np.testing.assert_array_equal(volume[0].numpy(), stored.transpose(2, 1, 0) - 1024)
+    assert volume.meta["notes"] == ("2 image(s) left out: of another acquisition",)
+
+
+def test_slices_of_another_acquisition_that_fill_a_gap_stay(tmp_path: Path) -> None:
+    stored = planes(20)
+    images = [image(p, k, AcquisitionNumber=2 if k == 7 else 1) for k, p in enumerate(stored)]
+    volume = read_volume(save(images, tmp_path), "series")
+    np.testing.assert_array_equal(volume[0].numpy(), stored.transpose(2, 1, 0) - 1024)
+
+
+def test_acquisitions_that_interleave_are_one_volume_and_said(tmp_path: Path) -> None:
+    stored = planes()
+    images = [image(p, k, AcquisitionNumber=1 + k % 2) for k, p in enumerate(stored)]
+    volume = read_volume(save(images, tmp_path), "series")
+    np.testing.assert_array_equal(volume[0].numpy(), stored.transpose(2, 1, 0) - 1024)
+    assert volume.meta["notes"] == ("slices of 2 acquisitions lie between one another, read as one volume",)
+
+
+def test_a_result_refers_to_the_images_of_the_main_acquisition(tmp_path: Path) -> None:
+    images = [image(p, k, AcquisitionNumber=1) for k, p in enumerate(planes(20))]
+    again = [image(images[k].pixel_array + 9, 30 + k, position=place(k), AcquisitionNumber=2) for k in (4, 7)]
+    others, main = save(again, tmp_path / "again"), save(images, tmp_path / "main")
+    volume = read_volume([*others, *main], "series")
+    frames, is_same = frames_on_grid([*others, *main], volume.affine.numpy(), volume.shape[1:], "series")
+    assert is_same and [frame.file for frame in frames] == main

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+from base64 import b64decode
 from pathlib import Path
 
 import itk
 import numpy as np
 import pytest
-from pydicom import dcmread
+from pydicom import Dataset, dcmread
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import RLELossless
 
@@ -120,10 +121,59 @@ def compressed(plane: np.ndarray, compressor: str, folder: Path) -> tuple[str, l
     return header.file_meta.TransferSyntaxUID, list(generate_frames(header.PixelData, number_of_frames=1))
 
 
-def test_values_that_need_a_table_are_refused(tmp_path: Path) -> None:
+#: 10 x 12 values 37 i + 101 j + i j, encoded by OpenJPH
+HIGH_THROUGHPUT = b64decode(
+    "/0//UQApQAAAAAAMAAAACgAAAAAAAAAAAAAADAAAAAoAAAAAAAAAAAABDwEB/1AACAACAAAACv9SAAwAAgABAAUEBEAB/1wAEyCIkJCQkJCQ"
+    "kJCQkJCQiIiI/2QAFwABT3BlbkpQSCBWZXIgMC4yNi4zLv+QAAoAAAAAAJAAAf+TwAAma/sFB3QAAMAAEsAAE0AAEoAEAod0AKL+Agd0AIoB"
+    "B3QAwAASwAASQAASAHcAC3QAlxIzAP4AYwDAABUwAATQAASAxq2phguRi3YAmfwDd1QA/oETAMAAK6AAFdAACQBIJpQKAPbYAnwKcQJ4AEgm"
+    "lIrl/vQI3hCBvrgA/vojAP/Z"
+)
+
+
+def of_syntax(syntax: str) -> list:
+    images = [image(plane, k) for k, plane in enumerate(planes())]
+    for one in images:
+        one.file_meta.TransferSyntaxUID, one.PixelData = syntax, encapsulate([HIGH_THROUGHPUT])
+        one["PixelData"].is_undefined_length = True
+    return images
+
+
+@pytest.mark.parametrize("end", ["201", "202", "203"])
+def test_jpeg_2000_of_high_throughput_is_read(tmp_path: Path, end: str) -> None:
+    i, j = np.meshgrid(np.arange(SIZE[0]), np.arange(SIZE[1]), indexing="ij")
+    values = read(of_syntax(f"1.2.840.10008.1.2.4.{end}"), tmp_path)
+    np.testing.assert_array_equal(values, np.stack([37 * i + 101 * j + i * j] * COUNT) - 1024)
+
+
+def test_compression_that_nothing_decodes_is_refused_with_a_remedy(tmp_path: Path) -> None:
+    message = r"^series: is compressed as MPEG2 Main Profile .* cannot be decoded here; decompress it"
+    with pytest.raises(VolumeError, match=message):
+        read(of_syntax("1.2.840.10008.1.2.4.100"), tmp_path)
+
+
+@pytest.mark.parametrize("bits", [12, 16])
+@pytest.mark.parametrize("signed", [False, True])
+def test_values_go_through_the_table_of_their_slice(tmp_path: Path, bits: int, signed: bool) -> None:
+    stored, first = planes() - (500 if signed else 0), -200 if signed else 100
+    tables = [np.random.default_rng(k).integers(0, 2**bits, 1000) for k in range(COUNT)]
+    images = [
+        image(plane, k, slope=None, signed=signed, SOPClassUID=MR, Modality="MR") for k, plane in enumerate(stored)
+    ]
+    for one, table in zip(images, tables):
+        item = Dataset()
+        item.add_new("LUTDescriptor", "SS" if signed else "US", [len(table), first, bits])
+        item.ModalityLUTType = "US"
+        item.add_new("LUTData", "US", [int(value) for value in table])
+        one.ModalityLUTSequence = [item]
+    # by the standard (PS3.3, C.11.1.1): below the first entry the first one, above the last the last one
+    right = [table[np.clip(plane - first, 0, len(table) - 1)] for plane, table in zip(stored, tables)]
+    np.testing.assert_array_equal(read(images, tmp_path), right)
+
+
+def test_table_without_its_description_is_refused(tmp_path: Path) -> None:
     images = [image(plane, k) for k, plane in enumerate(planes())]
     images[2].ModalityLUTSequence = [image(planes(1)[0], 0)]
-    with pytest.raises(VolumeError, match="its values need a table"):
+    with pytest.raises(VolumeError, match=r"^series: cannot be read .*LUTDescriptor"):
         read(images, tmp_path)
 
 

@@ -162,3 +162,10 @@ def test_empty_folder_is_an_error(tmp_path: Path) -> None:
 def test_single_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is a file: give its folder"):
         find_volumes(write_nifti(tmp_path / "a.nii", ct_phantom()))
+
+
+@pytest.mark.parametrize("entry", ["/", "//", "/tmp/../"])
+def test_the_root_of_all_folders_is_no_volume(tmp_path: Path, entry: str) -> None:
+    (tmp_path / "list.json").write_text(json.dumps({"training": [entry]}))
+    with pytest.raises(UserError, match=r"lists '/.*', the root of all folders: name files"):
+        find_volumes(tmp_path / "list.json")

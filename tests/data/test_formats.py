@@ -145,3 +145,49 @@ def test_size_that_fits_in_no_memory_is_refused_before_it_is_asked_for(tmp_path:
         file.write_bytes(gzip.compress(content) if ending.endswith("gz") else content)
     with pytest.raises(VolumeError, match=r"would take 1.01e\+05 GiB \(30000 x 30000 x 30000 voxels\)"):
         read_volume([str(file)], "a")
+
+
+@pytest.mark.parametrize("origin", [[0.45, 0.4, 1.5], [0, 0, 0.5], [0.45, 0, -1.5]])
+def test_origin_within_a_voxel_in_micrometres_is_one(tmp_path: Path, origin: list[float]) -> None:
+    affine = np.diag([0.9, 0.8, 3, 1.0])
+    affine[:3, 3] = np.array(origin)
+    image = nibabel.Nifti1Image(ct_phantom(), np.diag([1000, 1000, 1000, 1.0]) @ affine)
+    image.header.set_xyzt_units("micron")
+    nibabel.save(image, tmp_path / "a.nii")
+    volume = read_volume([str(tmp_path / "a.nii")], "a")
+    np.testing.assert_allclose(volume.affine.numpy(), affine, atol=1e-5)
+
+
+def test_sform_is_taken_where_the_qform_differs_and_said(tmp_path: Path) -> None:
+    image = nibabel.Nifti1Image(ct_phantom(), AFFINE)
+    image.set_sform(AFFINE, 1)
+    image.set_qform(AFFINE @ np.diag([1, -1, 1, 1.0]), 1)
+    nibabel.save(image, tmp_path / "a.nii.gz")
+    volume = read_volume([str(tmp_path / "a.nii.gz")], "a")
+    np.testing.assert_allclose(volume.affine.numpy(), AFFINE, atol=1e-5)
+    far = 2 * 0.8 * (ct_phantom().shape[1] - 1)
+    assert volume.meta["notes"] == (f"sform and qform are up to {far:.3g} apart; the sform is taken",)
+
+
+def test_header_that_tells_no_directions_is_a_guess_and_said(tmp_path: Path) -> None:
+    image = nibabel.Nifti1Image(ct_phantom(), None)
+    image.header["sform_code"] = image.header["qform_code"] = 0
+    nibabel.save(image, tmp_path / "a.nii")
+    notes = read_volume([str(tmp_path / "a.nii")], "a").meta["notes"]
+    assert notes == ("the header has neither sform nor qform, so left and right are a guess",)
+
+
+@pytest.mark.parametrize("damage", ["checksum", "end", "junk"])
+def test_damage_at_the_end_of_a_compressed_nifti_is_noticed(tmp_path: Path, damage: str) -> None:
+    file = write_nifti(tmp_path / "a.nii.gz", ct_phantom())
+    whole = file.read_bytes()
+    checksum = whole[:-8] + bytes([whole[-8] ^ 1]) + whole[-7:]
+    file.write_bytes({"checksum": checksum, "end": whole[:-4], "junk": whole + b"junk"}[damage])
+    with pytest.raises(VolumeError, match=r"^a: cannot be read"):
+        read_volume([str(file)], "a")
+
+
+def test_compressed_nifti_in_several_parts_is_read(tmp_path: Path) -> None:
+    content = gzip.decompress(write_nifti(tmp_path / "a.nii.gz", ct_phantom()).read_bytes())
+    (tmp_path / "a.nii.gz").write_bytes(gzip.compress(content[:999]) + gzip.compress(content[999:]) + bytes(64))
+    np.testing.assert_array_equal(read_volume([str(tmp_path / "a.nii.gz")], "a")[0].numpy(), ct_phantom())

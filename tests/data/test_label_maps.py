@@ -8,9 +8,16 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 
 from bundle.data import ReadVolumed, read_volume
-from bundle.data.label_maps import check_include, is_included, label_map_by_path, looks_like_label_map
+from bundle.data.label_maps import (
+    check_include,
+    is_included,
+    label_map_by_path,
+    looks_like_label_map,
+    looks_like_probabilities,
+)
 from bundle.errors import UserError, VolumeError
 from tests.data.volumes import ct_phantom, ellipsoid, mr_phantom, write_nifti
 
@@ -28,6 +35,8 @@ from tests.data.volumes import ct_phantom, ellipsoid, mr_phantom, write_nifti
         "BraTS20_Training_001/BraTS20_Training_001_seg.nii",
         "BraTS-GLI-00000-000/BraTS-GLI-00000-000-seg.nii.gz",
         "LiTS/segmentation-12.nii",
+        "case7/liver_probabilities.nii.gz",
+        "case7/softmax_3.nii.gz",
         "btcv/label0001.nii.gz",
         "mmwhs/ct_train_1001_label.nii.gz",
         "slicer/scan.seg.nrrd",
@@ -139,6 +148,67 @@ def soft(array: np.ndarray) -> np.ndarray:
 
 def test_probabilities_are_no_label_map() -> None:
     assert not looks_like_label_map(soft(ellipsoid((24, 20, 16))))
+
+
+def smooth(array: np.ndarray, sigma: float) -> np.ndarray:
+    """A soft map as a network gives it: 0 and 1 but for the edge."""
+    return gaussian_filter(array.astype(np.float32), sigma)
+
+
+@pytest.mark.parametrize(("name", "sigma"), [("ct_body_totalseg", 1), ("mr_body_totalseg", 0.7)])
+def test_soft_maps_of_real_organs_look_like_probabilities(data_dir: Path, name: str, sigma: float) -> None:
+    array = np.asarray(nibabel.load(data_dir / f"labels/{name}.nii.gz").dataobj)
+    values, counts = np.unique(array[array > 0], return_counts=True)
+    for value in values[np.argsort(counts)[-4:]]:
+        assert looks_like_probabilities(smooth(array == value, sigma))
+    assert not looks_like_probabilities((array > 0).astype(np.float32))  # whole numbers are a label map
+
+
+@pytest.mark.parametrize("name", [VOLUMES[0], VOLUMES[5], VOLUMES[6], VOLUMES[9]])
+@pytest.mark.parametrize("ends", [(0, 100), (0.5, 99.5), (30, 98)])
+def test_no_real_scan_that_was_scaled_to_0_and_1_looks_like_probabilities(
+    data_dir: Path, name: str, ends: tuple[float, float]
+) -> None:
+    array = read_volume([str(data_dir / "volumes" / name)], name)[0].numpy()[::2, ::2, ::2]
+    low, high = np.percentile(array, ends)
+    assert not looks_like_probabilities(np.clip((array - low) / (high - low), 0, 1))
+
+
+def test_probabilities_are_refused_where_a_scan_on_their_grid_is_near_and_else_said(tmp_path: Path) -> None:
+    affine = np.diag([2.0, 1.0, 3.0, 1.0])
+    file = write_nifti(tmp_path / "all/case/liver.nii.gz", smooth(ellipsoid((24, 20, 16)), 0.5), affine)
+    item = ReadVolumed()({"image": [str(file)], "name": "a", "from_folder": True})
+    kind = "looks like a map of probabilities: from 0 to 1"
+    assert item["image"].meta["notes"] == (f"{kind}; taken as a scan, since no file near it is on its grid",)
+    write_nifti(tmp_path / "all/case/scan.nii.gz", mr_phantom(), affine)
+    with pytest.raises(VolumeError, match=f"{kind}, on the grid of another file near it.*--include"):
+        read(file, from_folder=True)
+
+
+def test_a_label_map_alone_is_taken_and_said(tmp_path: Path) -> None:
+    file = write_nifti(tmp_path / "all/case/a.nii.gz", ellipsoid((24, 20, 16)).astype(np.int16))
+    item = ReadVolumed()({"image": [str(file)], "name": "a", "from_folder": True})
+    (note,) = item["image"].meta["notes"]
+    assert note.startswith("looks like a label map: few whole numbers; taken as a scan")
+
+
+@pytest.mark.parametrize("ending", ["nii.gz", "nrrd"])
+def test_grids_are_compared_in_millimetres(tmp_path: Path, ending: str) -> None:
+    """A label map whose header is in micrometres lies on the grid of a scan in millimetres."""
+    affine = np.diag([-2.0, -1.0, 3.0, 1.0])
+    labels, file = ellipsoid((24, 20, 16)).astype(np.int16), tmp_path / "all/case" / f"a.{ending}"
+    write_nifti(tmp_path / "all/case/scan.nii.gz", mr_phantom(), affine)
+    if ending == "nrrd":
+        lines = ["NRRD0004", "type: short", "dimension: 3", "sizes: 24 20 16", "endian: little", "encoding: raw"]
+        lines += ["space: LPS", "space directions: (2000,0,0) (0,1000,0) (0,0,3000)", "space origin: (0,0,0)"]
+        lines += ['space units: "um" "um" "um"', "", ""]
+        file.write_bytes("\n".join(lines).encode() + labels.tobytes(order="F"))
+    else:
+        image = nibabel.Nifti1Image(labels, np.diag([1000, 1000, 1000, 1.0]) @ affine)
+        image.header.set_xyzt_units("micron")
+        nibabel.save(image, file)
+    with pytest.raises(VolumeError, match=r"looks like a label map.*on the grid of another file"):
+        read(file, from_folder=True)
 
 
 def read(file: Path, **more: object) -> None:

@@ -9,7 +9,7 @@ import torch
 from monai.apps.detection.transforms.dictionary import RandFlipBoxd
 from monai.transforms import Compose, RandFlipd
 
-from bundle.data import random_mirrors
+from bundle.data import mirrored_axes, random_mirrors
 from bundle.errors import UserError
 
 VOXELS = torch.arange(24.0).view(1, 2, 3, 4)
@@ -56,3 +56,13 @@ def test_boxes_are_mirrored_with_their_image():
 def test_what_names_no_axes_is_refused(axes):
     with pytest.raises(UserError, match=r"--mirror_axes .* does not fit: give different axes"):
         random_mirrors(partial(RandFlipd, keys="image"), axes=axes)
+    with pytest.raises(UserError, match=r"--mirror_axes .* does not fit: give different axes"):
+        mirrored_axes(axes)
+
+
+@pytest.mark.parametrize("axes", [[], [0], [2, 0], [0, 1, 2]])
+@pytest.mark.parametrize("probabilities", [(0.5, 0.5, 0.5), (0.0, 1.0, 0.5)])
+def test_mirrored_axes_are_those_on_which_something_is_ever_mirrored(axes, probabilities):
+    assert mirrored_axes(axes, probabilities) == sorted(
+        {axis for subset in seen(axes, probabilities) for axis in subset}
+    )

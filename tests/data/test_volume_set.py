@@ -295,3 +295,37 @@ def test_two_processes_share_the_work_and_agree_on_the_split(folder: Path) -> No
     for part in ("training", "validation"):
         assert one[part] == other[part] == names(getattr(alone, part))
     assert Counted.passed == []  # their caches serve a single process as well
+
+
+def contents(folder: Path, **options: Any) -> dict[str, str]:
+    volumes = volume_set(folder, **options)
+    return {volume.name: volume.content for volume in (*volumes.training, *volumes.validation)}
+
+
+def test_the_digest_of_a_volume_is_that_of_its_bytes_wherever_they_lie(folder: Path) -> None:
+    before = contents(folder)
+    assert len(set(before.values())) == 5 and contents(folder) == before  # the second time from the cache
+    moved = folder.rename(folder.parent / "moved to")
+    assert contents(moved, cache_dir=folder.parent / "other") == before
+    write_nifti(moved / "ct_1.nii", ct_phantom(seed=9))
+    changed = contents(moved)
+    assert {name for name in before if before[name] != changed[name]} == {"ct_1.nii"}
+
+
+def test_labels_are_part_of_the_digest_and_their_folder_is_not(folder: Path) -> None:
+    def find(labels: Path, finding: float) -> Any:
+        return lambda _: [
+            FoundVolume(f.name, (str(f),), annotations={"organs": str(labels / f.name), "findings": [finding]})
+            for f in sorted(folder.iterdir())
+        ]
+
+    def write(labels: Path, value: int) -> Path:
+        for file in folder.iterdir():
+            write_nifti(labels / file.name, np.full((24, 20, 16), value, np.uint8))
+        return labels
+
+    one, same, other = (write(folder.parent / name, value) for name, value in (("a", 1), ("b", 1), ("c", 2)))
+    before = contents(folder, find=find(one, 0.0))
+    assert contents(folder, find=find(same, 0.0)) == before
+    for found in (find(other, 0.0), find(one, 1.0)):
+        assert not set(contents(folder, find=found).values()) & set(before.values())

@@ -85,3 +85,12 @@ def test_without_a_folder_nothing_happens_and_a_wrong_one_is_named(tmp_path: Pat
     assert WeightMapd(None)({"image": 1}) == {"image": 1}
     with pytest.raises(UserError, match="--weight_maps"):
         WeightMapd(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["a\nb.nii.gz", "\x1b[31m.nii.gz", "schön 1.nii.gz"])
+def test_a_name_that_cannot_be_shown_finds_its_map(tmp_path: Path, name: str):
+    image = ct_phantom((24, 20, 16))
+    for folder in ("volumes", "maps"):
+        write_nifti(tmp_path / folder / name, (image > 0).astype(np.float32) if folder == "maps" else image)
+    found = prepared(tmp_path / "volumes", tmp_path / "maps", tmp_path / "cache")
+    assert not found.skipped and "weight_map" in found.training[0].load()

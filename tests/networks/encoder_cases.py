@@ -178,6 +178,55 @@ CASES = {
     ),
 }
 
+CASES |= {
+    "nnU-Net's ResidualEncoderUNet": Case(
+        "ResidualEncoderUNet",
+        {
+            "n_stages": 4,
+            "features_per_stage": [4, 6, 8, 8],
+            "kernel_sizes": [[3, 3, 3]] * 4,
+            "strides": [[1, 1, 1], *[[2, 2, 2]] * 3],
+            "n_blocks_per_stage": [1, 2, 2, 1],
+            "n_conv_per_stage_decoder": [1, 1, 1],
+        },
+        ("encoder.stages.0", "encoder.stages.1", "encoder.stages.2", "encoder.stages.3"),
+        (2, 2, 2),  # a norm over two sites magnifies rounding
+    ),
+    "nnU-Net's ResidualEncoderUNet, anisotropic, as a plan writes it": Case(
+        "ResidualEncoderUNet",
+        {
+            "n_stages": 4,
+            "features_per_stage": [4, 6, 8, 10],
+            "conv_op": "torch.nn.modules.conv.Conv3d",
+            "kernel_sizes": [[1, 3, 3], [1, 3, 3], [3, 3, 3], [3, 3, 3]],
+            "strides": [[1, 1, 1], [1, 2, 2], [2, 2, 2], [1, 2, 2]],
+            "n_blocks_per_stage": [1, 1, 2, 1],
+            "n_conv_per_stage_decoder": [1, 1, 1],
+            "conv_bias": True,
+            "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+            "norm_op_kwargs": {"eps": 1e-05, "affine": True},
+            "dropout_op": None,
+            "dropout_op_kwargs": None,
+            "nonlin": "torch.nn.LeakyReLU",
+            "nonlin_kwargs": {"inplace": True},
+        },
+        ("encoder.stages.0", "encoder.stages.1", "encoder.stages.2", "encoder.stages.3"),
+    ),
+    "nnU-Net's PlainConvUNet, anisotropic": Case(
+        "PlainConvUNet",
+        {
+            "n_stages": 3,
+            "features_per_stage": [4, 6, 8],
+            "kernel_sizes": [[1, 3, 3], [3, 3, 3], [3, 3, 3]],
+            "strides": [[1, 1, 1], [1, 2, 2], [2, 2, 2]],
+            "n_conv_per_stage": [2, 2, 2],
+            "n_conv_per_stage_decoder": [2, 2],
+        },
+        ("encoder.stages.0", "encoder.stages.1", "encoder.stages.2"),
+        (2, 2, 2),
+    ),
+}
+
 
 def dense_features(network: nn.Module, outputs: tuple[str, ...], image: torch.Tensor) -> list[torch.Tensor]:
     """What `network`'s own forward, decoder and all, has at the given places: no code of ours is involved."""

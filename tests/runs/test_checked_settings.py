@@ -36,6 +36,8 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
         ("weight_decay", -1),
         ("warmup_epochs", -5),
         ("val_fraction", 1),
+        ("folds", 1),
+        ("fold", -1),
         ("resume", 1),
         ("resume", ""),
     ],
@@ -49,7 +51,8 @@ def test_a_setting_that_cannot_work_is_one_line_with_what_would(name: str, value
 @pytest.mark.parametrize(
     "config",
     [{}, {"seed": None}, {"lr": None}, {"lr": 0}, {"epochs": "@more"}, {"lr": "$1 / 3"}, {"resume": "runs/a"},
-     {"lr": {"_target_": "builtins.float"}}, {"weight_decay": 0}, {"max_gradient_norm": 1.0e-3}],
+     {"lr": {"_target_": "builtins.float"}}, {"weight_decay": 0}, {"max_gradient_norm": 1.0e-3},
+     {"warmup_epochs": None}],
     ids=str,
 )  # fmt: skip
 def test_what_can_work_passes(config: dict):

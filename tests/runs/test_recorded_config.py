@@ -15,13 +15,13 @@ SETTINGS = {
     "classes": {"liver": 1}, "findings": ["stenosis"], "in_channels": 1, "input": "whole", "crop_size": [32, 32, 32],
     "spacing": [3, 3, 3], "modality": "CT", "ct_window": [-1000, 1000], "mr_percentiles": [0.5, 99.5],
     "mask_ratio": 0.6, "mask_weight": None, "sparse": True, "batch_size": 2, "steps_per_epoch": 10,
-    "val_fraction": 0.2, "seed": 0, "hash_names": False,
+    "val_fraction": 0.2, "folds": 5, "fold": 0, "seed": 0, "hash_names": False, "pretrained": "models/model.pt",
 }  # fmt: skip
 OTHER = {
     "classes": {"liver": 2}, "findings": ["aneurysm"], "in_channels": 2, "input": "crop", "crop_size": [32, 32, 48],
     "spacing": None, "modality": "MR", "ct_window": [-160, 240], "mr_percentiles": [1, 99],
     "mask_ratio": [0.5, 0.7], "mask_weight": "foreground", "sparse": False, "batch_size": 4, "steps_per_epoch": 20,
-    "val_fraction": 0.5, "seed": 1, "hash_names": True,
+    "val_fraction": 0.5, "folds": None, "fold": 3, "seed": 1, "hash_names": True, "pretrained": None,
 }  # fmt: skip
 
 

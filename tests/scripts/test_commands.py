@@ -65,7 +65,8 @@ def test_testing_sets_up_fetches_all_and_passes_options_to_pytest(project: Path)
     lines = run(project / "scripts/test.sh", "tests/sparse", "-k", "two words").stdout.splitlines()
     assert lines[0] == "set up --dev"
     assert "--all" in lines
-    assert lines[-6:] == ["python", "-m", "pytest", "tests/sparse", "-k", "two words"]
+    assert lines[lines.index("-m") - 1 :][:3] == ["python", "-m", "pytest"]
+    assert lines[-3:] == ["tests/sparse", "-k", "two words"]
 
 
 @pytest.mark.parametrize("script", ["train.sh", "test.sh"])

@@ -87,6 +87,8 @@ def test_development_packages_come_on_request_and_cover_a_plain_run(project: Pro
     project.set_up()
     assert project.set_up("--dev").returncode == 0
     assert "requirements-dev.txt" in project.installs[1]
+    assert "--no-deps dynamic-network-architectures" in project.installs[2]
+    assert len(project.installs) == 4
     project.set_up()
     assert project.installs == []
 

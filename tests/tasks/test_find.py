@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bundle.data import find_volumes
 from bundle.errors import UserError
 from bundle.tasks.classification import find_findings
 from bundle.tasks.detection import find_boxes
@@ -155,7 +156,7 @@ def test_findings_are_read_with_what_is_not_known(tmp_path: Path):
         (("image,edema", "a.nii,2"), "line 2, column edema holds '2'"),
         (("image,edema", "a.nii,yes"), "line 2, column edema holds 'yes'"),
         (("image,nodule", "a.nii,1"), "has no column edema"),
-        (("image,edema,part", "a.nii,1,test"), "line 2: part 'test'"),
+        (("image,edema,part", "a.nii,1,testing"), "line 2: part 'testing'"),
     ],
 )
 def test_a_table_that_cannot_be_used_is_one_line(tmp_path: Path, lines: tuple[str, ...], said: str):
@@ -200,3 +201,64 @@ def test_boxes_and_their_labels_are_read_and_checked(tmp_path: Path):
         write_list(tmp_path, training=[{"image": "b.nii", "box": wrong, "label": [0]}])
         with pytest.raises(UserError, match=said):
             find_boxes(tmp_path)
+
+
+def names(volumes) -> list[tuple[str, str]]:
+    return [(volume.name, volume.part) for volume in volumes]
+
+
+def test_what_a_list_has_for_testing_is_seen_by_who_asks_for_it_only(tmp_path: Path):
+    entry = {"label": "l.nii", "box": []}
+    parts = {"training": [{"image": "a.nii", **entry}], "test": [{"image": "t.nii", **entry}]}
+    file = write_list(tmp_path, **parts)
+    assert names(find_segmentations(file)) == [("a.nii", "")]
+    assert names(find_segmentations(file, "training")) == [("a.nii", "")]
+    for part in ("test", "auto"):
+        assert names(find_segmentations(file, part)) == [("t.nii", "test")]
+    assert names(find_segmentations(file, "all")) == [("a.nii", ""), ("t.nii", "test")]
+    assert names(find_volumes(file)) == [("a.nii", "")] and names(find_volumes(file, "auto")) == [("t.nii", "test")]
+    with pytest.raises(UserError, match="no list 'validation'"):
+        find_segmentations(file, "validation")
+    with pytest.raises(UserError, match="--part 'testing' is not known"):
+        find_segmentations(file, "testing")
+
+
+def test_boxes_have_a_test_part(tmp_path: Path):
+    file = write_list(tmp_path, training=[], test=[{"image": "t.nii", "box": [], "label": []}])
+    assert names(find_boxes(file, "auto")) == [("t.nii", "test")]
+
+
+def test_images_without_labels_as_the_test_of_the_msd_are_no_labelled_test_part(tmp_path: Path):
+    file = write_list(tmp_path, training=[{"image": "a.nii", "label": "b.nii"}], test=["./imagesTs/t.nii"])
+    for part in ("", "auto", "all"):
+        assert names(find_segmentations(file, part)) == [("a.nii", "")]
+    with pytest.raises(UserError, match="'test': give objects with image, label"):
+        find_segmentations(file, "test")
+    assert names(find_volumes(file, "auto")) == [("./imagesTs/t.nii", "test")]
+
+
+def test_the_test_part_of_nnunets_folders_has_label_maps(tmp_path: Path):
+    touch(tmp_path, "imagesTr/a.nii.gz", "labelsTr/a.nii.gz", "imagesTs/b_0000.nii.gz", "imagesTs/c_0000.nii.gz")
+    assert names(find_segmentations(tmp_path, "auto")) == [("a.nii.gz", "")]
+    with pytest.raises(UserError, match="has no part 'test' with label maps"):
+        find_segmentations(tmp_path, "test")
+    touch(tmp_path, "labelsTs/b.nii.gz")
+    assert names(find_segmentations(tmp_path)) == [("a.nii.gz", "")]
+    assert names(find_segmentations(tmp_path, "auto")) == [("b_0000.nii.gz", "test")]
+    assert names(find_segmentations(tmp_path, "all")) == [("a.nii.gz", ""), ("b_0000.nii.gz", "test")]
+
+
+def test_rows_of_the_test_part_are_no_training_and_no_split(tmp_path: Path):
+    (tmp_path / "labels.csv").write_text("image,f,part\na.nii,1,\nb.nii,0,test\n")
+    assert names(find_findings(tmp_path, ["f"])) == [("a.nii", "")]
+    assert names(find_findings(tmp_path, ["f"], "auto")) == [("b.nii", "test")]
+    assert names(find_findings(tmp_path, ["f"], "all")) == [("a.nii", ""), ("b.nii", "test")]
+    with pytest.raises(UserError, match="no row of the part 'validation'"):
+        find_findings(tmp_path, ["f"], "validation")
+
+
+def test_a_folder_of_scans_has_no_parts(tmp_path: Path):
+    touch(tmp_path, "a.nii")
+    assert names(find_volumes(tmp_path, "auto")) == [("a.nii", "")]
+    with pytest.raises(UserError, match="--part test needs a json"):
+        find_volumes(tmp_path, "test")

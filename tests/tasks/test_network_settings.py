@@ -50,3 +50,10 @@ def test_an_override_of_the_network_is_followed():
 
 def test_a_network_that_no_config_has_made_has_its_name():
     assert network_settings(torch.nn.Linear(1, 1)) == {"name": "Linear"}
+
+
+def test_a_network_of_ones_own_has_the_name_by_which_it_is_imported():
+    parser = ConfigParser(copy.deepcopy(CONFIG))
+    parser["network_def"] = {"_target_": "tests.prediction.models.Thresholds", "in_channels": 2}
+    settings = parser.get_parsed_content("settings")["network"]
+    assert settings == {"name": "tests.prediction.models.Thresholds", "in_channels": 2}

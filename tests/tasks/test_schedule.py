@@ -1,6 +1,7 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
 from __future__ import annotations
 
+import pytest
 import torch
 from torch.optim import SGD
 
@@ -19,6 +20,13 @@ def test_epochs_become_steps_of_the_loader():
     )
     by_hand = FineTuneSchedule(optimizer(), kind="sawtooth", t_total=40, warmup_steps=4, decoder_share=0.4)
     assert made.state_dict() == by_hand.state_dict()
+
+
+@pytest.mark.parametrize(("epochs", "warmup"), [(6, 30), (2, 10), (50, 250), (100, 250), (0.01, 1)])
+def test_a_warm_up_that_is_not_given_is_a_tenth_of_the_training_and_at_most_5_epochs(epochs, warmup, caplog):
+    made = fine_tune_schedule(optimizer(), kind="full", loader=range(50), epochs=epochs)
+    assert made.warmup_steps == warmup
+    assert not caplog.messages
 
 
 def test_a_warm_up_longer_than_half_of_the_training_is_cut():

@@ -234,3 +234,30 @@ def test_a_garbled_table_is_one_line(tmp_path: Path, text: str):
     with pytest.raises(UserError, match=r"metrics.csv is damaged .*: correct it, or move it away"):
         train(tmp_path, resume=True)
     assert os.listdir(tmp_path / "run").count("config_2.yaml") == 0  # noqa: PTH208
+
+
+def test_other_content_under_the_same_names_is_refused(tmp_path: Path):
+    def with_content(content: str) -> SimpleNamespace:
+        volumes = split()
+        volumes.training[0] = replace(volumes.training[0], content=content)
+        return volumes
+
+    train(tmp_path, volumes=with_content("0a"))
+    train(tmp_path, 3, resume=True, volumes=with_content("0a"))
+    with pytest.raises(
+        UserError, match=r"was trained on other data \(1 of these 3 volumes are new or changed, such as a;"
+    ):
+        train(tmp_path, 4, resume=True, volumes=with_content("0b"))
+
+
+def test_a_checkpoint_of_an_older_version_is_compared_without_the_content(tmp_path: Path):
+    train(tmp_path, volumes=split())
+    path = tmp_path / "run/checkpoints/last.pt"
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["volumes"] = [digest.split("-")[0] for digest in checkpoint["volumes"]]
+    torch.save(checkpoint, path)
+    path.with_name(path.name + ".sha256").unlink(missing_ok=True)
+    train(tmp_path, 3, resume=True, volumes=split())
+    torch.save(checkpoint, path)
+    with pytest.raises(UserError, match="was trained on other data"):
+        train(tmp_path, 4, resume=True, volumes=split(training=("a", "x")))

@@ -1,12 +1,16 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
 from __future__ import annotations
 
+import html
 import logging
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from ignite.engine import Events
+from matplotlib.image import imsave
 from monai.handlers import ValidationHandler
 from torch.optim import SGD
 
@@ -120,3 +124,37 @@ def test_the_epoch_with_the_best_validation_is_shown(tmp_path):
     text = folder.summary.read_text()
     assert "## Metrics of epoch 2" in text and "best validation of 3" in text
     assert "| Dice | 0.7 |" in text and "| loss | 2 |" in text
+
+
+def test_the_report_says_the_same_with_curves_and_pictures(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.panels.mkdir()
+    for epoch, colour in {1: 10, 2: 20, 3: 30}.items():
+        imsave(folder.panel(epoch), np.full((8, 8, 3), colour, dtype=np.uint8))
+    text, history = train(tmp_path)
+    page = folder.report.read_text()
+    assert "<h1>Pre-training summary</h1>" in page and "Training completed 3 of 3 epochs." in page
+    shown = html.unescape(re.sub(r"<[^>]+>", " ", page))
+    facts = [
+        line.removeprefix("- ").strip() for line in text.splitlines() if re.match(r"- (network|training|time)", line)
+    ]
+    assert len(facts) == 3 and all(fact.partition(": ")[2] in shown for fact in facts)
+    for row in re.findall(r"^\| (.+) \| (\S+) \|$", text, flags=re.MULTILINE):
+        assert " ".join(row) in " ".join(shown.split())
+    assert "b.nii.gz" in shown and "fetch it again" in shown and "2 image(s) left out: a localizer" in shown
+    assert page.count("<img ") == 4, "the curves, the last epoch, and two earlier ones"
+    assert [f"Epoch {n}" in page for n in (1, 2, 3)] == [True] * 3
+    assert f'<td class="number">{history.rows[1]["epoch"]}</td>' in page
+    assert str(tmp_path) not in page.partition("tensorboard --logdir")[0], (
+        "files are named as they lie in the run's folder"
+    )
+
+
+def test_a_run_that_fails_has_its_report_too_and_a_damaged_picture_does_not_stop_it(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.panels.mkdir()
+    folder.panel(1).write_text("no picture")
+    train(tmp_path, UserError("the gradient is not finite: lower --lr"), at_epoch=1)
+    page = folder.report.read_text()
+    assert "stopped in epoch 1 of 3 by an error: the gradient is not finite: lower --lr." in page
+    assert "epoch_0001.png is no picture" in page

@@ -57,8 +57,10 @@ def test_all_but_the_heads_is_pretrained(model: Path):
 
 def test_a_whole_pretrained_network_learns_more_slowly_unless_told(model: Path):
     whole, half, scratch = transfer(model), transfer(model, pretrained_decoder=False), transfer(None)
+    assert [t.peak_lr(None, 49) for t in (whole, half, scratch)] == [3e-4, 1e-3, 1e-3]
+    assert [t.peak_lr(None, 50) for t in (whole, half, scratch)] == [1e-3, 1e-3, 1e-3]
     assert [t.peak_lr(None) for t in (whole, half, scratch)] == [3e-4, 1e-3, 1e-3]
-    assert [t.peak_lr(0.0) for t in (whole, half, scratch)] == [0.0, 0.0, 0.0]
+    assert [t.peak_lr(0.0, 10) for t in (whole, half, scratch)] == [0.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize("kind", ["full", "sawtooth", "frozen"])

@@ -11,7 +11,10 @@ from torch import nn
 
 from bundle.errors import UserError
 from bundle.networks import reestimate_batch_norm
+from bundle.tasks.classification import EncoderClassifier
 from bundle.transfer import Transfer
+from bundle.transfer.finetuned import heads_loaded, load_rest
+from bundle.weights import ModelFiles
 from tests.export.models import write_model
 from tests.networks.encoder_cases import Case
 
@@ -21,7 +24,7 @@ DYNUNET = {"kernel_size": [3, 3, 3], "strides": [1, 2, 2], "upsample_kernel_size
 
 def segresnet(**more) -> nets.SegResNetDS:
     torch.manual_seed(0)
-    return nets.SegResNetDS(out_channels=2, **{**SEGRES, **more})
+    return nets.SegResNetDS(**{"out_channels": 2, **SEGRES, **more})
 
 
 def transfer(tmp_path: Path, network: nn.Module | None = None, **more) -> Transfer:
@@ -104,3 +107,90 @@ def test_an_unknown_schedule_is_one_line():
 def test_a_network_without_the_encoder_is_one_line():
     with pytest.raises(UserError, match="BasicUNet does not contain the encoder SegResEncoder"):
         Transfer(nets.BasicUNet(), None, encoder={"name": "SegResEncoder", **SEGRES})
+
+
+def finetuned(folder: Path, network: nn.Module, **about: object) -> Path:
+    """A network as fine-tuning leaves it."""
+    torch.manual_seed(5)
+    for parameter in network.parameters():
+        nn.init.normal_(parameter)
+    files = ModelFiles(folder / "model.pt")
+    files.write(network.state_dict(), {"encoder": {"name": "SegResEncoder", **SEGRES}, **about})
+    return files.weights
+
+
+def same(one: nn.Module, other: nn.Module) -> dict[str, bool]:
+    there = other.state_dict()
+    return {
+        key: torch.equal(value, there[key])
+        for key, value in one.state_dict().items()
+        if key in there
+        and value.shape == there[key].shape
+        and not {"running_mean", "running_var", "num_batches_tracked"} & {key.rpartition(".")[2]}
+    }
+
+
+@pytest.mark.parametrize("decoder", [None, True, False])
+@pytest.mark.parametrize("classes", [["liver"], ["spleen"], ["liver", "spleen"]], ids=str)
+def test_a_fine_tuned_network_gives_its_encoder_its_decoder_and_heads_of_the_same_classes(
+    tmp_path: Path, classes: list[str], decoder: bool | None, caplog: pytest.LogCaptureFixture
+):
+    source = segresnet()
+    path = finetuned(tmp_path, source, classes={"liver": 1})
+    with caplog.at_level("INFO"):
+        done = Transfer(
+            segresnet(out_channels=1 + len(classes)), path, encoder={"name": "SegResEncoder", **SEGRES},
+            classes=classes, pretrained_decoder=decoder,
+        )  # fmt: skip
+    taken = same(done.network, source)
+    assert done.report is not None and done.report.prefix == "encoder." and done.report.share == 1
+    assert all(value for key, value in taken.items() if key.startswith("encoder."))
+    rest = {key: value for key, value in taken.items() if not key.startswith("encoder.")}
+    body = [value for key, value in rest.items() if ".head." not in key]
+    assert all(body) if decoder is not False else not any(body)
+    heads = [value for key, value in rest.items() if ".head." in key]
+    assert done.heads_loaded == (classes == ["liver"] and decoder is not False)
+    assert all(heads) if done.heads_loaded else not any(heads)
+    assert done.depths["encoder.conv_init.weight"] == 0 and done.peak_lr(None) == (1e-3 if decoder is False else 3e-4)
+    said = {("spleen",): "its heads are left: they are of liver, and here of spleen", ("liver",): "the same classes"}
+    assert decoder is False or said.get(tuple(classes), "here of liver, spleen") in caplog.text
+
+
+def test_heads_under_a_second_name_are_left_as_well(tmp_path: Path):
+    def dynunet() -> nn.Module:
+        return nets.DynUNet(spatial_dims=3, in_channels=1, out_channels=2, deep_supervision=True, deep_supr_num=1,
+                            **{**DYNUNET, "kernel_size": [3] * 4, "strides": [1, 2, 2, 2],
+                               "upsample_kernel_size": [2] * 3, "filters": [4, 4, 8, 8]})  # fmt: skip
+
+    source, network = dynunet(), dynunet()
+    encoder = {"name": "DynUNet", "kernel_size": [3] * 4, "strides": [1, 2, 2, 2], "upsample_kernel_size": [2] * 3,
+               "filters": [4, 4, 8, 8]}  # fmt: skip
+    path = finetuned(tmp_path, source, classes={"liver": 1}, encoder=encoder)
+    Transfer(network, path, encoder=encoder, classes=["spleen"])
+    taken = same(network, source)
+    heads = {key for key in taken if "output_block" in key or "super" in key}
+    assert len(heads) > 4 and not any(taken[key] for key in heads)
+    assert all(value for key, value in taken.items() if key not in heads)
+
+
+def test_another_network_takes_the_encoder_of_a_fine_tuned_one_alone(tmp_path: Path):
+    path = finetuned(tmp_path, segresnet(), classes={"liver": 1})
+    network = EncoderClassifier({"name": "SegResEncoder", **SEGRES}, findings=1)
+    done = Transfer(network, path, encoder={"name": "SegResEncoder", **SEGRES}, classes=["liver"])
+    assert done.report is not None and done.report.share == 1 and done.decoder_report is None and not done.heads_loaded
+    assert done.depths["encoder.conv_init.weight"] == 0
+
+
+@pytest.mark.parametrize("same_meaning", [True, False])
+def test_a_detectors_last_layers_are_its_heads(same_meaning: bool):
+    def head() -> nn.Module:
+        return nn.ModuleDict(
+            {"classification_head": nn.ModuleDict({"conv": nn.Linear(2, 2), "cls_logits": nn.Linear(2, 3)})}
+        )
+
+    source, network = head(), head()
+    report = load_rest(network, source.state_dict(), same_meaning=same_meaning)
+    taken = same(network, source)
+    assert all(value for key, value in taken.items() if "cls_logits" not in key)
+    assert all(value == same_meaning for key, value in taken.items() if "cls_logits" in key)
+    assert heads_loaded(network, report) == same_meaning

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from bundle.errors import UserError
-from bundle.weights import checksum, load_strictly
+from bundle.weights import ModelFiles, checksum, load_strictly
 
 
 def network() -> nn.Module:
@@ -57,3 +57,27 @@ def test_a_json_of_other_weights_is_an_error(weights: Path):
     weights.with_suffix(".json").write_text(json.dumps({"sha256": "0" * 64}))
     with pytest.raises(UserError, match=r"model\.pt is not the file that model\.json describes"):
         load_strictly(network(), weights)
+
+
+def tuned(folder: Path, channels: int = 1) -> Path:
+    """A fine-tuned network with the encoder in it, and its json."""
+    whole = nn.ModuleDict(
+        {"encoder": nn.Sequential(nn.Conv3d(channels, 2, 3), nn.Linear(2, 1)), "head": nn.Linear(1, 2)}
+    )
+    ModelFiles(folder / "model.pt").write(whole.state_dict(), {"classes": {"liver": 1}})
+    return folder / "model.pt"
+
+
+def test_of_a_fine_tuned_network_the_encoder_is_taken(tmp_path: Path):
+    path, encoder = tuned(tmp_path), nn.Sequential(nn.Conv3d(1, 2, 3), nn.Linear(2, 1))
+    loaded, expected = load_strictly(encoder, path), torch.load(path, weights_only=True)
+    assert all(torch.equal(value, expected[f"encoder.{key}"]) for key, value in loaded.state_dict().items())
+    about = json.loads(path.with_suffix(".json").read_text())
+    path.with_suffix(".json").write_text(json.dumps({key: about[key] for key in about if key != "classes"}))
+    with pytest.raises(UserError, match="does not fit the network"):
+        load_strictly(encoder, path)
+
+
+def test_a_fine_tuned_encoder_of_several_channels_is_one_line(tmp_path: Path):
+    with pytest.raises(UserError, match="was fine-tuned on volumes of 4 channels, and a volume here has 1: give"):
+        load_strictly(nn.Sequential(nn.Conv3d(1, 2, 3), nn.Linear(2, 1)), tuned(tmp_path, channels=4))

@@ -3,10 +3,24 @@
 
 pydicom reads the headers, and the pixels that are not compressed; ITK decodes the others. Geometry and rescaling are
 ours: ITK takes both from the first slice. highdicom's volumes refuse what is tilted or unevenly spaced, and it would
-bring Pillow and a decoder for JPEG-LS, which ITK has.
+bring Pillow and a decoder for JPEG-LS, which ITK has. It writes DICOM SEG, an extra.
 """
 
-from bundle.data.dicom.folders import Series, find_series, numbered, read_header
+from bundle.data.dicom.folders import Series, find_dicom, find_series, numbered, read_header
+from bundle.data.dicom.frames import Frame
+from bundle.data.dicom.pixels import UnknownCompressionError
 from bundle.data.dicom.series import DicomVolume, read_series
+from bundle.data.dicom.sources import frames_on_grid
 
-__all__ = ["DicomVolume", "Series", "find_series", "numbered", "read_header", "read_series"]
+__all__ = [
+    "DicomVolume",
+    "Frame",
+    "Series",
+    "UnknownCompressionError",
+    "find_dicom",
+    "find_series",
+    "frames_on_grid",
+    "numbered",
+    "read_header",
+    "read_series",
+]

@@ -7,7 +7,7 @@ import filecmp
 import hashlib
 import logging
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bundle.data.dicom.pixels import stored_frames
 from bundle.data.files import walk_folders
 
 if TYPE_CHECKING:
     import pydicom
 
-__all__ = ["Series", "find_series", "numbered", "read_header"]
+__all__ = ["Series", "find_dicom", "find_series", "numbered", "read_header"]
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,8 @@ _TAGS = [
     "ImagePositionPatient",
     "ImageOrientationPatient",
     "Rows",
+    "RescaleSlope",
+    "RescaleIntercept",
 ]
 #: files of these kinds are no DICOM; their first bytes need not be read
 _OTHER_KINDS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".json", ".txt", ".csv", ".png", ".jpg")
@@ -50,12 +53,14 @@ class Series:
         files: in the order of their positions, where they have some.
         modality: what the header says, or "".
         group: a digest of the patient, or of the study where the patient was removed.
+        copies: the folder of the series that this one is a copy of, or None.
     """
 
     folder: Path
     files: tuple[str, ...]
     modality: str
     group: str
+    copies: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,7 @@ class _Slice:
     group: str
     place: tuple[float, ...]  # position and orientation, or nothing
     taken: object  # what no two slices of one volume share
+    scaling: tuple[str, str]  # slope and intercept, as they are written
 
     @property
     def along(self) -> float:
@@ -79,19 +85,31 @@ class _Slice:
 
 
 def find_series(root: Path) -> list[Series]:
+    """The series that `find_dicom` finds."""
+    return find_dicom(root)[0]
+
+
+def find_dicom(root: Path) -> tuple[list[Series], dict[tuple[Path, str], int]]:
     """All series of CT or MR images at and below a folder, sorted by folder; links to folders are followed.
 
     A series may lie in several folders, as on a CD or in an archive. Two folders with slices at the same places are two
-    series: phases, or another version of the images.
+    series: phases, or another version of the images. A folder that holds nothing but copies of another folder's images
+    is a series that says so.
+
+    Returns:
+        The series, and how many other DICOM objects of each modality (reports, plans, segmentations) each folder holds.
     """
+    others: Counter[tuple[Path, str]] = Counter()
     by_folder: dict[str, dict[Path, list[_Slice]]] = defaultdict(lambda: defaultdict(list))
     for folder, files in walk_folders(root):
         for file in files:
             found = _slice(file)
-            if found is not None:
+            if isinstance(found, str):
+                others[folder, found] += 1
+            elif found is not None:
                 by_folder[found.series or str(folder)][folder].append(found)
-    parts = [part for uid in sorted(by_folder) for part in _joined(by_folder[uid])]
-    return sorted((_series(part) for part in parts), key=lambda series: str(series.folder))
+    parts = [_series(*part) for uid in sorted(by_folder) for part in _joined(by_folder[uid])]
+    return sorted(parts, key=lambda series: str(series.folder)), dict(others)
 
 
 def read_header(file: str | os.PathLike[str], tags: Sequence[str] | None = None) -> pydicom.Dataset | None:
@@ -123,17 +141,17 @@ def _looks_like_dicom(start: bytes) -> bool:
     return len(start) == 132 and known and (start[4:6].isalpha() or length <= 64)
 
 
-def _slice(file: Path) -> _Slice | None:
-    """None for a report, a plan, a segmentation, a dose, a PET or another object."""
+def _slice(file: Path) -> _Slice | str | None:
+    """None for what is no DICOM; the modality of a report, a plan, a segmentation, a dose, a PET or another object."""
     if file.name.lower().endswith(_OTHER_KINDS):
         return None
     header = read_header(file, _TAGS)
-    if header is None or "Rows" not in header:
+    if header is None:
         return None
     # an anonymiser may have emptied the tag: such an image stays, and its intensities tell
     modality = header.get("Modality")
-    if modality not in _MODALITIES:
-        return None
+    if "Rows" not in header or modality not in _MODALITIES:
+        return str(modality or "") or None  # the index of a CD has none
     person = str(header.get("PatientID") or header.get("StudyInstanceUID") or "")
     uid, patient = str(header.get("SeriesInstanceUID") or ""), str(header.get("PatientID") or "")
     place, instance = _place(header), str(header.get("SOPInstanceUID") or file)
@@ -147,6 +165,7 @@ def _slice(file: Path) -> _Slice | None:
         group=hashlib.sha256(person.encode()).hexdigest() if person else "",
         place=place,
         taken=tuple(round(value / _SAME_PLACE) for value in place) or instance,
+        scaling=(str(header.get("RescaleSlope")), str(header.get("RescaleIntercept"))),
     )
 
 
@@ -159,42 +178,60 @@ def _place(header: pydicom.Dataset) -> tuple[float, ...]:
     return place if len(place) == 9 and np.isfinite(place).all() else ()
 
 
-def _joined(folders: dict[Path, list[_Slice]]) -> list[list[_Slice]]:
-    """The slices of one series by the volumes that they belong to: a folder that adds new places joins the first."""
+def _joined(folders: dict[Path, list[_Slice]]) -> list[tuple[list[_Slice], Path | None]]:
+    """The slices of one series by the volumes that they belong to: a folder that adds new places joins the first.
+
+    For a folder that holds a copy of each image of a volume, the second value is the volume's folder.
+    """
     volumes: list[list[_Slice]] = []
+    copies: list[tuple[list[_Slice], Path | None]] = []
     for _, slices in sorted(folders.items()):
-        if not any(_joins(slices, volume) for volume in volumes):
+        alike = [volume for volume in volumes if len(volume) == len(slices) and not _without_copies(slices, volume)]
+        if alike:
+            copies.append((slices, _folder(alike[0])))
+        elif not any(_joins(slices, volume) for volume in volumes):
             volumes.append(list(slices))
-    return volumes
+    return [*((volume, None) for volume in volumes), *copies]
 
 
 def _joins(slices: list[_Slice], volume: list[_Slice]) -> bool:
     """Adds the slices of another folder to a volume, if they are its missing ones or stray copies."""
     if slices[0].study != volume[0].study:
         return False
-    rest = _without_copies(slices, volume)
     taken = {other.taken for other in volume}
-    fits = not any(new.taken in taken for new in rest) if rest else len(slices) < len(volume)
+    fits = not any(new.taken in taken for new in _without_copies(slices, volume))
     if fits:
         volume.extend(slices)  # with the copies: the reader compares their pixels, and counts them
     return fits
 
 
 def _without_copies(slices: list[_Slice], volume: list[_Slice]) -> list[_Slice]:
-    files = {other.instance: other.file for other in volume}
-    return [
-        new
-        for new in slices
-        if new.instance not in files or not filecmp.cmp(new.file, files[new.instance], shallow=False)
-    ]
+    files = {other.instance: other for other in volume}
+    return [new for new in slices if new.instance not in files or not _are_copies(new, files[new.instance])]
 
 
-def _series(slices: list[_Slice]) -> Series:
+def _are_copies(one: _Slice, other: _Slice) -> bool:
+    """Whether two files of one instance are equal, or hold equal pixels: archives change tags and compress."""
+    if filecmp.cmp(one.file, other.file, shallow=False):
+        return True
+    if (one.taken, one.scaling) != (other.taken, other.scaling):
+        return False
+    try:
+        return np.array_equal(stored_frames(str(one.file)), stored_frames(str(other.file)))
+    except Exception:  # noqa: BLE001  damaged pixels raise anything; the reader says so
+        return False
+
+
+def _series(slices: list[_Slice], copies: Path | None) -> Series:
     ordered = sorted(slices, key=lambda one: one.file)
     if all(one.place for one in slices):
         ordered.sort(key=lambda one: one.along)
-    folder = Path(os.path.commonpath([one.file.parent for one in slices]))
-    return Series(folder, tuple(str(one.file) for one in ordered), ordered[0].modality, ordered[0].group)
+    files = tuple(str(one.file) for one in ordered)
+    return Series(_folder(slices), files, ordered[0].modality, ordered[0].group, copies)
+
+
+def _folder(slices: list[_Slice]) -> Path:
+    return Path(os.path.commonpath([one.file.parent for one in slices]))
 
 
 def numbered(series: Sequence[Series], root: Path, prefix: str = "") -> Iterator[tuple[str, Series]]:

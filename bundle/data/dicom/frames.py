@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +33,10 @@ _TAGS = [
     "RescaleIntercept",
     "RescaleType",
     "ModalityLUTSequence",
+    "InstanceNumber",
+    "AcquisitionNumber",
+    "EchoNumbers",
+    "SpacingBetweenSlices",
     "PixelPaddingValue",
     "PixelPaddingRangeLimit",
     "TemporalPositionIdentifier",
@@ -60,6 +64,10 @@ class Frame:
         stack: the stack of a multi-frame file, or "".
         odd: what makes it no slice of a volume ("a localizer", ...), or "".
         modality: "CT", "MR" or "".
+        number: InstanceNumber of a file with one image, or None.
+        acquisition: what the slices of one acquisition share: its number, echo and kind of image.
+        between: mm between slices, as the header says, or None.
+        table: the header with a Modality LUT, which then stands for slope and intercept; else None.
     """
 
     file: str
@@ -75,6 +83,10 @@ class Frame:
     stack: str
     odd: str
     modality: str
+    number: int | None = None
+    acquisition: tuple[str, ...] = ()
+    between: float | None = None
+    table: pydicom.Dataset | None = field(default=None, repr=False)
 
 
 def read_frames(file: str) -> list[Frame]:
@@ -86,8 +98,6 @@ def read_frames(file: str) -> list[Frame]:
     header = read_header(file, _TAGS)
     if header is None or "Rows" not in header:
         raise ValueError("is no DICOM image")
-    if header.get("ModalityLUTSequence"):
-        raise ValueError("its values need a table, a Modality LUT")
     count = int(header.get("NumberOfFrames") or 1)
     shared = _items(header, "SharedFunctionalGroupsSequence")
     each = _items(header, "PerFrameFunctionalGroupsSequence")
@@ -114,13 +124,38 @@ def _frame(file: str, index: int, header: pydicom.Dataset, groups: list[pydicom.
         pixel=_pair(pixel),
         slope=1.0 if slope in (None, "") else float(slope),
         intercept=0.0 if intercept in (None, "") else float(intercept),
-        units=str(_first(groups, transform, "RescaleType") or "").upper(),
+        units=_units(header, groups),
         padding=_padding(header),
         time=_time(groups),
         stack=str(_first(groups, "FrameContentSequence", "StackID") or ""),
         odd=_odd(header, groups),
         modality={"CT": "CT", "MR": "MR"}.get(str(header.get("Modality") or ""), ""),
+        number=_whole(header.get("InstanceNumber")) if "NumberOfFrames" not in header else None,
+        acquisition=(
+            *(str(header.get(tag) or "") for tag in ("AcquisitionNumber", "EchoNumbers")),
+            *(str(kind).upper() for kind in header.get("ImageType") or []),
+        ),
+        between=_number(_first(groups, "PixelMeasuresSequence", "SpacingBetweenSlices")),
+        table=header if header.get("ModalityLUTSequence") else None,
     )
+
+
+def _units(header: pydicom.Dataset, groups: list[pydicom.Dataset]) -> str:
+    for table in _items(header, "ModalityLUTSequence"):
+        return str(table.get("ModalityLUTType") or "").upper()
+    return str(_first(groups, "PixelValueTransformationSequence", "RescaleType") or "").upper()
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _whole(value: Any) -> int | None:
+    number = _number(value)
+    return None if number is None or number != round(number) else int(number)
 
 
 def _time(groups: list[pydicom.Dataset]) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 if TYPE_CHECKING:
     import pydicom
 
-__all__ = ["StoredValues"]
+__all__ = ["StoredValues", "UnknownCompressionError", "stored_frames", "through_table"]
 
 _TAGS = [
     "Rows",
@@ -30,7 +30,13 @@ _TAGS = [
     "DoubleFloatPixelData",
     "PixelData",
 ]
+#: transfer syntaxes that ITK decodes: JPEG, JPEG-LS, JPEG 2000, and JPEG 2000 of high throughput
+_BY_ITK = tuple(f"1.2.840.10008.1.2.4.{end}" for end in (50, 51, 57, 70, 80, 81, 90, 91, 201, 202, 203))
 _MULTI_FRAME_WORD = "1.2.840.10008.5.1.4.1.1.7.3"
+
+
+class UnknownCompressionError(ValueError):
+    """Pixels are compressed in a way that no library here decodes."""
 
 
 class StoredValues:
@@ -49,11 +55,12 @@ class StoredValues:
             Exception: of any kind, if the pixels are truncated or damaged.
         """
         if file != self._file:
-            self._file, self._frames = file, _decoded(file)
+            self._file, self._frames = file, stored_frames(file)
         return self._frames[index]
 
 
-def _decoded(file: str) -> np.ndarray:
+def stored_frames(file: str) -> np.ndarray:
+    """The images of a file, ``[frames, rows, columns]``; raises as `StoredValues`."""
     import pydicom  # noqa: PLC0415 - needed for DICOM only
     from pydicom.uid import ImplicitVRLittleEndian, RLELossless  # noqa: PLC0415
 
@@ -63,11 +70,25 @@ def _decoded(file: str) -> np.ndarray:
         implicit = header.original_encoding[0]
         meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else pydicom.uid.ExplicitVRLittleEndian
     syntax = meta.TransferSyntaxUID
-    if syntax.is_encapsulated and syntax != RLELossless:
+    if syntax in _BY_ITK:
         return _decoded_by_itk(header)
+    if syntax.is_encapsulated and syntax != RLELossless:
+        raise UnknownCompressionError(f"is compressed as {syntax.name}, which cannot be decoded here")
     values = header.pixel_array
     frames = values if int(header.get("NumberOfFrames") or 1) > 1 else values[None]
     return _used_bits(frames, header) if "PixelData" in header else frames
+
+
+def through_table(stored: np.ndarray, header: pydicom.Dataset) -> np.ndarray:
+    """Stored values through the Modality LUT of their file's header."""
+    from pydicom.pixels import apply_modality_lut  # noqa: PLC0415 - needed for DICOM only
+
+    table = header.ModalityLUTSequence[0]
+    count, first, bits = table.LUTDescriptor
+    table.LUTDescriptor = [count, first, 8 if bits <= 8 else 16]  # pydicom knows whole bytes only
+    # wide enough for a first entry that is below every stored value
+    meant: np.ndarray = apply_modality_lut(stored.astype(np.int64), header)
+    return meant
 
 
 def _used_bits(values: np.ndarray, header: pydicom.Dataset) -> np.ndarray:

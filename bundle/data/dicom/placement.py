@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from bundle.data.dicom.acquisitions import count_lost
 from bundle.data.dicom.frames import Frame
 from bundle.errors import VolumeError
 
@@ -26,8 +27,11 @@ _LARGEST_STEP = 1.5
 _SAME_STEP = 0.02
 #: a spacing that changes does so after at least this many steps, and not by more than this factor
 _SHORTEST_RUN, _LARGEST_CHANGE = 3, 5.0
-#: how far a slice may lie from its place on the grid: in mm, or as a share of a step or a pixel
-_MISPLACED_MM, _MISPLACED = 0.05, 0.1
+#: how far a slice may lie from its place on the grid: in mm, or as a share of a step or a pixel; some scanners round
+#: positions to 0.1 mm
+_MISPLACED_MM, _MISPLACED = 0.055, 0.1
+#: on a line, in mm: the line is then the one through its ends, without the rounding of a fit
+_EXACT = 1e-9
 
 
 @dataclass(frozen=True)
@@ -97,26 +101,47 @@ def lay_out(frames: Sequence[Frame], along: np.ndarray, name: str) -> Grid:
         VolumeError: if slices are missing or displaced sideways.
     """
     positions = np.stack([_placed(frame)[0] for frame in frames])
-    way = (positions[-1] - positions[0]) / (along[-1] - along[0])  # per mm along the normal
     steps = np.diff(along)
     usual = float(np.median(steps))
     _check_gaps(frames, steps, name)
-    sideways = float(np.linalg.norm(positions - positions[0] - np.outer(along - along[0], way), axis=1).max())
+    start, way = _line(along, positions)  # per mm along the normal
+    sideways = float(np.linalg.norm(positions - start - np.outer(along, way), axis=1).max())
     if sideways > max(_MISPLACED_MM, _MISPLACED * min(frames[0].pixel or (1.0,))):
         raise VolumeError(
             name,
-            f"has slices that are displaced sideways, by up to {sideways:.1f} mm",
+            f"has slices that are displaced sideways, by up to {_displaced(along, positions):.1f} mm",
             "split the series or leave it out",
         )
-    uneven = float(np.abs(along - np.linspace(along[0], along[-1], len(along))).max())
-    if uneven <= max(_SAME_STEP * usual, min(_MISPLACED_MM, _MISPLACED * usual)):
-        return Grid(_affine(frames[0], way * (along[-1] - along[0]) / (len(along) - 1)), len(along))
+    numbers = np.arange(len(along))
+    first, even = _line(numbers, along)
+    if np.abs(along - first - numbers * even).max() <= max(_SAME_STEP * usual, min(_MISPLACED_MM, _MISPLACED * usual)):
+        return Grid(_affine(frames[0], start + way * first, way * even), len(along))
     runs = _runs(steps)
     step = float(min(steps)) if len(runs) > 1 and min(runs) >= _SHORTEST_RUN else float(steps.mean())
     count = int(np.floor((along[-1] - along[0]) / step + 1e-3)) + 1
     wanted = along[0] + step * np.arange(count)
     note = f"slices {steps.min():.3g} to {steps.max():.3g} mm apart, resampled to {step:.3g} mm"
-    return Grid(_affine(frames[0], way * step), count, np.interp(wanted, along, np.arange(len(along))), note)
+    affine = _affine(frames[0], start + way * along[0], way * step)
+    return Grid(affine, count, np.interp(wanted, along, numbers), note)
+
+
+def _line(at: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The straight line nearest to values at some places: its value at 0 and its slope.
+
+    Positions that a scanner has rounded differ from it by half a digit at most, also where first and last are rounded.
+    """
+    ends = (values[-1] - values[0]) / (at[-1] - at[0])
+    if np.abs(values - values[0] - np.multiply.outer(at - at[0], ends)).max() < _EXACT:
+        return values[0] - ends * at[0], ends
+    middle = at - at.mean()
+    slope = np.tensordot(middle, values, axes=1) / (middle @ middle)
+    return values.mean(0) - slope * at.mean(), slope
+
+
+def _displaced(along: np.ndarray, positions: np.ndarray) -> float:
+    """How far slices lie from the line between the first and the last, in mm."""
+    way = (positions[-1] - positions[0]) / (along[-1] - along[0])
+    return float(np.linalg.norm(positions - positions[0] - np.outer(along - along[0], way), axis=1).max())
 
 
 def _check_gaps(frames: Sequence[Frame], steps: np.ndarray, name: str) -> None:
@@ -136,6 +161,10 @@ def _check_gaps(frames: Sequence[Frame], steps: np.ndarray, name: str) -> None:
         raise VolumeError(
             name, f"lacks {missing} of its DICOM slices, in {gaps} place(s)", "fetch them or leave it out"
         )
+    if lost := count_lost(frames, steps):
+        raise VolumeError(
+            name, f"lacks {lost} of its DICOM slices, by their numbers and positions", "fetch them or leave it out"
+        )
 
 
 def _runs(steps: np.ndarray) -> list[int]:
@@ -150,11 +179,11 @@ def _runs(steps: np.ndarray) -> list[int]:
     return lengths
 
 
-def _affine(frame: Frame, step: np.ndarray) -> np.ndarray:
-    position, row, column = _placed(frame)
+def _affine(frame: Frame, origin: np.ndarray, step: np.ndarray) -> np.ndarray:
+    _, row, column = _placed(frame)
     between_rows, between_columns = frame.pixel or (1.0, 1.0)
     affine = np.eye(4)
-    affine[:3] = np.stack([row * between_columns, column * between_rows, step, position], axis=1)
+    affine[:3] = np.stack([row * between_columns, column * between_rows, step, origin], axis=1)
     return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # DICOM's axes go to left and posterior
 
 

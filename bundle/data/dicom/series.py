@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bundle.data.dicom.acquisitions import main_acquisition, notes_on_missing
 from bundle.data.dicom.frames import Frame, read_all_frames
-from bundle.data.dicom.pixels import StoredValues
+from bundle.data.dicom.pixels import StoredValues, through_table
 from bundle.data.dicom.placement import Grid, choose_slices, in_order, lay_out
 from bundle.data.sanity import check_size
 from bundle.errors import VolumeError
@@ -53,10 +54,13 @@ def read_series(files: Sequence[str], name: str) -> DicomVolume:
     _check_values_mean_the_same(frames, name)
     stored = StoredValues()
     frames, along = in_order(frames)
+    frames, along, more = main_acquisition(frames, along)
+    notes += more
     frames, along, dropped = _each_once(frames, along, stored, name)
     if dropped:
         notes.append(f"{dropped} image(s) left out: equal copies of a slice")
     grid = lay_out(frames, along, name)
+    notes += notes_on_missing(frames, along)
     check_size((*frames[0].size, max(grid.count, len(frames))), name)
     values = _rescaled(frames, stored)
     if grid.at is not None:
@@ -101,7 +105,8 @@ def _are_copies(one: Frame, other: Frame, stored: StoredValues) -> bool:
     if one.time != other.time or one.place is None or other.place is None:
         return False
     is_near = bool(np.abs(one.place[0] - other.place[0]).max() < 0.1 * min(one.pixel or (1.0,)))
-    scaling = (one.slope, one.intercept) == (other.slope, other.intercept)
+    tables = [frame.table and frame.table.ModalityLUTSequence for frame in (one, other)]
+    scaling = (one.slope, one.intercept) == (other.slope, other.intercept) and tables[0] == tables[1]
     return is_near and scaling and np.array_equal(stored(one.file, one.index), stored(other.file, other.index))
 
 
@@ -114,7 +119,7 @@ def _rescaled(frames: Sequence[Frame], stored: StoredValues) -> np.ndarray:
     for number in sorted(range(len(frames)), key=lambda i: frames[i].file):
         frame = frames[number]
         plane = stored(frame.file, frame.index)
-        values[number] = plane if (frame.slope, frame.intercept) == (1, 0) else plane * frame.slope + frame.intercept
+        values[number] = _meant(plane, frame)
         padding = None if frame.padding is None else (plane >= frame.padding[0]) & (plane <= frame.padding[1])
         if padding is not None and padding.any():
             paddings[number] = padding
@@ -124,6 +129,13 @@ def _rescaled(frames: Sequence[Frame], stored: StoredValues) -> np.ndarray:
     for number, padding in paddings.items():
         values[number][padding] = lowest if np.isfinite(lowest) else 0
     return values
+
+
+def _meant(stored: np.ndarray, frame: Frame) -> np.ndarray:
+    """What stored values mean: by the slice's table, or by its slope and intercept."""
+    if frame.table is not None:
+        return through_table(stored, frame.table)
+    return stored if (frame.slope, frame.intercept) == (1, 0) else stored * frame.slope + frame.intercept
 
 
 def _between(values: np.ndarray, grid: Grid) -> np.ndarray:

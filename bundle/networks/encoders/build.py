@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import difflib
+import logging
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,12 +17,21 @@ from bundle.errors import UserError
 from bundle.networks.encoders.densenet import densenet_stages
 from bundle.networks.encoders.efficientnet import efficientnet_stages
 from bundle.networks.encoders.encoder import Encoder, Stage
+from bundle.networks.encoders.nnunet import (
+    plain_conv_unet,
+    plain_conv_unet_stages,
+    residual_encoder_unet,
+    residual_unet_stages,
+)
 from bundle.networks.encoders.resnet import resnet_stages, senet_stages
 from bundle.networks.encoders.segresnet import segres_encoder_stages, segresnet_ds_stages, segresnet_stages
 from bundle.networks.encoders.unet import basic_unet_stages, dynunet_stages, mednext_stages, vnet_stages
 from bundle.networks.encoders.users_encoder import check_levels, find_maker
+from bundle.weights import ModelFiles
 
 __all__ = ["ENCODERS", "Family", "build_encoder"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,7 +53,7 @@ _CT = {"spatial_dims": 3, "in_channels": 1}
 _SEGMENTATION = {**_CT, "out_channels": 2}
 _BACKBONE = {**_CT, "pretrained": False}  # MONAI's own default fetches weights
 
-#: encoders by their MONAI names; each takes that network's own arguments
+#: encoders by their MONAI, or nnU-Net's, names; each takes that network's own arguments
 ENCODERS: dict[str, Family] = {
     "SegResEncoder": Family(nets.segresnet_ds.SegResEncoder, segres_encoder_stages),
     "SegResNetDS": Family(nets.SegResNetDS, segresnet_ds_stages),
@@ -60,10 +71,12 @@ ENCODERS: dict[str, Family] = {
     "MedNeXt": Family(nets.MedNeXt, mednext_stages),
     "VNet": Family(nets.VNet, vnet_stages),
     "BasicUNet": Family(nets.BasicUNet, basic_unet_stages),
+    "ResidualEncoderUNet": Family(residual_encoder_unet, residual_unet_stages),
+    "PlainConvUNet": Family(plain_conv_unet, plain_conv_unet_stages),
 }
 
 
-def build_encoder(name: str, **arguments: Any) -> Encoder:
+def build_encoder(name: str, *, init_from: str | os.PathLike[str] | None = None, **arguments: Any) -> Encoder:
     """Builds an encoder by its MONAI name with that network's own arguments, or one of a user's file.
 
     For a network that is not in `ENCODERS`, `name` is the dotted name of a function, such as "my_file.my_encoder". It
@@ -72,6 +85,9 @@ def build_encoder(name: str, **arguments: Any) -> Encoder:
 
     Args:
         name: of a network in `ENCODERS`, or of a function.
+        init_from: weights that training will go on from; where these say what their encoder is, by a `model.json`
+            beside them or by the layout of known published weights, that one is built instead. The weights are not
+            loaded here.
         **arguments: of that network, or function.
 
     Raises:
@@ -86,6 +102,8 @@ def build_encoder(name: str, **arguments: Any) -> Encoder:
         >>> [list(features.shape) for features in encoder(torch.zeros(1, 1, 16, 16, 16))]
         [[1, 8, 16, 16, 16], [1, 16, 8, 8, 8], [1, 32, 4, 4, 4]]
     """
+    if init_from is not None:
+        name, arguments = _described(init_from, name, arguments)
     if "." in name:
         encoder = check_levels(_call(name, find_maker(name), arguments), name)
     elif name in ENCODERS:
@@ -99,6 +117,17 @@ def build_encoder(name: str, **arguments: Any) -> Encoder:
         raise UserError(f"unknown encoder {name!r} in encoder#name: {hint}")
     encoder.settings = {"name": name, **arguments}
     return encoder
+
+
+def _described(weights: str | os.PathLike[str], name: str, arguments: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Name and arguments of the encoder that weights belong to, or those given where the weights do not say."""
+    described = ModelFiles(weights).describe()
+    if described is None or not described.encoder:
+        return name, arguments
+    settings = dict(described.encoder)
+    if settings != {"name": name, **arguments}:
+        logger.info("the encoder is that of --init_from %s: %s", weights, settings)
+    return settings.pop("name"), settings
 
 
 def _call(name: str, make: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:

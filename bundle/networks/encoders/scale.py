@@ -86,4 +86,6 @@ def rescaled(
         **dict(network.named_parameters(remove_duplicate=False)),
         **dict(network.named_buffers(remove_duplicate=False)),
     }
-    return {key: value.detach().clone() * change.get(id(tensors[key]), 1) for key, value in keys.items()}
+    # a tensor under two names stays one tensor, so that a file holds it once
+    scaled = {id(tensors[key]): value.detach().clone() * change.get(id(tensors[key]), 1) for key, value in keys.items()}
+    return {key: scaled[id(tensors[key])] for key in keys}

@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from bundle.data.dataset_json import PARTS, choose_part
 from bundle.data.find import FoundVolume, find_listed, modality_named
 from bundle.errors import UserError
 
@@ -29,15 +30,17 @@ def check_findings(findings: Sequence[str]) -> int:
     return len(names)
 
 
-def find_findings(dataset_dir: str | os.PathLike[str], findings: Sequence[str]) -> list[FoundVolume]:
+def find_findings(dataset_dir: str | os.PathLike[str], findings: Sequence[str], part: str = "") -> list[FoundVolume]:
     """Volumes with a row of findings each, 1 or 0, for classification.
 
     Args:
         dataset_dir: a table `labels.csv`, or the folder that holds it. Its column `image` names a file, or a folder of
             one DICOM series, relative to the table; each finding has a column; the optional column `part` says
-            "training" or "validation", the optional `group` which volumes belong together (one patient), and
+            "training", "validation" or "test", the optional `group` which volumes belong together (one patient), and
             `modality` CT or MR. An empty cell of a finding means not known, and counts in neither loss nor metric.
         findings: the columns to learn.
+        part: the rows to take; "all": every row; "": all but those of the test part, for a training; "auto": the test
+            part if there is one, else all.
 
     Returns:
         Volumes whose annotations hold `label`, a list of 0.0, 1.0 or NaN, sorted by name.
@@ -60,23 +63,32 @@ def find_findings(dataset_dir: str | os.PathLike[str], findings: Sequence[str]) 
             f"{table} has no column {', '.join(sorted(missing))}: name the findings in `findings` as its columns are"
         )
     volumes: list[FoundVolume] = []
-    has_parts = any(row.get("part") for row in rows)
+    has_parts = any(row.get("part") in ("training", "validation") for row in rows)
+    part = choose_part(part, {"test": [row for row in rows if row.get("part") == "test"]})
     for line, row in enumerate(rows, start=2):
         if None in row or None in row.values():
             raise UserError(f"{table}, line {line} has another number of cells than the header: correct it")
-        part = (row.get("part") or "training") if has_parts else ""
-        if part not in ("", "training", "validation"):
-            raise UserError(f"{table}, line {line}: part {part!r} is neither training nor validation: correct it")
+        own_part = row.get("part") or ("training" if has_parts else "")
+        if own_part not in ("", *PARTS):
+            raise UserError(f"{table}, line {line}: part {own_part!r} is no training, validation or test: correct it")
+        if not _is_wanted(own_part, part):
+            continue
         values = [_finding(row[name], f"{table}, line {line}, column {name}") for name in findings]
         volumes += find_listed(
             table.parent / row["image"],
             row["image"],
             modality=modality_named(row.get("modality")),
-            part=part,
+            part=own_part,
             group=row.get("group") or "",
             annotations={"label": values},
         )
+    if not volumes and part in PARTS:
+        raise UserError(f"{table} has no row of the part {part!r}: name it in a column part, or give --part all")
     return sorted(volumes, key=lambda volume: volume.name)
+
+
+def _is_wanted(own_part: str, part: str) -> bool:
+    return own_part != "test" if part == "" else part in ("all", own_part or "training")
 
 
 def _finding(cell: str, where: str) -> float:

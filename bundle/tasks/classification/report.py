@@ -51,6 +51,8 @@ class FindingsReport:
         self.validator.add_event_handler(Events.EPOCH_STARTED, self._forget)
         self.validator.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
         self.validator.add_event_handler(Events.EPOCH_COMPLETED, self._write)
+        if self.run_folder.resumed:
+            engine.add_event_handler(Events.STARTED, self._make_good)
         engine.add_event_handler(Events.COMPLETED, self._keep_best)
 
     def _forget(self, engine: Engine) -> None:  # noqa: ARG002 - the signature of a handler
@@ -81,6 +83,11 @@ class FindingsReport:
         )
         with replace_file(self.run_folder.panel(epoch)) as temporary:
             imsave(temporary, pixels)
+
+    def _make_good(self, engine: Engine) -> None:
+        """Writes what a kill after the last epoch has prevented. `RunCheckpoint`, before this, tells that it was."""
+        if engine.should_terminate:
+            self._keep_best(engine)
 
     def _keep_best(self, engine: Engine) -> None:  # noqa: ARG002 - as above
         best = self.run_folder.best_checkpoint

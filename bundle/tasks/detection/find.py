@@ -14,7 +14,7 @@ from bundle.errors import UserError
 __all__ = ["find_boxes"]
 
 
-def find_boxes(dataset_dir: str | os.PathLike[str]) -> list[FoundVolume]:
+def find_boxes(dataset_dir: str | os.PathLike[str], part: str = "") -> list[FoundVolume]:
     """Volumes with a list of boxes each, for detection.
 
     Args:
@@ -22,6 +22,7 @@ def find_boxes(dataset_dir: str | os.PathLike[str]) -> list[FoundVolume]:
             optionally `validation` list objects with `image`, `box` and `label`. A box is [x, y, z, width, height,
             depth], its centre and size in mm in the image's RAS world coordinates; a label counts from 0. An empty list
             of boxes is a volume without a finding.
+        part: as for `bundle.data.lists.find_labelled`.
 
     Returns:
         Volumes whose annotations hold `box` and `label`, sorted by name.
@@ -33,7 +34,7 @@ def find_boxes(dataset_dir: str | os.PathLike[str]) -> list[FoundVolume]:
     listed = root / "dataset.json" if root.is_dir() else root
     if not listed.is_file():
         raise UserError(f"--dataset_dir {root} has no dataset.json: give one with training: [{{image, box, label}}]")
-    volumes = find_labelled(listed, ("box", "label"))
+    volumes = find_labelled(listed, ("box", "label"), part)
     for volume in volumes:
         boxes, labels = volume.annotations["box"], volume.annotations["label"]
         if not isinstance(boxes, list) or not isinstance(labels, list) or len(boxes) != len(labels):

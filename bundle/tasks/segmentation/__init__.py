@@ -2,22 +2,43 @@
 """Segmentation: label maps, deep supervision, heads, metrics, panels."""
 
 from bundle.tasks.segmentation.classes import pick_classes
+from bundle.tasks.segmentation.components import CleanComponentsd, clean_components
+from bundle.tasks.segmentation.dicom_seg import SaveDicomSegd, check_dicom_seg, write_dicom_seg
+from bundle.tasks.segmentation.evaluate import SegmentationEvaluation
 from bundle.tasks.segmentation.find import find_segmentations
 from bundle.tasks.segmentation.fit_heads import FitHeads
+from bundle.tasks.segmentation.label_map import SaveLabelMapd, SaveProbabilitiesd, ToLabelMapd
 from bundle.tasks.segmentation.labels import LabelsInForegroundd, ReadLabelMapd, check_classes, check_labelled
 from bundle.tasks.segmentation.loss import StackedSupervisionLoss
+from bundle.tasks.segmentation.measurements import MEASUREMENT_COLUMNS, MeasureClassesd, measure_classes
 from bundle.tasks.segmentation.metrics import SurfaceDistanceInMm
+from bundle.tasks.segmentation.network import build_segmentation_network
 from bundle.tasks.segmentation.panels import SegmentationPanels
+from bundle.tasks.segmentation.prediction_report import SegmentationReport
 
 __all__ = [
+    "MEASUREMENT_COLUMNS",
+    "CleanComponentsd",
     "FitHeads",
     "LabelsInForegroundd",
+    "MeasureClassesd",
     "ReadLabelMapd",
+    "SaveDicomSegd",
+    "SaveLabelMapd",
+    "SaveProbabilitiesd",
+    "SegmentationEvaluation",
     "SegmentationPanels",
+    "SegmentationReport",
     "StackedSupervisionLoss",
     "SurfaceDistanceInMm",
+    "ToLabelMapd",
+    "build_segmentation_network",
     "check_classes",
+    "check_dicom_seg",
     "check_labelled",
+    "clean_components",
     "find_segmentations",
+    "measure_classes",
     "pick_classes",
+    "write_dicom_seg",
 ]

@@ -6,9 +6,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from bundle.data.dataset_json import modality_named, read_json
+from bundle.data.dataset_json import PARTS, check_part, modality_named, read_json
 from bundle.data.find import FoundVolume, volume_files
 from bundle.data.label_maps import label_map_by_path
 from bundle.data.lists import find_labelled, first_modality, structure_files
@@ -19,11 +20,12 @@ __all__ = ["find_segmentations"]
 
 
 _LAYOUTS = (("imagesTr", "labelsTr"), ("images", "labels"))
+_TEST_LAYOUT = ("imagesTs", "labelsTs")
 _MASKS = "segmentations"
 _CHANNEL = re.compile(r"_\d{4}$")  # nnU-Net's number of the channel
 
 
-def find_segmentations(dataset_dir: str | os.PathLike[str]) -> list[FoundVolume]:
+def find_segmentations(dataset_dir: str | os.PathLike[str], part: str = "") -> list[FoundVolume]:
     """Volumes with a label map each.
 
     Several images of one grid (T1, T2, ...) are the channels of one volume: an `image` that lists their files, or
@@ -34,6 +36,8 @@ def find_segmentations(dataset_dir: str | os.PathLike[str]) -> list[FoundVolume]
             relative to it), a folder that holds such a `dataset.json`, or a folder with `imagesTr` and `labelsTr` (or
             `images` and `labels`) in which a volume and its label map have one name, nnU-Net's number apart, or a
             folder as TotalSegmentator's data set, of cases that hold one volume and the folder `segmentations`.
+        part: "training", "validation", "test" or "all"; "": all but the test part, for a training; "auto": the test
+            part if there is one with label maps, else all. In folders, `imagesTs` and `labelsTs` are the test part.
 
     Returns:
         Volumes whose annotations hold under `label` the file of the map, or the file of each structure's mask by its
@@ -46,17 +50,33 @@ def find_segmentations(dataset_dir: str | os.PathLike[str]) -> list[FoundVolume]
     listed = root / "dataset.json" if (root / "dataset.json").is_file() else root
     # nnU-Net has a dataset.json, too, which lists no volumes
     if listed.is_file() and (listed == root or "training" in read_json(listed)):
-        volumes = find_labelled(listed, ("label",))
+        volumes = find_labelled(listed, ("label",), part)
     else:
         modality = first_modality(read_json(listed)) if listed.is_file() else ""
-        volumes = [pair for images, labels in _LAYOUTS for pair in _pairs(root / images, root / labels, modality)]
-        volumes = volumes or list(_cases(root, modality))
+        volumes = _from_folders(root, modality, part)
+    if not volumes and part in PARTS:
+        raise UserError(f"--dataset_dir {root} has no part {part!r} with label maps: list it in a json, or --part all")
     if not volumes:
         raise UserError(
             f"--dataset_dir {root} holds no labelled volumes: give an MSD-style dataset.json with training: "
             "[{image, label}], a folder with imagesTr and labelsTr, or one of cases with a volume and segmentations/"
         )
     return sorted(volumes, key=lambda volume: volume.name)
+
+
+def _from_folders(root: Path, modality: str, part: str) -> list[FoundVolume]:
+    """The volumes of `part`; folders tell the test part only."""
+    if check_part(part) == "validation":
+        return []
+    images, labels = _TEST_LAYOUT
+    test: list[FoundVolume] = []
+    if part in ("test", "auto", "all"):
+        pairs = _pairs(root / images, root / labels, modality)
+        test = [replace(pair, part="test") for pair in pairs if Path(pair.annotations["label"]).is_file()]
+    if part == "test" or (part == "auto" and test):
+        return test
+    volumes = [pair for images, labels in _LAYOUTS for pair in _pairs(root / images, root / labels, modality)]
+    return [*(volumes or _cases(root, modality)), *test]
 
 
 def _pairs(images: Path, labels: Path, modality: str) -> Iterator[FoundVolume]:

@@ -30,17 +30,24 @@ class FitHeads:
         loader: of training batches with `image` and `label`.
         loss: of one output; of MONAI's `DeepSupervisionLoss` the one that it wraps.
         batches: how many, of those that an epoch has; 0 leaves the heads at random.
+        heads_loaded: whether the heads come from a network of the same classes; they are then left as they are.
 
     Raises:
         UserError: if `batches` is no number of batches.
     """
 
     def __init__(
-        self, *, network: nn.Module, loader: Iterable[dict[str, Any]], loss: nn.Module, batches: int = 8
+        self,
+        *,
+        network: nn.Module,
+        loader: Iterable[dict[str, Any]],
+        loss: nn.Module,
+        batches: int = 8,
+        heads_loaded: bool = False,
     ) -> None:
         if not isinstance(batches, int) or batches < 0:
             raise UserError(f"--fit_heads {batches!r} does not fit: give a number of batches, such as 8, or 0")
-        self.network, self.loader, self.batches = unwrap(network), loader, batches
+        self.network, self.loader, self.batches = unwrap(network), loader, 0 if heads_loaded else batches
         self.loss = getattr(loss, "loss", loss)
 
     def attach(self, engine: Engine) -> None:

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser
-from recipe import CHANGES, CONFIG, draw_people, evaluate, main, table
+from recipe import CHANGES, CONFIG, draw_people, main, table
 from scipy.stats import ttest_1samp
+
+from bundle.tasks.segmentation.trial import evaluate
 
 PLAIN = """
 import argparse, json, sys

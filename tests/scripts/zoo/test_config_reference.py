@@ -15,7 +15,7 @@ from bundle.errors import UserError
 ROOT = Path(__file__).parents[3]
 PAGE = ROOT / "docs/reference/configs.md"
 MAIN = ["train", "finetune_segmentation", "finetune_classification", "finetune_detection", "inference", "reconstruct"]
-MAIN += ["evaluate"]
+MAIN += ["evaluate", "evaluate_segmentation", "evaluate_classification", "evaluate_detection"]
 EXAMPLE = """\
 # Trains a thing. More about it.
 #

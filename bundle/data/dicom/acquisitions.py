@@ -1,0 +1,88 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""What the slices of a series tell beside their places: their acquisition, and whether some of them are missing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from bundle.data.dicom.frames import Frame
+
+__all__ = ["count_lost", "main_acquisition", "notes_on_missing"]
+
+#: at most this share of a series may be slices of other acquisitions that are left out
+_OTHER_SHARE = 0.1
+#: steps of one acquisition that differ by less, as a share, are even
+_EVEN = 0.05
+#: slices may be missing where steps are this many times what the header says of them
+_LARGER = 1.5
+
+
+def main_acquisition(frames: list[Frame], along: np.ndarray) -> tuple[list[Frame], np.ndarray, list[str]]:
+    """Leaves out a few slices of other acquisitions that lie on or between the even ones of the largest acquisition.
+
+    Args:
+        frames: of one size and orientation, in the order of their positions.
+        along: positions along the normal, in mm.
+
+    Returns:
+        The frames that stay, their positions, and notes.
+    """
+    kinds = [(frame.acquisition, frame.time) for frame in frames]
+    main, count = Counter(kinds).most_common(1)[0]
+    is_main = np.array([kind == main for kind in kinds])
+    others = len(frames) - count
+    if not others or others > _OTHER_SHARE * count or count < 3:
+        return frames, along, _note_on_mixed(kinds)
+    steps = np.diff(along[is_main])
+    is_even = steps.max() - steps.min() <= _EVEN * np.median(steps)
+    inside = (along[~is_main] >= along[is_main][0]) & (along[~is_main] <= along[is_main][-1])
+    if not is_even or not inside.all():
+        return frames, along, _note_on_mixed(kinds)
+    kept = [frame for frame, stays in zip(frames, is_main) if stays]
+    return kept, along[is_main], [f"{others} image(s) left out: of another acquisition"]
+
+
+def _note_on_mixed(kinds: Sequence[tuple[tuple[str, ...], str]]) -> list[str]:
+    """Of acquisitions that follow one another nothing is said; a scan of the chest and the abdomen is made so."""
+    changes = sum(one != other for one, other in pairwise(kinds))
+    count = len(set(kinds))
+    return [f"slices of {count} acquisitions lie between one another, read as one volume"] if changes >= count else []
+
+
+def count_lost(frames: Sequence[Frame], steps: np.ndarray) -> int:
+    """Slices that are missing where both the image numbers and the positions leave places free; else 0.
+
+    A spacing that really changes has no free numbers. Where every step leaves the same number of places free, the
+    volume is one of larger spacing.
+    """
+    apart = _apart(frames)
+    if apart is None or apart.min() == apart.max():
+        return 0
+    shortest = float(steps[apart == apart.min()].mean())
+    fits = np.abs(steps / shortest - apart / apart.min()) < 0.1
+    return int(apart.sum() // apart.min() - len(apart)) if fits.all() else 0
+
+
+def notes_on_missing(frames: Sequence[Frame], along: np.ndarray) -> list[str]:
+    """Says that the slices of an even volume may be every second one of a series."""
+    apart, step = _apart(frames), float(np.median(np.diff(along)))
+    if apart is not None and apart.min() > 1:
+        return [f"image numbers go in steps of {apart.min()}, so other images of the series may be missing"]
+    between = abs(frames[0].between or 0)
+    if between > 0 and step > _LARGER * between:
+        return [f"slices are {step:.3g} mm apart and not the {between:.3g} mm of the header, so some may be missing"]
+    return []
+
+
+def _apart(frames: Sequence[Frame]) -> np.ndarray | None:
+    """By how much the image numbers of neighbours differ; None if they are not in order."""
+    numbers = [frame.number for frame in frames]
+    if any(number is None for number in numbers):
+        return None
+    apart = np.diff(np.array(numbers, dtype=np.int64))
+    apart = -apart if apart[0] < 0 else apart
+    return apart if apart.min() > 0 else None

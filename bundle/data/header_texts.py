@@ -1,0 +1,115 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""What the text headers of NRRD and MetaImage files say, and ITK does not read: units, and what is not said.
+
+ITK does not compare the checksum of compressed voxels either, so damaged ones would be read.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bundle.errors import VolumeError
+
+__all__ = ["TextHeader", "read_text_header"]
+
+#: mm per unit
+_MILLIMETRES = {
+    **dict.fromkeys(("", "?", "mm", "millimeter", "millimetre"), 1.0),
+    **dict.fromkeys(("cm", "centimeter", "centimetre"), 10.0),
+    **dict.fromkeys(("m", "meter", "metre"), 1000.0),
+    **dict.fromkeys(("um", "\u00b5m", "\u03bcm", "micron", "micrometer", "micrometre"), 1e-3),
+    **dict.fromkeys(("nm", "nanometer", "nanometre"), 1e-6),
+}
+#: spaces of NRRD that tell left from right, by the first letters of their words
+_ANATOMICAL = ("RAS", "LAS", "LPS", "RAST", "LAST", "LPST")
+#: a longer header is none
+_LONGEST = 2**20
+_CHUNK = 2**20
+
+
+@dataclass(frozen=True)
+class TextHeader:
+    """The fields of a header, by their names in small letters, and where the voxels begin in the file."""
+
+    file: Path
+    fields: dict[str, str] = field(default_factory=dict)
+    end: int = 0
+
+    def millimetres(self, name: str) -> float:
+        """Millimetres per unit of the header.
+
+        Raises:
+            VolumeError: if the unit is not known, or differs between axes.
+        """
+        named = self.fields.get("distanceunits")
+        quoted = self.fields.get("space units", self.fields.get("units", ""))
+        units = {named} if named is not None else set(re.findall(r'"([^"]*)"', quoted)) - {""}
+        known = {_MILLIMETRES.get(unit.strip().lower().removesuffix("s")) for unit in units} or {1.0}
+        if known == {None} or len(known) > 1:
+            text = "the unit " + units.pop() if len(units) == 1 else "several units"
+            raise VolumeError(name, f"has {text} in its header, and not one that is known", "save it in mm")
+        return known.pop() or 1.0
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is assumed of an NRRD that names no anatomical space."""
+        space = self.fields.get("space", "")
+        letters = "".join(word[0] for word in re.split(r"[-\s]+", space) if word) if "-" in space else space
+        if self.file.suffix.lower() not in (".nrrd", ".nhdr") or letters.upper() in _ANATOMICAL:
+            return ()
+        return ("the header names no anatomical space, so left and right are a guess",)
+
+    def check_compressed(self) -> None:
+        """Compares the checksum of compressed voxels.
+
+        Raises:
+            ValueError: if they are damaged.
+        """
+        encoding, compressed = self.fields.get("encoding", ""), self.fields.get("compresseddata", "")
+        if encoding.lower() not in ("gzip", "gz") and compressed.lower() != "true":
+            return
+        names = ("data file", "datafile", "elementdatafile")
+        voxels = next((self.fields[name] for name in names if name in self.fields), "LOCAL")
+        if voxels == "LOCAL":
+            _check_checksum(self.file, self.end)
+        elif not re.match(r"LIST\b|.*%", voxels) and not {"line skip", "byte skip"} & self.fields.keys():
+            _check_checksum(self.file.parent / voxels, 0)
+
+
+def read_text_header(file: str) -> TextHeader:
+    """The header of an NRRD or MetaImage file; one without fields for any other file."""
+    path = Path(file)
+    if path.suffix.lower() not in (".nrrd", ".nhdr", ".mha", ".mhd"):
+        return TextHeader(path)
+    with path.open("rb") as stream:
+        start = stream.read(_LONGEST)
+    last = re.search(rb"\r?\n\r?\n|ElementDataFile[^\n]*\n", start)
+    end = last.end() if last else len(start)
+    return TextHeader(path, _fields(start[:end]), end)
+
+
+def _fields(header: bytes) -> dict[str, str]:
+    try:
+        text = header.decode()
+    except UnicodeDecodeError:
+        text = header.decode("latin-1")
+    pairs = (re.match(r"([^:=#]+?)\s*(?::=?|=)\s*(.*)", line) for line in text.splitlines())
+    return {pair[1].strip().lower(): pair[2].strip() for pair in pairs if pair}
+
+
+def _check_checksum(file: Path, start: int) -> None:
+    inflate = zlib.decompressobj(wbits=47)  # of zlib, or of gzip
+    with file.open("rb") as stream:
+        stream.seek(start)
+        try:
+            while not inflate.eof and (part := stream.read(_CHUNK)):
+                while part:  # in pieces: little data may unpack to much
+                    inflate.decompress(part, _CHUNK)
+                    part = inflate.unconsumed_tail
+        except zlib.error as error:
+            raise ValueError(f"its compressed data are damaged: {error}") from error
+    if not inflate.eof:
+        raise ValueError("its compressed data end too early")

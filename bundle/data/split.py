@@ -1,0 +1,126 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""Which volumes are for training and which for validation: volumes of one patient are never on both sides."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bundle.errors import UserError
+
+if TYPE_CHECKING:
+    from bundle.data.volume_set import PreparedVolume
+
+__all__ = ["check_fold", "deal_folds", "split_volumes"]
+
+logger = logging.getLogger(__name__)
+
+#: of the order in which patients are dealt to folds; fixed, so that runs with other seeds have the same folds
+_FOLD_SEED = 5
+
+
+def check_fold(folds: int | None, fold: int) -> None:
+    """Refuses a fold that does not exist.
+
+    Raises:
+        UserError: if there is no such fold.
+    """
+    if folds is None:
+        if fold != 0:
+            raise UserError(f"--fold {fold} means nothing without --folds: give both, such as --folds 5 --fold {fold}")
+    elif folds < 2:
+        raise UserError(f"--folds {folds} cannot work: give at least 2, or leave it out to use val_fraction")
+    elif not 0 <= fold < folds:
+        raise UserError(f"--fold {fold} does not exist with --folds {folds}: give 0 to {folds - 1}")
+
+
+def split_volumes(
+    volumes: Sequence[PreparedVolume], *, val_fraction: float, seed: int, folds: int | None = None, fold: int = 0
+) -> tuple[list[PreparedVolume], list[PreparedVolume]]:
+    """The volumes to train on and those to validate on.
+
+    With `folds` the lists of a json make no difference: each of their volumes is validated in one fold. Without, its
+    lists are the split, where it has any. Else `val_fraction` of each modality is drawn.
+
+    Args:
+        volumes: all that can be used.
+        val_fraction: share for validation; 0 validates on all volumes, those to train on as well.
+        seed: of the draw; folds do not depend on it.
+        folds: number of folds.
+        fold: the one that is validated, from 0.
+
+    Raises:
+        UserError: if nothing is left to train or to validate on, or there are fewer patients than folds.
+    """
+    if folds is not None:
+        fold_by_group = deal_folds(volumes, folds)
+        logger.info("fold %d of %d: the other folds are for training", fold, folds)
+        held_out = {group for group, number in fold_by_group.items() if number == fold}
+    elif any(volume.part for volume in volumes):
+        named = [[v for v in volumes if v.part == part] for part in ("training", "validation")]
+        return _both(*named, remedy="correct the lists in the json")
+    elif val_fraction == 0:
+        logger.warning("val_fraction is 0: validation takes all volumes, those to train on as well")
+        return list(volumes), list(volumes)
+    else:
+        held_out = _draw_groups(volumes, val_fraction, seed)
+    return _both(
+        [v for v in volumes if v.group not in held_out],
+        [v for v in volumes if v.group in held_out],
+        remedy="add volumes of one modality from at least two patients (DICOM with one PatientID is one patient), or "
+        "pass --val_fraction 0 to validate on the training volumes",
+    )
+
+
+def deal_folds(volumes: Sequence[PreparedVolume], folds: int) -> dict[str, int]:
+    """The fold of each group, which is validated in that fold and trained on in all others.
+
+    Groups with many volumes are dealt first, the rest in an order that depends on nothing but the groups' names. Each
+    goes to the fold that has the fewest volumes of its modality, and among those to the smallest.
+
+    Raises:
+        UserError: if there are fewer groups than folds.
+    """
+    groups: dict[str, Counter[str]] = {}
+    for volume in volumes:
+        groups.setdefault(volume.group, Counter())[volume.modality] += 1
+    if len(groups) < folds:
+        raise UserError(
+            f"--folds {folds} needs {folds} patients, and the {len(volumes)} volumes that can be used are of "
+            f"{len(groups)}: give a smaller number, or more volumes (DICOM with one PatientID is one patient)"
+        )
+    names = sorted(groups)
+    order = [names[i] for i in np.random.default_rng(_FOLD_SEED).permutation(len(names))]
+    order.sort(key=lambda name: -groups[name].total())
+    filled = [Counter[str]() for _ in range(folds)]
+    dealt: dict[str, int] = {}
+    for name in order:
+        alike = [sum(here[modality] for modality in groups[name]) for here in filled]
+        dealt[name] = min(range(folds), key=lambda number: (alike[number], filled[number].total(), number))
+        filled[dealt[name]].update(groups[name])
+    return dealt
+
+
+def _draw_groups(volumes: Sequence[PreparedVolume], val_fraction: float, seed: int) -> set[str]:
+    """Groups to hold out: of each modality that share, at least one where there are two."""
+    held_out: set[str] = set()
+    for modality in ("CT", "MR"):
+        groups = sorted({v.group for v in volumes if v.modality == modality})
+        count = max(1, round(val_fraction * len(groups))) if len(groups) > 1 else 0
+        order = np.random.default_rng((seed, 3)).permutation(len(groups))
+        held_out |= {groups[i] for i in order[:count]}
+    return held_out
+
+
+def _both(
+    training: list[PreparedVolume], validation: list[PreparedVolume], *, remedy: str
+) -> tuple[list[PreparedVolume], list[PreparedVolume]]:
+    if not training or not validation:
+        raise UserError(
+            f"{len(training)} volumes to train on and {len(validation)} to validate on can be used: {remedy}"
+        )
+    return training, validation

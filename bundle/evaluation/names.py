@@ -1,0 +1,86 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""Which prediction belongs to which scan: by name, whoever made the prediction."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from bundle.data import FoundVolume
+from bundle.data.names import name_digest, without_ending
+from bundle.data.safe_names import inside
+
+__all__ = ["case_name", "match_names"]
+
+_CHANNEL = re.compile(r"_\d{4}$")  # nnU-Net's number of the channel
+
+
+def case_name(volume: FoundVolume, *, hashed: bool = False) -> str:
+    """What a case is called in tables: the scan's name without its ending, or a digest of its name."""
+    return name_digest(volume.name) if hashed else inside(without_ending(_normal(volume.name)))
+
+
+def match_names(volumes: Sequence[FoundVolume], predictions: Sequence[str]) -> list[str | None]:
+    """For each scan the name of its prediction.
+
+    A prediction may have the scan's name below the data set's folder, its digest, the name of its label map, its last
+    part, or the name of the scan's folder; nnU-Net's channel number may be missing. More of a name goes before less of
+    it. A name that several scans share, or several predictions, decides nothing.
+
+    Args:
+        volumes: the scans.
+        predictions: their names without endings, all different.
+
+    Returns:
+        One of `predictions`, or None, for each scan.
+    """
+    found: list[str | None] = [None] * len(volumes)
+    left = list(predictions)
+    keys = [_keys(volume) for volume in volumes]
+    for shorten in (_normal, _last_part):
+        for level in range(len(keys[0]) if keys else 0):
+            names = _unique({prediction: shorten(prediction) for prediction in left})
+            wanted = _unique({index: levels[level] for index, levels in enumerate(keys) if found[index] is None})
+            for name, index in wanted.items():
+                if name and name in names:
+                    found[index] = names[name]
+                    left.remove(names[name])
+    return found
+
+
+def _unique(names: Mapping[Any, str]) -> dict[str, Any]:
+    """What has each name, where one alone has it."""
+    count = Counter(names.values())
+    return {name: key for key, name in names.items() if count[name] == 1}
+
+
+def _keys(volume: FoundVolume) -> list[str]:
+    """Names that a prediction of a scan may have, the most telling first."""
+    name = without_ending(_normal(volume.name))
+    label = volume.annotations.get("label")
+    of_label = without_ending(Path(label).name) if isinstance(label, str) else ""
+    folder = str(PurePosixPath(name).parent)
+    last = _last_part(name)
+    return [
+        name,
+        inside(name),
+        name_digest(volume.name),
+        _CHANNEL.sub("", name),
+        of_label,
+        last,
+        _CHANNEL.sub("", last),
+        "" if folder == "." else folder,
+        "" if folder == "." else _last_part(folder),
+    ]
+
+
+def _normal(name: str) -> str:
+    return posixpath.normpath(name) if name else name
+
+
+def _last_part(name: str) -> str:
+    return PurePosixPath(name).name

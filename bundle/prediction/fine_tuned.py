@@ -1,0 +1,201 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""Fine-tuned models as their folders hold them: one, or several that predict together."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bundle.errors import UserError
+from bundle.weights import ModelFiles, ModelSettings, checksum, load_strictly
+
+__all__ = ["FineTuned"]
+
+_TASKS = ("segmentation", "classification", "detection")
+#: what tells the task of a model.json of version 0.1.0
+_TOLD_BY = {"findings": "classification", "anchor_shapes": "detection", "outputs": "segmentation"}
+#: what the members of an ensemble must have alike: the meaning of the outputs, and how scans are prepared
+_ALIKE = (
+    "task", "classes", "findings", "in_channels", "modality", "spacing", "orientation", "crop_size", "ct_window",
+    "mr_percentiles", "mr_floor", "intensity_scheme", "input",
+)  # fmt: skip
+_FOLD = re.compile(r"fold_?\d+", re.IGNORECASE)
+
+
+class FineTuned:
+    """One fine-tuned model, or several that predict together as an ensemble.
+
+    Each is a `model.pt` with its `model.json`, which says what the outputs mean and how scans are prepared. Files of
+    version 0.1.0 lack `task`, `in_channels`, `modality` and `mirror_axes`: then the task is told by the other keys, and
+    the rest is 1, "auto" and no axis.
+
+    Args:
+        model: folder of a run, a `model.pt`, a folder of folds (each of its subfolders with a `model.pt` is a member),
+            or a list of these. A command line's text "[run1, run2]" is a list, too.
+        task: "segmentation", "classification" or "detection", which the models must be for.
+
+    Attributes:
+        members: the files of each model.
+        task: what the models are for.
+        content: the `model.json` of the first; in what `classes`, preparation and inputs say, all are alike.
+        sha256: of each member's `model.pt`, in hexadecimal digits.
+
+    Raises:
+        UserError: if a model is not there or damaged, is for another task or not fine-tuned, or the members differ.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from pathlib import Path
+        >>> from bundle.prediction import FineTuned
+        >>> from bundle.weights import ModelFiles
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> about = {"task": "segmentation", "classes": {"liver": 6}, "crop_size": [32, 32, 32], "mirror_axes": [0]}
+        >>> about |= {"spacing": None, "ct_window": [-160, 240], "mr_percentiles": [0.5, 99.5]}
+        >>> ModelFiles(Path(folder.name, "model.pt")).write({"weight": torch.zeros(1)}, about)
+        >>> model = FineTuned(folder.name, task="segmentation")
+        >>> model.content["classes"], model.mirror_axes, model.in_channels, len(model.members)
+        ({'liver': 6}, [0], 1, 1)
+    """
+
+    def __init__(self, model: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, task: str) -> None:
+        self.members = [member for path in _listed(model) for member in _find_members(path)]
+        contents = [_complete(files) for files in self.members]
+        for files, content in zip(self.members, contents, strict=True):
+            _check_task(files, content, task)
+        self.task, self.content = task, contents[0]
+        self.mirror_axes = [a for a in self.content["mirror_axes"] if all(a in c["mirror_axes"] for c in contents)]
+        self._contents = contents
+        self._check_alike()
+        self.sha256 = [str(c.get("sha256") or checksum(f.weights)) for f, c in zip(self.members, contents, strict=True)]
+
+    def _check_alike(self) -> None:
+        for (one, a), (other, b) in pairwise(zip(self.members, self._contents, strict=True)):
+            for key in _ALIKE:
+                if _comparable(a.get(key)) != _comparable(b.get(key)):
+                    raise UserError(
+                        f"--model: {one.settings} and {other.settings} differ in {key} ({a.get(key)} and {b.get(key)}) "
+                        "and cannot predict together: name folds or seeds of one training"
+                    )
+
+    def __getattr__(self, name: str) -> Any:
+        """A key of `model.json`, such as `classes`, `spacing` or `ct_window`."""
+        if name.startswith("_") or "content" not in self.__dict__:
+            raise AttributeError(name)
+        if name not in self.content:
+            raise AttributeError(f"{self.members[0].settings} has no {name}")
+        return self.content[name]
+
+    def each(self, key: str, default: Any = None) -> list[Any]:
+        """What the `model.json` of each member says under a key."""
+        return [content.get(key, default) for content in self._contents]
+
+    def load(
+        self, build: Callable[[Mapping[str, Any]], nn.Module], *, device: torch.device | str = "cpu"
+    ) -> list[nn.Module]:
+        """Builds the network of each member and loads its weights, compared with the sha256 in `model.json`.
+
+        Args:
+            build: makes the network from the content of `model.json`.
+            device: where the networks shall run.
+
+        Returns:
+            The networks, in eval mode.
+
+        Raises:
+            UserError: if weights are damaged or do not fit.
+        """
+        pairs = zip(self.members, self._contents, strict=True)
+        return [load_strictly(build(content), files.weights, device=device) for files, content in pairs]
+
+
+def _listed(model: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[Path]:
+    """The paths of `--model`."""
+    if isinstance(model, str) and model.strip().startswith("[") and not Path(model).exists():
+        parts = (part.strip().strip("'\"") for part in model.strip().strip("[]").split(","))
+        model = [part for part in parts if part]
+    paths = [model] if isinstance(model, (str, os.PathLike)) else model
+    if not isinstance(paths, Sequence) or not paths or not all(isinstance(p, (str, os.PathLike)) for p in paths):
+        raise UserError(
+            f"--model {model!r} names no fine-tuned model: give the folder of a run, a model.pt, or a list of these"
+        )
+    return [Path(path) for path in paths]
+
+
+def _find_members(path: Path) -> list[ModelFiles]:
+    """The models of a path: its own, or those of its subfolders."""
+    if path.is_file():
+        return [ModelFiles(path)]
+    if not path.is_dir():
+        raise UserError(f'--model "{path}" does not exist: give the folder of a fine-tuned run, or a model.pt')
+    if (path / "model.pt").is_file():
+        return [ModelFiles(path / "model.pt")]
+    folders = sorted((folder for folder in path.iterdir() if folder.is_dir()), key=_number)
+    without = [folder for folder in folders if _FOLD.fullmatch(folder.name) and not (folder / "model.pt").is_file()]
+    if without:
+        raise UserError(
+            f'--model "{path}" has the fold {without[0].name} without a model.pt: train it to the end, or list the '
+            "folds that are done"
+        )
+    members = [ModelFiles(folder / "model.pt") for folder in folders if (folder / "model.pt").is_file()]
+    if not members:
+        raise UserError(
+            f'--model "{path}" holds no model.pt, nor does a folder in it: give the folder of a run whose first '
+            "validation is done"
+        )
+    return members
+
+
+def _number(folder: Path) -> tuple[str, int]:
+    """fold_10 comes after fold_9."""
+    digits = re.search(r"\d+$", folder.name)
+    return folder.name[: digits.start()] if digits else folder.name, int(digits[0]) if digits else -1
+
+
+def _complete(files: ModelFiles) -> dict[str, Any]:
+    """The content of a model.json, with what version 0.1.0 did not write."""
+    about = files.read_settings()
+    if about is None:
+        raise UserError(
+            f"{files.settings} does not exist, so nothing tells what {files.weights.name} is: copy both from the run"
+        )
+    network = about.content.get("network")
+    channels = network.get("in_channels", 1) if isinstance(network, Mapping) else 1
+    told = next((task for key, task in _TOLD_BY.items() if key in about.content), "")
+    missing: dict[str, Any] = {
+        "task": told,
+        "in_channels": channels,
+        "modality": "auto",
+        "mirror_axes": [],
+        "mr_floor": 3.0,
+        "intensity_scheme": None,
+    }
+    content = {**missing, "orientation": "RAS", **about.content}
+    if content["task"] in _TASKS:
+        ModelSettings.from_content(content).require(
+            "crop_size", "spacing", "ct_window", "mr_percentiles", where=files.settings
+        )
+    return content
+
+
+def _check_task(files: ModelFiles, content: Mapping[str, Any], task: str) -> None:
+    found = content["task"]
+    if found == task:
+        return
+    if found in _TASKS:
+        raise UserError(f"{files.weights} is a model for {found}, not {task}: use configs/predict_{found}.yaml")
+    raise UserError(
+        f"{files.weights} is a pre-trained encoder, which has no classes: fine-tune it with "
+        f"configs/finetune_{task}.yaml, and give the folder of that run as --model"
+    )
+
+
+def _comparable(value: Any) -> Any:
+    """Mappings with their order, which is that of the outputs."""
+    return list(value.items()) if isinstance(value, Mapping) else value

@@ -1,0 +1,93 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""Finds the scans to predict: what fine-tuning takes, without the labels."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from bundle.data import FoundVolume, find_scans, result_names
+from bundle.data.dataset_json import check_part
+from bundle.data.find import VOLUME_SUFFIXES
+from bundle.data.lists import find_unlabelled
+from bundle.data.names import name_digest, without_ending
+
+__all__ = ["find_scans_to_predict", "list_scans"]
+
+_CHANNEL = re.compile(r"_(\d{4})$")  # nnU-Net's number of the channel
+
+
+def list_scans(
+    dataset_dir: str | os.PathLike[str],
+    *,
+    channels: int = 1,
+    include: Sequence[str] | str = (),
+    part: str = "all",
+    hash_names: bool = False,
+    files: Callable[[str], Iterable[Path]] = lambda _: (),
+) -> list[FoundVolume]:
+    """The scans of `find_scans_to_predict`, each under the name that its results have.
+
+    Args:
+        dataset_dir: as for `find_scans_to_predict`.
+        channels: as for `find_scans_to_predict`.
+        include: as for `find_scans_to_predict`.
+        part: as for `find_scans_to_predict`.
+        hash_names: a digest of the path instead of the path.
+        files: what will be written under a name; none of it is a file that is read.
+
+    Returns:
+        Scans whose names are paths below a folder of results, without an ending: see `bundle.data.result_names`.
+    """
+    found = find_scans_to_predict(dataset_dir, channels=channels, include=include, part=part)
+    if hash_names:
+        found = [replace(volume, name=name_digest(volume.name)) for volume in found]
+    names = result_names(found, files=files)
+    return [replace(volume, name=name) for volume, name in zip(found, names, strict=True)]
+
+
+def find_scans_to_predict(
+    dataset_dir: str | os.PathLike[str], *, channels: int = 1, include: Sequence[str] | str = (), part: str = "all"
+) -> list[FoundVolume]:
+    """Finds scans, with all of their channels.
+
+    Args:
+        dataset_dir: one file; a folder of NIfTI, NRRD or FreeSurfer files and DICOM series, with its subfolders, whose
+            label maps are left out; or an MSD-style json, with or without labels.
+        channels: images per scan. With more than one, the files `<case>_0000`, `<case>_0001`, ... of a folder are the
+            channels of one scan; a json lists them under `image`; a NIfTI file with a fourth axis holds them.
+        include: patterns of paths below the folder that are scans in spite of their looks.
+        part: of a json: training, validation, test or all; "auto": `test` if the json has such a list, else all.
+
+    Raises:
+        UserError: if nothing is found, or a list cannot be used.
+    """
+    path = Path(dataset_dir)
+    if path.is_file() and path.name.lower().endswith(VOLUME_SUFFIXES):
+        return [FoundVolume(name=path.name, files=(str(path),))]
+    if path.is_file() and path.suffix == ".json":
+        return sorted(find_unlabelled(path, check_part(part)), key=lambda volume: volume.name)
+    found = find_scans(path, include)
+    return found if channels == 1 else _with_channels(found)
+
+
+def _with_channels(found: Sequence[FoundVolume]) -> list[FoundVolume]:
+    """Joins the files of a case that are numbered from _0000 on."""
+    cases: dict[str, list[FoundVolume]] = {}
+    for volume in found:
+        stem = without_ending(volume.name)
+        is_file = len(volume.files) == 1 and not volume.left_out[0]
+        cases.setdefault(_CHANNEL.sub("", stem) if is_file else volume.name, []).append(volume)
+    return sorted((volume for case in cases.items() for volume in _joined(*case)), key=lambda volume: volume.name)
+
+
+def _joined(case: str, volumes: Sequence[FoundVolume]) -> list[FoundVolume]:
+    numbers = [match and int(match[1]) for match in (_CHANNEL.search(without_ending(v.name)) for v in volumes)]
+    if len(volumes) < 2 or numbers != list(range(len(volumes))):
+        return list(volumes)
+    first, *others = volumes
+    ending = first.name[len(without_ending(first.name)) :]
+    return [replace(first, name=f"{case}{ending}", channels=tuple(other.files for other in others))]

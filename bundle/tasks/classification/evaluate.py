@@ -1,0 +1,252 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""Evaluates a table of probabilities on scans whose findings are known."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.image import imsave
+
+from bundle.atomic import replace_file
+from bundle.data import FoundVolume
+from bundle.data.names import without_ending
+from bundle.errors import UserError
+from bundle.evaluation import (
+    PROBABILITY_METRICS,
+    Bootstrap,
+    Estimate,
+    EvaluationFolder,
+    as_number,
+    case_name,
+    match_names,
+    probability_metrics,
+    read_table,
+    reliability_curve,
+    summary_rows,
+    summary_table,
+    unmatched_notes,
+    write_page,
+    write_results,
+    write_table,
+)
+from bundle.figures.calibration import draw_reliability
+from bundle.figures.roc import draw_roc
+from bundle.tasks.classification.find import find_findings
+
+__all__ = ["ClassificationEvaluation"]
+
+logger = logging.getLogger(__name__)
+
+#: names of the column of scans
+_SCANS = ("scan", "volume", "image", "case")
+#: of a table of findings, what is no finding
+_NO_FINDING = ("image", "part", "group", "modality")
+
+
+class ClassificationEvaluation:
+    """Compares predicted probabilities with known findings, and writes tables, curves and values with intervals.
+
+    Args:
+        predictions: a table with a column `scan`, `volume`, `image` or `case` and a probability in a column of each
+            finding's name, or `<finding>_probability`; or the folder of one that is called `predictions.csv`.
+        dataset_dir: as for `find_findings`.
+        output: where to.
+        findings: to evaluate; empty: those that both tables have.
+        part: as for `find_findings`.
+        resamples: of the bootstrap.
+        confidence: of its intervals.
+        seed: of its draws.
+        hash_names: whether cases have a digest for a name.
+
+    Raises:
+        UserError: if a table cannot be used, no finding is in both, or no scan has a prediction.
+    """
+
+    def __init__(
+        self,
+        *,
+        predictions: str | os.PathLike[str] | None,
+        dataset_dir: str | os.PathLike[str],
+        output: EvaluationFolder,
+        findings: Sequence[str] = (),
+        part: str = "auto",
+        resamples: int = 1000,
+        confidence: float = 0.95,
+        seed: int = 0,
+        hash_names: bool = False,
+    ) -> None:
+        if predictions is None:
+            raise UserError("--predictions is missing: give the table of probabilities, or its folder")
+        path = Path(predictions)
+        self.table = path / "predictions.csv" if path.is_dir() else path
+        self.dataset_dir, self.output, self.part, self.hash_names = Path(dataset_dir), output, part, hash_names
+        self.resamples, self.confidence, self.seed = resamples, confidence, seed
+        self.rows = read_table(self.table)
+        self.findings = list(findings) or _common_findings(self.rows, self.table, self.dataset_dir)
+        self.volumes = find_findings(dataset_dir, self.findings, part)
+
+    def run(self) -> None:
+        """Evaluates, writes and says where to look."""
+        predicted = self._probabilities()
+        names = match_names(self.volumes, list(predicted))
+        pairs = [(volume, predicted[name]) for volume, name in zip(self.volumes, names) if name is not None]
+        missing = [case_name(v, hashed=self.hash_names) for v, name in zip(self.volumes, names) if name is None]
+        if not pairs:
+            raise UserError(
+                f"none of the {len(self.volumes)} scans has a row in {self.table}: name them as {self.dataset_dir} does"
+            )
+        probabilities = np.array([values for _, values in pairs])
+        labels = np.array([volume.annotations["label"] for volume, _ in pairs])
+        metrics = self._summarise([volume for volume, _ in pairs], probabilities, labels)
+        unused = [name for name in predicted if name not in names]
+        notes = unmatched_notes(missing, len(self.volumes), unused, hashed=self.hash_names)
+        notes += self._label_notes(labels)
+        self._write_cases([volume for volume, _ in pairs], probabilities, labels, missing)
+        self._draw(probabilities, labels, metrics)
+        settings = {
+            "predictions": str(self.table),
+            "dataset_dir": str(self.dataset_dir),
+            "part": self.part,
+            "findings": self.findings,
+            "resamples": self.resamples,
+            "confidence": self.confidence,
+            "seed": self.seed,
+            "cases": {"evaluated": len(pairs), "without prediction": len(missing)},
+        }
+        write_results(
+            self.output.results,
+            task="classification",
+            metrics=metrics,
+            higher_is_better=PROBABILITY_METRICS,
+            settings=settings,
+            notes=notes,
+        )
+        shown = {"auroc": "AUROC", "average_precision": "average precision"}
+        shown |= {"calibration_error": "calibration error", "brier": "Brier score"}
+        summary = summary_rows(metrics, shown, first="finding")
+        lead = f"{len(pairs)} scans, with {100 * self.confidence:g} % intervals over people"
+        write_page(self.output, lead=f"{lead}.", summary=summary, settings=settings, notes=notes)
+        for note in notes:
+            logger.warning("%s", note)
+        logger.info("%s\n%s", lead, summary_table(summary))
+        logger.info("report: %s; tables: %s, %s", self.output.report, self.output.cases, self.output.results)
+
+    def _probabilities(self) -> dict[str, list[float]]:
+        """By the name of a scan the probability of each finding."""
+        columns = list(self.rows[0]) if self.rows else []
+        scans = next((column for column in _SCANS if column in columns), None)
+        # of a training's table, or of one that `predict_classification` writes
+        named = {
+            finding: next((c for c in (finding, f"{finding}_probability") if c in columns), "")
+            for finding in self.findings
+        }
+        lacking = [finding for finding, column in named.items() if not column]
+        if scans is None or lacking:
+            what = f"no column {', '.join(lacking)}" if lacking else f"no column of scans ({', '.join(_SCANS)})"
+            raise UserError(f"{self.table} has {what}: its columns are {', '.join(columns) or 'none'}")
+        found: dict[str, list[float]] = {}
+        for row in self.rows:
+            name, values = without_ending(row[scans]), [as_number(row[column]) for column in named.values()]
+            if all(not row[column].strip() for column in named.values()):
+                continue  # a scan that was skipped
+            if name in found:
+                raise UserError(f"{self.table} has two rows of {name}: keep one")
+            if not all(0 <= value <= 1 for value in values):
+                raise UserError(f"{self.table} gives {name} the values {values}: give probabilities from 0 to 1")
+            found[name] = values
+        return found
+
+    def _summarise(
+        self, volumes: Sequence[FoundVolume], probabilities: np.ndarray, labels: np.ndarray
+    ) -> dict[str, dict[str, Estimate]]:
+        bootstrap = Bootstrap(
+            [v.group or v.name for v in volumes], resamples=self.resamples, confidence=self.confidence, seed=self.seed
+        )
+        known = ~np.isnan(labels)
+
+        def values(cases: np.ndarray) -> Sequence[float]:
+            """Each metric of each finding, and of their mean."""
+            table = []
+            for number in range(len(self.findings)):
+                kept = cases[known[cases, number]]
+                table.append(list(probability_metrics(probabilities[kept, number], labels[kept, number]).values()))
+            columns = np.array(table)
+            there = np.isfinite(columns)
+            means = np.where(there, columns, 0).sum(0) / np.where(there.any(0), there.sum(0), np.nan)
+            return np.concatenate([columns, means[None]]).T.ravel().tolist()
+
+        counts = [*known.sum(0).tolist(), int(known.any(1).sum())]
+        found = iter(bootstrap.statistics(values, counts * len(PROBABILITY_METRICS)))
+        return {metric: {name: next(found) for name in (*self.findings, "mean")} for metric in PROBABILITY_METRICS}
+
+    def _label_notes(self, labels: np.ndarray) -> list[str]:
+        notes = []
+        for finding, column in zip(self.findings, labels.T):
+            counted = (column == 1, column == 0, np.isnan(column))
+            positive, negative, unknown = (int(np.count_nonzero(c)) for c in counted)
+            text = f"{finding}: {positive} with it, {negative} without"
+            if unknown:
+                notes.append(f"{text}, {unknown} not known, which count in nothing")
+            if not (positive and negative):
+                notes.append(f"{text}: no AUROC and no average precision")
+        return notes
+
+    def _write_cases(
+        self, volumes: Sequence[FoundVolume], probabilities: np.ndarray, labels: np.ndarray, missing: Sequence[str]
+    ) -> None:
+        """A row for each scan and finding, the farthest from the truth first."""
+        people = {group: n for n, group in enumerate(sorted({v.group or v.name for v in volumes}), start=1)}
+        rows: list[dict[str, Any]] = [
+            {
+                "case": case_name(volume, hashed=self.hash_names),
+                "finding": finding,
+                "probability": float(probability),
+                "label": None if np.isnan(label) else int(label),
+                "group": people[volume.group or volume.name],
+            }
+            for volume, values, truth in zip(volumes, probabilities, labels, strict=True)
+            for finding, probability, label in zip(self.findings, values, truth, strict=True)
+        ]
+        rows.sort(key=lambda row: 1.0 if row["label"] is None else -abs(row["probability"] - row["label"]))
+        rows += [{"case": n, "finding": finding, "note": "no prediction"} for n in missing for finding in self.findings]
+        write_table(self.output.cases, ("case", "finding", "probability", "label", "group", "note"), rows)
+
+    def _draw(
+        self, probabilities: np.ndarray, labels: np.ndarray, metrics: Mapping[str, Mapping[str, Estimate]]
+    ) -> None:
+        self.output.clear_panels()
+        areas, errors = (
+            {name: metrics[metric][name].mean for name in self.findings} for metric in ("auroc", "calibration_error")
+        )
+        curves = {}
+        for number, finding in enumerate(self.findings):
+            known = ~np.isnan(labels[:, number])
+            curves[finding] = reliability_curve(probabilities[known, number], labels[known, number])
+        tensors = torch.from_numpy(probabilities), torch.from_numpy(labels)
+        pictures = {
+            "roc": draw_roc(*tensors, list(areas.values()), findings=self.findings, title="ROC curves"),
+            "calibration": draw_reliability(curves, errors, title="calibration"),
+        }
+        for name, pixels in pictures.items():
+            with replace_file(self.output.panels / f"{name}.png") as temporary:
+                imsave(temporary, pixels)
+
+
+def _common_findings(rows: Sequence[Mapping[str, str]], table: Path, dataset_dir: Path) -> list[str]:
+    """The columns that the probabilities and the known findings share."""
+    known = dataset_dir / "labels.csv" if dataset_dir.is_dir() else dataset_dir
+    columns = [list(part[0]) if part else [] for part in (read_table(known), rows)]
+    found = [
+        column
+        for column in columns[0]
+        if {column, f"{column}_probability"} & set(columns[1]) and column not in (*_NO_FINDING, *_SCANS)
+    ]
+    if not found:
+        raise UserError(f"{known} and {table} share no finding: name its column alike in both, and give --findings")
+    return found

@@ -1,0 +1,402 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""Evaluates a folder of label maps, whoever made them, on labelled scans."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from matplotlib.image import imsave
+from tqdm import tqdm
+
+from bundle.atomic import replace_file
+from bundle.data import FoundVolume, skipped_because
+from bundle.data.find import volume_files
+from bundle.data.names import without_paths
+from bundle.errors import UserError
+from bundle.evaluation import (
+    Bootstrap,
+    Estimate,
+    EvaluationFolder,
+    case_name,
+    match_names,
+    seen_notes,
+    shortened_list,
+    summary_rows,
+    summary_table,
+    unmatched_notes,
+    write_page,
+    write_results,
+    write_table,
+)
+from bundle.evaluation.mask_metrics import HIGHER_IS_BETTER
+from bundle.evaluation.written_labels import find_label_maps
+from bundle.reports import Case
+from bundle.tasks.segmentation.case_picture import class_numbers, draw_case, viewer_case
+from bundle.tasks.segmentation.classes import pick_classes
+from bundle.tasks.segmentation.evaluate_case import COLUMNS, EvaluatedCase, LabelledCase, evaluate_case
+from bundle.tasks.segmentation.find import find_segmentations
+from bundle.tasks.segmentation.labels import check_classes
+
+__all__ = ["SegmentationEvaluation"]
+
+logger = logging.getLogger(__name__)
+
+#: metrics of the summary
+_SHOWN = {
+    "dice": "Dice",
+    "hausdorff95_mm": "95 % Hausdorff, mm",
+    "surface_dice": "surface Dice",
+    "volume_error_ml": "volume error, mL",
+    "absolute_volume_error_percent": "absolute, %",
+}
+#: a data set that has one of these has images
+_IMAGE_FOLDERS = {"imagesTr", "imagesTs", "images"}
+
+
+class SegmentationEvaluation:
+    """Compares label maps with those of labelled scans, and writes tables, pictures and means with intervals.
+
+    A scan without a prediction, a prediction without a scan and a case that cannot be read are listed, and end nothing.
+
+    Args:
+        predictions: folder of label maps with the original values: of `predict_segmentation`, of nnU-Net, or any whose
+            names match those of the scans.
+        dataset_dir: as for `find_segmentations`, or a folder of label maps alone.
+        output: where to.
+        classes: value in the label maps by the name of each class; empty: those that the `about.json` of the
+            predictions names, with the values of the data set's `dataset.json` where this has them; or all that a
+            `dataset.json` beside the scans or the predictions names; or one for each mask of structures.
+        prediction_classes: the values in the predictions, where they differ and no `about.json` says it.
+        part: as for `find_segmentations`.
+        tolerance_mm: of the surface Dice, or one for each class by its name.
+        resample: whether predictions on other grids are resampled; else they are listed as failed.
+        missing: "report": a scan without a prediction counts in no mean; "empty": as one in which nothing was found.
+        resamples: of the bootstrap.
+        confidence: of its intervals.
+        seed: of its draws.
+        worst: how many of the worst cases to draw.
+        hash_names: whether cases have a digest for a name.
+        workers: cases at a time.
+        seen: fingerprints of the scans that the model has seen, as for `bundle.evaluation.seen_notes`.
+
+    Raises:
+        UserError: if an option does not fit, there are no classes, or nothing can be evaluated.
+    """
+
+    def __init__(
+        self,
+        *,
+        predictions: str | os.PathLike[str] | None,
+        dataset_dir: str | os.PathLike[str],
+        output: EvaluationFolder,
+        classes: Mapping[str, int] | None = None,
+        prediction_classes: Mapping[str, int] | None = None,
+        part: str = "auto",
+        tolerance_mm: float | Mapping[str, float] = 2.0,
+        resample: bool = False,
+        missing: str = "report",
+        resamples: int = 1000,
+        confidence: float = 0.95,
+        seed: int = 0,
+        worst: int = 8,
+        hash_names: bool = False,
+        workers: int = 1,
+        seen: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        if predictions is None:
+            raise UserError("--predictions is missing: give the folder of label maps to evaluate")
+        if missing not in ("report", "empty"):
+            raise UserError(f"--missing {missing!r} is not known: choose report or empty")
+        self.predictions, self.dataset_dir, self.output = Path(predictions), Path(dataset_dir), output
+        self.part, self.resample, self.missing = part, resample, missing
+        self.resamples, self.confidence, self.seed = resamples, confidence, seed
+        Bootstrap([], resamples=resamples, confidence=confidence, seed=seed)  # refused before the work, if it is
+        self.worst, self.hash_names, self.workers, self.seen = worst, hash_names, workers, seen
+        self.volumes = _find_references(self.dataset_dir, part)
+        predicted = _predicted_classes(self.predictions)
+        self.classes = dict(_pick(classes or {}, predicted, self.dataset_dir, self.predictions, self.volumes))
+        check_classes(self.classes)
+        told = predicted if set(self.classes) <= set(predicted) else self.classes
+        self.prediction_classes = _same_names(prediction_classes, self.classes, told)
+        self.tolerance_mm = _tolerances(tolerance_mm, self.classes)
+
+    def run(self) -> None:
+        """Evaluates, writes and says where to look."""
+        cases, unused = self._match()
+        every = self._evaluate(cases)
+        done = sorted((c for c in every if c.rows and not c.problem), key=_worst_first)
+        if not done:
+            first = next((f"{c.case.name} {c.problem}" for c in every if c.problem), "none has a prediction")
+            raise UserError(
+                f"none of the {len(every)} scans can be evaluated, the first: {first}; correct --predictions"
+            )
+        metrics = self._summarise(done)
+        notes = self._notes(every, unused)
+        others = [case for case in every if case.problem or not case.rows]
+        rows = [{**row, "group": number} for number, case in _numbered(done) for row in case.rows]
+        rows += [
+            {"case": case.case.name, "class": name, "note": case.problem or "no prediction"}
+            for case in others
+            for name in self.classes
+        ]
+        write_table(self.output.cases, COLUMNS, rows)
+        drawn = [case for case in done if math.isfinite(case.score) and case.case.prediction is not None][: self.worst]
+        self._draw(drawn)
+        settings = self._settings(every, unused)
+        write_results(
+            self.output.results,
+            task="segmentation",
+            metrics=metrics,
+            higher_is_better=HIGHER_IS_BETTER,
+            settings=settings,
+            notes=notes,
+        )
+        tolerances = set(self.tolerance_mm.values())
+        within = f", {tolerances.pop():g} mm" if len(tolerances) == 1 else ""
+        summary = summary_rows(metrics, {**_SHOWN, "surface_dice": f"surface Dice{within}"})
+        lead = f"{len(done)} of {len(every)} scans, with {100 * self.confidence:g} % intervals over people"
+        write_page(
+            self.output,
+            lead=f"{lead}.",
+            summary=summary,
+            settings=settings,
+            notes=notes,
+            captions={f"worst_{n:02d}": f"{c.case.name}: Dice {c.score:.3f}" for n, c in enumerate(drawn, start=1)},
+            explanation="Reference: solid. Prediction: dashed. Each plane is where the two differ most.",
+            cases=tqdm(map(self._viewer_case, drawn), total=len(drawn), desc="viewer", delay=2),
+            count=len(drawn),
+            classes=class_numbers(self.classes),
+        )
+        for note in notes:
+            logger.warning("%s", note)
+        logger.info("%s\n%s", lead, summary_table(summary))
+        logger.info("worst cases by mean Dice: %s", ", ".join(f"{c.case.name} {c.score:.3f}" for c in drawn))
+        logger.info("report: %s; tables: %s, %s", self.output.report, self.output.cases, self.output.results)
+
+    def _match(self) -> tuple[list[LabelledCase], list[str]]:
+        """The cases, and the predictions that belong to none."""
+        files = find_label_maps(self.predictions, self.prediction_classes)
+        names = match_names(self.volumes, list(files))
+        cases = [
+            LabelledCase(
+                name=case_name(volume, hashed=self.hash_names),
+                group=volume.group or volume.name,
+                image=volume.files,
+                reference=volume.annotations["label"],
+                prediction=None if name is None else files[name],
+            )
+            for volume, name in zip(self.volumes, names, strict=True)
+        ]
+        return cases, [name for name in files if name not in names]
+
+    def _evaluate(self, cases: Sequence[LabelledCase]) -> list[EvaluatedCase]:
+        with ThreadPoolExecutor(max(1, self.workers)) as pool:
+            return list(tqdm(pool.map(self._evaluate_one, cases, self.volumes), total=len(cases), desc="evaluating"))
+
+    def _evaluate_one(self, case: LabelledCase, volume: FoundVolume) -> EvaluatedCase:
+        if case.prediction is None and self.missing == "report":
+            return EvaluatedCase(case)
+        try:
+            return evaluate_case(
+                case,
+                self.classes,
+                prediction_classes=self.prediction_classes,
+                tolerance_mm=self.tolerance_mm,
+                resample=self.resample,
+            )
+        except Exception as error:  # noqa: BLE001  one broken case must not end the rest
+            skipped = skipped_because(case.name, error)
+            problem = f"{skipped.problem}; {skipped.remedy}"
+            return EvaluatedCase(
+                case, problem=without_paths(problem, volume, case.name) if self.hash_names else problem
+            )
+
+    def _summarise(self, done: Sequence[EvaluatedCase]) -> dict[str, dict[str, Estimate]]:
+        bootstrap = Bootstrap(
+            [case.case.group for case in done], resamples=self.resamples, confidence=self.confidence, seed=self.seed
+        )
+        found: dict[str, dict[str, Estimate]] = {}
+        for metric in HIGHER_IS_BETTER:
+            columns = {
+                name: [_value(case.rows[number], metric) for case in done] for number, name in _counted(self.classes)
+            }
+            found[metric] = {name: bootstrap.mean(values) for name, values in columns.items()}
+            found[metric]["mean"] = bootstrap.mean_of_means(columns)
+        return found
+
+    def _notes(self, every: Sequence[EvaluatedCase], unused: Sequence[str]) -> list[str]:
+        """What a reader must know, a line each."""
+        missing = [case.case.name for case in every if case.case.prediction is None]
+        failed = [case for case in every if case.problem]
+        counted = "count as if nothing had been found" if self.missing == "empty" else "count in no mean"
+        notes = seen_notes(self.volumes, self.seen, hashed=self.hash_names)
+        notes += unmatched_notes(missing, len(every), unused, counted, hashed=self.hash_names)
+        if failed:
+            notes.append(f"{len(failed)} of {len(every)} scans could not be evaluated and count in no mean")
+            notes += [f"{case.case.name}: {case.problem}" for case in failed]
+        for what, meaning in (
+            ("in neither", "neither reference nor prediction has it: no Dice, no distance"),
+            ("missed", "the prediction misses it: Dice 0, an infinite distance that the mean leaves out"),
+            (
+                "not in the reference",
+                "only the prediction has it: Dice 0, an infinite distance that the mean leaves out",
+            ),
+            ("no reference mask", "there is no file of its reference"),
+            ("no predicted mask", "there is no file of its prediction"),
+        ):
+            counts = {
+                name: sum(case.rows[number].get("note") == what for case in every if case.rows)
+                for number, name in _counted(self.classes)
+            }
+            if any(counts.values()):
+                of = ", ".join(f"{name} in {count} cases" for name, count in counts.items() if count)
+                notes.append(f"{of}: {meaning}")
+        if resampled := [case.case.name for case in every if case.resampled]:
+            notes.append(
+                f"{len(resampled)} predictions were resampled to their reference's grid: {shortened_list(resampled)}"
+            )
+        for of, number in (("references", 0), ("predictions", 1)):
+            if others := sorted({value for case in every for value in case.others[number]}):
+                notes.append(f"the {of} hold values that no class has: {shortened_list([*map(str, others)])}")
+        return notes
+
+    def _settings(self, every: Sequence[EvaluatedCase], unused: Sequence[str]) -> dict[str, Any]:
+        return {
+            "predictions": str(self.predictions),
+            "dataset_dir": str(self.dataset_dir),
+            "part": self.part,
+            "classes": self.classes,
+            "prediction_classes": self.prediction_classes,
+            "tolerance_mm": self.tolerance_mm,
+            "resample": self.resample,
+            "missing": self.missing,
+            "resamples": self.resamples,
+            "confidence": self.confidence,
+            "seed": self.seed,
+            "cases": {
+                "evaluated": sum(bool(case.rows) for case in every),
+                "without prediction": sum(case.case.prediction is None for case in every),
+                "failed": sum(bool(case.problem) for case in every),
+                "predictions without a scan": len(unused),
+            },
+        }
+
+    def _draw(self, done: Sequence[EvaluatedCase]) -> None:
+        """Pictures of the worst cases, the worst first."""
+        self.output.clear_panels()
+        draw = partial(
+            draw_case, classes=self.classes, prediction_classes=self.prediction_classes, resample=self.resample
+        )
+        for number, case in enumerate(tqdm(done, desc="drawing the worst", delay=2), start=1):
+            pixels = draw(case.case, title=f"{case.case.name}: Dice {case.score:.3f}")
+            with replace_file(self.output.panels / f"worst_{number:02d}.png") as temporary:
+                imsave(temporary, pixels)
+
+    def _viewer_case(self, case: EvaluatedCase) -> Case:
+        return viewer_case(
+            case.case,
+            self.classes,
+            prediction_classes=self.prediction_classes,
+            resample=self.resample,
+            note=f"Dice {case.score:.3f}",
+        )
+
+
+def _find_references(dataset_dir: Path, part: str) -> list[FoundVolume]:
+    """The labelled scans, or the label maps of a folder that has nothing else."""
+    is_list = dataset_dir.is_file() or (dataset_dir / "dataset.json").is_file()
+    files = [] if is_list or part not in ("auto", "all") else volume_files(dataset_dir)
+    if not files or {path.relative_to(dataset_dir).parts[0] for path in files} & _IMAGE_FOLDERS:
+        return find_segmentations(dataset_dir, part)
+    try:
+        return find_segmentations(dataset_dir, part)
+    except UserError:
+        logger.info("%s holds no images: its files are taken as label maps, and pictures have no image", dataset_dir)
+    return [
+        FoundVolume(name=str(path.relative_to(dataset_dir)), files=(), annotations={"label": str(path)})
+        for path in files
+    ]
+
+
+def _worst_first(case: EvaluatedCase) -> tuple[bool, float, str]:
+    return math.isnan(case.score), case.score if math.isfinite(case.score) else 0.0, case.case.name
+
+
+def _numbered(done: Sequence[EvaluatedCase]) -> list[tuple[int, EvaluatedCase]]:
+    """Each case with the number of its person: a name may tell who it is."""
+    people = {group: number for number, group in enumerate(sorted({c.case.group for c in done}), start=1)}
+    return [(people[case.case.group], case) for case in done]
+
+
+def _counted(classes: Mapping[str, int]) -> list[tuple[int, str]]:
+    return list(enumerate(classes))
+
+
+def _value(row: Mapping[str, Any], metric: str) -> float:
+    """The value of a metric; an absolute one is that of the signed one."""
+    value: float = row.get(metric.removeprefix("absolute_"), math.nan)
+    return abs(value) if metric.startswith("absolute_") else value
+
+
+def _tolerances(tolerance_mm: float | Mapping[str, float], classes: Mapping[str, int]) -> dict[str, float]:
+    remedy = "give mm, such as 2, or one for each class, such as {liver: 3, tumour: 1}"
+    given = dict(tolerance_mm) if isinstance(tolerance_mm, Mapping) else dict.fromkeys(classes, tolerance_mm)
+    if set(given) != set(classes):
+        raise UserError(f"--tolerance_mm {tolerance_mm} does not name the classes {', '.join(classes)}: {remedy}")
+    for value in given.values():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise UserError(f"--tolerance_mm {tolerance_mm} does not fit: {remedy}")
+    return {name: float(given[name]) for name in classes}
+
+
+def _same_names(given: Mapping[str, int] | None, classes: Mapping[str, int], told: Mapping[str, int]) -> dict[str, int]:
+    if given:
+        check_classes(given)
+        if set(given) != set(classes):
+            wanted = ", ".join(classes)
+            raise UserError(f"--prediction_classes names {', '.join(given)}: name the classes, which are {wanted}")
+    return {name: (given or told)[name] for name in classes}
+
+
+def _pick(
+    classes: Mapping[str, int],
+    predicted: Mapping[str, int],
+    dataset_dir: Path,
+    predictions: Path,
+    volumes: Sequence[FoundVolume],
+) -> Mapping[str, int]:
+    """The classes that are given, that were predicted, or that a json or the names of the masks say."""
+    if classes:
+        return classes
+    # of a folder such as labelsTr the json is in the one above
+    listed = pick_classes({}, dataset_dir) or pick_classes({}, dataset_dir.parent)
+    if predicted:
+        return {name: listed[name] for name in predicted} if set(predicted) <= set(listed) else predicted
+    maps = [volume.annotations["label"] for volume in volumes]
+    structures = sorted({name for masks in maps if isinstance(masks, Mapping) for name in masks})
+    found = listed or pick_classes({}, predictions) or {name: n for n, name in enumerate(structures, start=1)}
+    if not found:
+        raise UserError(
+            f"--classes is missing and neither {dataset_dir} nor {predictions} has a json that names them: give "
+            "--classes, such as {liver: 1}"
+        )
+    return found
+
+
+def _predicted_classes(predictions: Path) -> Mapping[str, int]:
+    """What `about.json` of a folder of predictions says."""
+    try:
+        content = json.loads((predictions / "about.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    settings = content.get("settings") if isinstance(content, Mapping) else None
+    classes = settings.get("classes") if isinstance(settings, Mapping) else None
+    return classes if isinstance(classes, Mapping) else {}

@@ -1,0 +1,119 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""The metrics of one case, class by class, on the grid of its reference."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bundle.evaluation.mask_metrics import mask_metrics, union_box, volume_metrics
+from bundle.evaluation.written_labels import WrittenLabels, read_labels
+
+__all__ = ["COLUMNS", "EvaluatedCase", "LabelledCase", "evaluate_case"]
+
+#: of cases.csv
+COLUMNS = (
+    "case", "class", "dice", "hausdorff95_mm", "surface_dice", "volume_ml", "reference_ml", "volume_error_ml",
+    "volume_error_percent", "group", "note",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LabelledCase:
+    """A case to evaluate, not read yet.
+
+    Args:
+        name: in tables.
+        group: cases of one person have one.
+        image: the files of its image, for pictures.
+        reference: the file of the reference, or the file of each structure.
+        prediction: likewise; None if there is none.
+    """
+
+    name: str
+    group: str
+    image: tuple[str, ...]
+    reference: str | Mapping[str, str]
+    prediction: str | Mapping[str, str] | None
+
+
+@dataclass(frozen=True)
+class EvaluatedCase:
+    """What was found of a case.
+
+    Args:
+        case: the case.
+        rows: the values of each class, by the name of the column.
+        resampled: whether the prediction was on another grid.
+        others: values of the reference, and of the prediction, that no class has.
+        problem: why there are no values; "" if there are.
+    """
+
+    case: LabelledCase
+    rows: Sequence[Mapping[str, Any]] = ()
+    resampled: bool = False
+    others: tuple[Sequence[int], Sequence[int]] = ((), ())
+    problem: str = ""
+
+    @property
+    def score(self) -> float:
+        """The mean Dice of the classes that the case or its prediction has; NaN if there is none."""
+        known = [row["dice"] for row in self.rows if math.isfinite(row.get("dice", math.nan))]
+        return float(np.mean(known)) if known else math.nan
+
+
+def evaluate_case(
+    case: LabelledCase,
+    classes: Mapping[str, int],
+    *,
+    prediction_classes: Mapping[str, int],
+    tolerance_mm: Mapping[str, float],
+    resample: bool = False,
+) -> EvaluatedCase:
+    """Reads both label maps of a case and compares them.
+
+    Args:
+        case: a prediction that is None counts as one in which nothing is labelled.
+        classes: value in the reference by name.
+        prediction_classes: value in the prediction by name.
+        tolerance_mm: of the surface Dice, by class.
+        resample: whether a prediction on another grid is resampled to the reference's.
+
+    Raises:
+        VolumeError: if one of them cannot be read, or their grids differ.
+    """
+    reference = read_labels(case.reference, classes, case.name)
+    predicted = None
+    if case.prediction is not None:
+        predicted = read_labels(case.prediction, prediction_classes, case.name, like=reference.grid, resample=resample)
+    rows = [
+        {"case": case.name, "class": name, **_compare(name, predicted, reference, tolerance_mm[name])}
+        for name in classes
+    ]
+    if predicted is None:
+        return EvaluatedCase(case, rows, others=(reference.others, ()))
+    return EvaluatedCase(case, rows, predicted.resampled, (reference.others, predicted.others))
+
+
+def _compare(
+    name: str, predicted: WrittenLabels | None, reference: WrittenLabels, tolerance_mm: float
+) -> dict[str, Any]:
+    if name not in reference.masks:
+        return {"note": "no reference mask"}
+    if predicted is not None and name not in predicted.masks:
+        return {"reference_ml": volume_metrics(0, reference.count(name), reference.grid[1])["reference_ml"],
+                "note": "no predicted mask"}  # fmt: skip
+    box = union_box(reference.boxes[name], predicted.boxes[name] if predicted else None)
+    truth = reference.cut(name, box)
+    mask = np.zeros_like(truth) if predicted is None else predicted.cut(name, box)
+    affine = reference.grid[1].copy()
+    affine[:3, 3] += affine[:3, :3] @ [part.start for part in box]
+    found: dict[str, Any] = mask_metrics(mask, truth, affine, tolerance_mm=tolerance_mm)
+    counts = int(np.count_nonzero(mask)), int(np.count_nonzero(truth))
+    notes = {(False, False): "in neither", (True, False): "not in the reference", (False, True): "missed"}
+    note = notes.get((counts[0] > 0, counts[1] > 0), "")
+    return {**found, **volume_metrics(*counts, affine), "note": note}

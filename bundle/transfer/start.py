@@ -1,0 +1,97 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""Pre-training that goes on from weights: one's own, or published ones."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+from bundle.errors import UserError
+from bundle.networks import PretrainingNetwork
+from bundle.transfer.load import match_encoder
+from bundle.weights import ModelFiles, ModelSettings, checksum
+
+__all__ = ["load_start", "origin"]
+
+logger = logging.getLogger(__name__)
+
+_LICENCE = "Apache-2.0"
+
+
+def load_start(network: PretrainingNetwork, init_from: str | os.PathLike[str] | None = None) -> PretrainingNetwork:
+    """Loads the weights that pre-training goes on from into its network, in place.
+
+    All of the encoder's tensors must fit. The decoder's are taken where some lie beside the encoder's and the network
+    has that decoder; else it starts at random. A teacher begins as a copy of the encoder.
+
+    Args:
+        network: of the pre-training.
+        init_from: a run's folder, its `model.pt`, or published weights that `bundle.weights.CARDS` knows; None changes
+            nothing.
+
+    Returns:
+        The same network.
+
+    Raises:
+        UserError: if the file cannot be read, or is another encoder's.
+    """
+    if init_from is None:
+        return network
+    files = ModelFiles(init_from)
+    current = network.encoder.network.state_dict()
+    report, fitted = match_encoder(files.read_encoder(), current)
+    needed = set(network.encoder.network_state_dict())
+    lacking = sorted(needed - {name for name in report.names if name not in report.adapted})
+    if lacking:
+        raise UserError(
+            f"--init_from {init_from} has not all of this encoder: {len(lacking)} of {len(needed)} tensors are missing "
+            f"or have another shape, such as {lacking[0]}{_shape(report.reshaped, lacking[0])}; give `encoder` the "
+            "arguments that the weights were made with"
+        )
+    network.encoder.network.load_state_dict(current | fitted)
+    logger.info("%s: all of the encoder's %d tensors are loaded", files.weights, len(needed))
+    _load_decoder(network, files)
+    network.restart_teacher()
+    return network
+
+
+def origin(init_from: str | os.PathLike[str] | None = None) -> dict[str, Any]:
+    """What `model.json` says of where a pre-training began.
+
+    Args:
+        init_from: as for `load_start`.
+
+    Returns:
+        `licence` of the new weights, and, where there is one, `origin`: the steps that led here, the first one first,
+        each with the file's name and sha256, what it is and what it was trained on, and its licence.
+    """
+    if init_from is None:
+        return {"licence": _LICENCE}
+    files = ModelFiles(init_from)
+    about = files.describe() or ModelSettings()
+    licence = str(about.content.get("licence", "not known"))
+    step = {"file": files.weights.name, "sha256": checksum(files.weights), "licence": licence}
+    told = {
+        key: about.content[key]
+        for key in ("card", "source", "trained_on", "version", "volumes", "epochs")
+        if key in about.content
+    }
+    derived = licence if licence == _LICENCE else f"that of the weights it began with: {licence}"
+    return {"licence": derived, "origin": [*about.content.get("origin", []), {**step, **told}]}
+
+
+def _load_decoder(network: PretrainingNetwork, files: ModelFiles) -> None:
+    if not files.decoder.is_file():
+        logger.info("no %s, so the decoder starts at random", files.decoder)
+        return
+    given, current = files.read_decoder(), network.decoder.state_dict()
+    if {key: value.shape for key, value in given.items()} == {key: value.shape for key, value in current.items()}:
+        network.decoder.load_state_dict(given)
+        logger.info("%s: all of its %d tensors are loaded", files.decoder, len(given))
+    else:
+        logger.warning("%s is of another decoder than this configuration's, which starts at random", files.decoder)
+
+
+def _shape(reshaped: dict[str, str], name: str) -> str:
+    return f" {reshaped[name]}" if name in reshaped else ""

@@ -1,0 +1,187 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""Published weights that are known here: how to recognise them, and how volumes must be prepared for them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from bundle.weights.layouts import resnet_arguments, segres_encoder_arguments, segresnet_arguments
+from bundle.weights.orientation import turn_kernels
+from bundle.weights.read import list_wrappers
+from bundle.weights.settings import ModelSettings
+
+__all__ = ["CARDS", "Card", "PublishedEncoder", "recognise"]
+
+logger = logging.getLogger(__name__)
+
+_Weights = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Card:
+    """What is known of one source of weights.
+
+    Attributes:
+        title: what people call them.
+        find_encoder: from the tensors below a wrapper, name and arguments of the encoder, as for `build_encoder`; None
+            if these are not the source's.
+        keeps: beginnings of the names of the encoder's tensors; the others, such as a decoder's, are left.
+        axes: of the volumes that they were trained on, one letter for each array axis.
+        spacing: mm per axis (R, A, S) that volumes are resampled to; None for the volume's own.
+        intensity_scheme: as for `bundle.data.NormalizeBySchemed`.
+        modality: "CT", "MR", or "CT and MR".
+        trained_on: what, and how.
+        licence: of the weights.
+        source: where they are described.
+        read_in: where the facts of this card come from.
+    """
+
+    title: str
+    find_encoder: Callable[[_Weights], dict[str, Any] | None]
+    keeps: tuple[str, ...]
+    axes: str
+    spacing: Sequence[float] | None
+    intensity_scheme: Mapping[str, Any]
+    modality: str
+    trained_on: str
+    licence: str
+    source: str
+    read_in: str
+
+
+@dataclass(frozen=True)
+class PublishedEncoder:
+    """An encoder found in a file of known published weights.
+
+    Attributes:
+        name: of the card in `CARDS`.
+        card: what is known of them.
+        encoder: name and arguments, as for `build_encoder`.
+        weights: of the encoder, under the plain network's names, with kernels turned to RAS axes.
+    """
+
+    name: str
+    card: Card
+    encoder: Mapping[str, Any]
+    weights: Mapping[str, Tensor]
+
+    @property
+    def settings(self) -> ModelSettings:
+        """What a `model.json` beside the file would say."""
+        return ModelSettings.from_content(
+            {
+                "encoder": dict(self.encoder),
+                "spacing": None if self.card.spacing is None else list(self.card.spacing),
+                "orientation": "RAS",
+                "intensity_scheme": dict(self.card.intensity_scheme),
+                "modality": self.card.modality if self.card.modality in ("CT", "MR") else "auto",
+                "licence": self.card.licence,
+                "source": self.card.source,
+                "card": self.name,
+            }
+        )
+
+
+def recognise(weights: _Weights) -> PublishedEncoder | None:
+    """Finds the encoder of known published weights in a state dict, whatever stands before its names.
+
+    A source is known by the layout and the sizes of its tensors, nothing else. Somebody else's weights of the same
+    network look the same: a `model.json` beside the file then says what they are.
+
+    Args:
+        weights: as `read_weights` returns them.
+    """
+    for wrapper in list_wrappers(weights):
+        below = {key.removeprefix(wrapper): value for key, value in weights.items() if key.startswith(wrapper)}
+        for name, card in CARDS.items():
+            encoder = card.find_encoder(below)
+            if encoder is not None:
+                kept = {key: value for key, value in below.items() if key.startswith(card.keeps)}
+                return PublishedEncoder(name, card, encoder, turn_kernels(kept, card.axes))
+    return None
+
+
+def _ct_fm(weights: _Weights) -> dict[str, Any] | None:
+    found = segres_encoder_arguments(weights)
+    expected = {"in_channels": 1, "init_filters": 32, "blocks_down": [1, 2, 2, 4, 4], "norm": "batch"}
+    return found if found == {"name": "SegResEncoder", **expected} else None
+
+
+def _vista3d(weights: _Weights) -> dict[str, Any] | None:
+    found = segres_encoder_arguments(weights)
+    norm = ["instance", {"affine": True}]
+    expected = {"in_channels": 1, "init_filters": 48, "blocks_down": [1, 2, 2, 4, 4], "norm": norm}
+    return found if found == {"name": "SegResEncoder", **expected} else None
+
+
+def _suprem(weights: _Weights) -> dict[str, Any] | None:
+    found = segresnet_arguments(weights)
+    sizes = found and (found["in_channels"], found["init_filters"], found["blocks_down"])
+    return found if sizes == (1, 16, [1, 2, 2, 4]) else None
+
+
+def _medicalnet(weights: _Weights) -> dict[str, Any] | None:
+    found = resnet_arguments(weights)
+    return found if found and found["in_channels"] == 1 else None
+
+
+#: known sources by the name that logs and `model.json` use
+CARDS: dict[str, Card] = {
+    "ct_fm": Card(
+        title="CT-FM",
+        find_encoder=_ct_fm,
+        keeps=("conv_init.", "layers."),
+        axes="SPL",
+        spacing=(1.0, 1.0, 3.0),
+        intensity_scheme={"kind": "range", "window": [-1024, 2048], "to": [0, 1]},
+        modality="CT",
+        trained_on="148,000 CT scans, contrastively, without labels",
+        licence="Apache-2.0",
+        source="Pai et al., Vision Foundation Models for Computed Tomography, arXiv 2501.09001",
+        read_in="github.com/project-lighter/CT-FM: notebooks and configs (axes, spacing, intensities)",
+    ),
+    "vista3d": Card(
+        title="VISTA3D",
+        find_encoder=_vista3d,
+        keeps=("conv_init.", "layers."),
+        axes="RAS",
+        spacing=(1.5, 1.5, 1.5),
+        intensity_scheme={"kind": "range", "window": [-963.8247715525971, 1053.678477684517], "to": [0, 1]},
+        modality="CT",
+        trained_on="11,454 CT scans with labels and pseudo-labels of 127 structures, so supervised",
+        licence="NVIDIA's own, see the file's page: not for every use",
+        source="He et al., VISTA3D, arXiv 2406.05285",
+        read_in="MONAI's bundle vista3d, configs/inference.json; only the key layout was tried, with MONAI's class",
+    ),
+    "suprem_segresnet": Card(
+        title="SuPreM's SegResNet",
+        find_encoder=_suprem,
+        keeps=("convInit.", "down_layers."),
+        axes="RAS",
+        spacing=(1.5, 1.5, 1.5),
+        intensity_scheme={"kind": "range", "window": [-175, 250], "to": [0, 1]},
+        modality="CT",
+        trained_on="AbdomenAtlas 1.1: 9,262 abdominal CT scans with labels of 25 structures, so supervised",
+        licence="not for commercial use, no derivatives (the repository's licence)",
+        source="Li et al., How Well Do Supervised Models Transfer to 3D Image Segmentation?, ICLR 2024",
+        read_in="github.com/MrGiovanni/SuPreM: direct_inference/dataset/dataloader_test.py and its options",
+    ),
+    "medicalnet": Card(
+        title="MedicalNet",
+        find_encoder=_medicalnet,
+        keeps=("conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4."),
+        axes="RAS",
+        spacing=None,
+        intensity_scheme={"kind": "z_score", "over": "nonzero"},
+        modality="CT and MR",
+        trained_on="23 segmentation data sets of CT and MR, so supervised",
+        licence="MIT",
+        source="Chen et al., Med3D, arXiv 1904.00625",
+        read_in="github.com/Tencent/MedicalNet: datasets/brains18.py, but for its noise where a volume is 0",
+    ),
+}

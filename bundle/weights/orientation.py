@@ -1,0 +1,58 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""Turns a network's kernels, for weights that were trained on volumes with other axes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from bundle.errors import UserError
+
+__all__ = ["turn_kernels"]
+
+_OPPOSITE = dict(zip("RLAPSI", "LRPAIS", strict=True))
+
+
+def turn_kernels(weights: Mapping[str, Tensor], axes: str, *, to: str = "RAS") -> dict[str, Tensor]:
+    """Gives weights trained on volumes with some axes the kernels for volumes with others.
+
+    The network then says of a volume in the new axes what it said of the same volume in the old ones, in the new axes.
+    Where axes only change places that is exact. Where one is mirrored, a convolution of stride 2 meets an even number
+    of voxels from the other end, so its features lie up to one voxel beside the old ones.
+
+    Args:
+        weights: a state dict; all tensors with five dimensions, ``[out, in, D, H, W]``, are turned.
+        axes: that the network was trained with, one letter for each array axis, such as "SPL": the first axis runs to
+            superior, the second to posterior, the third to left.
+        to: the axes that it will get.
+
+    Raises:
+        UserError: if `axes` are not three different ones.
+
+    Example:
+        >>> import torch
+        >>> from bundle.weights import turn_kernels
+        >>> kernel = torch.arange(3.0).view(1, 1, 1, 1, 3)  # 0 at the right, 2 at the left
+        >>> turn_kernels({"conv.weight": kernel}, "SPL")["conv.weight"].shape
+        torch.Size([1, 1, 3, 1, 1])
+        >>> turn_kernels({"conv.weight": kernel}, "SPL")["conv.weight"].flatten()  # 2 at the left, 0 at the right
+        tensor([2., 1., 0.])
+    """
+    for name in (axes, to):
+        if len(name) != 3 or {frozenset((code, _OPPOSITE.get(code, ""))) for code in name} != _PAIRS:
+            raise UserError(f"orientation {name!r} is not known: give one letter of R/L, A/P and S/I for each axis")
+    if axes == to:
+        return dict(weights)
+    order = [next(i for i, code in enumerate(axes) if code in (target, _OPPOSITE[target])) for target in to]
+    mirrored = [2 + i for i, target in enumerate(to) if axes[order[i]] != target]
+
+    def turned(value: Tensor) -> Tensor:
+        moved = value.permute(0, 1, *(2 + i for i in order))
+        return torch.flip(moved, mirrored).contiguous() if mirrored else moved.contiguous()
+
+    return {key: turned(value) if value.ndim == 5 else value for key, value in weights.items()}
+
+
+_PAIRS = {frozenset("RL"), frozenset("AP"), frozenset("SI")}

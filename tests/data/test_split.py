@@ -1,0 +1,114 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""bundle/data/split.py: the folds of a cross-validation."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from monai.transforms import Compose
+
+from bundle.data import FoundVolume, PlainStore, PreparedVolume
+from bundle.data.find import find_volumes
+from bundle.data.split import check_fold, deal_folds, split_volumes
+from bundle.errors import UserError
+from tests.data.test_volume_set import Quick, names, volume_set
+from tests.data.volumes import ct_phantom, write_nifti
+
+
+def prepared(counts: dict[str, Sequence[int]], parts: Sequence[str] = ("",)) -> list[PreparedVolume]:
+    """Volumes of patients: so many of each in the order of the list, by modality."""
+    store = PlainStore(Path("nowhere"))
+    return [
+        PreparedVolume(f"{modality}_{patient}_{scan}", store, "", modality, (8, 8, 8), group=f"{modality}_{patient}",
+                       part=parts[patient % len(parts)])
+        for modality, scans in counts.items()
+        for patient, number in enumerate(scans)
+        for scan in range(number)
+    ]  # fmt: skip
+
+
+def validated(volumes: list[PreparedVolume], folds: int, seed: int = 0) -> list[list[str]]:
+    """The names that each fold validates; those it trains on must be all others."""
+    found = []
+    for fold in range(folds):
+        training, validation = split_volumes(volumes, val_fraction=0.2, seed=seed, folds=folds, fold=fold)
+        assert sorted(names(training + validation)) == sorted(names(volumes))
+        assert {v.group for v in training}.isdisjoint(v.group for v in validation)
+        found.append(names(validation))
+    return found
+
+
+@pytest.mark.parametrize("counts", [
+    {"MR": [1] * 23}, {"CT": [1] * 7, "MR": [1] * 13}, {"CT": [5, 1, 1, 2, 1, 1, 4, 1], "MR": [3, 3, 2, 1, 1]}
+], ids=str)  # fmt: skip
+@pytest.mark.parametrize("folds", [2, 5])
+def test_every_volume_is_validated_in_one_fold_with_all_of_its_patient(counts: dict[str, list[int]], folds: int):
+    volumes = prepared(counts)
+    dealt = [name for fold in validated(volumes, folds) for name in fold]
+    assert sorted(dealt) == sorted(names(volumes))
+
+
+def test_folds_are_of_one_size_in_each_modality():
+    folds = validated(prepared({"CT": [1] * 7, "MR": [1] * 13}), 5)
+    by_modality = [Counter(name[:2] for name in fold) for fold in folds]
+    assert {found["CT"] for found in by_modality} == {1, 2} and {found["MR"] for found in by_modality} == {2, 3}
+    assert {found.total() for found in by_modality} == {4}
+
+
+def test_a_patient_with_many_scans_does_not_make_the_folds_uneven():
+    assert sorted(map(len, validated(prepared({"MR": [6, 2, 2, 2, 2, 2, 2]}), 3))) == [6, 6, 6]
+
+
+def test_folds_depend_neither_on_the_seed_nor_on_the_order_of_the_files():
+    volumes = prepared({"CT": [1] * 7, "MR": [1] * 13})
+    shuffled = random.Random(0).sample(volumes, len(volumes))
+    assert [set(f) for f in validated(volumes, 5)] == [set(f) for f in validated(shuffled, 5, seed=9)]
+
+
+def test_folds_are_a_draw_and_do_not_follow_the_names():
+    (first, *_) = validated(prepared({"MR": [1] * 20}), 4)
+    assert first != [f"MR_{n}_0" for n in range(5)] and first != [f"MR_{n}_0" for n in range(0, 20, 4)]
+
+
+def test_folds_take_the_place_of_a_data_lists_parts():
+    volumes = prepared({"MR": [1] * 10}, parts=("training", "validation"))
+    assert sorted(name for fold in validated(volumes, 5) for name in fold) == sorted(names(volumes))
+    (_, validation) = split_volumes(volumes, val_fraction=0.2, seed=0)
+    assert {v.part for v in validation} == {"validation"}
+
+
+def test_fewer_patients_than_folds_are_one_line():
+    with pytest.raises(UserError, match=r"--folds 5 needs 5 patients, and the 12 volumes .* are of 4: give a smaller"):
+        deal_folds(prepared({"CT": [1, 7], "MR": [2, 2]}), 5)
+
+
+@pytest.mark.parametrize(
+    ("folds", "fold", "said"),
+    [(None, 1, "--fold 1 means nothing without --folds"), (1, 0, "--folds 1"), (5, 5, "--fold 5 .* give 0 to 4")],
+)
+def test_a_fold_that_does_not_exist_is_one_line(folds: int | None, fold: int, said: str):
+    with pytest.raises(UserError, match=said):
+        check_fold(folds, fold)
+    check_fold(None, 0)
+    check_fold(5, 4)
+
+
+def test_the_volumes_of_a_lists_test_are_in_no_fold(tmp_path: Path):
+    for n in range(5):
+        write_nifti(tmp_path / f"volumes/ct_{n}.nii", ct_phantom((8, 8, 8), seed=n))
+
+    def find(folder: Any) -> list[FoundVolume]:
+        parts = ("test", "validation", "training", "training", "training")
+        return [FoundVolume(v.name, v.files, part=part) for v, part in zip(find_volumes(folder), parts, strict=True)]
+
+    options = {"find": find, "transform": Compose([Quick("image")])}
+    folds = [volume_set(tmp_path / "volumes", folds=2, fold=fold, **options) for fold in range(2)]
+    assert sorted(name for one in folds for name in names(one.validation)) == [f"ct_{n}.nii" for n in range(1, 5)]
+    assert [one.summary["fold"] for one in folds] == [0, 1] and folds[0].summary["folds"] == 2
+    with pytest.raises(UserError, match="--folds 5 needs 5 patients"):
+        volume_set(tmp_path / "volumes", folds=5, **options)

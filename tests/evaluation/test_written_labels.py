@@ -1,0 +1,126 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""bundle/evaluation/written_labels.py: label maps on their own grids, whoever wrote them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from bundle.errors import UserError, VolumeError
+from bundle.evaluation.written_labels import find_label_maps, read_labels
+
+CLASSES = {"liver": 6, "tumour": 9}
+AFFINE = np.array([[0, -2.0, 0, 40], [1.5, 0, 0, -9], [0, 0, 3.0, 7], [0, 0, 0, 1]])
+
+
+def labels() -> np.ndarray:
+    values = np.zeros((7, 8, 9), dtype=np.uint8)
+    values[1:4, 2:7, 3:5], values[2, 3, 4], values[5, 5, 5] = 6, 9, 200
+    return values
+
+
+def write(path: Path, values: np.ndarray, affine: np.ndarray = AFFINE) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(values, affine), path)
+    return str(path)
+
+
+def whole(shape: tuple[int, ...]) -> tuple[slice, ...]:
+    return tuple(slice(0, size) for size in shape)
+
+
+def test_each_class_has_its_mask_and_other_values_are_said(tmp_path: Path) -> None:
+    read = read_labels(write(tmp_path / "a.nii.gz", labels()), CLASSES, "a")
+    for name, value in CLASSES.items():
+        assert np.array_equal(read.cut(name, whole((7, 8, 9))), labels() == value)
+        assert read.count(name) == (labels() == value).sum()
+    assert read.boxes["tumour"] == (slice(2, 3), slice(3, 4), slice(4, 5))
+    assert read.others == (200,)
+
+
+def test_a_map_without_a_class_and_an_empty_map_have_empty_masks(tmp_path: Path) -> None:
+    read = read_labels(write(tmp_path / "a.nii.gz", np.zeros((4, 4, 4), dtype=np.uint8)), CLASSES, "a")
+    assert read.boxes == {"liver": None, "tumour": None} and read.count("liver") == 0
+    assert not read.cut("liver", whole((4, 4, 4))).any()
+
+
+@pytest.mark.parametrize("codes", ["RAS", "LPS", "PIR", "SAL", "AIL"])
+def test_voxels_in_another_order_are_sorted_and_nothing_is_resampled(tmp_path: Path, codes: str) -> None:
+    reference = read_labels(write(tmp_path / "a.nii.gz", labels()), CLASSES, "a")
+    image = nibabel.Nifti1Image(labels(), AFFINE)
+    change = nibabel.orientations.ornt_transform(
+        nibabel.io_orientation(AFFINE), nibabel.orientations.axcodes2ornt(codes)
+    )
+    nibabel.save(image.as_reoriented(change), tmp_path / "b.nii.gz")
+    read = read_labels(str(tmp_path / "b.nii.gz"), CLASSES, "a", like=reference.grid)
+    assert all(np.array_equal(read.masks[name], reference.masks[name]) for name in CLASSES)
+    assert read.boxes == reference.boxes and not read.resampled
+
+
+def test_a_map_on_another_grid_is_refused_with_both_grids_or_resampled_on_request(tmp_path: Path) -> None:
+    values = np.zeros((12, 12, 12), dtype=np.uint8)
+    values[4:8, 4:8, 4:8] = 6
+    fine = read_labels(write(tmp_path / "a.nii.gz", values, np.eye(4)), CLASSES, "a")
+    coarse_affine = np.diag([2.0, 2, 2, 1])
+    coarse_affine[:3, 3] = 0.5
+    coarse = write(tmp_path / "b.nii.gz", values[::2, ::2, ::2], coarse_affine)
+    with pytest.raises(
+        VolumeError, match=r"another grid: 6 x 6 x 6 voxels, axes RAS, affine .*12 x 12 x 12.*--resample"
+    ):
+        read_labels(coarse, CLASSES, "a", like=fine.grid)
+    read = read_labels(coarse, CLASSES, "a", like=fine.grid, resample=True)
+    assert np.array_equal(read.cut("liver", whole((12, 12, 12))), values == 6)
+    assert read.resampled
+
+
+def test_rounded_affines_are_one_grid(tmp_path: Path) -> None:
+    reference = read_labels(write(tmp_path / "a.nii.gz", labels()), CLASSES, "a")
+    read_labels(write(tmp_path / "b.nii.gz", labels(), AFFINE + 1e-3), CLASSES, "a", like=reference.grid)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (np.full((4, 4, 4), 0.5, dtype=np.float32), "no whole numbers"),
+        (np.full((4, 4, 4), 70000, dtype=np.int32), "whole numbers up to 65535"),
+    ],
+)
+def test_what_is_no_label_map_is_one_line(tmp_path: Path, values: np.ndarray, said: str) -> None:
+    with pytest.raises(VolumeError, match=said):
+        read_labels(write(tmp_path / "a.nii.gz", values), CLASSES, "a")
+    with pytest.raises(VolumeError, match="does not exist"):
+        read_labels(str(tmp_path / "no.nii.gz"), CLASSES, "a")
+
+
+def test_masks_of_structures_may_overlap_and_one_may_be_missing(tmp_path: Path) -> None:
+    liver, tumour = np.zeros((2, 4, 5, 6), dtype=np.uint8)
+    liver[1:3, 1:4, 1:4], tumour[2:4, 2:4, 2:4] = 1, 255
+    files = {"liver": write(tmp_path / "liver.nii.gz", liver), "tumour": write(tmp_path / "tumour.nii.gz", tumour)}
+    read = read_labels(files, CLASSES, "a")
+    assert (read.count("liver"), read.count("tumour")) == (18, 8)
+    assert read_labels({"liver": files["liver"]}, CLASSES, "a").masks.keys() == {"liver"}
+    with pytest.raises(VolumeError, match="no mask that is named after a class"):
+        read_labels({"spleen": files["liver"]}, CLASSES, "a")
+    other = write(tmp_path / "other.nii.gz", tumour, AFFINE + 5)
+    with pytest.raises(VolumeError, match="another grid"):
+        read_labels({**files, "tumour": other}, CLASSES, "a")
+
+
+def test_label_maps_and_masks_are_found_in_any_layout(tmp_path: Path) -> None:
+    for name in ("a.nii.gz", "sub dir/b.nrrd", "s1/liver.nii.gz", "s1/tumour.nii.gz", "s2/segmentations/liver.nii.gz"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert find_label_maps(tmp_path, CLASSES) == {
+        "a": str(tmp_path / "a.nii.gz"),
+        "sub dir/b": str(tmp_path / "sub dir/b.nrrd"),
+        "s1": {"liver": str(tmp_path / "s1/liver.nii.gz"), "tumour": str(tmp_path / "s1/tumour.nii.gz")},
+        "s2": {"liver": str(tmp_path / "s2/segmentations/liver.nii.gz")},
+    }
+    (tmp_path / "label_maps").mkdir()
+    (tmp_path / "label_maps/c.nii.gz").write_bytes(b"")
+    assert find_label_maps(tmp_path, CLASSES) == {"c": str(tmp_path / "label_maps/c.nii.gz")}
+    with pytest.raises(UserError, match="is no folder: give"):
+        find_label_maps(tmp_path / "nonesuch", CLASSES)

@@ -1,0 +1,106 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""scripts/does_pretraining_help.py: real trainings of two steps, and who is held out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from does_pretraining_help import main, part_people
+
+from bundle.data import FoundVolume
+from bundle.errors import UserError
+from tests.export.models import write_model
+from tests.networks.encoder_cases import Case
+
+ENCODER = {"init_filters": 4, "blocks_down": [1, 1, 1], "norm": ["instance", {"affine": True}]}
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """Six people: two bright blocks in noise."""
+    label = np.zeros((30, 30, 28), dtype=np.uint8)
+    label[6:14, 8:24, 6:22], label[14:22, 8:24, 6:22] = 1, 2
+    for number in range(6):
+        noise = np.random.default_rng(number).normal(0, 5, label.shape)
+        image = (100 + 60 * (label == 1) + 120 * (label == 2) + noise).astype(np.float32)
+        for part, voxels in (("images", image), ("labels", label)):
+            path = tmp_path / f"my scans/{part}Tr/p {number}.nii.gz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), path)
+    return tmp_path / "my scans"
+
+
+def command(dataset: Path, *more: str) -> list[str]:
+    folder = dataset.parent
+    words = ["--dataset_dir", dataset, "--classes", "{left: 1, right: 2}", "--weights", folder / "models/model.pt"]
+    words += ["--labels", "2", "--steps", "2", "--crop_size", "32", "32", "32", "--batch_size", "1", "--device", "cpu"]
+    words += ["--cache_dir", folder / "cache", "--output_dir", folder / "out", "--fit_heads", "1", *more]
+    return [str(word) for word in words]
+
+
+def test_arms_have_the_same_people_and_a_second_command_adds_what_is_missing(dataset: Path, capsys):
+    folder = dataset.parent
+    (folder / "models").mkdir()
+    write_model(folder / "models", Case("SegResEncoder", ENCODER, ()), spacing=None, mr_percentiles=[1, 99])
+    assert main(command(dataset, "--seeds", "1")) == 0
+    lines = (folder / "out/runs.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [row["arm"] for row in rows] == ["scratch", "models/model.pt"] and len(rows[0]["curve"]) == 2
+    assert rows[0]["dice"].keys() == rows[1]["dice"].keys() and len(rows[0]["dice"]) == 2
+    assert all(row["lr"] == 1e-3 for row in rows), "no decoder was pre-trained"
+    assert main(command(dataset, "--seeds", "2")) == 0
+    after = (folder / "out/runs.jsonl").read_text().splitlines()
+    assert after[:2] == lines and len(after) == 4
+    text = (folder / "out/report.md").read_text()
+    assert "too few people or seeds for a verdict on models/model.pt" in text and "Warning: with 2 labelled" in text
+    assert "2 people were held out first and never trained on" in text
+    assert "too few people or seeds" in (folder / "out/report.html").read_text()
+    assert (folder / "out/report.png").stat().st_size > 5000
+    capsys.readouterr()
+    assert main(command(dataset, "--steps", "4")) == 1
+    assert "was begun with steps 2, and now it is 4: give the same" in capsys.readouterr().err
+
+
+def volumes(people: int, parts: tuple[str, ...] = ("",)) -> list[FoundVolume]:
+    return [
+        FoundVolume(f"p{n} {scan}", ("f",), group=f"p{n}", part=parts[n % len(parts)])
+        for n in range(people)
+        for scan in range(2)
+    ]
+
+
+@pytest.mark.parametrize("choosing", [False, True])
+def test_held_out_people_are_never_drawn_and_draws_are_nested(choosing: bool):
+    people = part_people(volumes(30), None, choosing)
+    held_out, pool, chosen = ({*part} for part in (people.held_out, people.pool, people.choosing))
+    assert len(held_out) == 10 and held_out.isdisjoint(pool | chosen) and pool.isdisjoint(chosen)
+    assert len(held_out | pool | chosen) == 30 and bool(chosen) == choosing
+    assert people.held_out == part_people(volumes(30)[::-1], None, not choosing).held_out
+    few, many = ({*people.draw(count, 1)} for count in (3, 6))
+    assert few < many and len(few) == 6 and {*people.draw(3, 2)} != few
+
+
+def test_the_lists_own_test_is_held_out():
+    people = part_people(volumes(12, ("test", "training", "training")), None, False)
+    assert sorted(people.held_out) == ["p0", "p3", "p6", "p9"] and len(people.pool) == 8
+    with pytest.raises(UserError, match="--test_people 12 cannot work with 12 people"):
+        part_people(volumes(12), 12, False)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--labels", "5"], "--labels 5 needs as many people, and 4 are left beside the 2 held out"),
+        (["--steps", "7"], "--steps 7 cannot be measured five times"),
+        (["--epochs", "7"], "--epochs is set by this command"),
+        (["--weights", "nowhere/model.pt"], "nowhere/model.json is missing"),
+    ],
+)
+def test_what_cannot_be_run_is_one_line(dataset: Path, capsys, more: list[str], message: str):
+    assert main(command(dataset, *more)) == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1

@@ -1,0 +1,117 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""A pre-training goes on from weights, or says in one line why not; the new weights say where they come from."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from bundle.errors import UserError
+from bundle.networks import Decoder, EncoderDepthPairs, PretrainingNetwork, SegResDecoder, build_encoder
+from bundle.transfer import load_start, origin
+from bundle.weights import ModelFiles, checksum
+
+SEGRES = {"name": "SegResEncoder", "init_filters": 4, "blocks_down": [1, 1, 1], "norm": "instance"}
+
+
+def network(seed: int, *, segres: bool = True, teacher: bool = False, **encoder) -> PretrainingNetwork:
+    torch.manual_seed(seed)
+    made = build_encoder(**{**SEGRES, **encoder})
+    decoder = SegResDecoder(encoder=made) if segres else Decoder(levels=made.levels, width=8)
+    heads = EncoderDepthPairs(levels=made.levels, dim=8) if teacher else None
+    return PretrainingNetwork(encoder=made, decoder=decoder, alignment=heads, teacher_momentum=0.9 if teacher else None)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """The folder of a run that pre-trained encoder and decoder."""
+    trained = network(1)
+    ModelFiles(tmp_path / "run/model.pt").write(
+        trained.encoder_state_dict(),
+        {"encoder": SEGRES, "licence": "Apache-2.0", "version": "0.2.0", "volumes": {"training": {"CT": 3}}},
+        trained.decoder_state_dict(),
+    )
+    return tmp_path / "run"
+
+
+def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def test_encoder_and_decoder_of_a_run_are_loaded(run: Path):
+    trained, started = network(1), load_start(network(2), run)
+    assert same(started.encoder, trained.encoder) and same(started.decoder, trained.decoder)
+
+
+def test_the_file_may_be_named_instead_of_the_folder(run: Path):
+    assert same(load_start(network(2), run / "model.pt").encoder, network(1).encoder)
+
+
+def test_without_weights_nothing_changes():
+    assert same(load_start(network(2), None), network(2))
+
+
+def test_another_decoder_starts_at_random_and_that_is_said(run: Path, caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.INFO):
+        started = load_start(network(2, segres=False), run)
+    assert same(started.encoder, network(1).encoder) and same(started.decoder, network(2, segres=False).decoder)
+    assert "is of another decoder" in caplog.text
+
+
+def test_the_teacher_begins_as_a_copy_of_what_was_loaded(run: Path):
+    started = load_start(network(2, teacher=True), run)
+    assert started.teacher is not None
+    assert same(started.teacher._averaged["encoder"], network(1).encoder)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "message"),
+    [
+        ({"init_filters": 8}, r"missing or have another shape, such as .* -> "),
+        ({"blocks_down": [1, 1, 2]}, "6 of 27 tensors are missing or have another shape, such as layers.2.blocks.1"),
+        ({"in_channels": 2}, r"1 of 21 tensors .* such as conv_init.weight"),
+    ],
+)
+def test_another_encoder_is_one_line_and_the_network_is_untouched(encoder, message, run: Path):
+    other = network(2, **encoder)
+    with pytest.raises(UserError, match=message):
+        load_start(other, run)
+    assert same(other, network(2, **encoder))
+
+
+def test_the_encoder_of_the_weights_is_built_whatever_the_config_says(run: Path, caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.INFO):
+        made = build_encoder("SegResEncoder", init_from=run, init_filters=16)
+    assert made.settings == SEGRES
+    assert "the encoder is that of --init_from" in caplog.text
+
+
+def test_from_scratch_the_licence_is_ours_and_there_is_no_origin():
+    assert origin(None) == {"licence": "Apache-2.0"}
+
+
+def test_the_chain_of_origin_grows_by_a_step_each_time(run: Path, tmp_path: Path):
+    first = origin(run)
+    assert first["licence"] == "Apache-2.0"
+    assert [step["sha256"] for step in first["origin"]] == [checksum(run / "model.pt")]
+    assert first["origin"][0]["volumes"] == {"training": {"CT": 3}}
+    second = tmp_path / "second/model.pt"
+    ModelFiles(second).write(network(3).encoder_state_dict(), {"encoder": SEGRES, **first})
+    chain = origin(second)["origin"]
+    assert [step["sha256"] for step in chain] == [checksum(run / "model.pt"), checksum(second)]
+
+
+def test_another_licence_stays_with_what_is_made_of_it(run: Path, tmp_path: Path):
+    file = tmp_path / "theirs/model.pt"
+    ModelFiles(file).write(network(3).encoder_state_dict(), {"encoder": SEGRES, "licence": "CC BY-SA 4.0"})
+    made = origin(file)
+    assert made["licence"] == "that of the weights it began with: CC BY-SA 4.0"
+    assert made["origin"][0]["licence"] == "CC BY-SA 4.0"
+
+
+def test_a_missing_file_is_one_line(tmp_path: Path):
+    with pytest.raises(UserError, match="does not exist"):
+        load_start(network(2), tmp_path / "nothing.pt")

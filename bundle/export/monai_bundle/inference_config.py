@@ -24,6 +24,8 @@ Transform = dict[str, Any]
 
 def needs_package(run: FinishedRun) -> str:
     """Why this package must prepare the scans; "" if MONAI's own transforms can."""
+    if run.content.get("intensity_scheme") is not None:
+        return "it keeps the intensity scale of its pre-trained weights"
     if run.modality != "CT":
         return "MR is scaled by the percentiles of the body, which no transform of MONAI's does"
     if run.in_channels > 1:
@@ -139,7 +141,8 @@ def _spacing(run: FinishedRun) -> list[Transform]:
 
 
 def _oriented(run: FinishedRun) -> list[Transform]:
-    return [{"_target_": "Orientationd", "keys": "image", "axcodes": "RAS", "labels": None}, *_spacing(run)]
+    axes = run.content.get("orientation", "RAS")
+    return [{"_target_": "Orientationd", "keys": "image", "axcodes": axes, "labels": None}, *_spacing(run)]
 
 
 def _prepare_by_monai(run: FinishedRun) -> list[Transform]:
@@ -172,6 +175,7 @@ def _prepare_by_monai(run: FinishedRun) -> list[Transform]:
 def _prepare_by_package(run: FinishedRun) -> list[Transform]:
     about = run.content
     scale = {
+        "scheme": about.get("intensity_scheme"),
         "ct_window": list(about["ct_window"]),
         "mr_percentiles": list(about["mr_percentiles"]),
         "mr_floor": about.get("mr_floor", 3.0),
@@ -183,7 +187,7 @@ def _prepare_by_package(run: FinishedRun) -> list[Transform]:
         *_oriented(run),
         {"_target_": "bundle.data.Modalityd", "keys": "image", "modality": run.modality},
         {"_target_": "bundle.data.Foregroundd", "keys": "image"},
-        {"_target_": "bundle.data.NormalizeByModalityd", "keys": "image", **scale},
+        {"_target_": "bundle.data.normalization", "keys": "image", **scale},
         {
             "_target_": "CropForegroundd",
             "keys": "image",

@@ -244,6 +244,9 @@ def test_a_model_predicts_first_and_goes_on_where_it_was_stopped(tmp_path: Path)
     again = [file.stat().st_mtime_ns for file in sorted(output.glob("predictions/label_maps/*"))]
     assert again[1] == stamps[1] and again[0] != stamps[0]
     with pytest.raises((RuntimeError, UserError)) as caught:
+        run(None, dataset, tmp_path / "x", model=str(model), prediction_options={"mirror": False})
+    assert "--prediction_options has 'mirror', which" in str(user_error_in(caught.value))
+    with pytest.raises((RuntimeError, UserError)) as caught:
         run(dataset, dataset, tmp_path / "x", model=str(model))
     assert "--predictions or --model: give one" in str(user_error_in(caught.value))
 

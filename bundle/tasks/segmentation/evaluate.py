@@ -36,12 +36,12 @@ from bundle.evaluation import (
     write_results,
     write_table,
 )
+from bundle.evaluation.case_picture import class_numbers, draw_case, viewer_case
+from bundle.evaluation.label_map_case import COLUMNS, EvaluatedCase, LabelledCase, evaluate_case
 from bundle.evaluation.mask_metrics import HIGHER_IS_BETTER
 from bundle.evaluation.written_labels import find_label_maps
 from bundle.reports import Case
-from bundle.tasks.segmentation.case_picture import class_numbers, draw_case, viewer_case
 from bundle.tasks.segmentation.classes import pick_classes
-from bundle.tasks.segmentation.evaluate_case import COLUMNS, EvaluatedCase, LabelledCase, evaluate_case
 from bundle.tasks.segmentation.find import find_segmentations
 from bundle.tasks.segmentation.labels import check_classes
 

@@ -59,8 +59,10 @@ def test_volumes_results_and_development_stay_out(path: str):
 
 def test_packages_are_the_pinned_ones_on_a_pinned_base():
     assert [rest for rest in arguments("RUN") if "pip install" in rest] == [
-        "python -m pip install --only-binary :all: --no-deps --require-hashes "
-        "--requirement scripts/locked/requirements.txt",
+        (
+            "python -m pip install --only-binary :all: --no-deps --require-hashes "
+            "--requirement scripts/locked/requirements.txt"
+        ),
         "python -m pip install --only-binary :all: --constraint constraints.txt --requirement requirements.txt",
     ]
     (base,) = arguments("FROM")

@@ -89,13 +89,16 @@ def test_reader_scrolls_and_sees_pictures_and_the_viewer_and_nothing_leaves_the_
     intensity = float(re.search(r"intensity (\S+);", said)[1])
     assert intensity == pytest.approx(100 * CENTRE[0] / 30, abs=8)
 
-    # the wheel scrolls
+    # the wheel scrolls: in one plane, whose middle is that of the canvas
+    browser.run(
+        "(() => { const one = document.querySelectorAll('.viewer select')[1]; one.value = 'axial'; one.onchange(); })()"
+    )
     browser.run("document.querySelector('.stage').scrollIntoView({block: 'center'})")
     pixels = browser.screenshot(".stage")
-    box = browser.run("(({x, y, width, height}) => [x + width / 6, y + height / 2])"
-                      "(document.querySelector('canvas').getBoundingClientRect())")  # fmt: skip
-    browser.mouse("mouseMoved", *box)
-    browser.mouse("mouseWheel", *box, deltaX=0, deltaY=120)
+    middle = browser.run("(({x, y, width, height}) => [x + width / 2, y + height / 2])"
+                         "(document.querySelector('canvas').getBoundingClientRect())")  # fmt: skip
+    browser.mouse("mouseMoved", *middle)
+    browser.mouse("mouseWheel", *middle, deltaX=0, deltaY=120)
     browser.wait(viewer(f".querySelector('.where').textContent != {said!r}"))
     assert (browser.screenshot(".stage") != pixels).any()
 

@@ -202,6 +202,7 @@ def test_a_scan_without_a_prediction_may_count_as_one_in_which_nothing_was_found
     folder.mkdir()
     (folder / f"{NAMES[0]}.nii.gz").symlink_to(predictions / f"{NAMES[0]}.nii.gz")
     (folder / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "liver": 5}}))
+    (folder / "predictions.csv").write_text(f"scan,skipped\n{NAMES[1]}_0000,holds 3 voxels that are NaN\n")
     for missing, n, counted in (("report", 1, "count in no mean"), ("empty", 2, "count as if nothing had been found")):
         run(folder, dataset, tmp_path / missing, missing=missing, worst=0)
         content = read_results(tmp_path / missing / "results.json")

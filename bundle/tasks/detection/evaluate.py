@@ -45,7 +45,7 @@ __all__ = ["DetectionEvaluation"]
 
 logger = logging.getLogger(__name__)
 
-_CASES = ("case", "class", "boxes", "hits", "misses", "false_positives", "group", "note")
+_CASES = ("case", "class", "boxes", "hits", "missed", "false_positives", "group", "note")
 _BOXES = ("case", "class", "what", "score", "x", "y", "z", "width", "height", "depth")
 
 
@@ -186,7 +186,7 @@ class DetectionEvaluation:
                 "class": name,
                 "boxes": hits + misses,
                 "hits": hits,
-                "misses": misses,
+                "missed": misses,
                 "false_positives": false,
                 "group": people[volumes[case].group or volumes[case].name],
             }

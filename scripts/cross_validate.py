@@ -30,6 +30,7 @@ from typing import Any
 
 import yaml
 from monai.bundle import ConfigParser
+from out_of_fold import evaluate_out_of_fold, find_validated, predict_out_of_fold
 from tqdm import tqdm
 
 from bundle.atomic import free_path, replace_file
@@ -41,7 +42,6 @@ from bundle.runs import RunFolder
 from bundle.runs.checkpoint import config_of_checkpoint
 from bundle.tasks.classification import ClassificationEvaluation
 from bundle.tasks.detection import DetectionEvaluation
-from bundle.tasks.segmentation.out_of_fold import evaluate_out_of_fold, find_validated, predict_out_of_fold
 from bundle.training.history import read_history
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -23,13 +23,13 @@ WHEEL = "pip-26.3-py3-none-any.whl"
 SHA256 = "f3b60b20ffaadd4415ed7957212a38ac63fa4c5fa375bd0f4a797777940fad13"
 
 
-def wheel_url(index: str, wheel: str) -> str:
-    """The address of a wheel of pip, as the index states it in the JSON form of the simple API (PEP 691).
+def wheel_url(index: str, wheel: str, project: str = "pip") -> str:
+    """The address of a file of a project, as the index states it in the JSON form of the simple API (PEP 691).
 
     Raises:
         LookupError: the index does not list `wheel`.
     """
-    page = f"{index.rstrip('/')}/pip/"
+    page = f"{index.rstrip('/')}/{project}/"
     request = Request(page, headers={"Accept": "application/vnd.pypi.simple.v1+json"})
     with urlopen(request, timeout=30) as reply:
         files = json.load(reply)["files"]

@@ -79,17 +79,20 @@ torch_index() {
     fi
 }
 
-install() { "$python" -m pip install --disable-pip-version-check --constraint "$root/constraints.txt" "$@"; }
+# Wheels only: a source archive would run its own code before anything of it is checked.
+install() {
+    "$python" -m pip install --disable-pip-version-check --only-binary :all: --constraint "$root/constraints.txt" "$@"
+}
 
 install_packages() {
-    local index requirements=(--requirement "$root/requirements.txt")
+    local index locked="$root/scripts/locked/requirements.txt"
     if [[ "$kind" == dev ]]; then
-        requirements+=(--requirement "$root/requirements-dev.txt")
+        locked="$root/scripts/locked/requirements-dev.txt"
     fi
     index="$(torch_index)"
-    install torch ${index:+--extra-index-url "$index"} &&
-        install "${requirements[@]}" &&
-        { [[ "$kind" != dev ]] || install --no-deps dynamic-network-architectures einops; } &&
+    # torch has other hashes on each index, so only its version is pinned; what it needs is mostly there before it
+    install --no-deps --require-hashes --requirement "$locked" &&
+        install torch ${index:+--extra-index-url "$index"} &&
         install --no-deps --no-build-isolation --editable "$root"
 }
 
@@ -98,7 +101,7 @@ fingerprint() {
     {
         "$python" --version
         printf '%s\n' "$root"
-        cat "$root/pyproject.toml" "$root/constraints.txt" "$root"/requirements*.txt
+        cat "$root/pyproject.toml" "$root/constraints.txt" "$root"/requirements*.txt "$root"/scripts/locked/*.txt
     } | sha256sum | cut -d ' ' -f 1
 }
 

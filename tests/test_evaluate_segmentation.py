@@ -202,6 +202,7 @@ def test_a_scan_without_a_prediction_may_count_as_one_in_which_nothing_was_found
     folder.mkdir()
     (folder / f"{NAMES[0]}.nii.gz").symlink_to(predictions / f"{NAMES[0]}.nii.gz")
     (folder / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "liver": 5}}))
+    (folder / "predictions.csv").write_text(f"scan,skipped\n{NAMES[1]}_0000,holds 3 voxels that are NaN\n")
     for missing, n, counted in (("report", 1, "count in no mean"), ("empty", 2, "count as if nothing had been found")):
         run(folder, dataset, tmp_path / missing, missing=missing, worst=0)
         content = read_results(tmp_path / missing / "results.json")
@@ -243,6 +244,9 @@ def test_a_model_predicts_first_and_goes_on_where_it_was_stopped(tmp_path: Path)
     assert seen_note == "1 of 2 scans were trained on, so these values are not those of new scans: case 1_0000"
     again = [file.stat().st_mtime_ns for file in sorted(output.glob("predictions/label_maps/*"))]
     assert again[1] == stamps[1] and again[0] != stamps[0]
+    with pytest.raises((RuntimeError, UserError)) as caught:
+        run(None, dataset, tmp_path / "x", model=str(model), prediction_options={"mirror": False})
+    assert "--prediction_options has 'mirror', which" in str(user_error_in(caught.value))
     with pytest.raises((RuntimeError, UserError)) as caught:
         run(dataset, dataset, tmp_path / "x", model=str(model))
     assert "--predictions or --model: give one" in str(user_error_in(caught.value))

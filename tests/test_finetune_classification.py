@@ -232,3 +232,23 @@ def test_a_wrong_option_is_one_line_that_names_it(folder: Path, tmp_path: Path, 
     found = user_error_in(error.value)
     assert found is not None, f"not a UserError: {error.value!r}"
     assert message in str(found) and "\n" not in str(found)
+
+
+def test_an_evaluation_of_the_run_predicts_first_and_says_which_scans_it_has_seen(
+    finished: Path, folder: Path, tmp_path: Path
+):
+    given = {"model": str(finished), "dataset_dir": str(folder), "output_dir": str(tmp_path / "out"), "resamples": 20}
+    flow = ConfigWorkflow(
+        str(ROOT / "configs/evaluate_classification.yaml"), workflow_type="infer", device="cpu", num_workers=0, **given
+    )
+    flow.parser.update({"prediction_options": {"mirrors": False}})
+    flow.initialize()
+    flow.run()
+    found = json.loads((tmp_path / "out/results.json").read_text())
+    assert found["notes"][0].startswith("2 of 4 scans were trained on, so these values are not those of new scans")
+    assert found["notes"][1].startswith("2 of 4 scans chose the model's epoch")
+    said = {(row["case"], row["finding"]): float(row["probability"]) for row in table(tmp_path / "out/cases.csv")}
+    assert len(said) == 8 and found["metrics"]["auroc"]["ct"]["n"] == 4
+    for row in table(finished / "predictions.csv"):
+        name = row["volume"].removesuffix(".nii.gz")
+        assert [said[name, "ct"], said[name, "body"]] == pytest.approx([float(row["ct"]), float(row["body"])], abs=1e-5)

@@ -238,3 +238,19 @@ def test_a_wrong_option_is_one_line_that_names_it(folder: Path, changed: dict, m
     found = user_error_in(error.value)
     assert found is not None, repr(error.value)
     assert message in str(found) and "\n" not in str(found)
+
+
+def test_an_evaluation_of_the_run_predicts_first_and_says_which_scans_it_has_seen(
+    finished: Path, folder: Path, tmp_path: Path
+):
+    config = str(ROOT / "configs/evaluate_detection.yaml")
+    given = {"model": str(finished), "dataset_dir": str(folder / "dataset.json"), "output_dir": str(tmp_path / "out")}
+    given |= {"device": "cpu", "part": "validation"}
+    flow = ConfigWorkflow(config, workflow_type="infer", num_workers=0, resamples=5, worst=1, **given)
+    flow.initialize()
+    flow.run()
+    found = json.loads((tmp_path / "out/results.json").read_text())
+    assert found["settings"]["classes"] == CLASSES and found["settings"]["cases"]["evaluated"] == 2
+    assert found["notes"][0].startswith("1 of 2 scans were trained on")  # the one without a box is in both lists
+    rows = table(tmp_path / "out/cases.csv")
+    assert sum(int(row["boxes"]) for row in rows) == 3 and len(rows) == 4

@@ -3,14 +3,6 @@
 
 from bundle.tasks.export_best import ExportBest
 from bundle.tasks.network_settings import network_settings
-from bundle.tasks.predict_first import labelled_scans, predicted_folder, seen_in_training
 from bundle.tasks.schedule import fine_tune_schedule
 
-__all__ = [
-    "ExportBest",
-    "fine_tune_schedule",
-    "labelled_scans",
-    "network_settings",
-    "predicted_folder",
-    "seen_in_training",
-]
+__all__ = ["ExportBest", "fine_tune_schedule", "network_settings"]

@@ -33,12 +33,16 @@ from torch.utils import cpp_extension
 from bundle.errors import UserError, install_excepthook
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from fetch_pip import download, wheel_url  # noqa: E402 - `scripts` is no package
+
 PATCHES = ROOT / "scripts" / "minkowski" / "patches"
 VERSION = "0.5.4"
 SDIST = f"MinkowskiEngine-{VERSION}.tar.gz"
 SHA256 = "b1879c00d0b0b1d30ba622cce239886a7e3c78ee9da1064cdfe2f64c2ab15f94"
 # Installed beside the build, not into the environment; older pips cannot pass options to a release's setup.py.
-BUILD_TOOLS = ("pip==26.3", "setuptools==80.10.2", "ninja==1.13.2", "patch-ng==1.19.1")
+BUILD_TOOLS = ROOT / "scripts/locked/minkowski.txt"
 GIB_PER_JOB = {"cpu": 3, "cuda": 6}  # what one compiler process may need
 NINJA_STEP = re.compile(r"\s*\[(\d+)/(\d+)\] ")
 PIP = (sys.executable, "-m", "pip")
@@ -144,8 +148,9 @@ def build_environment(work: Path, target: str) -> dict[str, str]:
     """Installs the build tools into `work` and returns the environment variables that make programs use them."""
     tools = work / "tools"
     env = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-    run([*PIP, "install", "--no-deps", f"--target={tools}", *BUILD_TOOLS], env, "fetch the build tools with pip")
-    # The released setup.py runs `pip uninstall MinkowskiEngine` whenever it is read, so also on a mere download.
+    hashed = ["--no-deps", "--only-binary=:all:", "--require-hashes", f"--requirement={BUILD_TOOLS}"]
+    run([*PIP, "install", f"--target={tools}", *hashed], env, "fetch the build tools with pip")
+    # The released setup.py runs `pip uninstall MinkowskiEngine` whenever it is read.
     (tools / "bin" / "pip").write_text("#!/bin/sh\nexit 0\n")
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(tools), env.get("PYTHONPATH")]))
     env["PATH"] = os.pathsep.join([str(tools / "bin"), env.get("PATH", os.defpath)])
@@ -154,25 +159,25 @@ def build_environment(work: Path, target: str) -> dict[str, str]:
     return env
 
 
-def fetch_release(work: Path, cache: Path, env: Mapping[str, str]) -> Path:
-    """The released source archive: from the cache if it is there and whole, otherwise from pip's package index."""
+def fetch_release(work: Path, cache: Path) -> Path:
+    """The released source archive: from the cache if it is there and whole, otherwise from the package index.
+
+    It is not fetched with pip, which would run its setup.py for the metadata before the sha256 is compared.
+
+    Raises:
+        UserError: it cannot be fetched, or is another one.
+    """
     kept = cache / SDIST
     if kept.is_file() and hashlib.sha256(kept.read_bytes()).hexdigest() == SHA256:
         return kept
     say(f"fetching {SDIST}")
-    requirement = work / "release.txt"
-    # pip asks setup.py for the release's metadata, and setup.py wants a BLAS named even for that
-    requirement.write_text(
-        f'MinkowskiEngine=={VERSION} --hash=sha256:{SHA256} --config-settings="--global-option=--blas=openblas"\n'
-    )
-    options = [
-        "--no-deps",
-        "--no-binary=:all:",
-        "--no-build-isolation",
-        f"--requirement={requirement}",
-        f"--dest={work}",
-    ]
-    run([*PIP, "download", *options], env, f"fetch {SDIST} (or put it into {cache} yourself)")
+    index = os.environ.get("PIP_INDEX_URL", "https://pypi.org/simple")
+    try:
+        download(wheel_url(index, SDIST, "minkowskiengine"), SHA256, work / SDIST)
+    except (OSError, ValueError, LookupError) as error:
+        raise UserError(
+            f"could not fetch {SDIST} from {index} ({error}): put it into {cache} yourself, then run {COMMAND} again"
+        ) from error
     (work / SDIST).replace(kept)
     return kept
 
@@ -228,7 +233,7 @@ def cached_wheel(cache: Path, target: str) -> Path:
     with tempfile.TemporaryDirectory(dir=cache, prefix="build-") as name:
         work = Path(name)
         env = build_environment(work, target)
-        source = patched_source(fetch_release(work, cache, env), work, patches, env)
+        source = patched_source(fetch_release(work, cache), work, patches, env)
         built = compile_wheel(source, work, target, env, cache / f"{folder.name}.log")
         folder.mkdir(exist_ok=True)
         wheel = folder / built.name

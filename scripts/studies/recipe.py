@@ -34,7 +34,7 @@ from scipy.stats import ttest_rel
 from tqdm import tqdm
 
 from bundle.errors import UserError
-from bundle.tasks.segmentation.trial import run_trial
+from bundle.training.trial import run_trial
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs/finetune_segmentation.yaml"

@@ -251,6 +251,23 @@ def test_with_this_package_label_maps_are_the_runs_own(ct_run: Path, body, tmp_p
         assert same >= (0.95 if "tilted" in name else 0.9999)  # that one is interpolated twice, not once
 
 
+def test_the_packages_own_prediction_says_the_same(ct_run: Path, ct_bundle: Path, body, tmp_path: Path):
+    (tmp_path / "scans").mkdir()
+    nibabel.save(body[0], tmp_path / "scans/scan.nii.gz")
+    segment(ct_bundle, tmp_path / "scans", tmp_path / "out")
+    model = str(ct_bundle / "models/model.pt")  # which this package takes, too
+    given = {"model": model, "dataset_dir": str(tmp_path / "scans"), "output_dir": str(tmp_path / "predicted")}
+    options = {"device": "cpu", "mirrors": False, "num_workers": 0, "report_scans": 0}
+    flow = ConfigWorkflow(str(ROOT / "configs/predict_segmentation.yaml"), workflow_type="infer", **given, **options)
+    flow.initialize()
+    flow.run()
+    flow.finalize()
+    one, other = (tmp_path / name for name in ("out/scan_seg.nii.gz", "predicted/label_maps/scan.nii.gz"))
+    labels, predicted = (np.asarray(nibabel.load(file).dataobj) for file in (one, other))
+    assert len(np.unique(labels)) > 1
+    assert (labels == predicted).mean() >= 0.999
+
+
 def test_several_channels_of_mr_are_prepared_by_this_package(mr_run: Path, brain, tmp_path: Path, capsys):
     bundle = export(mr_run, tmp_path / "exported")
     assert "needs MONAI and this package (MR is scaled by the percentiles" in capsys.readouterr().out
@@ -308,7 +325,7 @@ def test_an_earlier_bundle_is_replaced_on_request_only(ct_run: Path, tmp_path: P
     ("change", "said"),
     [
         ({"task": "detection"}, "is a detection run: give one of configs/finetune_segmentation.yaml"),
-        ({"findings": ["mass"], "classes": None}, "is a classification run"),
+        ({"task": None, "findings": ["mass"], "classes": None}, "is a classification run"),
         ({"classes": None}, "is no segmentation run"),
         ({"network": {"name": "SegResNetDS"}}, "does not tell the arguments of its network"),
     ],

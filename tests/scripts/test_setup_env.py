@@ -32,6 +32,7 @@ class Project:
         for name in ("scripts/setup_env.sh", "pyproject.toml", "constraints.txt", "requirements.txt"):
             shutil.copy(ROOT / name, self.root / name)
         shutil.copy(ROOT / "requirements-dev.txt", self.root)
+        shutil.copytree(ROOT / "scripts/locked", self.root / "scripts/locked")
         self.log = folder / "calls"
         # no other program can be found, so that no real Python is, and nothing real is ever installed
         self.path = folder / "bin"
@@ -71,10 +72,20 @@ def test_first_run_makes_the_environment_and_installs_everything_pinned(project:
     assert any(call.startswith("-m venv") for call in project.calls)
     assert len(project.installs) == 3
     assert all("--constraint" in call for call in project.installs)
-    assert " torch" in project.installs[0]
-    assert "requirements.txt" in project.installs[1]
-    assert "requirements-dev.txt" not in project.installs[1]
+    assert "/scripts/locked/requirements.txt" in project.installs[0]
+    assert "requirements-dev.txt" not in project.installs[0]
+    assert " torch" in project.installs[1]
     assert "--editable" in project.installs[2]
+
+
+@pytest.mark.parametrize("options", [(), ("--dev",)])
+def test_nothing_from_an_index_runs_before_its_hash_is_compared(project: Project, options: tuple[str, ...]) -> None:
+    project.set_up(*options)
+    assert all("--only-binary :all:" in call for call in project.installs)
+    assert "--no-deps --require-hashes" in project.installs[0]
+    # torch has other hashes on each index; the third is the project itself
+    assert [call for call in project.installs if "--require-hashes" not in call] == project.installs[1:]
+    assert project.installs[1].endswith(" torch") and "--no-deps" in project.installs[2]
 
 
 def test_second_run_installs_nothing(project: Project) -> None:
@@ -86,14 +97,23 @@ def test_second_run_installs_nothing(project: Project) -> None:
 def test_development_packages_come_on_request_and_cover_a_plain_run(project: Project) -> None:
     project.set_up()
     assert project.set_up("--dev").returncode == 0
-    assert "requirements-dev.txt" in project.installs[1]
-    assert "--no-deps dynamic-network-architectures" in project.installs[2]
-    assert len(project.installs) == 4
+    assert "/scripts/locked/requirements-dev.txt" in project.installs[0]
+    assert "\ndynamic-network-architectures==" in (project.root / "scripts/locked/requirements-dev.txt").read_text()
+    assert len(project.installs) == 3
     project.set_up()
     assert project.installs == []
 
 
-@pytest.mark.parametrize("file", ["pyproject.toml", "constraints.txt", "requirements.txt", "requirements-dev.txt"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "pyproject.toml",
+        "constraints.txt",
+        "requirements.txt",
+        "requirements-dev.txt",
+        "scripts/locked/requirements.txt",
+    ],
+)
 def test_changed_requirement_file_means_to_install_again(project: Project, file: str) -> None:
     project.set_up()
     with (project.root / file).open("a") as stream:
@@ -187,7 +207,7 @@ def test_named_python_that_differs_from_the_environments_is_an_error(project: Pr
 
 def test_torch_comes_from_the_index_that_is_named(project: Project) -> None:
     project.set_up(TORCH_INDEX_URL="https://example.org/whl/cu126")
-    assert [call for call in project.installs if "https://example.org/whl/cu126" in call] == project.installs[:1]
+    assert [call for call in project.installs if "https://example.org/whl/cu126" in call] == project.installs[1:2]
 
 
 def test_unreachable_cpu_index_is_left_out(project: Project) -> None:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 import yaml
@@ -101,7 +102,7 @@ class FinishedRun:
     @property
     def is_held_out(self) -> bool:
         """Whether the validation volumes are others than those it was trained on."""
-        return self.options.get("val_fraction") != 0
+        return self.options.get("val_fraction") != 0 or self.options.get("folds") is not None
 
     def counts(self, part: str) -> dict[str, int]:
         """The number of volumes by modality, of "training" or "validation"."""
@@ -121,13 +122,14 @@ class FinishedRun:
         arguments = dict(self.content["network"])
         name = arguments.pop("name")
         try:
-            network: nn.Module = getattr(nets, name)(**arguments)
+            made: Any = locate(name) if "." in name else getattr(nets, name)
+            network: nn.Module = made(**arguments)
             network.load_state_dict(dict(self.weights), strict=True)
         except (AttributeError, TypeError, RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(
-                f'--run "{self.folder}": its weights do not fit MONAI\'s {name} ({reason}): install the MONAI that '
-                "model.json names under versions"
+                f'--run "{self.folder}": its weights do not fit {name} ({reason}): install the versions that '
+                "model.json names, and what the network comes from"
             ) from error
         return network.eval()
 

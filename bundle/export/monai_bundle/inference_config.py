@@ -24,6 +24,8 @@ Transform = dict[str, Any]
 
 def needs_package(run: FinishedRun) -> str:
     """Why this package must prepare the scans; "" if MONAI's own transforms can."""
+    if run.content.get("intensity_scheme") is not None:
+        return "it keeps the intensity scale of its pre-trained weights"
     if run.modality != "CT":
         return "MR is scaled by the percentiles of the body, which no transform of MONAI's does"
     if run.in_channels > 1:
@@ -128,11 +130,19 @@ def _spacing(run: FinishedRun) -> list[Transform]:
         limits["max_pixdim"] = [_NO_LIMIT if size is None else size for size in spacing]
     pixdim = [1.0 if size is None else size for size in spacing]
     resample = {"keys": "image", "pixdim": pixdim, "mode": "bilinear", "padding_mode": "border"}
-    return [{"_target_": "Spacingd", **resample, **limits}]
+    hidden = "path_of_image"
+    return [
+        # MONAI Label puts a text under image_path, which MONAI 1.6's Spacingd takes for metadata of the image
+        {"_target_": "CopyItemsd", "keys": "image_path", "names": hidden, "allow_missing_keys": True},
+        {"_target_": "DeleteItemsd", "keys": "image_path"},
+        {"_target_": "Spacingd", **resample, **limits},
+        {"_target_": "CopyItemsd", "keys": hidden, "names": "image_path", "allow_missing_keys": True},
+    ]
 
 
 def _oriented(run: FinishedRun) -> list[Transform]:
-    return [{"_target_": "Orientationd", "keys": "image", "axcodes": "RAS", "labels": None}, *_spacing(run)]
+    axes = run.content.get("orientation", "RAS")
+    return [{"_target_": "Orientationd", "keys": "image", "axcodes": axes, "labels": None}, *_spacing(run)]
 
 
 def _prepare_by_monai(run: FinishedRun) -> list[Transform]:
@@ -165,6 +175,7 @@ def _prepare_by_monai(run: FinishedRun) -> list[Transform]:
 def _prepare_by_package(run: FinishedRun) -> list[Transform]:
     about = run.content
     scale = {
+        "scheme": about.get("intensity_scheme"),
         "ct_window": list(about["ct_window"]),
         "mr_percentiles": list(about["mr_percentiles"]),
         "mr_floor": about.get("mr_floor", 3.0),
@@ -176,7 +187,7 @@ def _prepare_by_package(run: FinishedRun) -> list[Transform]:
         *_oriented(run),
         {"_target_": "bundle.data.Modalityd", "keys": "image", "modality": run.modality},
         {"_target_": "bundle.data.Foregroundd", "keys": "image"},
-        {"_target_": "bundle.data.NormalizeByModalityd", "keys": "image", **scale},
+        {"_target_": "bundle.data.normalization", "keys": "image", **scale},
         {
             "_target_": "CropForegroundd",
             "keys": "image",

@@ -23,8 +23,8 @@ from bundle.weights import ModelFiles
 
 __all__ = ["Exported", "export_bundle"]
 
-#: of `model.json`, what may name folders or files of those who trained the model
-_PATHS = ("pretrained",)
+#: of `model.json`, what stays with those who trained the model: it tells of their files
+_PRIVATE = ("fingerprints", "sha256", "decoder_sha256")
 
 
 @dataclass(frozen=True)
@@ -92,10 +92,9 @@ def export_bundle(
 
 
 def _write_model(folder: Path, run: FinishedRun) -> None:
-    settings = {key: value for key, value in run.content.items() if key not in ("sha256", "decoder_sha256")}
-    for name in _PATHS:
-        if settings.get(name):
-            settings[name] = Path(str(settings[name])).name
+    settings = {key: value for key, value in run.content.items() if key not in _PRIVATE}
+    if settings.get("pretrained"):
+        settings["pretrained"] = Path(str(settings["pretrained"])).name  # without the folders above it
     weights = {key: value.detach().cpu() for key, value in run.weights.items()}
     ModelFiles(folder / "model.pt").write(weights, settings)
 

@@ -115,11 +115,9 @@
       planes.onchange = () => this.nv.setSliceType(PLANES[planes.value]);
       const opacity = make("input", { type: "range", min: 0, max: 1, step: 0.05, value: this.opacity });
       opacity.oninput = () => { this.opacity = Number(opacity.value); this.applyLayers(); };
-      const outline = make("input", { type: "checkbox" });
-      outline.onchange = () => this.nv.setAtlasOutline(outline.checked ? 1 : 0);
       const parts = [make("label", {}, "case", cases), make("label", {}, "show", planes)];
       if (this.about.cases.some((one) => one.labels.length)) {
-        parts.push(this.layers, make("label", {}, "opacity", opacity), make("label", {}, outline, "outlines only"));
+        parts.push(this.layers, make("label", {}, "opacity", opacity));
       }
       return make("div", { className: "controls" }, ...parts);
     }

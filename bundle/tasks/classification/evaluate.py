@@ -28,6 +28,7 @@ from bundle.evaluation import (
     probability_metrics,
     read_table,
     reliability_curve,
+    seen_notes,
     summary_rows,
     summary_table,
     unmatched_notes,
@@ -63,6 +64,7 @@ class ClassificationEvaluation:
         confidence: of its intervals.
         seed: of its draws.
         hash_names: whether cases have a digest for a name.
+        seen: fingerprints of the scans that the model has seen, as for `bundle.evaluation.seen_notes`.
 
     Raises:
         UserError: if a table cannot be used, no finding is in both, or no scan has a prediction.
@@ -80,6 +82,7 @@ class ClassificationEvaluation:
         confidence: float = 0.95,
         seed: int = 0,
         hash_names: bool = False,
+        seen: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         if predictions is None:
             raise UserError("--predictions is missing: give the table of probabilities, or its folder")
@@ -87,7 +90,7 @@ class ClassificationEvaluation:
         self.table = path / "predictions.csv" if path.is_dir() else path
         self.dataset_dir, self.output, self.part, self.hash_names = Path(dataset_dir), output, part, hash_names
         self.resamples, self.confidence, self.seed = resamples, confidence, seed
-        self.rows = read_table(self.table)
+        self.rows, self.seen = read_table(self.table), seen
         self.findings = list(findings) or _common_findings(self.rows, self.table, self.dataset_dir)
         self.volumes = find_findings(dataset_dir, self.findings, part)
 
@@ -105,7 +108,8 @@ class ClassificationEvaluation:
         labels = np.array([volume.annotations["label"] for volume, _ in pairs])
         metrics = self._summarise([volume for volume, _ in pairs], probabilities, labels)
         unused = [name for name in predicted if name not in names]
-        notes = unmatched_notes(missing, len(self.volumes), unused, hashed=self.hash_names)
+        notes = seen_notes(self.volumes, self.seen, hashed=self.hash_names)
+        notes += unmatched_notes(missing, len(self.volumes), unused, hashed=self.hash_names)
         notes += self._label_notes(labels)
         self._write_cases([volume for volume, _ in pairs], probabilities, labels, missing)
         self._draw(probabilities, labels, metrics)

@@ -29,6 +29,7 @@ from bundle.evaluation import (
     match_names,
     seen_notes,
     shortened_list,
+    skipped_reasons,
     summary_rows,
     summary_table,
     unmatched_notes,
@@ -36,12 +37,12 @@ from bundle.evaluation import (
     write_results,
     write_table,
 )
+from bundle.evaluation.case_picture import class_numbers, draw_case, viewer_case
+from bundle.evaluation.label_map_case import COLUMNS, EvaluatedCase, LabelledCase, evaluate_case
 from bundle.evaluation.mask_metrics import HIGHER_IS_BETTER
 from bundle.evaluation.written_labels import find_label_maps
 from bundle.reports import Case
-from bundle.tasks.segmentation.case_picture import class_numbers, draw_case, viewer_case
 from bundle.tasks.segmentation.classes import pick_classes
-from bundle.tasks.segmentation.evaluate_case import COLUMNS, EvaluatedCase, LabelledCase, evaluate_case
 from bundle.tasks.segmentation.find import find_segmentations
 from bundle.tasks.segmentation.labels import check_classes
 
@@ -120,6 +121,7 @@ class SegmentationEvaluation:
         self.resamples, self.confidence, self.seed = resamples, confidence, seed
         Bootstrap([], resamples=resamples, confidence=confidence, seed=seed)  # refused before the work, if it is
         self.worst, self.hash_names, self.workers, self.seen = worst, hash_names, workers, seen
+        self._skipped: dict[str, str] = {}  # why a prediction left scans out
         self.volumes = _find_references(self.dataset_dir, part)
         predicted = _predicted_classes(self.predictions)
         self.classes = dict(_pick(classes or {}, predicted, self.dataset_dir, self.predictions, self.volumes))
@@ -184,6 +186,7 @@ class SegmentationEvaluation:
     def _match(self) -> tuple[list[LabelledCase], list[str]]:
         """The cases, and the predictions that belong to none."""
         files = find_label_maps(self.predictions, self.prediction_classes)
+        self._skipped = skipped_reasons(self.volumes, self.predictions)
         names = match_names(self.volumes, list(files))
         cases = [
             LabelledCase(
@@ -203,7 +206,8 @@ class SegmentationEvaluation:
 
     def _evaluate_one(self, case: LabelledCase, volume: FoundVolume) -> EvaluatedCase:
         if case.prediction is None and self.missing == "report":
-            return EvaluatedCase(case)
+            skipped = self._skipped.get(volume.name, "")
+            return EvaluatedCase(case, problem=skipped and f"its prediction was skipped: {skipped}")
         try:
             return evaluate_case(
                 case,
@@ -213,8 +217,8 @@ class SegmentationEvaluation:
                 resample=self.resample,
             )
         except Exception as error:  # noqa: BLE001  one broken case must not end the rest
-            skipped = skipped_because(case.name, error)
-            problem = f"{skipped.problem}; {skipped.remedy}"
+            found = skipped_because(case.name, error)
+            problem = f"{found.problem}; {found.remedy}"
             return EvaluatedCase(
                 case, problem=without_paths(problem, volume, case.name) if self.hash_names else problem
             )

@@ -17,10 +17,10 @@ from tqdm import tqdm
 from bundle.data import FoundVolume, read_volume
 from bundle.data.grids import same_place
 from bundle.errors import UserError, VolumeError
+from bundle.evaluation.case_picture import class_numbers, cut_out, moved, viewer_box
 from bundle.figures.contours import draw_contours
 from bundle.prediction import FineTuned, PredictionFolder
 from bundle.reports import Case, Report, Section
-from bundle.tasks.segmentation.case_picture import class_numbers, cut_out, moved, viewer_box
 
 __all__ = ["SegmentationReport"]
 

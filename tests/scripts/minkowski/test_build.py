@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import build as build_minkowski
@@ -154,11 +154,36 @@ def test_damaged_release_in_the_cache_is_fetched_again(tmp_path: Path, monkeypat
     work.mkdir()
     kept = tmp_path / build_minkowski.SDIST
     kept.write_bytes(b"half of it")
-    monkeypatch.setattr(
-        build_minkowski, "run", lambda *_args: (work / build_minkowski.SDIST).write_bytes(b"from the index")
-    )
-    assert build_minkowski.fetch_release(work, tmp_path, {}) == kept
+    asked = []
+    monkeypatch.setattr(build_minkowski, "wheel_url", lambda *names: asked.append(names) or "url")
+    monkeypatch.setattr(build_minkowski, "download", lambda *_args: _args[2].write_bytes(b"from the index"))
+    monkeypatch.setattr(build_minkowski, "run", lambda *_args: pytest.fail("pip would run its setup.py"))
+    monkeypatch.setenv("PIP_INDEX_URL", "https://mirror/simple")
+    assert build_minkowski.fetch_release(work, tmp_path) == kept
     assert kept.read_bytes() == b"from the index"
+    assert asked == [("https://mirror/simple", build_minkowski.SDIST, "minkowskiengine")]
+
+
+def test_another_release_than_the_known_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "hostile.tar.gz").write_bytes(b"another one")
+    monkeypatch.setattr(build_minkowski, "wheel_url", lambda *_names: (tmp_path / "hostile.tar.gz").as_uri())
+    with pytest.raises(UserError, match=r"could not fetch MinkowskiEngine.*sha256\): put it into .* yourself"):
+        build_minkowski.fetch_release(tmp_path, tmp_path)
+    assert not (tmp_path / build_minkowski.SDIST).exists()
+
+
+def test_build_tools_are_hashed_wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands = []
+
+    def note(command: Sequence[str], *_more: object) -> None:
+        commands.append(command)
+        (tmp_path / "tools/bin").mkdir(parents=True)
+
+    monkeypatch.setattr(build_minkowski, "run", note)
+    build_minkowski.build_environment(tmp_path, "cpu")
+    assert {"--require-hashes", "--only-binary=:all:", f"--requirement={build_minkowski.BUILD_TOOLS}"} <= set(
+        commands[0]
+    )
 
 
 def test_failed_command_shows_its_error_in_one_line() -> None:

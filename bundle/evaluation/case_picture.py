@@ -11,11 +11,11 @@ import numpy as np
 from bundle.data import read_volume
 from bundle.data.grids import Grid, same_place
 from bundle.errors import UserError
+from bundle.evaluation.label_map_case import LabelledCase
 from bundle.evaluation.mask_metrics import union_box
 from bundle.evaluation.written_labels import WrittenLabels, read_labels
 from bundle.figures.contours import draw_contours
 from bundle.reports import Case
-from bundle.tasks.segmentation.evaluate_case import LabelledCase
 
 __all__ = ["class_numbers", "cut_out", "draw_case", "moved", "viewer_box", "viewer_case"]
 

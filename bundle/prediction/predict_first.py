@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ from bundle.data import FoundVolume, result_names
 from bundle.data.names import name_digest
 from bundle.errors import UserError
 from bundle.evaluation import EvaluationFolder
-from bundle.prediction import FineTuned
+from bundle.prediction.fine_tuned import FineTuned
 from bundle.runs import release_folders
 
-__all__ = ["labelled_scans", "predicted_folder", "seen_in_training"]
+__all__ = ["labelled_scans", "predicted_folder", "seen_in_training", "told_by_model"]
 
 _CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -58,6 +59,7 @@ def predicted_folder(
     part: str = "auto",
     hash_names: bool = False,
     settings: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> str | os.PathLike[str] | None:
     """The folder of predictions to evaluate: as given, or that of a model, which predicts into the folder of results.
 
@@ -73,30 +75,47 @@ def predicted_folder(
         part: as for `find`.
         hash_names: whether scans have a digest for a name.
         settings: further values of that config, by id.
+        options: likewise, as the user gives them.
 
     Raises:
-        UserError: if both or neither are given, or the model cannot predict.
+        UserError: if both or neither are given, an option is unknown, or the model cannot predict.
     """
     if (predictions is None) == (model is None):
         raise UserError("--predictions or --model: give one, the folder of predictions or a fine-tuned run")
     if model is None:
         return predictions
     parser = ConfigParser(ConfigParser.load_config_file(_CONFIGS / config))
+    function, arguments = (find.func, find.keywords) if isinstance(find, partial) else (find, {})
+    target = f"{function.__module__}.{function.__qualname__}"
     scans = {
-        "_target_": "bundle.tasks.labelled_scans",
+        "_target_": "bundle.prediction.labelled_scans",
         "dataset_dir": str(dataset_dir),
-        "find": {"_target_": f"{find.__module__}.{find.__qualname__}", "_mode_": "callable"},
+        "find": {"_target_": target, "_mode_": "callable", **arguments},
         "part": part,
         "hash_names": hash_names,
         "files": "$@output.files",
     }
     given = {"model": model, "output_dir": str(output.predictions), "hash_names": hash_names, "scans": scans}
-    parser.update({**given, **(settings or {})})
+    if unknown := [name for name in options or {} if name not in parser or name in scans or name in given]:
+        raise UserError(f"--prediction_options has {unknown[0]!r}, which configs/{config} does not take: see that file")
+    parser.update({**given, **(settings or {}), **(options or {})})
     try:
         parser.get_parsed_content("evaluator").run()
     finally:
         release_folders()
     return output.predictions
+
+
+def told_by_model(given: Any, model: Any, *, task: str, key: str) -> Any:
+    """What is given, or what the `model.json` of a model says if nothing is given.
+
+    Args:
+        given: a list or a mapping, which may be empty.
+        model: as for `bundle.prediction.FineTuned`, or None.
+        task: what the model is for.
+        key: of `model.json`.
+    """
+    return given if given or model is None else FineTuned(model, task=task).content[key]
 
 
 def seen_in_training(model: Any, *, task: str) -> dict[str, list[str]] | None:

@@ -28,9 +28,9 @@ WORKDIR /bundle
 
 # before the code, so that a change of the code does not install everything again
 COPY requirements.txt constraints.txt ./
-COPY locked locked
+COPY scripts/locked scripts/locked
 # wheels only, and each with a known sha256 but torch, whose files differ by index
-RUN python -m pip install --only-binary :all: --no-deps --require-hashes --requirement locked/requirements.txt
+RUN python -m pip install --only-binary :all: --no-deps --require-hashes --requirement scripts/locked/requirements.txt
 RUN python -m pip install --only-binary :all: --constraint constraints.txt --requirement requirements.txt
 
 COPY LICENSE README.md pyproject.toml ./

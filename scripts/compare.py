@@ -140,9 +140,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metric = options.metric or next(iter(found.pairs))
         if metric not in found.pairs:
             raise UserError(f"--metric {metric} is not in both: choose one of {', '.join(found.pairs)}")
-        print(markdown(found))
         if options.output_dir is not None:
             write(found, options.output_dir, metric)
+        print(markdown(found))
+        if options.output_dir is not None:
             print(f"written: {options.output_dir}/comparison.html, .md, .json and .png")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -37,7 +37,7 @@ from bundle.evaluation.arms import ArmComparison, compare_arms
 from bundle.figures.arms import draw_arms
 from bundle.reports import Report
 from bundle.tasks.segmentation import find_segmentations, pick_classes
-from bundle.tasks.segmentation.trial import run_trial
+from bundle.training.trial import run_trial
 from bundle.weights import ModelFiles, ModelSettings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -243,7 +243,7 @@ class Experiment:
                 "num_workers": options.num_workers,
                 "device": options.device,
                 "find_segmentations": {
-                    "_target_": "bundle.tasks.choose.choose_volumes",
+                    "_target_": "bundle.data.choose.choose_volumes",
                     "_mode_": "callable",
                     "find": {
                         "_target_": "bundle.tasks.segmentation.find_segmentations", "_mode_": "callable", "part": "all"

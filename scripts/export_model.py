@@ -6,13 +6,17 @@
 
 Each file is read back and must give the network's features on noise of two sizes and, with --input, on crops of a real
 volume, prepared as in pre-training. A file that does not is not kept. What the formats are for: docs/how-to/export.md.
+The format nnunet is for encoders of nnU-Net's: docs/how-to/nnunet.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +37,7 @@ from bundle.data import (
     normalization,
 )
 from bundle.errors import UserError, install_excepthook, user_error_in
-from bundle.export import FORMATS, PlainModel, export_model, plain_model
+from bundle.export import FORMATS, PlainModel, export_model, fit_plans, plain_model, write_nnunet
 
 
 def real_images(model: PlainModel, volume: Path) -> list[Tensor]:
@@ -105,6 +109,25 @@ def copy_settings(model: Path, output_dir: Path, replace: bool) -> Path:
     return target
 
 
+def write_plans(plans: Path, model: PlainModel, output_dir: Path, options: argparse.Namespace) -> str:
+    """Writes a plan whose network is the pre-trained one; says where.
+
+    Raises:
+        UserError: if the plan cannot be used, or the new one is there already.
+    """
+    try:
+        content = json.loads(plans.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"--nnunet_plans {plans} is no readable json ({error}): give an nnUNetPlans.json") from error
+    fitted = fit_plans(content, model.settings, options.nnunet_configuration)
+    target = output_dir / f"{fitted['plans_name']}.json"
+    if target.exists() and not options.replace:
+        raise UserError(f"{target} is there already: pass --replace to write it anew, or another --output_dir")
+    with replace_file(target) as temporary:
+        temporary.write_text(json.dumps(fitted, indent=4) + "\n")
+    return f"a plan for nnUNetv2_train -p {fitted['plans_name']}: put {target} beside {plans}"
+
+
 def table(rows: Sequence[Sequence[str]]) -> str:
     """Markdown, columns aligned."""
     head = ("format", "file", "MiB", "max difference", "of the largest", "remark")
@@ -117,9 +140,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit code: 1 if a format could not be written."""
     parser = argparse.ArgumentParser(description="Exports a pre-trained encoder and verifies each file.")
     parser.add_argument("model", type=Path, help="model.pt of a run, with its model.json beside it")
-    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS), help="default: all")
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, help="default: all that can hold the encoder")
     parser.add_argument("--output_dir", type=Path, help="default: the model's folder")
     parser.add_argument("--input", type=Path, help="a volume to compare on as well: NIfTI, NRRD, or a DICOM folder")
+    parser.add_argument("--input_channels", type=int, default=1, help="nnunet: of the network that nnU-Net trains")
+    parser.add_argument("--nnunet_plans", type=Path, help="nnunet: your nnUNetPlans.json, where its network is another")
+    parser.add_argument("--nnunet_configuration", default="3d_fullres", help="nnunet: of that plan")
     parser.add_argument("--replace", action="store_true", help="write files anew that are there already")
     options = parser.parse_args(arguments)
     output_dir: Path = options.output_dir or options.model.parent
@@ -127,12 +153,17 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         model = plain_model(options.model)
         images = real_images(model, options.input) if options.input else []
+        encoder = model.settings["encoder"]["name"]
+        names = options.formats or [name for name, one in FORMATS.items() if encoder in (one.encoders or (encoder,))]
         settings = copy_settings(options.model, output_dir, options.replace)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     rows, failed = [], False
-    for name in (bar := tqdm(dict.fromkeys(options.formats), desc="exporting", unit="format")):
+    if options.input_channels != 1:
+        write = partial(write_nnunet, input_channels=options.input_channels)
+        FORMATS["nnunet"] = replace(FORMATS["nnunet"], write=write)
+    for name in (bar := tqdm(dict.fromkeys(names), desc="exporting", unit="format")):
         bar.set_postfix_str(name)
         path = output_dir / f"{options.model.stem}{FORMATS[name].suffix}"
         try:
@@ -148,6 +179,12 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"compared with the network in PyTorch on {', '.join(sizes)}; settings: {settings}")
     if not images:
         print("no --input: no real volume was compared")
+    if options.nnunet_plans is not None:
+        try:
+            print(write_plans(options.nnunet_plans, model, output_dir, options))
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            failed = True
     return int(failed)
 
 

@@ -85,9 +85,9 @@ install() {
 }
 
 install_packages() {
-    local index locked="$root/locked/requirements.txt"
+    local index locked="$root/scripts/locked/requirements.txt"
     if [[ "$kind" == dev ]]; then
-        locked="$root/locked/requirements-dev.txt"
+        locked="$root/scripts/locked/requirements-dev.txt"
     fi
     index="$(torch_index)"
     # torch has other hashes on each index, so only its version is pinned; what it needs is mostly there before it
@@ -101,7 +101,7 @@ fingerprint() {
     {
         "$python" --version
         printf '%s\n' "$root"
-        cat "$root/pyproject.toml" "$root/constraints.txt" "$root"/requirements*.txt "$root"/locked/*.txt
+        cat "$root/pyproject.toml" "$root/constraints.txt" "$root"/requirements*.txt "$root"/scripts/locked/*.txt
     } | sha256sum | cut -d ' ' -f 1
 }
 

@@ -8,6 +8,7 @@ import inspect
 import re
 import shlex
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +78,13 @@ def _check_python(words: Sequence[str], page: str, folder: Path) -> None:
                 _require(f"{package}==" in pins, f"{file} has no {package}")
         case [script, *rest]:
             known = _script_options(_must_exist(script))
-            for option in (word for word in rest if word.startswith("--")):
-                _require(option in known, f"{script} has no {option}")
+            unknown = {word: value for word, value in pairwise([*rest, ""]) if word[:2] == "--" and word not in known}
+            if unknown and "parse_known_args" in (ROOT / script).read_text():  # it hands them on to a config
+                files = [value for word, value in pairwise(rest) if word == "--config_file"]
+                overrides = {word[2:]: DefaultParseValue(value) for word, value in unknown.items()}
+                _check_overrides(files or ["configs/finetune_segmentation.yaml"], overrides, page, folder)
+            else:
+                _require(not unknown, f"{script} has no {', '.join(unknown)}")
 
 
 def _require(holds: bool, message: str) -> None:

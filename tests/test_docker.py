@@ -41,7 +41,7 @@ def is_ignored(path: str) -> bool:
 
 def test_what_is_copied_exists_and_is_not_kept_out():
     sources = [source for rest in arguments("COPY") for source in rest.split()[:-1]]
-    assert {"bundle", "configs", "requirements.txt", "constraints.txt", "locked"} <= set(sources)
+    assert {"bundle", "configs", "requirements.txt", "constraints.txt", "scripts/locked"} <= set(sources)
     for source in sources:
         assert (ROOT / source).exists(), source
         assert not is_ignored(source), source
@@ -59,7 +59,10 @@ def test_volumes_results_and_development_stay_out(path: str):
 
 def test_packages_are_the_pinned_ones_on_a_pinned_base():
     assert [rest for rest in arguments("RUN") if "pip install" in rest] == [
-        "python -m pip install --only-binary :all: --no-deps --require-hashes --requirement locked/requirements.txt",
+        (
+            "python -m pip install --only-binary :all: --no-deps --require-hashes "
+            "--requirement scripts/locked/requirements.txt"
+        ),
         "python -m pip install --only-binary :all: --constraint constraints.txt --requirement requirements.txt",
     ]
     (base,) = arguments("FROM")

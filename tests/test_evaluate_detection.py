@@ -61,7 +61,7 @@ def as_json(dataset: Path) -> Path:
 def test_boxes_are_counted_by_scan_and_listed(as_json: Path, dataset: Path, tmp_path: Path) -> None:
     found = run(as_json, dataset, tmp_path / "out")
     rows = {(Path(row["case"]).name, row["class"]): row for row in read_table(tmp_path / "out/cases.csv")}
-    counts = {key: [int(row[n]) for n in ("boxes", "hits", "misses", "false_positives")] for key, row in rows.items()}
+    counts = {key: [int(row[n]) for n in ("boxes", "hits", "missed", "false_positives")] for key, row in rows.items()}
     assert counts == {
         (NAMES[0], "organ"): [1, 1, 0, 1], (NAMES[0], "lesion"): [1, 0, 1, 0], (NAMES[1], "organ"): [1, 1, 0, 0],
         (NAMES[1], "lesion"): [0, 0, 0, 0], (NAMES[2], "organ"): [0, 0, 0, 0], (NAMES[2], "lesion"): [0, 0, 0, 0],

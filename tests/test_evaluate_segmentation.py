@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from pathlib import Path
@@ -15,9 +16,13 @@ from matplotlib.image import imread
 from monai.bundle import ConfigWorkflow
 from scipy import ndimage
 
+from bundle.data.fingerprints import fingerprint
 from bundle.data.names import name_digest
 from bundle.errors import UserError, user_error_in
 from bundle.evaluation import as_number, read_results, read_table
+from tests.prediction.models import write_fine_tuned
+from tests.reports.test_volumes import unpack_text
+from tests.test_predict import body, save
 
 ROOT = Path(__file__).parents[1]
 CLASSES = {"spleen": 1, "right kidney": 2, "liver": 5, "nowhere": 250}
@@ -160,7 +165,7 @@ def test_nothing_is_written_over_and_a_wrong_option_is_one_line(
         assert re.search(said, str(user_error_in(caught.value)))
     with pytest.raises((RuntimeError, UserError)) as caught:
         run(None, dataset, tmp_path / "x", classes=CLASSES)
-    assert "--predictions is missing" in str(user_error_in(caught.value))
+    assert "--predictions or --model: give one" in str(user_error_in(caught.value))
 
 
 def test_a_folder_of_label_maps_alone_is_a_reference(
@@ -197,6 +202,7 @@ def test_a_scan_without_a_prediction_may_count_as_one_in_which_nothing_was_found
     folder.mkdir()
     (folder / f"{NAMES[0]}.nii.gz").symlink_to(predictions / f"{NAMES[0]}.nii.gz")
     (folder / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "liver": 5}}))
+    (folder / "predictions.csv").write_text(f"scan,skipped\n{NAMES[1]}_0000,holds 3 voxels that are NaN\n")
     for missing, n, counted in (("report", 1, "count in no mean"), ("empty", 2, "count as if nothing had been found")):
         run(folder, dataset, tmp_path / missing, missing=missing, worst=0)
         content = read_results(tmp_path / missing / "results.json")
@@ -204,3 +210,56 @@ def test_a_scan_without_a_prediction_may_count_as_one_in_which_nothing_was_found
         assert content["notes"][0].startswith(
             f"2 of 3 scans have no prediction and {counted}: mr_body_totalseg_0000, un"
         )
+
+
+def test_a_model_predicts_first_and_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+    """Bone is 300 in what the model predicts, and 2 in the reference, as its dataset.json says."""
+    model, dataset, output = write_fine_tuned(tmp_path / "run"), tmp_path / "data", tmp_path / "out"
+    affine = np.diag([-1.0, -1.2, 3.0, 1.0])
+    for number, part in enumerate(("Tr", "Ts", "Ts")):
+        voxels = body((28, 30, 26), seed=number)
+        truth = np.where(voxels > 200, 2, np.where(voxels > -500, 1, 0)).astype(np.uint8)
+        truth[:14] = np.where(truth[:14] == 2, 1, truth[:14])
+        save(dataset / f"images{part}/case {number}_0000.nii.gz", voxels, affine)
+        save(dataset / f"labels{part}/case {number}.nii.gz", truth, affine)
+    (dataset / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "soft tissue": 1, "bone": 2}}))
+    run(None, dataset, output, model=str(model), device="cpu", num_workers=0)
+    written = sorted(file.name for file in output.glob("predictions/label_maps/*"))
+    assert written == ["case 1_0000.nii.gz", "case 2_0000.nii.gz"]
+    for row in read_table(output / "cases.csv"):
+        predicted = as_written(output / f"predictions/label_maps/{row['case']}.nii.gz")
+        truth = as_written(dataset / f"labelsTs/{row['case'].removesuffix('_0000')}.nii.gz")
+        one, other = (predicted == 300, truth == 2) if row["class"] == "bone" else (predicted == 7, truth == 1)
+        assert as_number(row["dice"]) == pytest.approx(2 * (one & other).sum() / (one.sum() + other.sum()), abs=1e-6)
+        assert 0.4 < as_number(row["dice"]) < 1
+    (unknown,) = [note for note in read_results(output / "results.json")["notes"] if "trained on" in note]
+    assert unknown.startswith("the model does not say which scans it was trained on")
+    stamps = [file.stat().st_mtime_ns for file in sorted(output.glob("predictions/label_maps/*"))]
+    (output / "predictions/label_maps/case 1_0000.nii.gz").unlink()
+    files = [str(dataset / f"imagesT{part}_0000.nii.gz") for part in ("r/case 0", "s/case 1")]
+    seen = {"training": [fingerprint([files[1]])], "validation": [fingerprint([files[0]])]}
+    write_fine_tuned(model, fingerprints=seen)
+    run(None, dataset, output, model=str(model), device="cpu", num_workers=0, overwrite=True)
+    (seen_note,) = [note for note in read_results(output / "results.json")["notes"] if "model" in note or "new" in note]
+    assert seen_note == "1 of 2 scans were trained on, so these values are not those of new scans: case 1_0000"
+    again = [file.stat().st_mtime_ns for file in sorted(output.glob("predictions/label_maps/*"))]
+    assert again[1] == stamps[1] and again[0] != stamps[0]
+    with pytest.raises((RuntimeError, UserError)) as caught:
+        run(None, dataset, tmp_path / "x", model=str(model), prediction_options={"mirror": False})
+    assert "--prediction_options has 'mirror', which" in str(user_error_in(caught.value))
+    with pytest.raises((RuntimeError, UserError)) as caught:
+        run(dataset, dataset, tmp_path / "x", model=str(model))
+    assert "--predictions or --model: give one" in str(user_error_in(caught.value))
+
+
+def test_the_report_has_a_viewer_of_the_worst_cases_on_the_references_grid(evaluated: Path, dataset: Path):
+    page = (evaluated / "report.html").read_text()
+    (about,) = re.findall(r'data-about="([^"]*)"', page)
+    cases = json.loads(html.unescape(about))["cases"]
+    assert [[layer["name"] for layer in case["labels"]] for case in cases] == [["reference", "prediction"]] * 2
+    for case in cases:
+        file = next(dataset / f"labelsTr/{name}.nii.gz" for name in NAMES if name in case["name"])
+        shown, reference = unpack_text(page, case["labels"][0]), nibabel.load(file)
+        assert shown.shape == reference.shape and np.abs(shown.affine - reference.affine).max() < 1e-4
+        values = np.asarray(reference.dataobj)
+        assert (np.asarray(shown.dataobj) == np.select([values == v for v in CLASSES.values()], [1, 2, 3, 4])).all()

@@ -13,7 +13,9 @@ from monai.bundle import ConfigWorkflow
 
 from bundle.data import NormalizeByModalityd
 from bundle.errors import user_error_in
+from bundle.runs import release_folders
 from bundle.tasks.classification import EncoderClassifier
+from bundle.weights import ModelFiles
 from tests.export.models import write_model
 from tests.networks.encoder_cases import Case
 
@@ -121,6 +123,71 @@ def test_the_area_in_the_table_of_metrics_is_that_of_the_best_epochs_predictions
     assert (finished / f"predictions/epoch_{best:04d}.csv").read_text() == (finished / "predictions.csv").read_text()
 
 
+def predict(model: object, scans: Path, output: Path, **overrides) -> dict[str, dict[str, str]]:
+    """Runs the config of the prediction; returns the rows of its table by the names of the scans."""
+    given = {"model": str(model), "dataset_dir": str(scans), "output_dir": str(output), "device": "cpu", **overrides}
+    flow = ConfigWorkflow(
+        str(ROOT / "configs/predict_classification.yaml"), workflow_type="infer", num_workers=0, **given
+    )
+    flow.initialize()
+    try:
+        flow.run()
+    finally:
+        release_folders()
+    return {row["scan"]: row for row in table(output / "predictions.csv")}
+
+
+def test_new_scans_get_the_probabilities_that_validation_gave(
+    finished: Path, folder: Path, data_dir: Path, tmp_path: Path
+):
+    scans, about = tmp_path / "my scans", json.loads((finished / "model.json").read_text())
+    scans.mkdir()
+    for name in VOLUMES:
+        (scans / f"{name}.nii.gz").symlink_to(data_dir / f"volumes/{name}.nii.gz")
+    (scans / "broken.nii.gz").write_bytes(b"no image")
+    rows = predict(finished, scans, tmp_path / "out", mirrors=False)
+    assert rows.keys() == {*VOLUMES, "broken"} and "cannot be read" in rows["broken"]["skipped"]
+    for known in table(finished / "predictions.csv"):
+        row = rows[Path(known["volume"]).name.removesuffix(".nii.gz")]
+        for finding in ("ct", "body"):
+            assert float(row[f"{finding}_probability"]) == pytest.approx(float(known[finding]), abs=1e-6)
+            decided = float(known[finding]) >= about["thresholds"][finding]
+            assert row[f"{finding}_decision"] == str(int(decided))
+    assert "Not for diagnosis" in (tmp_path / "out/report.html").read_text()
+    before = (tmp_path / "out/predictions.csv").read_text()
+    assert predict(finished, scans, tmp_path / "out", mirrors=False) == rows  # nothing is done twice
+    assert (tmp_path / "out/predictions.csv").read_text() == before
+    evaluate = ConfigWorkflow(
+        str(ROOT / "configs/evaluate_classification.yaml"), workflow_type="infer", predictions=str(tmp_path / "out"),
+        dataset_dir=str(folder), output_dir=str(tmp_path / "evaluated"), part="all",
+    )  # fmt: skip
+    evaluate.initialize()
+    evaluate.run()
+    lines = table(tmp_path / "evaluated/cases.csv")
+    assert {line["finding"] for line in lines} == {"ct", "body"}  # those that both tables have
+    cases = {Path(line["case"]).name.removesuffix(".nii.gz"): line for line in lines if line["finding"] == "ct"}
+    for name in VOLUMES:
+        assert float(cases[name]["probability"]) == pytest.approx(float(rows[name]["ct_probability"]), abs=1e-6)
+        assert cases[name]["label"] == str(int(name.startswith("ct")))
+    # an ensemble with a model that says the opposite knows nothing
+    opposite = ModelFiles(tmp_path / "folds/fold_1/model.pt")
+    weights = torch.load(finished / "model.pt", weights_only=True)
+    weights |= {key: -weights[key] for key in ("head.weight", "head.bias")}
+    opposite.write(weights, {**about, "thresholds": {"ct": 0.5, "body": 0.25}})
+    one = scans / f"{VOLUMES[0]}.nii.gz"
+    both = predict(f"[{finished}, {tmp_path}/folds/fold_1]", one, tmp_path / "both", mirrors=False)
+    assert float(both[VOLUMES[0]]["ct_probability"]) == pytest.approx(0.5, abs=1e-6)
+    settings = json.loads((tmp_path / "both/about.json").read_text())["settings"]
+    assert settings["thresholds"]["body"] == pytest.approx((about["thresholds"]["body"] + 0.25) / 2)
+    # mirror images are of training's axes, and thresholds can be given
+    mirrored = predict(finished, one, tmp_path / "mirrored", thresholds={"ct": 0.0})
+    assert mirrored[VOLUMES[0]]["ct_decision"] == "1"
+    assert mirrored[VOLUMES[0]]["ct_probability"] != rows[VOLUMES[0]]["ct_probability"]
+    with pytest.raises((RuntimeError, ValueError)) as caught:
+        predict(finished, one, tmp_path / "wrong", thresholds={"lung": 0.1})
+    assert "--thresholds" in str(user_error_in(caught.value))
+
+
 def test_it_starts_from_the_pretrained_weights_and_a_frozen_encoder_keeps_them(folder: Path, tmp_path: Path):
     file, _ = write_model(tmp_path, Case("SegResEncoder", TINY, ()), spacing=[6.0, 6.0, 6.0])
     # windows of crops at full resolution, and a network that only the file describes
@@ -165,3 +232,23 @@ def test_a_wrong_option_is_one_line_that_names_it(folder: Path, tmp_path: Path, 
     found = user_error_in(error.value)
     assert found is not None, f"not a UserError: {error.value!r}"
     assert message in str(found) and "\n" not in str(found)
+
+
+def test_an_evaluation_of_the_run_predicts_first_and_says_which_scans_it_has_seen(
+    finished: Path, folder: Path, tmp_path: Path
+):
+    given = {"model": str(finished), "dataset_dir": str(folder), "output_dir": str(tmp_path / "out"), "resamples": 20}
+    flow = ConfigWorkflow(
+        str(ROOT / "configs/evaluate_classification.yaml"), workflow_type="infer", device="cpu", num_workers=0, **given
+    )
+    flow.parser.update({"prediction_options": {"mirrors": False}})
+    flow.initialize()
+    flow.run()
+    found = json.loads((tmp_path / "out/results.json").read_text())
+    assert found["notes"][0].startswith("2 of 4 scans were trained on, so these values are not those of new scans")
+    assert found["notes"][1].startswith("2 of 4 scans chose the model's epoch")
+    said = {(row["case"], row["finding"]): float(row["probability"]) for row in table(tmp_path / "out/cases.csv")}
+    assert len(said) == 8 and found["metrics"]["auroc"]["ct"]["n"] == 4
+    for row in table(finished / "predictions.csv"):
+        name = row["volume"].removesuffix(".nii.gz")
+        assert [said[name, "ct"], said[name, "body"]] == pytest.approx([float(row["ct"]), float(row["body"])], abs=1e-5)

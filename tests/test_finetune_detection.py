@@ -17,6 +17,7 @@ from monai.bundle import ConfigWorkflow
 
 from bundle.errors import user_error_in
 from bundle.networks import build_encoder
+from bundle.runs import release_folders
 from bundle.tasks.detection import ResNetFPN
 from tests.tasks.detection.organ_boxes import labelled_part, organ_box
 
@@ -94,6 +95,58 @@ def run(folder: Path, **overrides) -> Path:
 @pytest.fixture(scope="module")
 def finished(folder: Path) -> Path:
     return run(folder)
+
+
+def predict(model: object, scans: Path, output: Path, **overrides) -> dict[str, dict[str, str]]:
+    """Runs the config of the prediction; returns the rows of its table by the names of the scans."""
+    given = {"model": str(model), "dataset_dir": str(scans), "output_dir": str(output), "device": "cpu", **overrides}
+    config = str(ROOT / "configs/predict_detection.yaml")
+    flow = ConfigWorkflow(config, workflow_type="infer", num_workers=0, **given)
+    flow.initialize()
+    try:
+        flow.run()
+    finally:
+        release_folders()
+    return {row["scan"]: row for row in table(output / "predictions.csv")}
+
+
+def table(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="") as opened:
+        return list(csv.DictReader(opened))
+
+
+def test_new_scans_get_the_boxes_that_validation_found(finished: Path, folder: Path, tmp_path: Path):
+    scans = tmp_path / "my scans"
+    scans.mkdir()
+    for name in ("mr_body_totalseg", "ct_spine_tptbox"):
+        (scans / f"{name}.nii.gz").symlink_to(folder / f"{name}.nii.gz")
+    (scans / "broken.nii.gz").write_bytes(b"no image")
+    options = {"mirrors": False, "score_threshold": 0.001}  # as in QUICK
+    rows = predict(finished, scans, tmp_path / "out", **options)
+    assert "cannot be read" in rows["broken"]["skipped"]
+    known = {entry["image"].removesuffix(".nii.gz"): entry for entry in json.loads(
+        (finished / "boxes.json").read_text())["validation"]}  # fmt: skip
+    found = {entry["image"]: entry for entry in json.loads((tmp_path / "out/boxes.json").read_text())["predictions"]}
+    assert found.keys() == known.keys() == rows.keys() - {"broken"}
+    for name, entry in known.items():
+        assert found[name]["score"] == pytest.approx(entry["score"], abs=2e-4)
+        assert np.allclose(found[name]["box"], entry["box"], atol=0.02)
+        assert found[name]["label"] == entry["label"] and rows[name]["boxes"] == str(len(entry["box"]))
+    assert "gallbladder" in (tmp_path / "out/report.html").read_text()
+    lines = [line for line in table(tmp_path / "out/boxes.csv") if line["scan"] == "mr_body_totalseg"]
+    markups = json.loads((tmp_path / "out/markups/mr_body_totalseg.mrk.json").read_text())["markups"]
+    assert len(lines) == len(markups) == len(found["mr_body_totalseg"]["box"]) > 0
+    for line, markup in zip(lines, markups, strict=True):
+        assert markup["center"] == pytest.approx([-float(line["x"]), -float(line["y"]), float(line["z"])])
+        assert markup["size"] == pytest.approx([float(line[side]) for side in ("width", "height", "depth")])
+        assert markup["name"].startswith(line["class"])
+    assert predict(finished, scans, tmp_path / "out", **options) == rows  # nothing is done twice
+    # the same model twice agrees with itself, and mirror images are looked at
+    one = scans / "mr_body_totalseg.nii.gz"
+    twice = predict(f"[{finished}, {finished}/model.pt]", one, tmp_path / "two", **options)
+    assert twice["mr_body_totalseg"]["boxes"] == rows["mr_body_totalseg"]["boxes"]
+    predict(finished, one, tmp_path / "few", score_threshold=0.99)
+    assert json.loads((tmp_path / "few/boxes.json").read_text())["predictions"][0]["box"] == []
 
 
 def test_the_run_leaves_everything_it_promises(finished: Path, folder: Path):
@@ -185,3 +238,19 @@ def test_a_wrong_option_is_one_line_that_names_it(folder: Path, changed: dict, m
     found = user_error_in(error.value)
     assert found is not None, repr(error.value)
     assert message in str(found) and "\n" not in str(found)
+
+
+def test_an_evaluation_of_the_run_predicts_first_and_says_which_scans_it_has_seen(
+    finished: Path, folder: Path, tmp_path: Path
+):
+    config = str(ROOT / "configs/evaluate_detection.yaml")
+    given = {"model": str(finished), "dataset_dir": str(folder / "dataset.json"), "output_dir": str(tmp_path / "out")}
+    given |= {"device": "cpu", "part": "validation"}
+    flow = ConfigWorkflow(config, workflow_type="infer", num_workers=0, resamples=5, worst=1, **given)
+    flow.initialize()
+    flow.run()
+    found = json.loads((tmp_path / "out/results.json").read_text())
+    assert found["settings"]["classes"] == CLASSES and found["settings"]["cases"]["evaluated"] == 2
+    assert found["notes"][0].startswith("1 of 2 scans were trained on")  # the one without a box is in both lists
+    rows = table(tmp_path / "out/cases.csv")
+    assert sum(int(row["boxes"]) for row in rows) == 3 and len(rows) == 4

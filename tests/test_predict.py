@@ -280,7 +280,7 @@ def test_a_dicom_series_is_segmented_as_its_nifti_file_is(data_dir: Path, tmp_pa
     shutil.copytree(series, tmp_path / "scans/dicom")
     model = write_fine_tuned(tmp_path / "model", random=True, spacing=[6.0, 6.0, 6.0], mirror_axes=[])
     rows = run(model, tmp_path / "scans", tmp_path / "out", dicom_seg=True)
-    assert rows["dicom"]["notes"].startswith("no DICOM SEG"), "the series was stripped of its identifiers"
+    assert "no DICOM SEG" in rows["dicom"]["notes"], "the series was stripped of its identifiers"
     assert rows.keys() == {"dicom", "nifti"} and rows["dicom"]["shape"] == "512 512 20"
     one, other = (nibabel.as_closest_canonical(written(tmp_path / "out", name)) for name in ("dicom", "nifti"))
     corners = np.array([[*((np.array(one.shape) - 1) * bits), 1] for bits in np.ndindex(2, 2, 2)])

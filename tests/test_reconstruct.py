@@ -108,6 +108,9 @@ def test_the_table_and_the_log_say_how_far_off_it_is_and_what_was_skipped(result
         assert 0.4 < float(row["hidden_share"]) < 0.7
         for name in ("loss", "loss_mean_predictor", "mae", "mae_foreground", "mae_zero_predictor"):
             assert float(row[name]) > 0, name
+    page = (results / "report.html").read_text()
+    assert page.count("<img ") == len(rows) and all(f">{name}</td>" in page for name in rows)
+    assert f"{len(rows)} volumes reconstructed, 1 skipped" in page
     assert 1 < float(rows["a/spine.nii.gz"]["mae"]) < 2000
     printed = (results / "printed.txt").read_text()
     assert "1 of 4 volumes were skipped" in printed and "broken.nii.gz: cannot be read" in printed

@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import MapTransform, Spacing, SpatialPad
+from monai.data.utils import compute_shape_offset, zoom_affine
+from monai.transforms import InvertibleTransform, MapTransform, Spacing, SpatialPad, SpatialResample
 
 from bundle.cells import valid_cells
 from bundle.data.sanity import check_size
@@ -17,6 +20,8 @@ from bundle.errors import UserError, VolumeError
 
 __all__ = ["OptionalSpacingd", "PadToCropd", "ToPlainTensorsd", "crop_size"]
 
+#: voxels from which on a volume is resampled by slabs of so many planes
+_WHOLE, _PLANES = 2**25, 16
 _MASKS = {"foreground", "valid"}
 
 
@@ -70,14 +75,43 @@ class OptionalSpacingd(MapTransform):
                 wanted = [c if p is None else p for p, c in zip(self.pixdim, current)]
                 size = [round(n * c / w) for n, c, w in zip(item[key].shape[1:], current, wanted)]
                 check_size((len(item[key]), *size), str(item.get("name", "the volume")))
-                item[key] = Spacing(pixdim=wanted, mode=self.mode, padding_mode="border")(item[key])
+                item[key] = _resample(item[key], wanted, self.mode)
         return item
 
 
-class PadToCropd(MapTransform):
+def _resample(image: MetaTensor, pixdim: Sequence[float], mode: str) -> MetaTensor:
+    """As MONAI's `Spacing`, which computes in float64; a large volume by slabs, as that takes five times its memory."""
+    if image.numel() <= _WHOLE:
+        resampled: MetaTensor = Spacing(pixdim=pixdim, mode=mode, padding_mode="border")(image)
+        return resampled
+    affine = zoom_affine(np.asarray(image.affine), pixdim, diagonal=False)
+    size, offset = compute_shape_offset(image.shape[1:], np.asarray(image.affine), affine)
+    affine[:3, 3] = offset
+    resample = SpatialResample(mode=mode, padding_mode="border", dtype=torch.float64)
+    result = torch.empty((len(image), *size), dtype=torch.float32)
+    step, last = pixdim[2] / float(image.pixdim[2]), image.shape[3] - 1
+    for first in range(0, size[2], _PLANES):
+        end = min(first + _PLANES, size[2])
+        low, high = min(last, max(0, math.floor(first * step) - 1)), min(last, math.ceil((end - 1) * step) + 1)
+        slab = MetaTensor(image.as_tensor()[..., low : high + 1], affine=_moved(image.affine, low))
+        part = resample(slab, dst_affine=_moved(affine, first), spatial_size=(*size[:2], end - first))
+        result[..., first:end] = part.as_tensor()
+    more = {key: value for key, value in image.meta.items() if key != "affine"}
+    return MetaTensor(result, affine=torch.as_tensor(affine), meta=more)
+
+
+def _moved(affine: np.ndarray | torch.Tensor, planes: int) -> torch.Tensor:
+    """The affine of the part of a volume that begins so many planes of the last axis further on."""
+    moved = torch.as_tensor(affine, dtype=torch.float64).clone()
+    moved[:3, 3] += planes * moved[:3, 2]
+    return moved
+
+
+class PadToCropd(MapTransform, InvertibleTransform):
     """Pads a volume smaller than the crop, on both sides alike, and marks what is real under the key `valid`.
 
-    The padding has each channel's lowest value, which is air or background, and is not foreground.
+    The padding has each channel's lowest value, which is air or background, and is not foreground. MONAI's `Invertd`
+    takes it off.
 
     Args:
         keys: of the image; `foreground`, and `weight_map` and `label` maps if there are any, are padded along.
@@ -107,7 +141,7 @@ class PadToCropd(MapTransform):
         item["valid"] = self.pad(torch.ones(image[:1].shape, dtype=torch.uint8), value=0)
         if valid_cells(item["valid"][None], self.cell).sum() < 2:
             raise VolumeError(
-                str(item["name"]),
+                str(item.get("name", "the volume")),
                 f"has {' x '.join(map(str, image.shape[1:]))} voxels, less than two cells of the encoder's stride",
                 "set a finer --spacing or leave it out",
             )
@@ -117,6 +151,13 @@ class PadToCropd(MapTransform):
         for key in self.key_iterator(item):
             channels = [self.pad(channel, value=float(channel.min())) for channel in item[key].split(1)]
             item[key] = channels[0] if len(channels) == 1 else torch.cat(channels)
+        return item
+
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Takes the padding off."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            item[key] = self.pad.inverse(item[key])
         return item
 
 

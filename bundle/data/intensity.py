@@ -88,7 +88,9 @@ class Foregroundd(MapTransform):
         image = item[self.first_key(item)]
         above = np.ascontiguousarray(image[0].cpu().numpy() > _threshold(image, item["modality"]))
         if not above.any():
-            raise VolumeError(str(item["name"]), "shows no body, only background", "leave it out or set --modality")
+            raise VolumeError(
+                str(item.get("name", "the volume")), "shows no body, only background", "leave it out or set --modality"
+            )
         body = _largest_part(above)
         for axial in range(body.shape[2]):
             body[:, :, axial] = _without_holes(body[:, :, axial])
@@ -145,7 +147,8 @@ class NormalizeByModalityd(MapTransform):
         item = dict(data)
         for key in self.key_iterator(item):
             normalize = self._ct if item["modality"] == "CT" else self._mr
-            image, foreground, name = item[key].float(), item["foreground"] > 0, str(item["name"])
+            image, foreground = item[key].float(), item["foreground"] > 0
+            name = str(item.get("name", "the volume"))
             channels, offsets, scales = zip(*(normalize(channel, foreground, name) for channel in image.split(1)))
             item[key] = channels[0] if len(channels) == 1 else torch.cat(channels)
             item["intensity"] = {"offset": offsets[0], "scale": scales[0]}  # of the first channel

@@ -19,6 +19,7 @@ from monai.transforms import Compose
 from tqdm import tqdm
 
 from bundle.data.find import FoundVolume
+from bundle.data.fingerprints import fingerprint
 from bundle.data.names import name_digest, without_paths
 from bundle.data.printable import printable
 from bundle.data.scans import find_scans
@@ -50,6 +51,7 @@ class PreparedVolume:
         group: volumes of one group stay on one side of the split.
         part: "training" or "validation" where a data list tells, else "".
         notes: what the reader left out or resampled, or "".
+        fingerprint: by which its file is recognised, or "".
         content: a digest of the bytes of its files, and of its labels; it does not change where the files move.
     """
 
@@ -62,6 +64,7 @@ class PreparedVolume:
     group: str = ""
     part: str = ""
     notes: str = ""
+    fingerprint: str = ""
     content: str = ""
 
     def load(self, crop: Crop | None = None, keys: Collection[str] | None = None) -> dict[str, Any]:
@@ -196,6 +199,12 @@ class VolumeSet:
         counts = {part: {m: sum(v.modality == m for v in vs) for m in ("CT", "MR")} for part, vs in parts.items()}
         return counts if self.folds is None else {**counts, "folds": self.folds, "fold": self.fold}
 
+    @property
+    def fingerprints(self) -> dict[str, list[str]]:
+        """By part, what tells an evaluation that a scan was trained on, or chose the epoch: see `fingerprint`."""
+        parts = {"training": self.training, "validation": self.validation}
+        return {part: sorted({v.fingerprint for v in vs if v.fingerprint}) for part, vs in parts.items()}
+
     def _prepare(self, found: Sequence[FoundVolume], workers: int) -> list[PreparedVolume | SkippedVolume]:
         rank, world = (dist.get_rank(), dist.get_world_size()) if _distributed() else (0, 1)
         share = found[rank::world]
@@ -231,6 +240,7 @@ class VolumeSet:
             group=found.group or found.name,
             part=found.part,
             notes=header.notes,
+            fingerprint=fingerprint(found.files),
             content=content,
         )
 

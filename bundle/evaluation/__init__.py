@@ -5,9 +5,10 @@ from bundle.evaluation.boxes import BOX_METRICS, FROC_RATES, BoxMatches, froc_cu
 from bundle.evaluation.folder import EvaluationFolder
 from bundle.evaluation.intervals import Bootstrap, Estimate
 from bundle.evaluation.mask_metrics import mask_metrics, volume_metrics
-from bundle.evaluation.names import case_name, match_names
+from bundle.evaluation.names import case_name, match_names, skipped_reasons
 from bundle.evaluation.page import write_page
 from bundle.evaluation.probabilities import PROBABILITY_METRICS, probability_metrics, reliability_curve
+from bundle.evaluation.seen import seen_notes
 from bundle.evaluation.summary import estimate_text, shortened_list, summary_rows, summary_table, unmatched_notes
 from bundle.evaluation.tables import as_number, read_results, read_table, write_results, write_table
 
@@ -29,7 +30,9 @@ __all__ = [
     "read_results",
     "read_table",
     "reliability_curve",
+    "seen_notes",
     "shortened_list",
+    "skipped_reasons",
     "summary_rows",
     "summary_table",
     "unmatched_notes",

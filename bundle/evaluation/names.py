@@ -13,8 +13,9 @@ from typing import Any
 from bundle.data import FoundVolume
 from bundle.data.names import name_digest, without_ending
 from bundle.data.safe_names import inside
+from bundle.evaluation.tables import read_table
 
-__all__ = ["case_name", "match_names"]
+__all__ = ["case_name", "match_names", "skipped_reasons"]
 
 _CHANNEL = re.compile(r"_\d{4}$")  # nnU-Net's number of the channel
 
@@ -50,6 +51,20 @@ def match_names(volumes: Sequence[FoundVolume], predictions: Sequence[str]) -> l
                     found[index] = names[name]
                     left.remove(names[name])
     return found
+
+
+def skipped_reasons(volumes: Sequence[FoundVolume], predictions: Path) -> dict[str, str]:
+    """Why a prediction skipped scans, by their names, as the `predictions.csv` of its folder says.
+
+    Args:
+        volumes: the scans.
+        predictions: the folder.
+    """
+    table = predictions / "predictions.csv"
+    rows = read_table(table) if table.is_file() else []
+    reasons = {row["scan"]: row["skipped"] for row in rows if row.get("scan") and row.get("skipped")}
+    names = match_names(volumes, [*reasons])
+    return {volume.name: reasons[name] for volume, name in zip(volumes, names, strict=True) if name is not None}
 
 
 def _unique(names: Mapping[Any, str]) -> dict[str, Any]:

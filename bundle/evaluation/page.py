@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bundle.evaluation.folder import EvaluationFolder
 from bundle.evaluation.tables import read_table
-from bundle.reports import Report
+from bundle.reports import Case, Report
 
 __all__ = ["write_page"]
 
@@ -23,6 +23,9 @@ def write_page(
     notes: Sequence[str] = (),
     captions: Mapping[str, str] | None = None,
     explanation: str = "",
+    cases: Iterable[Case] = (),
+    count: int = 0,
+    classes: Mapping[str, int] | None = None,
 ) -> Path:
     """Writes `report.html`: the means first, then what is to be noted, the pictures, each case, and the settings.
 
@@ -34,6 +37,9 @@ def write_page(
         notes: what a reader must know.
         captions: of pictures, by their names without an ending.
         explanation: of the values, in a sentence or two.
+        cases: for the viewer, made one at a time.
+        count: how many these are; 0: no viewer.
+        classes: value in the cases' label maps by the name of each class.
     """
     report = Report("Evaluation", lead=lead)
     section = report.section("Result")
@@ -42,6 +48,8 @@ def write_page(
         section.paragraph(explanation)
     if notes:
         report.section("To be noted").bullets(notes)
+    if count:
+        report.section("Viewer").viewer(cases, classes=classes or {}, count=count)
     pictures = sorted(output.panels.glob("*.png"))
     if pictures:
         section = report.section("Pictures")

@@ -3,6 +3,7 @@
 
 from bundle.export.export_model import Exported, export_model, verify_file
 from bundle.export.formats import FORMATS, Format
+from bundle.export.nnunet import fit_plans, write_nnunet
 from bundle.export.plain import PlainEncoder, PlainModel, plain_model, plain_network
 from bundle.export.verify import Verifier, compare_features, settings_text
 
@@ -15,8 +16,10 @@ __all__ = [
     "Verifier",
     "compare_features",
     "export_model",
+    "fit_plans",
     "plain_model",
     "plain_network",
     "settings_text",
     "verify_file",
+    "write_nnunet",
 ]

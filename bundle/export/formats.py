@@ -26,6 +26,7 @@ from torch import Tensor
 
 from bundle.errors import UserError
 from bundle.export.exportable import exportable
+from bundle.export.nnunet import NNUNET_ENCODERS, verify_nnunet, write_nnunet
 from bundle.export.plain import PlainModel, plain_network
 from bundle.export.verify import Readable, Verifier, compare_features, example_image, settings_text
 
@@ -50,12 +51,14 @@ class Format:
             of every level. A file for another program's loader brings its check. It raises a `UserError` of one line
             where the two differ.
         packages: that it needs on top of the bundle's own.
+        encoders: the names of those that it can hold; none: any.
     """
 
     suffix: str
     write: Callable[[PlainModel, Path], str]
     verify: Verifier
     packages: tuple[str, ...] = ()
+    encoders: tuple[str, ...] = ()
 
 
 def get_format(name: str) -> Format:
@@ -70,7 +73,7 @@ def get_format(name: str) -> Format:
     if lacking:
         raise UserError(
             f"format {name} needs {', '.join(lacking)}: "
-            f'run "python -m pip install -c constraints.txt {" ".join(lacking)}"'
+            f'run "python -m pip install -c constraints.txt {" ".join(lacking).replace("_", "-")}"'
         )
     return FORMATS[name]
 
@@ -176,4 +179,7 @@ FORMATS: dict[str, Format] = {
         ".onnx", _write_onnx, compare_features(_read_onnx, allowed=1e-3), ("onnx", "onnxscript", "onnxruntime")
     ),
     "torch_export": Format(".pt2", _write_torch_export, compare_features(_read_torch_export)),
+    "nnunet": Format(
+        ".nnunet.pth", write_nnunet, verify_nnunet, ("dynamic_network_architectures",), encoders=NNUNET_ENCODERS
+    ),
 }

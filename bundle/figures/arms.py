@@ -36,7 +36,12 @@ def draw_arms(rows: Sequence[Mapping[str, Any]], arms: Sequence[str]) -> Figure:
                 if row["curve"]:
                     curves[place].plot(*zip(*row["curve"], strict=True), color=colour, alpha=0.7)
         dots.plot([place + shift for place in range(len(counts))], means, "_-", color=colour, label=arm, markersize=16)
-    dots.set(xticks=range(len(counts)), xlabel="labelled people", ylabel="Dice of the held-out people")
+    dots.set(
+        xticks=range(len(counts)),
+        xlim=(-0.6, len(counts) - 0.4),
+        xlabel="labelled people",
+        ylabel="Dice of the held-out people",
+    )
     dots.set_xticklabels([str(count) for count in counts])
     dots.legend()
     for ax, labels in zip(curves, counts):

@@ -6,13 +6,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from monai.transforms.utils import rescale_array
 
+from bundle.figures.colours import class_colours
 from bundle.figures.planes import PLANES, Plane
 
 __all__ = ["draw_contours"]
@@ -23,7 +23,7 @@ _NAMED = 12
 
 def draw_contours(
     image: np.ndarray,
-    reference: np.ndarray,
+    reference: np.ndarray | None,
     prediction: np.ndarray,
     spacing: Sequence[float],
     *,
@@ -32,9 +32,11 @@ def draw_contours(
 ) -> np.ndarray:
     """Draws three planes, each where the two label maps differ most, with the outlines of both.
 
+    Without a reference, planes are those with most of the prediction.
+
     Args:
         image: ``[D, H, W]`` with axes R, A, S.
-        reference: classes counted from 1, likewise.
+        reference: classes counted from 1, likewise; None if there is none.
         prediction: likewise.
         spacing: of the voxels, in mm.
         classes: their names.
@@ -47,9 +49,10 @@ def draw_contours(
     canvas = FigureCanvasAgg(figure)
     figure.subplots_adjust(left=0.01, right=0.99, bottom=0.1, top=0.86, wspace=0.04)
     figure.suptitle(title, parse_math=False)
-    colours = colormaps["tab20" if len(classes) > 10 else "tab10"]
-    differs = reference != prediction
-    shown = differs if differs.any() else reference > 0
+    colours = class_colours(len(classes))
+    differs = prediction > 0 if reference is None else reference != prediction
+    shown = differs if reference is None or differs.any() else reference > 0
+    outlines = [(prediction, "solid")] if reference is None else [(reference, "solid"), (prediction, "dashed")]
     drawn: set[int] = set()
     for ax, plane in zip(figure.subplots(1, len(PLANES)), PLANES):
         counts = shown.sum(axis=tuple(axis for axis in range(3) if axis != plane.normal))
@@ -59,26 +62,24 @@ def draw_contours(
         ax.imshow(
             grey, cmap="gray", vmin=0, vmax=1, aspect=spacing[plane.up] / spacing[plane.across], interpolation="nearest"
         )
-        for labels, style in ((reference, "solid"), (prediction, "dashed")):
+        for labels, style in outlines:
             drawn |= _outline(ax, plane, labels, index, colours, style)
         ax.set_axis_off()
         ax.set_title(plane.name, fontsize=9)
-    lines = [Line2D([], [], color="0.3", label="reference"), Line2D([], [], color="0.3", ls="--", label="prediction")]
-    lines += [
-        Line2D([], [], color=colours((number - 1) % colours.N), label=classes[number - 1])
-        for number in sorted(drawn)[:_NAMED]
-    ]
+    styles = {"reference": "solid", "prediction": "dashed"} if reference is not None else {}
+    lines = [Line2D([], [], color="0.3", ls=style, label=name) for name, style in styles.items()]
+    lines += [Line2D([], [], color=colours[number - 1], label=classes[number - 1]) for number in sorted(drawn)[:_NAMED]]
     figure.legend(handles=lines, loc="lower center", ncols=min(len(lines), 8), fontsize=8, frameon=False)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
-def _outline(ax: Axes, plane: Plane, labels: np.ndarray, index: int, colours: object, style: str) -> set[int]:
+def _outline(ax: Axes, plane: Plane, labels: np.ndarray, index: int, colours: np.ndarray, style: str) -> set[int]:
     """Draws the outline of each class in a slice; returns the classes that are there."""
     cut = np.pad(plane.cut(labels, index), 1)  # so that an outline closes at the border
     numbers = [int(number) for number in np.unique(cut) if number > 0]
     across, up = (np.arange(size) - 1 for size in (cut.shape[1], cut.shape[0]))
     for number in numbers:
-        colour = colours((number - 1) % colours.N)  # type: ignore[operator,attr-defined]
+        colour = colours[number - 1]
         ax.contour(across, up, cut == number, levels=[0.5], colors=[colour], linestyles=style, linewidths=1.3)
     return set(numbers)

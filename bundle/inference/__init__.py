@@ -2,25 +2,30 @@
 """From trained weights and a folder of volumes to embeddings and feature maps."""
 
 from bundle.inference.evaluator import VolumeEvaluator
+from bundle.inference.load_image import LoadImageAsTrainedd, list_items
 from bundle.inference.manifest import Manifest
 from bundle.inference.output import OutputFolder
 from bundle.inference.prepare import OriginalGeometryd, PadToWindowd, ToPlainItemd
 from bundle.inference.save import CellStatisticsd, SaveEmbeddingd, SaveFeatureMapd
 from bundle.inference.start import start_inference
+from bundle.inference.straighten import Straightend
 from bundle.inference.volumes import VolumeDataset, list_volumes
 from bundle.inference.windows import whole_cell_overlap
 
 __all__ = [
     "CellStatisticsd",
+    "LoadImageAsTrainedd",
     "Manifest",
     "OriginalGeometryd",
     "OutputFolder",
     "PadToWindowd",
     "SaveEmbeddingd",
     "SaveFeatureMapd",
+    "Straightend",
     "ToPlainItemd",
     "VolumeDataset",
     "VolumeEvaluator",
+    "list_items",
     "list_volumes",
     "start_inference",
     "whole_cell_overlap",

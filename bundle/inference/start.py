@@ -14,12 +14,15 @@ from bundle.runs.overrides import check_overrides
 __all__ = ["start_inference"]
 
 
-def start_inference(*, device: str | torch.device = "auto", config_name: str = "inference.yaml") -> None:
+def start_inference(
+    *, device: str | torch.device = "auto", config_name: str = "inference.yaml", keep_memory: bool = True
+) -> None:
     """Checks the options; from here on a mistake of the user's ends the program with one line.
 
     Args:
         device: as for `bundle.runs.pick_device`.
         config_name: name of the base config, for when MONAI does not tell it.
+        keep_memory: whether a process on the CPU keeps the memory that it has freed, which is faster and takes more.
 
     Raises:
         UserError: if an option is unknown or the device is not there.
@@ -28,5 +31,6 @@ def start_inference(*, device: str | torch.device = "auto", config_name: str = "
     source = calling_config(config_name)
     if source is not None:
         check_overrides(source)
-    if pick_device(device).type == "cpu":
+    on_cpu = pick_device(device).type == "cpu"
+    if keep_memory and on_cpu:
         keep_freed_memory()

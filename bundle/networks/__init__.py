@@ -6,6 +6,7 @@ from bundle.networks.decoder import Decoder
 from bundle.networks.depth_pairs import EncoderDepthPairs, average_at, plain_depth_pairs
 from bundle.networks.encoders.build import build_encoder
 from bundle.networks.encoders.encoder import Encoder, Level, Stage
+from bundle.networks.encoders.nnunet import nnunet_arguments
 from bundle.networks.feature_map import build_feature_map, total_stride
 from bundle.networks.level_pairs import VolumeLevelPairs
 from bundle.networks.objective import Objective, ObjectiveSum
@@ -35,6 +36,7 @@ __all__ = [
     "build_encoder",
     "build_feature_map",
     "find_pairs",
+    "nnunet_arguments",
     "plain_depth_pairs",
     "read_site_features",
     "reestimate_batch_norm",

@@ -7,6 +7,8 @@ from bundle.prediction.fine_tuned import FineTuned
 from bundle.prediction.folder import PredictionFolder
 from bundle.prediction.grid import NoteOwnGridd, OwnGrid, ToPlainScand, own_grid
 from bundle.prediction.nifti import write_nifti
+from bundle.prediction.predict_first import labelled_scans, predicted_folder, seen_in_training, told_by_model
+from bundle.prediction.report import TableReport
 from bundle.prediction.scans import list_scans
 from bundle.prediction.table import PredictionTables
 
@@ -18,9 +20,14 @@ __all__ = [
     "PredictionFolder",
     "PredictionTables",
     "ScanEvaluator",
+    "TableReport",
     "ToPlainScand",
+    "labelled_scans",
     "list_scans",
     "own_grid",
     "pick_mirrors",
+    "predicted_folder",
+    "seen_in_training",
+    "told_by_model",
     "write_nifti",
 ]

@@ -15,9 +15,10 @@ from bundle.data import table_row
 from bundle.reconstruction.prepared import WholeVolume
 from bundle.reconstruction.tiles import Reconstructed
 
-__all__ = ["error_row", "error_text", "write_errors"]
+__all__ = ["SHOWN", "error_row", "error_text", "write_errors"]
 
-_SHOWN = (
+#: title and column of what is shown
+SHOWN = (
     ("volume", "volume"),
     ("hidden", "hidden_share"),
     ("MAE", "mae"),
@@ -80,8 +81,8 @@ def write_errors(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 def error_text(rows: Sequence[dict[str, Any]]) -> str:
     """The main metrics as a table in text."""
-    table = [[title for title, _ in _SHOWN]]
-    table += [[_cell(row[name]) for _, name in _SHOWN] for row in rows]
+    table = [[title for title, _ in SHOWN]]
+    table += [[_cell(row[name]) for _, name in SHOWN] for row in rows]
     widths = [max(map(len, column)) for column in zip(*table)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in table)
 

@@ -22,6 +22,7 @@ from bundle.errors import UserError
 from bundle.figures.reconstruction import PanelCrop, draw_panels
 from bundle.reconstruction.error_table import error_row, error_text, write_errors
 from bundle.reconstruction.original_grid import OriginalGrid
+from bundle.reconstruction.page import write_page
 from bundle.reconstruction.prepared import WholeVolume, find_inputs, prepare_volume
 from bundle.reconstruction.tiles import Reconstructed, TiledReconstruction
 from bundle.runs import TrainedRun
@@ -79,6 +80,7 @@ class Reconstruct:
         folder = self._folder()
         rows: list[dict[str, Any]] = []
         skipped: list[SkippedVolume] = []
+        pictures: dict[str, Path] = {}
         names = result_names(found, files=lambda name: _files(folder / name).values())
         for number, (volume, name) in enumerate(zip(found, names, strict=True), 1):
             try:
@@ -88,6 +90,7 @@ class Reconstruct:
                 logger.warning("skipped %s: %s; %s", *error.skipped)
                 continue
             rows.append(row)
+            pictures[volume.name] = _files(folder / name)["panel"]
             write_errors(rows, folder / "errors.csv")  # after each volume: an interruption loses one at most
             logger.info("%d of %d: %s", number, len(found), volume.name)
         if not rows:
@@ -99,6 +102,7 @@ class Reconstruct:
         if skipped:
             lines = "\n".join(f"- {name}: {problem}; {remedy}" for name, problem, remedy in skipped)
             logger.warning("%d of %d volumes were skipped:\n%s", len(skipped), len(found), lines)
+        logger.info("report: %s", write_page(folder, rows, pictures if self.panels else {}, skipped))
         return folder
 
     def _folder(self) -> Path:

@@ -13,6 +13,9 @@ from bundle.data.printable import printable
 __all__ = ["bullets", "facts", "preformatted", "prose", "table", "text"]
 
 
+_SHORT = 30  # characters
+
+
 def text(value: object) -> str:
     r"""A value as html text: markup is shown, not obeyed; what cannot be shown is escaped; NaN is a dash.
 
@@ -56,8 +59,7 @@ def preformatted(lines: str) -> str:
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, caption: str = "") -> str:
     """A table that scrolls sideways where the screen is narrow; columns of numbers are right-aligned."""
     rows = list(rows)
-    numeric = [all(_is_number(row[place]) for row in rows) for place in range(len(columns))]
-    classes = [' class="number"' if is_number and rows else "" for is_number in numeric]
+    classes = [_column_class([row[place] for row in rows]) for place in range(len(columns))]
     head = "".join(f'<th scope="col"{kind}>{text(name)}</th>' for name, kind in zip(columns, classes, strict=True))
     body = "".join(
         "<tr>" + "".join(f"<td{kind}>{text(cell)}</td>" for cell, kind in zip(row, classes, strict=True)) + "</tr>"
@@ -66,6 +68,13 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, caption: 
     said = f"<caption>{text(caption)}</caption>" if caption else ""
     content = f"{said}<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
     return f'<div class="scroll" tabindex="0"><table>{content}</table></div>'
+
+
+def _column_class(cells: Sequence[object]) -> str:
+    """Numbers are aligned right, and short texts are kept in one line."""
+    if not cells or any(len(str(cell)) > _SHORT for cell in cells):
+        return ""
+    return ' class="number"' if all(map(_is_number, cells)) else ' class="short"'
 
 
 def _is_number(cell: object) -> bool:

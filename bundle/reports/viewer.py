@@ -13,15 +13,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
 from bundle.data.printable import printable
 from bundle.errors import UserError
+from bundle.figures.colours import class_colours
 from bundle.reports.markup import text
 from bundle.reports.volumes import PackedVolume, grey, pack_labels, pack_scan, shrink_to
 
-__all__ = ["Case", "PackedCase", "class_colours", "pack_case", "viewer_markup"]
+__all__ = ["Case", "PackedCase", "pack_case", "viewer_markup"]
 
 #: voxels that a telephone can hold twice as a texture of four bytes each
 _MOST_VOXELS = 10_000_000
@@ -39,7 +39,7 @@ class Case:
         label_maps: ``[D, H, W]`` each, whole numbers on the scan's grid, by what they are, such as "prediction" and
             "reference". The last is on top.
         note: a line to show with it, such as the Dice.
-        window: intensities of black and white; None: the scan's percentiles.
+        window: intensities shown as black and white at first; None: the scan's percentiles.
     """
 
     name: str
@@ -72,17 +72,6 @@ class PackedCase:
         return len(self.scan) + sum(len(one) for one in self.label_maps.values())
 
 
-def class_colours(classes: Mapping[str, int]) -> dict[str, str]:
-    """The colour of each class, as the pictures of this package have them.
-
-    Example:
-        >>> class_colours({"spleen": 1, "liver": 6})
-        {'spleen': '#1f77b4', 'liver': '#ff7f0e'}
-    """
-    colours = colormaps["tab20" if len(classes) > 10 else "tab10"]
-    return {name: to_hex(colours(place % colours.N)) for place, name in enumerate(classes)}
-
-
 def pack_case(case: Case, classes: Mapping[str, int], most: int) -> PackedCase:
     """Makes a case small enough: 256 grey levels, then pictures of the slices, then larger voxels.
 
@@ -91,7 +80,7 @@ def pack_case(case: Case, classes: Mapping[str, int], most: int) -> PackedCase:
         classes: value in the label maps by name.
         most: bytes in the page.
     """
-    levels, window = grey(case.scan, case.window)
+    levels, span = grey(case.scan, case.window)
     spacing = np.linalg.norm(np.asarray(case.affine)[:3, :3], axis=0)
     voxels = _MOST_VOXELS
     while True:
@@ -101,7 +90,7 @@ def pack_case(case: Case, classes: Mapping[str, int], most: int) -> PackedCase:
             for name, found in case.label_maps.items()
         }
         rest = most - sum(len(one) for one in label_maps.values())
-        scan = pack_scan(levels, grid, case.affine, window, rest)
+        scan = pack_scan(levels, grid, case.affine, span, rest, case.window)
         if len(scan) <= rest or voxels <= _FEWEST_VOXELS:
             break
         voxels = int(0.9 * np.prod(grid.shape) * max(0.1, rest / len(scan)))
@@ -131,7 +120,10 @@ def viewer_markup(cases: Iterable[PackedCase], classes: Mapping[str, int], numbe
     """The viewer's part of the page; `static/viewer.js` brings it to life."""
     cases = list(cases)
     about = {
-        "classes": [{"name": printable(name), "colour": colour} for name, colour in class_colours(classes).items()],
+        "classes": [
+            {"name": printable(name), "colour": to_hex(colour)}
+            for name, colour in zip(classes, class_colours(len(classes)), strict=True)
+        ],
         "cases": [
             {
                 "name": printable(case.name),

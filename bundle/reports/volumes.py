@@ -71,16 +71,16 @@ def grey(scan: np.ndarray, window: tuple[float, float] | None = None) -> tuple[n
 
     Args:
         scan: ``[D, H, W]``.
-        window: intensities of black and white; None: the 0.5th and 99.5th percentile, which leave out metal and noise.
+        window: intensities that must be among them; None: none. All reach from the 0.5th to the 99.5th percentile,
+            which leave out metal and noise.
 
     Returns:
-        The levels, uint8, and the window.
+        The levels, uint8, and the intensities of the lowest and the highest.
     """
-    if window is None:
-        step = max(1, scan.size // 4_000_000)  # enough voxels for a percentile
-        low, high = np.percentile(scan.ravel()[::step], (0.5, 99.5))
-    else:
-        low, high = window
+    step = max(1, scan.size // 4_000_000)  # enough voxels for a percentile
+    low, high = np.percentile(scan.ravel()[::step], (0.5, 99.5))
+    if window is not None:
+        low, high = min(low, window[0]), max(high, window[1])
     width = max(float(high) - float(low), 1e-6)
     levels = np.empty(scan.shape, dtype=np.uint8)
     for index, plane in enumerate(scan):  # plane by plane: a whole CT in float would take gigabytes
@@ -104,7 +104,12 @@ def shrink_to(shape: Sequence[int], spacing: Sequence[float], most: int) -> Grid
 
 
 def pack_scan(
-    levels: np.ndarray, grid: Grid, affine: np.ndarray, window: tuple[float, float], most: int
+    levels: np.ndarray,
+    grid: Grid,
+    affine: np.ndarray,
+    span: tuple[float, float],
+    most: int,
+    window: tuple[float, float] | None = None,
 ) -> PackedVolume:
     """A scan: as gzip, which keeps every grey level, or where that has more than `most` bytes as pictures.
 
@@ -112,13 +117,14 @@ def pack_scan(
         levels: uint8 ``[D, H, W]``, as `grey` makes them.
         grid: to bring them to; a block gets its mean.
         affine: of `levels`, to mm.
-        window: intensities of the lowest and the highest level.
+        span: intensities of the lowest and the highest level.
         most: bytes.
+        window: intensities to show as black and white; None: the whole span.
     """
     taken = levels if grid.factor == (1, 1, 1) else np.rint(grid.blocks(levels).mean(axis=-1, dtype=np.float32))
     taken = taken.astype(np.uint8)
-    low, high = window
-    header = _header(grid, affine, highest=_TOP, slope=(high - low) / _TOP, intercept=low)
+    low, high = span
+    header = _header(grid, affine, shown=window or span, slope=(high - low) / _TOP, intercept=low)
     packed = PackedVolume(header, "gzip", _zipped(taken))
     return packed if len(packed) <= most else PackedVolume(header, "webp", _base64(_pictures(taken)))
 
@@ -137,7 +143,7 @@ def pack_labels(labels: np.ndarray, grid: Grid, affine: np.ndarray, values: Sequ
         found[...] = np.where(ordered[place] == plane, order[place] + 1, 0)
     if grid.factor != (1, 1, 1):
         numbers = _most_frequent(numbers, grid)
-    return PackedVolume(_header(grid, affine, highest=len(values), kind=kind), "gzip", _zipped(numbers))
+    return PackedVolume(_header(grid, affine, shown=(0, len(values)), kind=kind), "gzip", _zipped(numbers))
 
 
 def _most_frequent(numbers: np.ndarray, grid: Grid) -> np.ndarray:
@@ -157,7 +163,13 @@ def _most_frequent(numbers: np.ndarray, grid: Grid) -> np.ndarray:
 
 
 def _header(
-    grid: Grid, affine: np.ndarray, *, highest: int, slope: float = 1.0, intercept: float = 0.0, kind: type = np.uint8
+    grid: Grid,
+    affine: np.ndarray,
+    *,
+    shown: tuple[float, float],
+    slope: float = 1.0,
+    intercept: float = 0.0,
+    kind: type = np.uint8,
 ) -> str:
     header = nibabel.Nifti1Header()
     header.set_data_dtype(kind)
@@ -168,7 +180,7 @@ def _header(
     header.set_xyzt_units("mm")
     header["magic"], header["vox_offset"] = b"n+1", 352
     header["scl_slope"], header["scl_inter"] = slope, intercept
-    header["cal_min"], header["cal_max"] = intercept, intercept + slope * highest
+    header["cal_min"], header["cal_max"] = shown
     return _base64(header.binaryblock + bytes(4))
 
 

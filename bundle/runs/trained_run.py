@@ -89,7 +89,8 @@ class TrainedRun:
         if isinstance(content, dict) and "transfer" in content and "masking" not in content:
             raise UserError(
                 f'--run_folder "{self.folder.path}" was fine-tuned, so it has no reconstruction: name a run of '
-                f"pre-training, or embed with its encoder: configs/inference.yaml --weights {self.folder.model}"
+                f"pre-training, use it with --model {self.folder.path} of predict, or embed with its encoder: "
+                f"configs/inference.yaml --weights {self.folder.model}"
             )
 
     def _check_components(self) -> None:

@@ -4,7 +4,7 @@
 from bundle.weights.cards import CARDS, Card, PublishedEncoder, recognise
 from bundle.weights.files import ModelFiles, checksum
 from bundle.weights.load import load_strictly, read_settings
-from bundle.weights.orientation import turn_kernels
+from bundle.weights.orientation import axis_order, turn_kernels
 from bundle.weights.read import list_wrappers, read_weights, require_finite, without_reconstruction
 from bundle.weights.settings import ModelSettings
 
@@ -14,6 +14,7 @@ __all__ = [
     "ModelFiles",
     "ModelSettings",
     "PublishedEncoder",
+    "axis_order",
     "checksum",
     "list_wrappers",
     "load_strictly",

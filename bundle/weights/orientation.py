@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bundle.errors import UserError
 
-__all__ = ["turn_kernels"]
+__all__ = ["axis_order", "turn_kernels"]
 
 _OPPOSITE = dict(zip("RLAPSI", "LRPAIS", strict=True))
 
@@ -40,12 +40,9 @@ def turn_kernels(weights: Mapping[str, Tensor], axes: str, *, to: str = "RAS") -
         >>> turn_kernels({"conv.weight": kernel}, "SPL")["conv.weight"].flatten()  # 2 at the left, 0 at the right
         tensor([2., 1., 0.])
     """
-    for name in (axes, to):
-        if len(name) != 3 or {frozenset((code, _OPPOSITE.get(code, ""))) for code in name} != _PAIRS:
-            raise UserError(f"orientation {name!r} is not known: give one letter of R/L, A/P and S/I for each axis")
+    order = axis_order(axes, to)
     if axes == to:
         return dict(weights)
-    order = [next(i for i, code in enumerate(axes) if code in (target, _OPPOSITE[target])) for target in to]
     mirrored = [2 + i for i, target in enumerate(to) if axes[order[i]] != target]
 
     def turned(value: Tensor) -> Tensor:
@@ -53,6 +50,22 @@ def turn_kernels(weights: Mapping[str, Tensor], axes: str, *, to: str = "RAS") -
         return torch.flip(moved, mirrored).contiguous() if mirrored else moved.contiguous()
 
     return {key: turned(value) if value.ndim == 5 else value for key, value in weights.items()}
+
+
+def axis_order(axes: str, to: str) -> list[int]:
+    """Which of the old axes each of the new ones is, whichever way it runs.
+
+    Args:
+        axes: the old ones, one letter for each array axis, as for `turn_kernels`.
+        to: the new ones.
+
+    Raises:
+        UserError: if these are not three different axes.
+    """
+    for name in (axes, to):
+        if len(name) != 3 or {frozenset((code, _OPPOSITE.get(code, ""))) for code in name} != _PAIRS:
+            raise UserError(f"orientation {name!r} is not known: give one letter of R/L, A/P and S/I for each axis")
+    return [next(i for i, code in enumerate(axes) if code in (target, _OPPOSITE[target])) for target in to]
 
 
 _PAIRS = {frozenset("RL"), frozenset("AP"), frozenset("SI")}

@@ -42,7 +42,7 @@ VERSION = "0.5.4"
 SDIST = f"MinkowskiEngine-{VERSION}.tar.gz"
 SHA256 = "b1879c00d0b0b1d30ba622cce239886a7e3c78ee9da1064cdfe2f64c2ab15f94"
 # Installed beside the build, not into the environment; older pips cannot pass options to a release's setup.py.
-BUILD_TOOLS = ROOT / "locked" / "minkowski.txt"
+BUILD_TOOLS = ROOT / "scripts/locked/minkowski.txt"
 GIB_PER_JOB = {"cpu": 3, "cuda": 6}  # what one compiler process may need
 NINJA_STEP = re.compile(r"\s*\[(\d+)/(\d+)\] ")
 PIP = (sys.executable, "-m", "pip")

@@ -34,7 +34,7 @@ from scipy.stats import ttest_rel
 from tqdm import tqdm
 
 from bundle.errors import UserError
-from bundle.tasks.segmentation.trial import run_trial
+from bundle.training.trial import run_trial
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs/finetune_segmentation.yaml"
@@ -91,6 +91,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "no deep supervision": {"network_def#dsdepth": 1},
     "heads x 10": {"head_lr_factor": 10.0},
     "rate 3e-4": {"lr": 3.0e-4},
+    "rate 5e-4": {"lr": 5.0e-4},
     "rate 1e-3": {"lr": 1.0e-3},
     "rate 2e-3": {"lr": 2.0e-3},
     "rate 3e-3": {"lr": 3.0e-3},

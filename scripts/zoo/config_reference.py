@@ -34,6 +34,8 @@ _MAIN = {
     "finetune_classification.yaml": "Fine-tuning: classification",
     "finetune_detection.yaml": "Fine-tuning: detection",
     "predict_segmentation.yaml": "Prediction: segmentation",
+    "predict_classification.yaml": "Prediction: classification",
+    "predict_detection.yaml": "Prediction: detection",
     "inference.yaml": "Embeddings and feature maps",
     "reconstruct.yaml": "Reconstruction",
     "evaluate.yaml": "Evaluation of a run",

@@ -1,5 +1,5 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
-"""Writes locked/*.txt: every package that a set-up fetches, at one version, with the sha256 of each of its files.
+"""Writes scripts/locked/*.txt: every package that a set-up fetches, at one version, with the sha256 of its files.
 
     python -m pip install uv==0.13.9 && python scripts/zoo/lock_packages.py
 
@@ -48,7 +48,7 @@ def without_torch(text: str, *, kept: str = "") -> str:
 
 def main() -> None:
     """Writes both files."""
-    folder = ROOT / "locked"
+    folder = ROOT / "scripts/locked"
     folder.mkdir(exist_ok=True)
     run = without_torch(compiled("requirements.txt"))
     dev = without_torch(compiled("requirements.txt", "requirements-dev.txt"), kept="triton")

@@ -100,3 +100,24 @@ def test_each_channel_is_padded_with_its_own_lowest_value() -> None:
     item = PadToCropd(spatial_size=(8, 4, 4))({"image": image, "name": "a"})
     assert item["image"].shape == (2, 8, 4, 4) and item["valid"].shape == (1, 8, 4, 4)
     assert (item["image"][0] == -3).all() and (item["image"][1] == 5).all()
+
+
+@pytest.mark.parametrize("pixdim", [[1.5, 1.5, 1.5], [0.9, 3.0, 0.55], [None, 2.0, 4.1], [2.0, None, None]])
+@pytest.mark.parametrize("mode", ["bilinear", "nearest"])
+@pytest.mark.parametrize("planes", [1, 7])
+def test_large_volumes_are_resampled_by_slabs_as_small_ones_are_at_once(pixdim, mode, planes, monkeypatch):
+    torch.manual_seed(0)
+    affine = torch.eye(4, dtype=torch.float64)
+    affine[:3, :3] = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64))[0] * torch.tensor([0.8, 1.1, 1.3])
+    affine[:3, 3] = torch.tensor([-170.3, 12.9, 801.7])
+    values = torch.randint(0, 5, (2, 13, 17, 22)).byte() if mode == "nearest" else torch.randn(2, 13, 17, 22)
+    image = MetaTensor(values, affine=affine, meta={"own_grid": 1})
+    transform = OptionalSpacingd(pixdim=pixdim, mode=mode)
+    whole = transform({"image": image})["image"]
+    monkeypatch.setattr("bundle.data.geometry._WHOLE", 0)
+    monkeypatch.setattr("bundle.data.geometry._PLANES", planes)
+    slabs = transform({"image": image})["image"]
+    assert slabs.shape == whole.shape and slabs.dtype == whole.dtype and slabs.meta["own_grid"] == 1
+    assert torch.allclose(slabs.affine, whole.affine, atol=1e-9)
+    assert torch.allclose(slabs.pixdim, whole.pixdim) and slabs.affine.dtype == whole.affine.dtype
+    assert (slabs - whole).abs().max() <= (1e-6 if mode == "bilinear" else 0)

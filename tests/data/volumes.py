@@ -32,7 +32,8 @@ PATIENT = {
 def preparation(crop_size: Sequence[int] = (16, 16, 16), **values: Any) -> Compose:
     """The transforms under `prepare` of configs/train.yaml, with `values` for what they refer to."""
     config = yaml.safe_load((ROOT / "configs/train.yaml").read_text())
-    ids = ("prepare", "spacing", "modality", "weight_maps", "ct_window", "mr_percentiles")
+    values_of = ("spacing", "modality", "weight_maps", "ct_window", "mr_percentiles", "mr_floor", "init_from")
+    ids = ("prepare", "preparation", *values_of)
     config["prepare"]["transforms"][-2]["cell"] = list(values.pop("cell", (1, 1, 1)))  # else the encoder's stride
     parser = ConfigParser({**{key: config[key] for key in ids}, "checked_crop_size": list(crop_size), **values})
     return parser.get_parsed_content("prepare")

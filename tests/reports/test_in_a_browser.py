@@ -33,13 +33,12 @@ def page(tmp_path_factory) -> Path:
     reference = np.where(ball(shape, CENTRE, 5), 3, 0)
     prediction = np.where(ball(shape, CENTRE, 4), 3, 0)
     large = np.kron(scan, np.ones((2, 2, 2))) + rng.normal(0, 1, (60, 68, 48))
+    wide = np.tile(np.linspace(0, 255, 1500).astype(np.uint8)[None, :, None], (300, 1, 3))
     figure = Figure()
     figure.subplots().plot([0, 1], [1, 0])
     report = Report("Prediction", lead="Two scans.", max_megabytes=3.4)
     report.section("Measurements").table(["scan", *"abcdefghij"], [[NASTY, *[1.5] * 10]] * 3)
-    report.section("Pictures").picture(figure).picture(
-        rng.integers(0, 255, (300, 1500, 3), dtype=np.uint8), caption=NASTY
-    )
+    report.section("Pictures").picture(figure).picture(wide, caption=NASTY)
     report.section("Viewer").viewer(
         [Case(NASTY, scan, TILTED, {"reference": reference, "prediction": prediction}, note=NASTY),
          Case("large", large, np.diag([1.0, 1, 1, 1]), {"prediction": (np.indices(large.shape)[0] > 45) * 7})],
@@ -122,6 +121,15 @@ def test_reader_scrolls_and_sees_pictures_and_the_viewer_and_nothing_leaves_the_
     assert browser.complaints == []
     assert {address.partition(":")[0] for address in browser.requests} <= {"file", "data", "blob"}
     assert sum(address.startswith("file:") for address in browser.requests) == 1
+
+
+def test_a_click_shows_a_picture_in_full_size(browser):
+    width = "document.images[1].getBoundingClientRect().width"
+    small = browser.run(width)
+    press(browser, "figure img", 1)
+    assert small < 700 and browser.run(width) == 1500 + 2  # and the border
+    press(browser, "figure img", 1)
+    assert browser.run(width) == small
 
 
 def test_a_link_opens_a_folded_section(browser):

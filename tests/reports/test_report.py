@@ -60,7 +60,7 @@ def test_names_cannot_add_an_element(tmp_path):
         section.viewer([case(text, note=text)], classes={text: 1})
         return Elements(report.write(tmp_path / "report.html").read_text())
 
-    plain, nasty = page("plain"), page(NASTY)
+    plain, nasty = page("p" * len(NASTY)), page(NASTY)
     assert [tag for tag, _ in nasty.found] == [tag for tag, _ in plain.found]
     assert [sorted(attributes) for _, attributes in nasty.found] == [sorted(a) for _, a in plain.found]
     assert "<script>alert('a')</script>" in nasty.text, "it is shown as it is"
@@ -143,9 +143,10 @@ def test_the_page_stays_below_its_limit_and_says_what_it_leaves_out(tmp_path):
 
 def test_numbers_are_aligned_and_what_is_not_known_is_a_dash():
     report = Report("a")
-    report.section("b").table(["name", "mL"], [["x", 1.23456], ["y", float("nan")], ["z", None]])
+    rows = [["x", 1.23456, "long " * 9], ["y", float("nan"), ""], ["z", None, ""]]
+    report.section("b").table(["name", "mL", "remark"], rows)
     page = Elements(report.html())
-    assert [a.get("class") for a in page.all("th")] == [None, "number"]
+    assert [a.get("class") for a in page.all("th")] == ["short", "number", None]
     assert "1.235" in page.text and "–" in page.text  # noqa: RUF001
 
 

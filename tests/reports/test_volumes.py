@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import gzip
 import io
+import re
 import struct
 
 import nibabel
@@ -14,9 +15,15 @@ import pytest
 from PIL import Image
 
 from bundle.reports.viewer import Case, pack_case
-from bundle.reports.volumes import Grid, grey, pack_labels, shrink_to
+from bundle.reports.volumes import Grid, PackedVolume, grey, pack_labels, shrink_to
 
 TILTED = np.array([[0.0, -0.7, 0.1, 12], [0.8, 0.05, 0.3, -40], [0.1, 0.2, -2.5, 7], [0, 0, 0, 1]])
+
+
+def unpack_text(page, about):
+    """A volume out of a page's text, where `about` is what the page's script is given of it."""
+    (voxels,) = re.findall(f'id="{about["voxels"]}">([^<]*)<', page)
+    return unpack(PackedVolume(about["header"], about["coding"], voxels))
 
 
 def unpack(packed):
@@ -51,6 +58,14 @@ def test_a_small_case_keeps_grid_and_values_and_its_header_has_no_words():
         words = [one.header[key].tobytes() for key in ("descrip", "aux_file", "intent_name", "db_name", "data_type")]
         assert not any(word.strip(b"\0") for word in words)
     assert packed.note == ""
+
+
+def test_the_window_is_what_is_shown_first_and_what_lies_beyond_is_there():
+    scan = blob((12, 15, 9)) * 2  # -1000 to 1000
+    image = unpack(pack_case(Case("a", scan, np.eye(4), window=(-160, 240)), {}, 10**6).scan)
+    assert (image.header["cal_min"], image.header["cal_max"]) == (-160, 240)
+    low, high = np.percentile(scan, (0.5, 99.5))
+    assert np.abs(image.get_fdata() - scan.clip(low, high)).max() <= (high - low) / 255
 
 
 def test_a_large_case_is_compressed_with_loss_then_made_coarser_and_says_so():

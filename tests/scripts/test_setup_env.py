@@ -32,7 +32,7 @@ class Project:
         for name in ("scripts/setup_env.sh", "pyproject.toml", "constraints.txt", "requirements.txt"):
             shutil.copy(ROOT / name, self.root / name)
         shutil.copy(ROOT / "requirements-dev.txt", self.root)
-        shutil.copytree(ROOT / "locked", self.root / "locked")
+        shutil.copytree(ROOT / "scripts/locked", self.root / "scripts/locked")
         self.log = folder / "calls"
         # no other program can be found, so that no real Python is, and nothing real is ever installed
         self.path = folder / "bin"
@@ -72,7 +72,7 @@ def test_first_run_makes_the_environment_and_installs_everything_pinned(project:
     assert any(call.startswith("-m venv") for call in project.calls)
     assert len(project.installs) == 3
     assert all("--constraint" in call for call in project.installs)
-    assert "/locked/requirements.txt" in project.installs[0]
+    assert "/scripts/locked/requirements.txt" in project.installs[0]
     assert "requirements-dev.txt" not in project.installs[0]
     assert " torch" in project.installs[1]
     assert "--editable" in project.installs[2]
@@ -97,15 +97,22 @@ def test_second_run_installs_nothing(project: Project) -> None:
 def test_development_packages_come_on_request_and_cover_a_plain_run(project: Project) -> None:
     project.set_up()
     assert project.set_up("--dev").returncode == 0
-    assert "/locked/requirements-dev.txt" in project.installs[0]
-    assert "\ndynamic-network-architectures==" in (project.root / "locked/requirements-dev.txt").read_text()
+    assert "/scripts/locked/requirements-dev.txt" in project.installs[0]
+    assert "\ndynamic-network-architectures==" in (project.root / "scripts/locked/requirements-dev.txt").read_text()
     assert len(project.installs) == 3
     project.set_up()
     assert project.installs == []
 
 
 @pytest.mark.parametrize(
-    "file", ["pyproject.toml", "constraints.txt", "requirements.txt", "requirements-dev.txt", "locked/requirements.txt"]
+    "file",
+    [
+        "pyproject.toml",
+        "constraints.txt",
+        "requirements.txt",
+        "requirements-dev.txt",
+        "scripts/locked/requirements.txt",
+    ],
 )
 def test_changed_requirement_file_means_to_install_again(project: Project, file: str) -> None:
     project.set_up()

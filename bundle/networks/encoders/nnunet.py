@@ -13,7 +13,14 @@ from bundle.cells import triple
 from bundle.errors import UserError
 from bundle.networks.encoders.encoder import Stage
 
-__all__ = ["RESENC_L", "plain_conv_unet", "plain_conv_unet_stages", "residual_encoder_unet", "residual_unet_stages"]
+__all__ = [
+    "RESENC_L",
+    "nnunet_arguments",
+    "plain_conv_unet",
+    "plain_conv_unet_stages",
+    "residual_encoder_unet",
+    "residual_unet_stages",
+]
 
 #: the arguments of nnU-Net's presets M, L and XL on data of nearly equal spacing; these differ in patch and batch size
 RESENC_L: Mapping[str, Any] = {
@@ -29,11 +36,13 @@ RESENC_L: Mapping[str, Any] = {
 _ALWAYS: Mapping[str, Any] = {
     "input_channels": 1,
     "num_classes": 2,
-    "conv_op": nn.Conv3d,
+    "conv_op": "torch.nn.modules.conv.Conv3d",
     "conv_bias": True,
-    "norm_op": nn.InstanceNorm3d,
+    "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
     "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-    "nonlin": nn.LeakyReLU,
+    "dropout_op": None,
+    "dropout_op_kwargs": None,
+    "nonlin": "torch.nn.LeakyReLU",
     "nonlin_kwargs": {"inplace": True},
     "deep_supervision": False,
 }
@@ -50,8 +59,6 @@ def residual_encoder_unet(**arguments: Any) -> nn.Module:
     Raises:
         UserError: if the package is not installed, or an argument names no class of torch.nn.
     """
-    if "n_stages" not in arguments:
-        arguments = {**RESENC_L, **arguments}
     return _build("ResidualEncoderUNet", arguments)
 
 
@@ -88,11 +95,23 @@ def plain_conv_unet_stages(network: Any) -> list[Stage]:
     ]
 
 
-def _build(name: str, arguments: Mapping[str, Any]) -> nn.Module:
-    make = _architecture(name)
+def nnunet_arguments(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """All arguments of one of nnU-Net's networks, with values that a json can hold.
+
+    Args:
+        name: of the network.
+        arguments: those given; the others are as for `residual_encoder_unet`.
+    """
+    if name == "ResidualEncoderUNet" and "n_stages" not in arguments:
+        arguments = {**RESENC_L, **arguments}
     given = {**_ALWAYS, **arguments}
     if "n_conv_per_stage_decoder" not in given and "n_stages" in given:
         given["n_conv_per_stage_decoder"] = [1] * (given["n_stages"] - 1)
+    return given
+
+
+def _build(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    make, given = _architecture(name), nnunet_arguments(name, arguments)
     for key in _CLASSES:
         if isinstance(given.get(key), str):
             given[key] = _class_of_torch(key, given[key])

@@ -1,5 +1,5 @@
 // Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
-// Opens a folded section that a link leads to, and brings the viewers to life: NiiVue draws, this reads the volumes of
+// Opens a folded section that a link leads to, shows a picture in full size on a click, and brings the viewers to life: NiiVue draws, this reads the volumes of
 // the page and makes the controls. Nothing here asks the network for anything; the page's policy would forbid it.
 "use strict";
 (() => {
@@ -115,11 +115,9 @@
       planes.onchange = () => this.nv.setSliceType(PLANES[planes.value]);
       const opacity = make("input", { type: "range", min: 0, max: 1, step: 0.05, value: this.opacity });
       opacity.oninput = () => { this.opacity = Number(opacity.value); this.applyLayers(); };
-      const outline = make("input", { type: "checkbox" });
-      outline.onchange = () => this.nv.setAtlasOutline(outline.checked ? 1 : 0);
       const parts = [make("label", {}, "case", cases), make("label", {}, "show", planes)];
       if (this.about.cases.some((one) => one.labels.length)) {
-        parts.push(this.layers, make("label", {}, "opacity", opacity), make("label", {}, outline, "outlines only"));
+        parts.push(this.layers, make("label", {}, "opacity", opacity));
       }
       return make("div", { className: "controls" }, ...parts);
     }
@@ -220,6 +218,7 @@
 
   const start = async (place) => {
     try {
+      place.firstElementChild.textContent = "The scans are being read ...";
       await new Viewer(place).start();
     } catch (error) {
       place.dataset.state = "failed";
@@ -231,6 +230,9 @@
   };
 
   openTarget();
+  document.addEventListener("click", ({ target }) => {
+    if (target.matches("figure img")) target.parentElement.classList.toggle("large");
+  });
   addEventListener("hashchange", openTarget);
   const seen = new IntersectionObserver((entries) => entries.filter((entry) => entry.isIntersecting).forEach((entry) => {
     seen.unobserve(entry.target);

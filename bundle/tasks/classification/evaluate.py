@@ -28,6 +28,7 @@ from bundle.evaluation import (
     probability_metrics,
     read_table,
     reliability_curve,
+    seen_notes,
     summary_rows,
     summary_table,
     unmatched_notes,
@@ -54,7 +55,7 @@ class ClassificationEvaluation:
 
     Args:
         predictions: a table with a column `scan`, `volume`, `image` or `case` and a probability in a column of each
-            finding's name, or the folder of one that is called `predictions.csv`.
+            finding's name, or `<finding>_probability`; or the folder of one that is called `predictions.csv`.
         dataset_dir: as for `find_findings`.
         output: where to.
         findings: to evaluate; empty: those that both tables have.
@@ -63,6 +64,7 @@ class ClassificationEvaluation:
         confidence: of its intervals.
         seed: of its draws.
         hash_names: whether cases have a digest for a name.
+        seen: fingerprints of the scans that the model has seen, as for `bundle.evaluation.seen_notes`.
 
     Raises:
         UserError: if a table cannot be used, no finding is in both, or no scan has a prediction.
@@ -80,6 +82,7 @@ class ClassificationEvaluation:
         confidence: float = 0.95,
         seed: int = 0,
         hash_names: bool = False,
+        seen: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         if predictions is None:
             raise UserError("--predictions is missing: give the table of probabilities, or its folder")
@@ -87,7 +90,7 @@ class ClassificationEvaluation:
         self.table = path / "predictions.csv" if path.is_dir() else path
         self.dataset_dir, self.output, self.part, self.hash_names = Path(dataset_dir), output, part, hash_names
         self.resamples, self.confidence, self.seed = resamples, confidence, seed
-        self.rows = read_table(self.table)
+        self.rows, self.seen = read_table(self.table), seen
         self.findings = list(findings) or _common_findings(self.rows, self.table, self.dataset_dir)
         self.volumes = find_findings(dataset_dir, self.findings, part)
 
@@ -105,7 +108,8 @@ class ClassificationEvaluation:
         labels = np.array([volume.annotations["label"] for volume, _ in pairs])
         metrics = self._summarise([volume for volume, _ in pairs], probabilities, labels)
         unused = [name for name in predicted if name not in names]
-        notes = unmatched_notes(missing, len(self.volumes), unused, hashed=self.hash_names)
+        notes = seen_notes(self.volumes, self.seen, hashed=self.hash_names)
+        notes += unmatched_notes(missing, len(self.volumes), unused, hashed=self.hash_names)
         notes += self._label_notes(labels)
         self._write_cases([volume for volume, _ in pairs], probabilities, labels, missing)
         self._draw(probabilities, labels, metrics)
@@ -141,14 +145,19 @@ class ClassificationEvaluation:
         """By the name of a scan the probability of each finding."""
         columns = list(self.rows[0]) if self.rows else []
         scans = next((column for column in _SCANS if column in columns), None)
-        lacking = [finding for finding in self.findings if finding not in columns]
+        # of a training's table, or of one that `predict_classification` writes
+        named = {
+            finding: next((c for c in (finding, f"{finding}_probability") if c in columns), "")
+            for finding in self.findings
+        }
+        lacking = [finding for finding, column in named.items() if not column]
         if scans is None or lacking:
             what = f"no column {', '.join(lacking)}" if lacking else f"no column of scans ({', '.join(_SCANS)})"
             raise UserError(f"{self.table} has {what}: its columns are {', '.join(columns) or 'none'}")
         found: dict[str, list[float]] = {}
         for row in self.rows:
-            name, values = without_ending(row[scans]), [as_number(row[finding]) for finding in self.findings]
-            if all(not row[finding].strip() for finding in self.findings):
+            name, values = without_ending(row[scans]), [as_number(row[column]) for column in named.values()]
+            if all(not row[column].strip() for column in named.values()):
                 continue  # a scan that was skipped
             if name in found:
                 raise UserError(f"{self.table} has two rows of {name}: keep one")
@@ -237,7 +246,11 @@ def _common_findings(rows: Sequence[Mapping[str, str]], table: Path, dataset_dir
     """The columns that the probabilities and the known findings share."""
     known = dataset_dir / "labels.csv" if dataset_dir.is_dir() else dataset_dir
     columns = [list(part[0]) if part else [] for part in (read_table(known), rows)]
-    found = [column for column in columns[0] if column in columns[1] and column not in (*_NO_FINDING, *_SCANS)]
+    found = [
+        column
+        for column in columns[0]
+        if {column, f"{column}_probability"} & set(columns[1]) and column not in (*_NO_FINDING, *_SCANS)
+    ]
     if not found:
         raise UserError(f"{known} and {table} share no finding: name its column alike in both, and give --findings")
     return found

@@ -107,6 +107,6 @@ class DecideFindingsd(MapTransform):
         probabilities = item[self.first_key(item)].double().tolist()
         row = dict(item.get("row", {}))
         for (finding, threshold), probability in zip(self.thresholds.items(), probabilities, strict=True):
-            row[f"{finding}_probability"] = f"{probability:.9g}"
+            row[f"{finding}_probability"] = float(f"{probability:.9g}")
             row[f"{finding}_decision"] = int(probability >= threshold)
         return {**item, "row": row}

@@ -26,6 +26,7 @@ from bundle.evaluation import (
     case_name,
     froc_curve,
     match_names,
+    seen_notes,
     shortened_list,
     summary_rows,
     summary_table,
@@ -44,7 +45,7 @@ __all__ = ["DetectionEvaluation"]
 
 logger = logging.getLogger(__name__)
 
-_CASES = ("case", "class", "boxes", "hits", "misses", "false_positives", "group", "note")
+_CASES = ("case", "class", "boxes", "hits", "missed", "false_positives", "group", "note")
 _BOXES = ("case", "class", "what", "score", "x", "y", "z", "width", "height", "depth")
 
 
@@ -63,6 +64,7 @@ class DetectionEvaluation:
         seed: of its draws.
         worst: how many of the worst cases to draw.
         hash_names: whether cases have a digest for a name.
+        seen: fingerprints of the scans that the model has seen, as for `bundle.evaluation.seen_notes`.
 
     Raises:
         UserError: if an option or a file cannot be used, or no scan has a prediction.
@@ -82,6 +84,7 @@ class DetectionEvaluation:
         seed: int = 0,
         worst: int = 4,
         hash_names: bool = False,
+        seen: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         if predictions is None:
             raise UserError("--predictions is missing: give boxes.json, boxes.csv, or their folder")
@@ -89,7 +92,7 @@ class DetectionEvaluation:
         self.predictions, self.dataset_dir, self.output = Path(predictions), Path(dataset_dir), output
         self.classes, self.part, self.min_score = classes, part, min_score
         self.resamples, self.confidence, self.seed = resamples, confidence, seed
-        self.worst, self.hash_names = worst, hash_names
+        self.worst, self.hash_names, self.seen = worst, hash_names, seen
         self.volumes = find_boxes(dataset_dir, part)
 
     def run(self) -> None:
@@ -111,7 +114,8 @@ class DetectionEvaluation:
         )
         metrics = self._summarise(volumes, matches)
         unused = [name for name in predicted if name not in names]
-        notes = unmatched_notes(missing, len(self.volumes), unused, hashed=self.hash_names)
+        notes = seen_notes(self.volumes, self.seen, hashed=self.hash_names)
+        notes += unmatched_notes(missing, len(self.volumes), unused, hashed=self.hash_names)
         if missing:
             notes.append("a scan in which nothing was found needs an entry in boxes.json or a row in predictions.csv")
         if unknown:
@@ -182,7 +186,7 @@ class DetectionEvaluation:
                 "class": name,
                 "boxes": hits + misses,
                 "hits": hits,
-                "misses": misses,
+                "missed": misses,
                 "false_positives": false,
                 "group": people[volumes[case].group or volumes[case].name],
             }

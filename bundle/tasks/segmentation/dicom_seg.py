@@ -25,7 +25,7 @@ from bundle.data.dicom import frames_on_grid, read_header
 from bundle.data.straighten import is_sheared
 from bundle.errors import UserError, VolumeError
 from bundle.prediction import PredictionFolder
-from bundle.tasks.segmentation.dicom_sources import copy_patient_and_study, source_images
+from bundle.prediction.dicom_seg import copy_patient_and_study, source_images
 
 __all__ = ["SaveDicomSegd", "check_dicom_seg", "write_dicom_seg"]
 
@@ -85,7 +85,7 @@ def write_dicom_seg(
     Raises:
         VolumeError: if the files are no DICOM series, or lack what a reference needs, such as a frame of reference.
     """
-    from bundle.tasks.segmentation.segmentation_object import make_segmentation  # noqa: PLC0415 - highdicom is an extra
+    from bundle.prediction.dicom_seg.make import make_segmentation  # noqa: PLC0415 - highdicom is an extra
 
     if not files or read_header(files[0], ["SOPClassUID"]) is None:
         raise VolumeError(name, "is no DICOM series, so no DICOM SEG can refer to it", "use the label map's NIfTI file")

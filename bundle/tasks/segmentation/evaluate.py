@@ -27,7 +27,9 @@ from bundle.evaluation import (
     EvaluationFolder,
     case_name,
     match_names,
+    seen_notes,
     shortened_list,
+    skipped_reasons,
     summary_rows,
     summary_table,
     unmatched_notes,
@@ -35,11 +37,12 @@ from bundle.evaluation import (
     write_results,
     write_table,
 )
+from bundle.evaluation.case_picture import class_numbers, draw_case, viewer_case
+from bundle.evaluation.label_map_case import COLUMNS, EvaluatedCase, LabelledCase, evaluate_case
 from bundle.evaluation.mask_metrics import HIGHER_IS_BETTER
 from bundle.evaluation.written_labels import find_label_maps
-from bundle.tasks.segmentation.case_picture import draw_case
+from bundle.reports import Case
 from bundle.tasks.segmentation.classes import pick_classes
-from bundle.tasks.segmentation.evaluate_case import COLUMNS, EvaluatedCase, LabelledCase, evaluate_case
 from bundle.tasks.segmentation.find import find_segmentations
 from bundle.tasks.segmentation.labels import check_classes
 
@@ -69,9 +72,10 @@ class SegmentationEvaluation:
             names match those of the scans.
         dataset_dir: as for `find_segmentations`, or a folder of label maps alone.
         output: where to.
-        classes: value in the label maps by the name of each class; empty: as the data set's `dataset.json` says, or the
-            one or the `about.json` of the predictions, or one class for each mask of structures.
-        prediction_classes: the values in the predictions, where they differ.
+        classes: value in the label maps by the name of each class; empty: those that the `about.json` of the
+            predictions names, with the values of the data set's `dataset.json` where this has them; or all that a
+            `dataset.json` beside the scans or the predictions names; or one for each mask of structures.
+        prediction_classes: the values in the predictions, where they differ and no `about.json` says it.
         part: as for `find_segmentations`.
         tolerance_mm: of the surface Dice, or one for each class by its name.
         resample: whether predictions on other grids are resampled; else they are listed as failed.
@@ -82,6 +86,7 @@ class SegmentationEvaluation:
         worst: how many of the worst cases to draw.
         hash_names: whether cases have a digest for a name.
         workers: cases at a time.
+        seen: fingerprints of the scans that the model has seen, as for `bundle.evaluation.seen_notes`.
 
     Raises:
         UserError: if an option does not fit, there are no classes, or nothing can be evaluated.
@@ -105,6 +110,7 @@ class SegmentationEvaluation:
         worst: int = 8,
         hash_names: bool = False,
         workers: int = 1,
+        seen: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         if predictions is None:
             raise UserError("--predictions is missing: give the folder of label maps to evaluate")
@@ -114,11 +120,14 @@ class SegmentationEvaluation:
         self.part, self.resample, self.missing = part, resample, missing
         self.resamples, self.confidence, self.seed = resamples, confidence, seed
         Bootstrap([], resamples=resamples, confidence=confidence, seed=seed)  # refused before the work, if it is
-        self.worst, self.hash_names, self.workers = worst, hash_names, workers
+        self.worst, self.hash_names, self.workers, self.seen = worst, hash_names, workers, seen
+        self._skipped: dict[str, str] = {}  # why a prediction left scans out
         self.volumes = _find_references(self.dataset_dir, part)
-        self.classes = dict(_pick(classes or {}, self.dataset_dir, self.predictions, self.volumes))
+        predicted = _predicted_classes(self.predictions)
+        self.classes = dict(_pick(classes or {}, predicted, self.dataset_dir, self.predictions, self.volumes))
         check_classes(self.classes)
-        self.prediction_classes = _same_names(prediction_classes, self.classes)
+        told = predicted if set(self.classes) <= set(predicted) else self.classes
+        self.prediction_classes = _same_names(prediction_classes, self.classes, told)
         self.tolerance_mm = _tolerances(tolerance_mm, self.classes)
 
     def run(self) -> None:
@@ -164,6 +173,9 @@ class SegmentationEvaluation:
             notes=notes,
             captions={f"worst_{n:02d}": f"{c.case.name}: Dice {c.score:.3f}" for n, c in enumerate(drawn, start=1)},
             explanation="Reference: solid. Prediction: dashed. Each plane is where the two differ most.",
+            cases=tqdm(map(self._viewer_case, drawn), total=len(drawn), desc="viewer", delay=2),
+            count=len(drawn),
+            classes=class_numbers(self.classes),
         )
         for note in notes:
             logger.warning("%s", note)
@@ -174,6 +186,7 @@ class SegmentationEvaluation:
     def _match(self) -> tuple[list[LabelledCase], list[str]]:
         """The cases, and the predictions that belong to none."""
         files = find_label_maps(self.predictions, self.prediction_classes)
+        self._skipped = skipped_reasons(self.volumes, self.predictions)
         names = match_names(self.volumes, list(files))
         cases = [
             LabelledCase(
@@ -193,7 +206,8 @@ class SegmentationEvaluation:
 
     def _evaluate_one(self, case: LabelledCase, volume: FoundVolume) -> EvaluatedCase:
         if case.prediction is None and self.missing == "report":
-            return EvaluatedCase(case)
+            skipped = self._skipped.get(volume.name, "")
+            return EvaluatedCase(case, problem=skipped and f"its prediction was skipped: {skipped}")
         try:
             return evaluate_case(
                 case,
@@ -203,8 +217,8 @@ class SegmentationEvaluation:
                 resample=self.resample,
             )
         except Exception as error:  # noqa: BLE001  one broken case must not end the rest
-            skipped = skipped_because(case.name, error)
-            problem = f"{skipped.problem}; {skipped.remedy}"
+            found = skipped_because(case.name, error)
+            problem = f"{found.problem}; {found.remedy}"
             return EvaluatedCase(
                 case, problem=without_paths(problem, volume, case.name) if self.hash_names else problem
             )
@@ -227,7 +241,8 @@ class SegmentationEvaluation:
         missing = [case.case.name for case in every if case.case.prediction is None]
         failed = [case for case in every if case.problem]
         counted = "count as if nothing had been found" if self.missing == "empty" else "count in no mean"
-        notes = unmatched_notes(missing, len(every), unused, counted, hashed=self.hash_names)
+        notes = seen_notes(self.volumes, self.seen, hashed=self.hash_names)
+        notes += unmatched_notes(missing, len(every), unused, counted, hashed=self.hash_names)
         if failed:
             notes.append(f"{len(failed)} of {len(every)} scans could not be evaluated and count in no mean")
             notes += [f"{case.case.name}: {case.problem}" for case in failed]
@@ -289,6 +304,15 @@ class SegmentationEvaluation:
             with replace_file(self.output.panels / f"worst_{number:02d}.png") as temporary:
                 imsave(temporary, pixels)
 
+    def _viewer_case(self, case: EvaluatedCase) -> Case:
+        return viewer_case(
+            case.case,
+            self.classes,
+            prediction_classes=self.prediction_classes,
+            resample=self.resample,
+            note=f"Dice {case.score:.3f}",
+        )
+
 
 def _find_references(dataset_dir: Path, part: str) -> list[FoundVolume]:
     """The labelled scans, or the label maps of a folder that has nothing else."""
@@ -337,29 +361,32 @@ def _tolerances(tolerance_mm: float | Mapping[str, float], classes: Mapping[str,
     return {name: float(given[name]) for name in classes}
 
 
-def _same_names(given: Mapping[str, int] | None, classes: Mapping[str, int]) -> dict[str, int]:
-    if not given:
-        return dict(classes)
-    check_classes(given)
-    if set(given) != set(classes):
-        raise UserError(
-            f"--prediction_classes names {', '.join(given)}, the classes are {', '.join(classes)}: name the same ones"
-        )
-    return {name: given[name] for name in classes}
+def _same_names(given: Mapping[str, int] | None, classes: Mapping[str, int], told: Mapping[str, int]) -> dict[str, int]:
+    if given:
+        check_classes(given)
+        if set(given) != set(classes):
+            wanted = ", ".join(classes)
+            raise UserError(f"--prediction_classes names {', '.join(given)}: name the classes, which are {wanted}")
+    return {name: (given or told)[name] for name in classes}
 
 
 def _pick(
-    classes: Mapping[str, int], dataset_dir: Path, predictions: Path, volumes: Sequence[FoundVolume]
+    classes: Mapping[str, int],
+    predicted: Mapping[str, int],
+    dataset_dir: Path,
+    predictions: Path,
+    volumes: Sequence[FoundVolume],
 ) -> Mapping[str, int]:
-    """The classes that are given, or those that a json or the names of the masks say."""
-    found = pick_classes(classes, dataset_dir)
-    for place in (dataset_dir.parent, predictions):  # of a folder such as labelsTr the one above
-        found = found or pick_classes({}, place)
-    found = found or _classes_of_about(predictions)
-    structures = {
-        name: None for v in volumes if isinstance(v.annotations["label"], Mapping) for name in v.annotations["label"]
-    }
-    found = found or {name: number for number, name in enumerate(sorted(structures), start=1)}
+    """The classes that are given, that were predicted, or that a json or the names of the masks say."""
+    if classes:
+        return classes
+    # of a folder such as labelsTr the json is in the one above
+    listed = pick_classes({}, dataset_dir) or pick_classes({}, dataset_dir.parent)
+    if predicted:
+        return {name: listed[name] for name in predicted} if set(predicted) <= set(listed) else predicted
+    maps = [volume.annotations["label"] for volume in volumes]
+    structures = sorted({name for masks in maps if isinstance(masks, Mapping) for name in masks})
+    found = listed or pick_classes({}, predictions) or {name: n for n, name in enumerate(structures, start=1)}
     if not found:
         raise UserError(
             f"--classes is missing and neither {dataset_dir} nor {predictions} has a json that names them: give "
@@ -368,12 +395,12 @@ def _pick(
     return found
 
 
-def _classes_of_about(predictions: Path) -> Mapping[str, int]:
+def _predicted_classes(predictions: Path) -> Mapping[str, int]:
     """What `about.json` of a folder of predictions says."""
     try:
         content = json.loads((predictions / "about.json").read_text())
     except (OSError, ValueError):
         return {}
-    settings = content.get("settings", content) if isinstance(content, Mapping) else {}
+    settings = content.get("settings") if isinstance(content, Mapping) else None
     classes = settings.get("classes") if isinstance(settings, Mapping) else None
     return classes if isinstance(classes, Mapping) else {}

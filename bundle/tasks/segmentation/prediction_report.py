@@ -10,11 +10,17 @@ from typing import Any
 
 import nibabel
 import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from scipy import ndimage
+from tqdm import tqdm
 
 from bundle.data import FoundVolume, read_volume
-from bundle.errors import VolumeError
+from bundle.data.grids import same_place
+from bundle.errors import UserError, VolumeError
+from bundle.evaluation.case_picture import class_numbers, cut_out, moved, viewer_box
+from bundle.figures.contours import draw_contours
 from bundle.prediction import FineTuned, PredictionFolder
-from bundle.reports import Case, Report
+from bundle.reports import Case, Report, Section
 
 __all__ = ["SegmentationReport"]
 
@@ -27,17 +33,21 @@ _CT_WINDOW = (-160.0, 240.0)
 class SegmentationReport:
     """Writes `report.html` into the folder of the predictions.
 
+    The scans that are shown are spread evenly over the order of the labelled volume, from the smallest to the largest:
+    a prediction that went wrong is often at an end.
+
     Args:
         output: the folder.
         scans: all scans.
         fine_tuned: the models.
-        shown: how many scans the viewer offers; 0 writes no page. They are the first ones.
+        shown: how many scans the viewer offers; 0 writes no page.
     """
 
     def __init__(
         self, output: PredictionFolder, *, scans: Sequence[FoundVolume], fine_tuned: FineTuned, shown: int = 6
     ) -> None:
-        self.output, self.scans, self.fine_tuned, self.shown = output, list(scans), fine_tuned, shown
+        self.output, self.fine_tuned, self.shown = output, fine_tuned, shown
+        self.scans = {scan.name: scan for scan in scans}
         self.classes: Mapping[str, int] = fine_tuned.classes
 
     def __call__(self, records: Mapping[str, Mapping[str, Any]], skipped: Mapping[str, tuple[str, str]]) -> Path | None:
@@ -55,17 +65,25 @@ class SegmentationReport:
         report = Report(
             "Segmented scans", lead=f"{len(records)} scans segmented, {len(skipped)} skipped. Not for diagnosis."
         )
-        cases = [scan for scan in self.scans if scan.name in records][: self.shown]
-        section = report.section("Scans and label maps")
-        section.viewer(self._cases(cases, records), classes=self.classes, count=len(cases))
-        if len(cases) < len(records):
-            section.paragraph(f"The first {len(cases)} of {len(records)} scans; all are in `label_maps/`.")
+        measured = {name: records[name].get("tables", {}).get("measurements", []) for name in sorted(records)}
+        _volumes(report.section("Volumes"), self.classes, measured)
+        chosen = self._choose(measured)
+        if chosen:
+            viewer = report.section("Scans and label maps")
+            if len(chosen) < len(records):
+                viewer.paragraph(
+                    f"{len(chosen)} of {len(records)} scans, from the smallest labelled volume to the largest; all are "
+                    "in `label_maps/`."
+                )
+            pictures = report.section("Pictures")
+            cases = tqdm(self._cases(chosen, records, pictures), total=len(chosen), desc="report", delay=2)
+            viewer.viewer(cases, classes=class_numbers(self.classes), count=len(chosen))
         rows = [
             [name, row["class"], row["ml"], row["components"], "yes" if row["touches_border"] else ""]
-            for name in sorted(records)
-            for row in records[name].get("tables", {}).get("measurements", [])
+            for name, of in measured.items()
+            for row in of
         ]
-        report.section("Measurements").table(
+        report.section("Measurements", folded=len(rows) > 50).table(
             ["scan", "class", "mL", "parts", "touches the border"], rows, file="measurements.csv"
         )
         if skipped:
@@ -77,20 +95,60 @@ class SegmentationReport:
         report.section("Models and settings", folded=True).facts({**models, **facts})
         return report.write(self.output.path / "report.html")
 
-    def _cases(self, scans: Sequence[FoundVolume], records: Mapping[str, Mapping[str, Any]]) -> Iterator[Case]:
-        """Scans with their label maps, one in memory at a time."""
-        for scan in scans:
-            labels = np.asanyarray(nibabel.load(self.output.label_map(scan.name)).dataobj)
+    def _choose(self, measured: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+        """Names of the scans to show, in the order of the labelled volume."""
+        volume = {name: sum(float(row["ml"]) for row in of) for name, of in measured.items()}
+        ordered = sorted((name for name in volume if name in self.scans), key=lambda name: (volume[name], name))
+        places = np.linspace(0, len(ordered) - 1, min(self.shown, len(ordered))).round().astype(int)
+        return [ordered[place] for place in places]
+
+    def _cases(
+        self, names: Sequence[str], records: Mapping[str, Mapping[str, Any]], pictures: Section
+    ) -> Iterator[Case]:
+        """Scans with their label maps, one in memory at a time; a picture of each goes into `pictures`."""
+        for name in names:
             try:
-                image = read_volume(scan.files, scan.name, stacked=True)
-            except VolumeError as error:
-                logger.warning("%s is not in the report: it %s", scan.name, error.problem)
+                scan, labels, affine = self._read(name)
+            except (UserError, OSError, EOFError, ImageFileError) as error:
+                # all is predicted and written: what has become of a scan since must not end the run
+                logger.warning("%s is not shown in the report: %s", name, error)
                 continue
-            is_ct = records[scan.name]["row"].get("modality") == "CT"
-            yield Case(
-                scan.name,
-                image[0].numpy(),
-                np.asarray(image.affine),
-                {"prediction": labels},
-                window=_CT_WINDOW if is_ct else None,
-            )
+            boxes, grid = ndimage.find_objects(labels), (scan.shape, affine)
+            pictures.picture(self._draw(scan, labels, affine, cut_out(boxes, grid)), caption=name)
+            box = viewer_box(boxes, grid)
+            is_ct = records[name].get("row", {}).get("modality") == "CT"
+            window = _CT_WINDOW if is_ct else None
+            yield Case(name, scan[box], moved(affine, box), {"prediction": labels[box]}, window=window)
+
+    def _read(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The scan's first channel, its label map with classes counted from 1, and the affine."""
+        image = read_volume(list(self.scans[name].files), name, stacked=True)
+        affine = np.asarray(image.affine, dtype=np.float64)
+        written = nibabel.load(self.output.label_map(name))
+        if not same_place((tuple(image.shape[1:]), affine), (written.shape, written.affine)):
+            raise VolumeError(name, "is not on the grid of its label map", "predict it again with --overwrite True")
+        labels = np.asarray(written.dataobj)
+        numbers = np.zeros(labels.shape, dtype=np.int16)
+        for number, value in enumerate(self.classes.values(), start=1):
+            numbers[labels == value] = number
+        return image[0].numpy(), numbers, affine
+
+    def _draw(self, scan: np.ndarray, labels: np.ndarray, affine: np.ndarray, box: tuple[slice, ...]) -> np.ndarray:
+        to_ras = nibabel.io_orientation(affine)
+        image, mask = (nibabel.orientations.apply_orientation(volume[box], to_ras) for volume in (scan, labels))
+        spacing = np.linalg.norm(affine[:3, :3], axis=0)[np.argsort(to_ras[:, 0])]
+        return draw_contours(image, None, mask, spacing.tolist(), classes=list(self.classes), title="")
+
+
+def _volumes(section: Section, classes: Mapping[str, int], measured: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """For each class: in how many scans it is, its volume there, and how often the scan's border cuts it."""
+    table = []
+    for name in classes:
+        of = [row for rows in measured.values() for row in rows if row["class"] == name]
+        volumes = [float(row["ml"]) for row in of if float(row["ml"]) > 0]
+        range_of_volumes = np.percentile(volumes, (0, 50, 100)).tolist() if volumes else [None] * 3
+        cut = sum(bool(row["touches_border"]) for row in of)
+        table.append([name, len(volumes), len(of) - len(volumes), *range_of_volumes, cut])
+    section.table(
+        ["class", "scans with it", "without", "smallest, mL", "median, mL", "largest, mL", "touches the border"], table
+    )

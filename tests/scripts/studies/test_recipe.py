@@ -13,7 +13,7 @@ from monai.bundle import ConfigParser
 from recipe import CHANGES, CONFIG, draw_people, main, table
 from scipy.stats import ttest_1samp
 
-from bundle.tasks.segmentation.trial import evaluate
+from bundle.training.trial import evaluate
 
 PLAIN = """
 import argparse, json, sys

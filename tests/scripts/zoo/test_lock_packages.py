@@ -1,5 +1,5 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
-"""locked/*.txt holds every package of the requirements at the version of constraints.txt, with hashes."""
+"""scripts/locked/*.txt holds every package of the requirements at the version of constraints.txt, with hashes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def lines(file: str) -> list[str]:
 
 def packages(file: str) -> dict[str, list[tuple[Requirement, list[str]]]]:
     """Name, and for each version of it the requirement and its hashes."""
-    text = (ROOT / "locked" / file).read_text()
+    text = (ROOT / "scripts/locked" / file).read_text()
     found: dict[str, list[tuple[Requirement, list[str]]]] = {}
     for block in re.findall(r"^[^\s#].*\n(?:[ \t].*\n)*", text, flags=re.MULTILINE):
         requirement = Requirement(block.splitlines()[0].rstrip(" \\"))

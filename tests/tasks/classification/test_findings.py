@@ -49,7 +49,7 @@ def test_rows_become_lists_in_the_order_of_the_findings(folder: Path):
         ("image,stone,cyst\na.nii.gz,1,0\nb.nii.gz,2,0\n", ("line 3, column stone", "'2'")),
         ("image,stone,cyst\na.nii.gz,1\n", ("line 2", "number of cells")),
         ("image,stone,cyst\na.nii.gz,1,0,1\n", ("line 2", "number of cells")),
-        ("image,stone,cyst,part\na.nii.gz,1,0,test\n", ("line 2", "'test'")),
+        ("image,stone,cyst,part\na.nii.gz,1,0,spare\n", ("line 2", "'spare'")),
         ("", ("no column cyst, image, stone",)),
     ],
 )

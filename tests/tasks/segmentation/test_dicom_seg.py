@@ -19,9 +19,9 @@ from bundle.data import FoundVolume
 from bundle.data.dicom import find_series, read_series
 from bundle.errors import UserError, VolumeError
 from bundle.prediction import PredictionFolder
+from bundle.prediction.dicom_seg import PATIENT_AND_STUDY
 from bundle.runs import release_folders
 from bundle.tasks.segmentation import SaveDicomSegd, check_dicom_seg, write_dicom_seg
-from bundle.tasks.segmentation.dicom_sources import PATIENT_AND_STUDY
 from tests.data.dicom_files import COLUMN, FIRST, MR, ROW, STEP, enhanced, image, place, planes, save
 
 CLASSES = {"Leber, größer": 7, "kidney_left": 300, "肿瘤 tumour": 2}

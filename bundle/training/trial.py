@@ -56,7 +56,7 @@ def run_trial(
     given = {
         "validate#dataset#data": f"$@volumes.validation[:{shown}]", "validate#additional_metrics": None, **overrides
     }  # fmt: skip
-    flow = ConfigWorkflow(list(configs), workflow_type="train", run_id="training", **given)
+    flow = ConfigWorkflow(list(configs), workflow_type="train", run_id="training", logging_file=False, **given)
     flow.initialize()
     start = time.process_time()
     flow.run()

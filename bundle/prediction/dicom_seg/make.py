@@ -24,8 +24,8 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian
 
 from bundle.figures.colours import class_colours
+from bundle.prediction.dicom_seg.codes import segment_codes
 from bundle.runs.version import project_version
-from bundle.tasks.segmentation.segment_codes import segment_codes
 
 __all__ = ["make_segmentation"]
 

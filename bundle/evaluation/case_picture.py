@@ -1,9 +1,9 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
-"""The picture of a case that was evaluated: the outlines of reference and prediction over the image."""
+"""What is shown of a case: the outlines of reference and prediction over the image, and the case for a viewer."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import nibabel
 import numpy as np
@@ -11,15 +11,18 @@ import numpy as np
 from bundle.data import read_volume
 from bundle.data.grids import Grid, same_place
 from bundle.errors import UserError
+from bundle.evaluation.label_map_case import LabelledCase
 from bundle.evaluation.mask_metrics import union_box
 from bundle.evaluation.written_labels import WrittenLabels, read_labels
 from bundle.figures.contours import draw_contours
-from bundle.tasks.segmentation.evaluate_case import LabelledCase
+from bundle.reports import Case
 
-__all__ = ["draw_case"]
+__all__ = ["class_numbers", "cut_out", "draw_case", "moved", "viewer_box", "viewer_case"]
 
 #: shown around what is labelled, in mm
 _MARGIN = 25.0
+#: voxels of a scan that a viewer gets whole
+_MOST_VOXELS = 40_000_000
 
 
 def draw_case(
@@ -40,9 +43,8 @@ def draw_case(
     reference = read_labels(case.reference, classes, case.name)
     assert case.prediction is not None
     predicted = read_labels(case.prediction, prediction_classes, case.name, like=reference.grid, resample=resample)
-    boxes = [*reference.boxes.values(), *predicted.boxes.values()]
-    shape, affine = reference.grid
-    box = _widened(union_box(*boxes), shape, affine) if any(boxes) else tuple(slice(0, size) for size in shape)
+    affine = reference.grid[1]
+    box = cut_out([*reference.boxes.values(), *predicted.boxes.values()], reference.grid)
     volumes = [
         _image(case, reference.grid, box),
         *(_numbers(labels, classes, box) for labels in (reference, predicted)),
@@ -53,7 +55,54 @@ def draw_case(
     return draw_contours(image, truth, mask, spacing.tolist(), classes=list(classes), title=title)
 
 
-def _widened(box: tuple[slice, ...], shape: tuple[int, ...], affine: np.ndarray) -> tuple[slice, ...]:
+def viewer_case(
+    case: LabelledCase, classes: Mapping[str, int], *, prediction_classes: Mapping[str, int], resample: bool, note: str
+) -> Case:
+    """The case for a report's viewer, with classes numbered as `class_numbers` does.
+
+    Of a very large scan it is cut to what is labelled and a margin.
+
+    Args:
+        case: as for `draw_case`.
+        classes: as for `draw_case`.
+        prediction_classes: as for `draw_case`.
+        resample: as for `draw_case`.
+        note: a line to show with it.
+    """
+    reference = read_labels(case.reference, classes, case.name)
+    assert case.prediction is not None
+    predicted = read_labels(case.prediction, prediction_classes, case.name, like=reference.grid, resample=resample)
+    box = viewer_box([*reference.boxes.values(), *predicted.boxes.values()], reference.grid)
+    label_maps = {
+        name: _numbers(labels, classes, box) for name, labels in (("reference", reference), ("prediction", predicted))
+    }
+    scan = _image(case, reference.grid, box)
+    return Case(case.name, scan, moved(reference.grid[1], box), label_maps, note=note)
+
+
+def viewer_box(boxes: Sequence[tuple[slice, ...] | None], grid: Grid) -> tuple[slice, ...]:
+    """The whole grid, or of a very large one what `cut_out` gives."""
+    return cut_out(boxes if np.prod(grid[0]) > _MOST_VOXELS else [], grid)
+
+
+def moved(affine: np.ndarray, box: tuple[slice, ...]) -> np.ndarray:
+    """The affine of a box of a volume."""
+    place = affine.copy()
+    place[:3, 3] += affine[:3, :3] @ [part.start for part in box]
+    return place
+
+
+def class_numbers(classes: Mapping[str, int]) -> dict[str, int]:
+    """1, 2, ... for the classes, in their order."""
+    return {name: number for number, name in enumerate(classes, start=1)}
+
+
+def cut_out(boxes: Sequence[tuple[slice, ...] | None], grid: Grid) -> tuple[slice, ...]:
+    """The box around all boxes and a margin of 25 mm; of no box the whole grid."""
+    shape, affine = grid
+    if not any(boxes):
+        return tuple(slice(0, size) for size in shape)
+    box = union_box(*boxes)
     margins = np.ceil(_MARGIN / np.linalg.norm(affine[:3, :3], axis=0)).astype(int)
     return tuple(
         slice(max(0, part.start - margin), min(size, part.stop + margin))

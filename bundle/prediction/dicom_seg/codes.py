@@ -132,7 +132,7 @@ def segment_codes(name: str) -> SegmentCodes:
     """The codes of a class, by its name.
 
     Example:
-        >>> from bundle.tasks.segmentation.segment_codes import segment_codes
+        >>> from bundle.prediction.dicom_seg import segment_codes
         >>> found = segment_codes("kidney_left")
         >>> found.kind.meaning, found.kind.value, found.side.meaning
         ('Kidney', '64033007', 'Left')

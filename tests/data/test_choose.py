@@ -4,8 +4,8 @@ from __future__ import annotations
 import pytest
 
 from bundle.data import FoundVolume
+from bundle.data.choose import choose_volumes
 from bundle.errors import UserError
-from bundle.tasks.choose import choose_volumes
 
 
 def find(folder: object) -> list[FoundVolume]:

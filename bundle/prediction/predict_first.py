@@ -1,0 +1,142 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""Predicts the labelled scans of a data set with a fine-tuned model, before they are evaluated."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigParser
+
+from bundle.data import FoundVolume, result_names
+from bundle.data.names import name_digest
+from bundle.errors import UserError
+from bundle.evaluation import EvaluationFolder
+from bundle.prediction.fine_tuned import FineTuned
+from bundle.runs import release_folders
+
+__all__ = ["labelled_scans", "predicted_folder", "seen_in_training", "told_by_model"]
+
+_CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def labelled_scans(
+    dataset_dir: str | os.PathLike[str],
+    *,
+    find: Callable[..., list[FoundVolume]],
+    part: str = "auto",
+    hash_names: bool = False,
+    files: Callable[[str], Iterable[Path]] = lambda _: (),
+) -> list[FoundVolume]:
+    """The scans that an evaluation compares, without their labels, under the names that predictions have.
+
+    Args:
+        dataset_dir: as for `find`.
+        find: finds labelled scans.
+        part: as for `find`.
+        hash_names: a digest of the path instead of the path.
+        files: what will be written under a name; none of it is a file that is read.
+    """
+    found = [replace(volume, annotations={}) for volume in find(dataset_dir, part=part)]
+    if hash_names:
+        found = [replace(volume, name=name_digest(volume.name)) for volume in found]
+    names = result_names(found, files=files)
+    return [replace(volume, name=name) for volume, name in zip(found, names, strict=True)]
+
+
+def predicted_folder(
+    *,
+    predictions: str | os.PathLike[str] | None,
+    model: Any,
+    config: str,
+    find: Callable[..., list[FoundVolume]],
+    dataset_dir: str | os.PathLike[str],
+    output: EvaluationFolder,
+    part: str = "auto",
+    hash_names: bool = False,
+    settings: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> str | os.PathLike[str] | None:
+    """The folder of predictions to evaluate: as given, or that of a model, which predicts into the folder of results.
+
+    Scans that are predicted already are not predicted again.
+
+    Args:
+        predictions: a folder, or None.
+        model: as for `bundle.prediction.FineTuned`, or None.
+        config: name of the config that predicts.
+        find: finds labelled scans.
+        dataset_dir: as for `find`.
+        output: of the evaluation.
+        part: as for `find`.
+        hash_names: whether scans have a digest for a name.
+        settings: further values of that config, by id.
+        options: likewise, as the user gives them.
+
+    Raises:
+        UserError: if both or neither are given, an option is unknown, or the model cannot predict.
+    """
+    if (predictions is None) == (model is None):
+        raise UserError("--predictions or --model: give one, the folder of predictions or a fine-tuned run")
+    if model is None:
+        return predictions
+    parser = ConfigParser(ConfigParser.load_config_file(_CONFIGS / config))
+    function, arguments = (find.func, find.keywords) if isinstance(find, partial) else (find, {})
+    target = f"{function.__module__}.{function.__qualname__}"
+    scans = {
+        "_target_": "bundle.prediction.labelled_scans",
+        "dataset_dir": str(dataset_dir),
+        "find": {"_target_": target, "_mode_": "callable", **arguments},
+        "part": part,
+        "hash_names": hash_names,
+        "files": "$@output.files",
+    }
+    given = {"model": model, "output_dir": str(output.predictions), "hash_names": hash_names, "scans": scans}
+    if unknown := [name for name in options or {} if name not in parser or name in scans or name in given]:
+        raise UserError(f"--prediction_options has {unknown[0]!r}, which configs/{config} does not take: see that file")
+    parser.update({**given, **(settings or {}), **(options or {})})
+    try:
+        parser.get_parsed_content("evaluator").run()
+    finally:
+        release_folders()
+    return output.predictions
+
+
+def told_by_model(given: Any, model: Any, *, task: str, key: str) -> Any:
+    """What is given, or what the `model.json` of a model says if nothing is given.
+
+    Args:
+        given: a list or a mapping, which may be empty.
+        model: as for `bundle.prediction.FineTuned`, or None.
+        task: what the model is for.
+        key: of `model.json`.
+    """
+    return given if given or model is None else FineTuned(model, task=task).content[key]
+
+
+def seen_in_training(model: Any, *, task: str) -> dict[str, list[str]] | None:
+    """What the `model.json` of each model says of the scans that it has seen, for `bundle.evaluation.seen_notes`.
+
+    Args:
+        model: as for `bundle.prediction.FineTuned`, or None.
+        task: what the model is for.
+
+    Returns:
+        Fingerprints by part; empty if a model does not say; None without a model.
+    """
+    if model is None:
+        return None
+    told = []
+    for files in FineTuned(model, task=task).members:
+        about = files.read_settings()
+        told.append(about.content.get("fingerprints") if about is not None else None)
+    known = [parts for parts in told if isinstance(parts, Mapping)]
+    if len(known) < len(told):
+        return {}
+    return {
+        part: sorted({one for parts in known for one in parts.get(part, ())}) for part in ("training", "validation")
+    }

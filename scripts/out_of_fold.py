@@ -1,0 +1,99 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""Cross-validation: each scan as the fold segments it that was not trained on it, and what that is worth."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigWorkflow
+
+from bundle.atomic import replace_file
+from bundle.data import FoundVolume, VolumeSet
+from bundle.data.names import name_digest
+from bundle.evaluation import EvaluationFolder, case_name
+from bundle.tasks.segmentation.evaluate import SegmentationEvaluation
+from bundle.tasks.segmentation.find import find_segmentations
+
+__all__ = ["evaluate_out_of_fold", "find_validated", "predict_out_of_fold"]
+
+
+def find_validated(
+    volumes: VolumeSet, dataset_dir: str | os.PathLike[str], *, hashed: bool = False
+) -> list[FoundVolume]:
+    """The scans that a fold validates, as they lie on the disk.
+
+    Args:
+        volumes: of the fold.
+        dataset_dir: as for `find_segmentations`.
+        hashed: whether the fold's volumes have digests for names.
+    """
+    found = {name_digest(v.name) if hashed else v.name: v for v in find_segmentations(dataset_dir)}
+    return [found[volume.name] for volume in volumes.validation]
+
+
+def predict_out_of_fold(
+    config: str | os.PathLike[str],
+    model: str | os.PathLike[str],
+    scans: Sequence[FoundVolume],
+    output: Path,
+    *,
+    hashed: bool = False,
+    options: Mapping[str, Any] | None = None,
+) -> dict[str, Path]:
+    """Segments scans on their own grids; what is done already is not done again.
+
+    Args:
+        config: configs/predict_segmentation.yaml.
+        model: folder of the fold's run.
+        scans: that the fold was not trained on.
+        output: folder of the predictions.
+        hashed: whether names become digests.
+        options: further ones of the config, such as `device`.
+
+    Returns:
+        The label maps by the name of the case; a scan that could not be read has none.
+    """
+    named = [replace(scan, name=case_name(scan, hashed=hashed), annotations={}) for scan in scans]
+    given = {"model": str(model), "output_dir": str(output), "scans": named, **(options or {})}
+    flow = ConfigWorkflow(str(config), workflow_type="infer", logging_file=False, **given)
+    flow.initialize()
+    flow.run()
+    flow.finalize()
+    files = {scan.name: output / "label_maps" / f"{scan.name}.nii.gz" for scan in named}
+    return {name: file for name, file in files.items() if file.is_file()}
+
+
+def evaluate_out_of_fold(
+    label_maps: Mapping[str, Path],
+    dataset_dir: str | os.PathLike[str],
+    output: Path,
+    *,
+    classes: Mapping[str, int],
+    hashed: bool = False,
+) -> None:
+    """Copies the label maps of all folds into one folder, and evaluates them on the files' grids.
+
+    Args:
+        label_maps: of all folds, by the name of the case.
+        dataset_dir: as for `find_segmentations`; its test part is not evaluated.
+        output: gets `label_maps/`, `cases.csv`, `results.json` and pictures.
+        classes: value in the label maps by the name of each class.
+        hashed: whether cases have digests for names.
+    """
+    folder = output / "label_maps"
+    for name, file in label_maps.items():
+        with replace_file(folder / f"{name}.nii.gz") as temporary:
+            shutil.copyfile(file, temporary)
+    SegmentationEvaluation(
+        predictions=folder,
+        dataset_dir=dataset_dir,
+        output=EvaluationFolder(output, overwrite=True),
+        classes=classes,
+        part="",
+        hash_names=hashed,
+    ).run()

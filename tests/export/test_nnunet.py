@@ -1,0 +1,177 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""The file that nnU-Net's training begins with, held against the package's own classes and the loader's own rules."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import export_model as command
+import numpy as np
+import pytest
+import torch
+from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
+from torch import nn
+
+from bundle.errors import UserError
+from bundle.export import FORMATS, export_model, fit_plans, plain_model
+from tests.export.models import write_model
+from tests.networks.encoder_cases import CASES, Case
+
+NORMS = {"norm_op_kwargs": {"eps": 1e-5, "affine": True}, "nonlin_kwargs": {"inplace": True}, "conv_bias": True}
+#: along the axes that run the other way in nnU-Net's arrays nothing is strided: there turning is exact
+ONE_WAY = Case(
+    "ResidualEncoderUNet",
+    {
+        "n_stages": 3,
+        "features_per_stage": [4, 6, 8],
+        "kernel_sizes": [[3, 3, 1], [3, 3, 3], [3, 1, 3]],  # R, A, S
+        "strides": [[1, 1, 1], [1, 1, 2], [1, 1, 2]],
+        "n_blocks_per_stage": [1, 2, 1],
+    },
+    (),
+)
+PLAIN = CASES["nnU-Net's PlainConvUNet, anisotropic"]
+
+
+def theirs(case: Case, in_channels: int, *, turned: bool) -> nn.Module:
+    """nnU-Net's network as its trainer builds it from a plan: five classes, deep supervision."""
+    arguments = dict(case.arguments)
+    for key in ("kernel_sizes", "strides"):
+        arguments[key] = [step[::-1] if turned else step for step in arguments[key]]
+    arguments.setdefault("n_conv_per_stage_decoder", [1] * (arguments["n_stages"] - 1))
+    make = {"ResidualEncoderUNet": ResidualEncoderUNet, "PlainConvUNet": PlainConvUNet}[case.name]
+    classes = {"conv_op": nn.Conv3d, "norm_op": nn.InstanceNorm3d, "nonlin": nn.LeakyReLU}
+    return make(in_channels, num_classes=5, deep_supervision=True, **NORMS, **classes, **arguments)
+
+
+def load_as_nnunet(network: nn.Module, file: Path) -> dict[str, torch.Tensor]:
+    """nnU-Net's rule: all but segmentation layers must be there in their shape; those are copied, the others stay."""
+    given: dict[str, torch.Tensor] = torch.load(file, weights_only=True)["network_weights"]
+    current = network.state_dict()
+    for key, value in current.items():
+        assert ".seg_layers." in key or given[key].shape == value.shape, key
+    network.load_state_dict(current | {k: v for k, v in given.items() if k in current and ".seg_layers." not in k})
+    return given
+
+
+@pytest.mark.parametrize(("case", "turned"), [(ONE_WAY, True), (ONE_WAY, False), (PLAIN, True)])
+def test_nnunets_loader_takes_it_and_its_encoder_gives_the_same_features(case: Case, turned: bool, tmp_path: Path):
+    file, _ = write_model(tmp_path, case, orientation="RAS" if turned else "SPL")
+    export_model(plain_model(file), "nnunet", tmp_path / "out.pth", [torch.randn(1, 1, 8, 16, 16)])
+    network = theirs(case, 1, turned=turned).eval()
+    load_as_nnunet(network, tmp_path / "out.pth")
+    image = np.random.default_rng(0).normal(size=(8, 12, 16)).astype(np.float32)  # R, A, S
+    shown = image.transpose(2, 1, 0)[:, ::-1, ::-1].copy() if turned else image
+    with torch.no_grad():
+        features = network.encoder(torch.from_numpy(shown)[None, None])
+        expected = plain_model(file).network(torch.from_numpy(image)[None, None])
+    if case is PLAIN:  # strided along the mirrored axes: the values are others, the sizes are not
+        assert [f.shape[2:][::-1] for f in features] == [e.shape[2:] for e in expected]
+        return
+    for a, b in zip(features, expected, strict=True):
+        back = a[0].numpy()[:, :, ::-1, ::-1].transpose(0, 3, 2, 1) if turned else a[0].numpy()
+        assert np.abs(back - b[0].numpy()).max() <= 1e-6 * b.abs().max()
+
+
+def test_the_tensors_are_the_encoders_bit_for_bit_under_all_of_nnunets_names(tmp_path: Path):
+    file, _ = write_model(tmp_path, ONE_WAY, orientation="SPL")
+    export_model(plain_model(file), "nnunet", tmp_path / "out.pth")
+    given = torch.load(tmp_path / "out.pth", weights_only=True)["network_weights"]
+    for key, value in torch.load(file, weights_only=True).items():
+        assert torch.equal(given[key], value), key
+    assert {k.removeprefix("decoder.") for k in given if k.startswith("decoder.encoder.")} == {
+        k for k in given if k.startswith("encoder.")
+    }
+
+
+def test_the_stem_is_repeated_for_more_channels_so_that_the_same_image_on_each_gives_the_same(tmp_path: Path):
+    file, _ = write_model(tmp_path, ONE_WAY, orientation="SPL")
+    plans = tmp_path / "nnUNetPlans.json"
+    plans.write_text(json.dumps(plan([16, 16, 16])))
+    options = ["--formats", "nnunet", "--input_channels", "3", "--nnunet_plans", str(plans), "--output_dir"]
+    before = FORMATS["nnunet"]
+    try:
+        assert command.main([str(file), *options, str(tmp_path / "out")]) == 0
+    finally:
+        FORMATS["nnunet"] = before
+    network = theirs(ONE_WAY, 3, turned=False).eval()
+    load_as_nnunet(network, tmp_path / "out/model.nnunet.pth")
+    image = torch.randn(1, 1, 8, 8, 16)
+    with torch.no_grad():
+        features, expected = network.encoder(image.expand(-1, 3, -1, -1, -1)), plain_model(file).network(image)
+    for a, b in zip(features, expected, strict=True):
+        assert (a - b).abs().max() <= 1e-5 * b.abs().max()
+    written = json.loads((tmp_path / "out/SparseMimPlans.json").read_text())
+    assert written["configurations"]["3d_fullres"]["patch_size"] == [16, 16, 16]
+
+
+def test_the_decoder_begins_as_nnunet_begins_it(tmp_path: Path):
+    file, _ = write_model(tmp_path, ONE_WAY, orientation="SPL")
+    for name in ("one", "two"):
+        export_model(plain_model(file), "nnunet", tmp_path / f"{name}.pth")
+    one, two = (torch.load(tmp_path / f"{n}.pth", weights_only=True)["network_weights"] for n in ("one", "two"))
+    assert all(torch.equal(one[key], two[key]) for key in one)  # the same file each time
+    convolution = one["decoder.stages.0.convs.0.conv.weight"]
+    he = (2 / (1 + 1e-4) / convolution[0].numel()) ** 0.5
+    assert convolution.std().item() == pytest.approx(he, rel=0.1)
+    assert not one["decoder.stages.0.convs.0.conv.bias"].any()
+
+
+def test_what_nnunets_tools_for_nnssls_files_read_is_there(tmp_path: Path):
+    file, _ = write_model(tmp_path, ONE_WAY, orientation="RAS", spacing=[1.0, 2.0, 3.0], crop_size=[16, 32, 64])
+    export_model(plain_model(file), "nnunet", tmp_path / "out.pth")
+    content = torch.load(tmp_path / "out.pth", weights_only=True)
+    about = content["nnssl_adaptation_plan"]
+    configuration = about["pretrain_plan"]["configurations"]["3d_fullres"]
+    assert configuration == {"spacing": [3.0, 2.0, 1.0], "patch_size": [64, 32, 16]}
+    assert about["architecture_plans"]["arch_kwargs"]["strides"] == [[1, 1, 1], [2, 1, 1], [2, 1, 1]]
+    for key in (about["key_to_encoder"], about["key_to_stem"], *about["keys_to_in_proj"]):
+        assert any(name.startswith(f"{key}.") for name in content["network_weights"]), key
+    assert json.dumps(about)
+
+
+def test_an_encoder_that_nnunet_has_not_is_one_line(tmp_path: Path):
+    file, _ = write_model(tmp_path, CASES["SegResEncoder"])
+    with pytest.raises(UserError, match="nnU-Net has no network with the encoder SegResEncoder"):
+        export_model(plain_model(file), "nnunet", tmp_path / "out.pth")
+
+
+def plan(patch: list[int]) -> dict[str, Any]:
+    return {
+        "dataset_name": "Dataset004_Hippocampus",
+        "plans_name": "nnUNetPlans",
+        "configurations": {
+            "2d": {"patch_size": [56, 40]},
+            "3d_fullres": {"patch_size": patch, "batch_size": 9, "spacing": [1, 1, 1], "architecture": {}},
+            "3d_cascade": {"inherits_from": "3d_fullres"},
+        },
+    }  # fmt: skip
+
+
+def test_a_plan_gets_the_pretrained_network_and_keeps_all_else():
+    settings = {"encoder": {"name": ONE_WAY.name, **ONE_WAY.arguments}, "orientation": "RAS"}
+    fitted = fit_plans(plan([40, 56, 40]), settings)
+    (configuration,) = fitted["configurations"].values()
+    assert (configuration["batch_size"], configuration["spacing"]) == (9, [1, 1, 1])
+    architecture = configuration["architecture"]
+    assert architecture["network_class_name"].endswith("unet.ResidualEncoderUNet")
+    assert architecture["arch_kwargs"]["kernel_sizes"] == [[1, 3, 3], [3, 3, 3], [3, 1, 3]]
+    assert architecture["arch_kwargs"]["nonlin"] == "torch.nn.LeakyReLU"
+    assert (fitted["plans_name"], fitted["dataset_name"]) == ("SparseMimPlans", "Dataset004_Hippocampus")
+
+
+@pytest.mark.parametrize(
+    ("patch", "configuration", "message"),
+    [
+        ([42, 56, 40], "3d_fullres", r"\[42, 56, 40\] does not divide by .* \[4, 1, 1\]: .* \[44, 56, 40\]"),
+        ([40, 56, 40], "2d", r"\[56, 40\] does not divide"),
+        ([40, 56, 40], "3d_lowres", "no configuration '3d_lowres' of its own: give .* 2d, 3d_fullres"),
+        ([40, 56, 40], "3d_cascade", "no configuration '3d_cascade' of its own"),
+    ],
+)
+def test_a_plan_that_does_not_fit_is_one_line(patch, configuration, message):
+    settings = {"encoder": {"name": ONE_WAY.name, **ONE_WAY.arguments}, "orientation": "RAS"}
+    with pytest.raises(UserError, match=message):
+        fit_plans(plan(patch), settings, configuration)

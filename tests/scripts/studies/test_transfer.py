@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import ttest_1samp
-from transfer import main, table
+from transfer import main, recorded_rate, table
 from transfer_tasks import TASKS, threshold_dice, write_task
 
 from bundle.networks import build_encoder
@@ -50,6 +50,14 @@ def test_parts_to_train_and_to_test_on_lie_on_two_sides_with_a_gap(data_dir: Pat
         # x grows towards the patient's right in RAS: the left side has the smaller x
         left, right = (sides["training"], sides["validation"])[:: 1 if towards == "left" else -1]
         assert right[0] - left[-1] > 9
+
+
+def test_runs_have_the_rate_of_the_recorded_ones(tmp_path: Path):
+    model = tmp_path / "model.pt"
+    arms = ["pretrained", "pretrained, sawtooth", "encoder alone", "scratch", "scratch, frozen"]
+    assert [recorded_rate(arm, model) for arm in arms] == [1e-3] * 5
+    (tmp_path / "model_decoder.pt").touch()
+    assert [recorded_rate(arm, model) for arm in arms] == [3e-4, 3e-4, 1e-3, 1e-3, 1e-3]
 
 
 def test_two_thresholds_find_tissue_that_differs_in_intensity():

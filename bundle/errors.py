@@ -6,10 +6,12 @@ from __future__ import annotations
 import errno
 import os
 import re
+import signal
 import sys
-from types import TracebackType
+import threading
+from types import FrameType, TracebackType
 
-__all__ = ["UserError", "VolumeError", "install_excepthook", "user_error_in"]
+__all__ = ["Terminated", "UserError", "VolumeError", "install_excepthook", "user_error_in"]
 
 
 class UserError(ValueError):
@@ -92,15 +94,40 @@ def _explain(error: BaseException) -> UserError | None:
     return None
 
 
+class Terminated(KeyboardInterrupt):
+    """A scheduler, or a user, has sent SIGTERM."""
+
+
 def install_excepthook() -> None:
-    """Ends the program with one line on a `UserError`; any other error, or BUNDLE_DEBUG=1, keeps its traceback."""
+    """Ends the program with one line on a `UserError`, on Ctrl-C and on SIGTERM.
+
+    Any other error, or BUNDLE_DEBUG=1, keeps its traceback.
+    """
     previous = sys.excepthook
+    _end_as_an_interrupt(signal.SIGTERM)
 
     def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         user_error = user_error_in(error)
-        if user_error is None or os.environ.get("BUNDLE_DEBUG") == "1":
+        if os.environ.get("BUNDLE_DEBUG") != "1" and isinstance(error, KeyboardInterrupt):
+            what = "terminated" if isinstance(error, Terminated) else "interrupted"
+            print(f"{what}: a training goes on from its last complete epoch with --resume", file=sys.stderr)
+        elif user_error is None or os.environ.get("BUNDLE_DEBUG") == "1":
             previous(kind, error, trace)
         else:
             print(f"error: {user_error}", file=sys.stderr)
 
     sys.excepthook = show
+
+
+def _end_as_an_interrupt(number: signal.Signals) -> None:
+    """Lets handlers write what is to be written when the process is told to end; not in its child processes."""
+    process = os.getpid()
+
+    def end(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the signature of a signal's handler
+        if os.getpid() == process:
+            raise Terminated
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(number) is signal.SIG_DFL:
+        signal.signal(number, end)

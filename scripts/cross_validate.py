@@ -392,7 +392,7 @@ _FILES = {
     "label_maps": "each scan as the fold segments it that was not trained on it",
     "cases.csv": "a row for each scan, from the fold that was not trained on it",
     "results.json": "means and intervals of these",
-    "panels": "pictures of the worst",
+    "panels": "pictures",
     "folds.csv": "which fold each scan is of",
     "predictions.csv": "probabilities of each scan, likewise",
     "predicted_boxes.json": "boxes of each scan, likewise",

@@ -155,7 +155,7 @@ class Experiment:
         self.file = options.output_dir / "runs.jsonl"
         self._check_same()
         lines = self.file.read_text().splitlines() if self.file.is_file() else []
-        self.rows = {row["key"]: row for row in (json.loads(line) for line in lines if line.endswith("}"))}
+        self.rows = {row["key"]: row for row in map(json.loads, lines)}
 
     def _check_enough(self) -> None:
         if max(self.options.labels) > len(self.people.pool):
@@ -215,8 +215,8 @@ class Experiment:
         for case in tqdm(missing, desc=title):
             row = {"key": key(*case), **self._run(*case)}
             self.rows[row["key"]] = row
-            with self.file.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            with replace_file(self.file) as temporary:  # a kill leaves no half of a line
+                temporary.write_text("".join(json.dumps(one) + "\n" for one in self.rows.values()))
             tqdm.write(f"{case[0]}, {case[1]} people, seed {case[2]}: Dice {_mean(row):.3f}")
 
     def _run(self, arm: str, labels: int, seed: int, lr: float | None, purpose: str) -> dict[str, Any]:

@@ -22,8 +22,9 @@ _FLAGS = (
     "--headless=new", "--remote-debugging-pipe", "--no-sandbox", "--no-first-run", "--disable-extensions",
     "--disable-dev-shm-usage", "--disable-background-networking", "--disable-component-update", "--mute-audio",
     "--hide-scrollbars", "--force-color-profile=srgb",
-    "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader",  # WebGL without a GPU
 )  # fmt: skip
+_WEBGL = ("--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader")  # without a GPU
+_NO_WEBGL = ("--disable-3d-apis",)
 _ELEMENT = "document.querySelector('%s')"
 _DEADLINE = 120  # seconds until an answer, or a condition, is given up
 
@@ -36,7 +37,7 @@ class Browser:
         complaints: what the console has shown above the level of a remark, and errors of scripts.
     """
 
-    def __init__(self, *, width: int = 1280, height: int = 900) -> None:
+    def __init__(self, *, width: int = 1280, height: int = 900, webgl: bool = True) -> None:
         program = find_browser()
         if program is None:
             raise RuntimeError("no Chromium: python scripts/fetch_browser.py")
@@ -47,7 +48,13 @@ class Browser:
         self._read, to_write = os.pipe()
         # the browser reads commands from file 3 and writes answers to file 4
         line = f'exec "$@" 3<&{to_read} 4>&{to_write}'
-        arguments = [*_FLAGS, f"--user-data-dir={self._profile.name}", f"--window-size={width},{height}", "about:blank"]
+        arguments = [
+            *_FLAGS,
+            *(_WEBGL if webgl else _NO_WEBGL),
+            f"--user-data-dir={self._profile.name}",
+            f"--window-size={width},{height}",
+            "about:blank",
+        ]
         self._process = subprocess.Popen(
             ["bash", "-c", line, "browser", program, *arguments], pass_fds=(to_read, to_write),
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,

@@ -35,12 +35,12 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """30 scans of 15 people, one of them without a prediction; a probability for each of two findings."""
     folder = tmp_path_factory.mktemp("tables")
     rng = np.random.default_rng(0)
-    known, said = ["image,edema,=nodule,group,modality"], ["scan,edema,=nodule,edema decision"]
+    known, said = ["image,edema,=nodule,group,modality"], ["scan,edema,=nodule,edema_decision"]
     for number in range(COUNT):
         edema, nodule = (int(rng.random() < 0.4) for _ in range(2))
         known.append(f"scans/case {number}.nii.gz,{edema},{'' if number % 5 == 0 else nodule},p{number // 2},MR")
         values = (f"{np.clip(0.3 + 0.4 * truth + rng.normal(0, 0.2), 0, 1):.4f}" for truth in (edema, nodule))
-        said.append(f"scans/case {number},{','.join(values)},1")
+        said.append(f"scans/case {number},{','.join(values)},{int(number % 4 > 0)}")
     said[4] = "scans/case 3,,,"  # skipped
     (folder / "labels.csv").write_text("\n".join(known))
     (folder / "predictions.csv").write_text("\n".join([*said, "another,0.5,0.5,0"]))
@@ -60,6 +60,12 @@ def test_values_are_those_of_the_table_and_unknown_labels_count_in_nothing(table
             assert estimate["mean"] == pytest.approx(value, abs=1e-6) and estimate["n"] == len(known)
             assert estimate["low"] <= estimate["mean"] + 0.1 and estimate["low"] < estimate["high"]
         assert found["metrics"]["auroc"][finding]["mean"] > 0.75
+    decided = {row["case"]: int(row["case"].rpartition(" ")[2]) % 4 > 0 for row in rows}
+    with_it = [decided[row["case"]] for row in rows if row["finding"] == "edema" and row["label"] == "1"]
+    without = [not decided[row["case"]] for row in rows if row["finding"] == "edema" and row["label"] == "0"]
+    assert found["metrics"]["sensitivity"]["edema"]["mean"] == pytest.approx(np.mean(with_it))
+    assert found["metrics"]["specificity"]["edema"]["mean"] == pytest.approx(np.mean(without))
+    assert found["metrics"]["sensitivity"]["=nodule"]["mean"] is None
     auroc = found["metrics"]["auroc"]
     assert auroc["mean"]["mean"] == pytest.approx((auroc["edema"]["mean"] + auroc["=nodule"]["mean"]) / 2)
     assert found["settings"]["cases"] == {"evaluated": COUNT - 1, "without prediction": 1}

@@ -85,3 +85,29 @@ def test_the_command_line_shows_one_line():
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith("error: BatchNorm has one value per channel")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("way", "word"), [("raise KeyboardInterrupt", "interrupted"), ("os.kill(os.getpid(), 15)", "terminated")]
+)
+def test_an_interrupt_is_one_line_that_says_how_to_go_on(way: str, word: str):
+    code = f"import os\nfrom bundle.errors import install_excepthook\ninstall_excepthook()\n{way}\nprint('goes on')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode != 0 and not done.stdout
+    assert done.stderr.strip() == f"{word}: a training goes on from its last complete epoch with --resume"
+
+
+def test_a_child_process_that_is_terminated_says_nothing():
+    code = """
+import os, signal, time
+from bundle.errors import install_excepthook
+install_excepthook()
+child = os.fork()
+if not child:
+    time.sleep(60)
+    os._exit(0)
+os.kill(child, signal.SIGTERM)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -164,7 +164,8 @@ class VolumeSet:
             raise UserError(f"--val_fraction {val_fraction} does not fit: give a share from 0 to below 1, such as 0.2")
         self.folds, self.fold = folds, fold
         self.transform, self.store = transform, open_store(store, Path(cache_dir))
-        found = [volume for volume in find(dataset_dir) if volume.part != "test"]  # neither trained nor validated on
+        listed = _listed_by_one(lambda: find(dataset_dir))
+        found = [volume for volume in listed if volume.part != "test"]  # neither trained nor validated on
         results = self._prepare(found, workers)
         if hash_names:
             results = [_hashed(result, found) for result in results]
@@ -260,6 +261,23 @@ class VolumeSet:
         steps = self.transform.flatten().transforms if isinstance(self.transform, Compose) else self.transform
         more_settings = [annotations] if annotations else []
         return pickle_hashing([_CACHE_VERSION, stamp, item["modality"], steps, *more_settings]).decode()
+
+
+def _listed_by_one(find: Callable[[], list[FoundVolume]]) -> list[FoundVolume]:
+    """What the first process finds: another one might see other files, and shares would overlap or leave gaps."""
+    if not _distributed():
+        return find()
+    told: list[Any] = [None]
+    if dist.get_rank() == 0:
+        try:
+            told = [find()]
+        except UserError as error:
+            told = [error]
+    dist.broadcast_object_list(told, src=0)
+    if isinstance(told[0], UserError):
+        raise told[0]
+    listed: list[FoundVolume] = told[0]
+    return listed
 
 
 def _annotations(item: Mapping[str, Any]) -> dict[str, Any]:

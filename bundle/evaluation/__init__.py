@@ -7,13 +7,20 @@ from bundle.evaluation.intervals import Bootstrap, Estimate
 from bundle.evaluation.mask_metrics import mask_metrics, volume_metrics
 from bundle.evaluation.names import case_name, match_names, skipped_reasons
 from bundle.evaluation.page import write_page
-from bundle.evaluation.probabilities import PROBABILITY_METRICS, probability_metrics, reliability_curve
+from bundle.evaluation.probabilities import (
+    DECISION_METRICS,
+    PROBABILITY_METRICS,
+    decision_metrics,
+    probability_metrics,
+    reliability_curve,
+)
 from bundle.evaluation.seen import seen_notes
 from bundle.evaluation.summary import estimate_text, shortened_list, summary_rows, summary_table, unmatched_notes
 from bundle.evaluation.tables import as_number, read_results, read_table, write_results, write_table
 
 __all__ = [
     "BOX_METRICS",
+    "DECISION_METRICS",
     "FROC_RATES",
     "PROBABILITY_METRICS",
     "Bootstrap",
@@ -22,6 +29,7 @@ __all__ = [
     "EvaluationFolder",
     "as_number",
     "case_name",
+    "decision_metrics",
     "estimate_text",
     "froc_curve",
     "mask_metrics",

@@ -9,10 +9,27 @@ import numpy as np
 import torch
 from monai.metrics import calibration_binning, compute_average_precision, compute_roc_auc
 
-__all__ = ["PROBABILITY_METRICS", "probability_metrics", "reliability_curve"]
+__all__ = ["DECISION_METRICS", "PROBABILITY_METRICS", "decision_metrics", "probability_metrics", "reliability_curve"]
 
 #: the metrics of `probability_metrics`: whether higher is better
 PROBABILITY_METRICS = {"auroc": True, "average_precision": True, "calibration_error": False, "brier": False}
+
+#: the metrics of `decision_metrics`: whether higher is better
+DECISION_METRICS = {"sensitivity": True, "specificity": True}
+
+
+def decision_metrics(decisions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """The share of those with a finding of whom it was decided so, and of those without; NaN where there are none.
+
+    Args:
+        decisions: ``[cases]``, 1, 0, or NaN where nothing was decided, which counts in neither.
+        labels: ``[cases]``, 1 or 0.
+    """
+    shares = [decisions[(labels == label) & ~np.isnan(decisions)] == label for label in (1, 0)]
+    return {
+        name: float(share.mean()) if share.size else math.nan
+        for name, share in zip(DECISION_METRICS, shares, strict=True)
+    }
 
 
 def probability_metrics(probabilities: np.ndarray, labels: np.ndarray, *, bins: int = 10) -> dict[str, float]:

@@ -24,7 +24,7 @@ from bundle.reports.volumes import PackedVolume, grey, pack_labels, pack_scan, s
 __all__ = ["Case", "PackedCase", "pack_case", "viewer_markup"]
 
 #: voxels that a telephone can hold twice as a texture of four bytes each
-_MOST_VOXELS = 10_000_000
+_MOST_VOXELS = 20_000_000
 _FEWEST_VOXELS = 100_000
 
 

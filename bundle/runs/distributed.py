@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -13,16 +14,20 @@ from torch.nn.parallel import DistributedDataParallel
 
 __all__ = ["broadcast", "gather", "is_main_rank", "start_distributed", "stop_distributed", "unwrap", "wrap"]
 
+#: the default of 10 minutes is over while one process prepares volumes
+_PATIENCE = timedelta(hours=12)
+
 
 def start_distributed(device: torch.device) -> None:
     """Joins the process group that torchrun describes in the environment (WORLD_SIZE > 1); else does nothing.
 
-    May be called again. The backend is NCCL for GPUs, else gloo.
+    May be called again. The backend is NCCL for GPUs, else gloo. A process waits half a day for the others: one may
+    have to prepare larger volumes than they.
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
 
 
 def stop_distributed() -> None:

@@ -19,6 +19,7 @@ import torch.multiprocessing as mp
 from monai.transforms import Compose, MapTransform
 
 from bundle.data import FoundVolume, VolumeSet
+from bundle.data.scans import find_scans
 from bundle.errors import UserError
 from tests.data.volumes import PATIENT, ct_phantom, mr_phantom, preparation, write_dicom, write_nifti
 
@@ -280,7 +281,9 @@ def test_nothing_of_the_patient_is_cached_named_or_logged(tmp_path: Path, caplog
 
 def prepare_as_rank(rank: int, folder: Path, results: Path) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{results}/store", rank=rank, world_size=2)
-    volumes = volume_set(folder, transform=Compose([Counted("image"), Quick("image")]))
+    # another process sees other files, as where one is being copied
+    find = find_scans if rank == 0 else lambda _: [FoundVolume("ct_9.nii", ("ct_9.nii",)), *find_scans(folder)[:3]]
+    volumes = volume_set(folder, transform=Compose([Counted("image"), Quick("image")]), find=find)
     content = {"passed": Counted.passed, "training": names(volumes.training), "validation": names(volumes.validation)}
     (results / f"{rank}.json").write_text(json.dumps(content))
     torch.distributed.destroy_process_group()

@@ -352,6 +352,16 @@ def test_unfinished_runs_and_other_folders_are_refused(ct_run: Path, mr_run: Pat
     assert "--components monai does not fit this run" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
+def test_a_folder_without_scans_is_an_error(ct_bundle: Path, tmp_path: Path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RuntimeError) as caught:
+        segment(ct_bundle, tmp_path / "empty", tmp_path / "out")
+    told: BaseException | None = caught.value
+    while told is not None and not isinstance(told, FileNotFoundError):
+        told = told.__cause__
+    assert "empty/a NIfTI, NRRD or MetaImage file" in str(told)
+
+
 def test_a_scan_that_cannot_be_read_is_named(mr_run: Path, tmp_path: Path):
     bundle = export(mr_run, tmp_path / "exported")
     (tmp_path / "scans").mkdir()

@@ -151,3 +151,13 @@ def test_the_page_may_not_load_or_run_anything_else(browser):
     assert browser.run("fetch('https://example.org').then(() => 'loaded', () => 'refused')") == "refused"
     browser.run("document.body.append(Object.assign(document.createElement('script'), {textContent: 'hacked = 2'}))")
     assert browser.run("typeof hacked") == "undefined"
+
+
+def test_without_webgl_the_page_says_so_and_the_rest_stays(page):
+    with Browser(width=700, height=800, webgl=False) as browser:
+        browser.open(page)
+        browser.run(viewer(".scrollIntoView()"))
+        browser.wait(viewer(".dataset.state == 'failed'"))
+        assert "The viewer needs WebGL 2" in browser.run(viewer(".textContent"))
+        assert browser.run("document.images[0].naturalWidth") > 0
+        assert browser.complaints == []

@@ -132,3 +132,11 @@ def test_one_process_needs_no_group(monkeypatch):
     assert wrap(network, CPU) is network
     assert not isinstance(wrap(network, CPU), DistributedDataParallel)
     stop_distributed()
+
+
+def test_a_process_that_prepares_longer_volumes_is_waited_for(monkeypatch: pytest.MonkeyPatch):
+    given = {}
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda _, **options: given.update(options))
+    start_distributed(torch.device("cpu"))
+    assert given["timeout"].total_seconds() >= 6 * 3600

@@ -17,7 +17,7 @@ _MARGIN = 4
 _MOST_PROBABILITIES = 8
 _AXES = ("x", "y", "z")
 _NO_LIMIT = 1e6
-_FILES = ("'.nii.gz'", "'.nii'", "'.nrrd'", "'.mha'")
+_FILES = (".nii.gz", ".nii", ".nrrd", ".mha")
 
 Transform = dict[str, Any]
 
@@ -96,7 +96,10 @@ def inference_config(run: FinishedRun, *, components: str) -> dict[str, Any]:
             "val_handlers": "@handlers",
             "amp": False,
         },
-        "initialize": ["$monai.utils.set_determinism(seed=0)"],
+        "initialize": [
+            *([] if by_monai else [{"_target_": "bundle.errors.install_excepthook"}]),
+            "$monai.utils.set_determinism(seed=0)",
+        ],
         "run": ["$@evaluator.run()"],
     }
 
@@ -106,9 +109,9 @@ def _compose(transforms: list[Transform]) -> Transform:
 
 
 def _files_below() -> str:
-    """The NIfTI, NRRD and MetaImage files of a folder; no characters of its name have a meaning."""
-    endings = f"({', '.join(_FILES)})"
-    return f"$sorted(str(f) for f in pathlib.Path(@dataset_dir).rglob('*') if f.name.lower().endswith({endings}))"
+    """The files of a folder that MONAI reads; no characters of its name have a meaning. Without one it is an error."""
+    listed = f"sorted(str(f) for f in pathlib.Path(@dataset_dir).rglob('*') if f.name.lower().endswith({_FILES}))"
+    return f"${listed} or pathlib.Path(@dataset_dir, 'a NIfTI, NRRD or MetaImage file').resolve(strict=True)"
 
 
 def _items_below() -> Transform:

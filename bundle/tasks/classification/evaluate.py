@@ -18,12 +18,14 @@ from bundle.data import FoundVolume
 from bundle.data.names import without_ending
 from bundle.errors import UserError
 from bundle.evaluation import (
+    DECISION_METRICS,
     PROBABILITY_METRICS,
     Bootstrap,
     Estimate,
     EvaluationFolder,
     as_number,
     case_name,
+    decision_metrics,
     match_names,
     probability_metrics,
     read_table,
@@ -44,6 +46,7 @@ __all__ = ["ClassificationEvaluation"]
 
 logger = logging.getLogger(__name__)
 
+_METRICS = {**PROBABILITY_METRICS, **DECISION_METRICS}
 #: names of the column of scans
 _SCANS = ("scan", "volume", "image", "case")
 #: of a table of findings, what is no finding
@@ -55,7 +58,8 @@ class ClassificationEvaluation:
 
     Args:
         predictions: a table with a column `scan`, `volume`, `image` or `case` and a probability in a column of each
-            finding's name, or `<finding>_probability`; or the folder of one that is called `predictions.csv`.
+            finding's name, or `<finding>_probability`; perhaps a decision, 1 or 0, in `<finding>_decision`. Or the
+            folder of one that is called `predictions.csv`.
         dataset_dir: as for `find_findings`.
         output: where to.
         findings: to evaluate; empty: those that both tables have.
@@ -96,7 +100,7 @@ class ClassificationEvaluation:
 
     def run(self) -> None:
         """Evaluates, writes and says where to look."""
-        predicted = self._probabilities()
+        predicted = self._predicted()
         names = match_names(self.volumes, list(predicted))
         pairs = [(volume, predicted[name]) for volume, name in zip(self.volumes, names) if name is not None]
         missing = [case_name(v, hashed=self.hash_names) for v, name in zip(self.volumes, names) if name is None]
@@ -104,9 +108,9 @@ class ClassificationEvaluation:
             raise UserError(
                 f"none of the {len(self.volumes)} scans has a row in {self.table}: name them as {self.dataset_dir} does"
             )
-        probabilities = np.array([values for _, values in pairs])
+        probabilities, decisions = (np.array([values[part] for _, values in pairs]) for part in (0, 1))
         labels = np.array([volume.annotations["label"] for volume, _ in pairs])
-        metrics = self._summarise([volume for volume, _ in pairs], probabilities, labels)
+        metrics = self._summarise([volume for volume, _ in pairs], probabilities, decisions, labels)
         unused = [name for name in predicted if name not in names]
         notes = seen_notes(self.volumes, self.seen, hashed=self.hash_names)
         notes += unmatched_notes(missing, len(self.volumes), unused, hashed=self.hash_names)
@@ -127,12 +131,13 @@ class ClassificationEvaluation:
             self.output.results,
             task="classification",
             metrics=metrics,
-            higher_is_better=PROBABILITY_METRICS,
+            higher_is_better={metric: better for metric, better in _METRICS.items() if metric in metrics},
             settings=settings,
             notes=notes,
         )
         shown = {"auroc": "AUROC", "average_precision": "average precision"}
         shown |= {"calibration_error": "calibration error", "brier": "Brier score"}
+        shown |= {metric: metric for metric in DECISION_METRICS if metric in metrics}
         summary = summary_rows(metrics, shown, first="finding")
         lead = f"{len(pairs)} scans, with {100 * self.confidence:g} % intervals over people"
         write_page(self.output, lead=f"{lead}.", summary=summary, settings=settings, notes=notes)
@@ -141,8 +146,8 @@ class ClassificationEvaluation:
         logger.info("%s\n%s", lead, summary_table(summary))
         logger.info("report: %s; tables: %s, %s", self.output.report, self.output.cases, self.output.results)
 
-    def _probabilities(self) -> dict[str, list[float]]:
-        """By the name of a scan the probability of each finding."""
+    def _predicted(self) -> dict[str, tuple[list[float], list[float]]]:
+        """By the name of a scan the probability of each finding, and the decision, NaN where there is none."""
         columns = list(self.rows[0]) if self.rows else []
         scans = next((column for column in _SCANS if column in columns), None)
         # of a training's table, or of one that `predict_classification` writes
@@ -154,7 +159,7 @@ class ClassificationEvaluation:
         if scans is None or lacking:
             what = f"no column {', '.join(lacking)}" if lacking else f"no column of scans ({', '.join(_SCANS)})"
             raise UserError(f"{self.table} has {what}: its columns are {', '.join(columns) or 'none'}")
-        found: dict[str, list[float]] = {}
+        found: dict[str, tuple[list[float], list[float]]] = {}
         for row in self.rows:
             name, values = without_ending(row[scans]), [as_number(row[column]) for column in named.values()]
             if all(not row[column].strip() for column in named.values()):
@@ -163,31 +168,35 @@ class ClassificationEvaluation:
                 raise UserError(f"{self.table} has two rows of {name}: keep one")
             if not all(0 <= value <= 1 for value in values):
                 raise UserError(f"{self.table} gives {name} the values {values}: give probabilities from 0 to 1")
-            found[name] = values
+            found[name] = values, [as_number(row.get(f"{finding}_decision", "")) for finding in self.findings]
         return found
 
     def _summarise(
-        self, volumes: Sequence[FoundVolume], probabilities: np.ndarray, labels: np.ndarray
+        self, volumes: Sequence[FoundVolume], probabilities: np.ndarray, decisions: np.ndarray, labels: np.ndarray
     ) -> dict[str, dict[str, Estimate]]:
         bootstrap = Bootstrap(
             [v.group or v.name for v in volumes], resamples=self.resamples, confidence=self.confidence, seed=self.seed
         )
         known = ~np.isnan(labels)
+        metrics = [*PROBABILITY_METRICS, *(DECISION_METRICS if np.isfinite(decisions).any() else ())]
 
         def values(cases: np.ndarray) -> Sequence[float]:
             """Each metric of each finding, and of their mean."""
             table = []
             for number in range(len(self.findings)):
                 kept = cases[known[cases, number]]
-                table.append(list(probability_metrics(probabilities[kept, number], labels[kept, number]).values()))
+                truth = labels[kept, number]
+                found = probability_metrics(probabilities[kept, number], truth)
+                found |= decision_metrics(decisions[kept, number], truth)
+                table.append([found[metric] for metric in metrics])
             columns = np.array(table)
             there = np.isfinite(columns)
             means = np.where(there, columns, 0).sum(0) / np.where(there.any(0), there.sum(0), np.nan)
             return np.concatenate([columns, means[None]]).T.ravel().tolist()
 
         counts = [*known.sum(0).tolist(), int(known.any(1).sum())]
-        found = iter(bootstrap.statistics(values, counts * len(PROBABILITY_METRICS)))
-        return {metric: {name: next(found) for name in (*self.findings, "mean")} for metric in PROBABILITY_METRICS}
+        found = iter(bootstrap.statistics(values, counts * len(metrics)))
+        return {metric: {name: next(found) for name in (*self.findings, "mean")} for metric in metrics}
 
     def _label_notes(self, labels: np.ndarray) -> list[str]:
         notes = []

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -201,7 +202,8 @@ class SegmentationEvaluation:
         return cases, [name for name in files if name not in names]
 
     def _evaluate(self, cases: Sequence[LabelledCase]) -> list[EvaluatedCase]:
-        with ThreadPoolExecutor(max(1, self.workers)) as pool:
+        with warnings.catch_warnings(), ThreadPoolExecutor(max(1, self.workers)) as pool:
+            warnings.filterwarnings("ignore", message=".*always_return_as_numpy")  # MONAI calls itself so
             return list(tqdm(pool.map(self._evaluate_one, cases, self.volumes), total=len(cases), desc="evaluating"))
 
     def _evaluate_one(self, case: LabelledCase, volume: FoundVolume) -> EvaluatedCase:

@@ -102,10 +102,13 @@ def test_a_child_process_that_is_terminated_says_nothing():
 import os, signal, time
 from bundle.errors import install_excepthook
 install_excepthook()
+ready, say = os.pipe()
 child = os.fork()
 if not child:
-    time.sleep(60)
+    os.write(say, b".")
+    time.sleep(30)
     os._exit(0)
+os.read(ready, 1)  # a signal before the child has started is lost
 os.kill(child, signal.SIGTERM)
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
 """

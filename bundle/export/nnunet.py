@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from bundle.errors import UserError
 from bundle.export.plain import PlainEncoder, PlainModel, plain_network
 from bundle.networks import build_encoder, nnunet_arguments
-from bundle.weights import axis_order, turn_kernels
+from bundle.weights import axis_order, read_weights, turn_kernels
 
 __all__ = ["NNUNET_ENCODERS", "architecture", "fit_plans", "verify_nnunet", "write_nnunet"]
 
@@ -104,7 +104,7 @@ def verify_nnunet(path: Path, name: str, model: PlainModel, images: Sequence[Ten
     Raises:
         UserError: if the two differ.
     """
-    given: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)["network_weights"]
+    given = read_weights(path)
     arguments = architecture(model.settings)
     channels = next(value for key, value in given.items() if key.startswith("encoder.") and value.ndim == 5).shape[1]
     network = _whole_network(model, arguments, channels)

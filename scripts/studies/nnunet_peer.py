@@ -33,9 +33,10 @@ import nibabel
 import numpy as np
 import torch
 import yaml
-from recipe import dice, draw_people
+from recipe import draw_people
 
 from bundle.errors import UserError
+from bundle.training.trial import dice
 
 TRAINERS = Path(__file__).resolve().parent / "nnunet_trainers"
 NAME, TRAINER = "Dataset001_peer", "nnUNetTrainerMinutes"

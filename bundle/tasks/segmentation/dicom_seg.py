@@ -15,7 +15,6 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pydicom
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
@@ -25,7 +24,6 @@ from bundle.data.dicom import frames_on_grid, read_header
 from bundle.data.straighten import is_sheared
 from bundle.errors import UserError, VolumeError
 from bundle.prediction import PredictionFolder
-from bundle.prediction.dicom_seg import copy_patient_and_study, source_images
 
 __all__ = ["SaveDicomSegd", "check_dicom_seg", "write_dicom_seg"]
 
@@ -85,7 +83,11 @@ def write_dicom_seg(
     Raises:
         VolumeError: if the files are no DICOM series, or lack what a reference needs, such as a frame of reference.
     """
-    from bundle.prediction.dicom_seg.make import make_segmentation  # noqa: PLC0415 - highdicom is an extra
+    # highdicom is an extra, and training works without pydicom
+    from pydicom.config import disable_value_validation  # noqa: PLC0415
+
+    from bundle.prediction.dicom_seg import copy_patient_and_study, source_images  # noqa: PLC0415
+    from bundle.prediction.dicom_seg.make import make_segmentation  # noqa: PLC0415
 
     if not files or read_header(files[0], ["SOPClassUID"]) is None:
         raise VolumeError(name, "is no DICOM series, so no DICOM SEG can refer to it", "use the label map's NIfTI file")
@@ -101,7 +103,7 @@ def write_dicom_seg(
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise VolumeError(name, f"cannot be given a DICOM SEG ({reason})", "use the label map's NIfTI file") from error
     # else pydicom would show the attributes of a patient that are not as the standard wants them
-    with pydicom.config.disable_value_validation(), replace_file(path) as temporary:
+    with disable_value_validation(), replace_file(path) as temporary:
         copy_patient_and_study(frames[0].file, seg)
         seg.save_as(temporary)
     if not whole:

@@ -26,6 +26,26 @@ SMALL: dict[str, tuple[str, dict[str, Any]]] = {
         "ResNet",
         {"block": "bottleneck", "layers": [1, 2, 1, 1], "block_inplanes": [2, 4, 4, 8], "conv1_t_stride": 2},
     ),
+    "nnU-Net's ResidualEncoderUNet": (
+        "ResidualEncoderUNet",
+        {
+            "n_stages": 3,
+            "features_per_stage": [8, 8, 16],
+            "kernel_sizes": [[3, 3, 3]] * 3,
+            "strides": [[1, 1, 1], [2, 2, 2], [2, 2, 2]],
+            "n_blocks_per_stage": [1, 2, 1],
+        },
+    ),
+    "nnU-Net's PlainConvUNet": (
+        "PlainConvUNet",
+        {
+            "n_stages": 3,
+            "features_per_stage": [8, 8, 16],
+            "kernel_sizes": [[1, 3, 3], [3, 3, 3], [3, 3, 3]],
+            "strides": [[1, 1, 1], [1, 2, 2], [2, 2, 2]],
+            "n_conv_per_stage": [2, 2, 2],
+        },
+    ),
     "SENet": (
         "SENet",
         {

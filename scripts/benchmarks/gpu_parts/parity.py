@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,7 +30,7 @@ ANGLE = 2.0
 def run(context: Context) -> None:
     """Compares `cells` on every small encoder and looks for leaks, then the other executors on the first encoder."""
     torch.backends.cudnn.allow_tf32 = False  # ten bits of a float32 would hide a wrong sum
-    first, *others = context.settings.small_encoders or tuple(SMALL)
+    first, *others = _encoders(context)
     agreement: list[dict[str, Any]] = []
     leaks = [_network_leak(context, "cells")]
     for name in (first, *others):
@@ -47,6 +48,15 @@ def run(context: Context) -> None:
         context.say(f"{executor} compared")
     failed = sum(not row["ok"] for row in [*agreement, *leaks])
     context.note(f"{failed} of {len(agreement) + len(leaks)} checks failed")
+
+
+def _encoders(context: Context) -> list[str]:
+    """The encoders to compare: nnU-Net's where their package is there."""
+    names = list(context.settings.small_encoders or SMALL)
+    if importlib.util.find_spec("dynamic_network_architectures") is not None:
+        return names
+    context.note("no encoders of nnU-Net: dynamic-network-architectures is not installed")
+    return [name for name in names if SMALL[name][0] not in ("ResidualEncoderUNet", "PlainConvUNet")]
 
 
 def _executors(context: Context) -> list[str]:

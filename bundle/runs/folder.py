@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from bundle.atomic import free_path
+from bundle.atomic import free_path, replace_file
 from bundle.errors import UserError
 from bundle.runs.checkpoint import config_of_checkpoint
 from bundle.runs.config_source import calling_config
@@ -21,9 +22,22 @@ from bundle.runs.lock import lock_folder
 from bundle.runs.same_settings import check_same_settings
 from bundle.weights import ModelFiles
 
-__all__ = ["RunFolder", "open_run_folder"]
+__all__ = ["RunFolder", "keeps_picture", "open_run_folder"]
 
 logger = logging.getLogger(__name__)
+
+_PICTURES = 50
+
+
+def keeps_picture(epoch: int) -> bool:
+    """Whether the picture of an epoch stays in a long run: each of the first 50, each second up to 100, and so on.
+
+    Every doubling of a run's length adds 25 pictures, so that they never fill a disk.
+    """
+    step = 1
+    while epoch > _PICTURES * step:
+        step *= 2
+    return epoch % step == 0
 
 
 @dataclass(frozen=True)
@@ -71,6 +85,16 @@ class RunFolder:
     def panel(self, epoch: int) -> Path:
         """Picture of the validation after an epoch, counted from 1."""
         return self.panels / f"epoch_{epoch:04d}.png"
+
+    @contextmanager
+    def new_panel(self, epoch: int) -> Iterator[Path]:
+        """A temporary file that becomes the picture of an epoch; of a long run's earlier ones not all stay."""
+        with replace_file(self.panel(epoch)) as temporary:
+            yield temporary
+        for file in self.panels.glob("epoch_*.png"):
+            number = file.stem.removeprefix("epoch_")
+            if number.isdigit() and int(number) < epoch and not keeps_picture(int(number)):
+                file.unlink(missing_ok=True)
 
     @property
     def curves(self) -> Path:

@@ -12,7 +12,6 @@ from ignite.engine import Engine, Events
 from matplotlib.image import imsave
 from monai.utils.enums import CommonKeys
 
-from bundle.atomic import replace_file
 from bundle.figures.reconstruction import PanelCrop, draw_panels
 from bundle.runs import RunFolder
 from bundle.runs.distributed import is_main_rank
@@ -86,7 +85,7 @@ class ReconstructionPanels:
         if not self._shown:
             return
         pixels = draw_panels(list(self._shown.values()), title=f"epoch {engine.state.epoch}")
-        with replace_file(self.run_folder.panel(engine.state.epoch)) as temporary:
+        with self.run_folder.new_panel(engine.state.epoch) as temporary:
             imsave(temporary, pixels)
 
 

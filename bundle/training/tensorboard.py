@@ -13,6 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from bundle.runs import RunFolder
 from bundle.runs.distributed import is_main_rank
+from bundle.runs.folder import keeps_picture
 from bundle.training.scalars import latest_scalars
 
 __all__ = ["TensorBoard"]
@@ -24,7 +25,7 @@ class TensorBoard:
     - Every `interval` iterations: the metrics of the iteration, by the number of the iteration, as `Scalars` gives
       them.
     - After every epoch: the metrics of the trainer, and of the validator if it ran, by the number of the epoch.
-    - After every validation: the picture that it drew into the folder `panels`.
+    - After every validation: the picture that it drew into the folder `panels`; of a long run those that stay there.
 
     Put it after `Scalars` and after validation. Under several processes only the main one acts.
 
@@ -61,7 +62,7 @@ class TensorBoard:
             return
         self._add(self.validator.state.metrics, epoch)
         file = self.run_folder.panel(epoch)
-        if file.exists():
+        if file.exists() and keeps_picture(epoch):
             pixels = (255 * imread(file)[..., :3]).round().astype(np.uint8)  # without alpha
             self._writer.add_image(self.picture, pixels, epoch, dataformats="HWC")
             self._writer.flush()

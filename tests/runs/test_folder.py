@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 
 import pytest
 
@@ -79,3 +80,23 @@ def test_a_run_killed_in_its_first_epoch_starts_again_with_the_same_command(tmp_
     leave(tmp_path / "x", "config.yaml", "tensorboard/events", "checkpoints/best.pt")
     (tmp_path / "x" / "metrics.csv").write_text("epoch,loss\n1,2\n")  # the kill came before last.pt
     assert not open_run_folder(bundle_root=tmp_path, output_dir=tmp_path / "x", resume=True).resumed
+
+
+def test_a_long_runs_pictures_grow_with_the_logarithm_of_its_length(tmp_path: Path):
+    folder = RunFolder(tmp_path)
+    (folder.panels).mkdir()
+    (folder.panels / "notes.png").touch()
+    for epoch in range(1, 401):
+        with folder.new_panel(epoch) as temporary:
+            temporary.write_text(str(epoch))
+    kept = sorted(int(file.stem[-4:]) for file in folder.panels.glob("epoch_*.png"))
+    assert kept == [*range(1, 51), *range(52, 101, 2), *range(104, 201, 4), *range(208, 401, 8)]
+    assert (folder.panels / "notes.png").exists()
+
+
+def test_the_newest_picture_is_always_there(tmp_path: Path):
+    folder = RunFolder(tmp_path)
+    for epoch in (1, 173, 174):
+        with folder.new_panel(epoch) as temporary:
+            temporary.write_text("")
+    assert [file.name for file in sorted(folder.panels.iterdir())] == ["epoch_0001.png", "epoch_0174.png"]

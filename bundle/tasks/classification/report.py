@@ -81,7 +81,7 @@ class FindingsReport:
         pixels = draw_roc(
             scores, known, roc_auc(scores, known).tolist(), findings=self.findings, title=f"epoch {epoch}"
         )
-        with replace_file(self.run_folder.panel(epoch)) as temporary:
+        with self.run_folder.new_panel(epoch) as temporary:
             imsave(temporary, pixels)
 
     def _make_good(self, engine: Engine) -> None:

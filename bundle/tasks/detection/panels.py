@@ -9,7 +9,6 @@ from matplotlib.image import imsave
 from monai.utils.enums import CommonKeys
 from torch import Tensor
 
-from bundle.atomic import replace_file
 from bundle.figures.detection import DrawnVolume, draw_detections
 from bundle.runs import RunFolder
 from bundle.runs.distributed import is_main_rank
@@ -64,7 +63,7 @@ class DetectionPanels:
         if not self._shown:
             return
         pixels = draw_detections(self._shown, title=f"epoch {engine.state.epoch}")
-        with replace_file(self.run_folder.panel(engine.state.epoch)) as temporary:
+        with self.run_folder.new_panel(engine.state.epoch) as temporary:
             imsave(temporary, pixels)
 
 

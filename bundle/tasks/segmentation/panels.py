@@ -11,7 +11,6 @@ from ignite.engine import Engine, Events
 from matplotlib.image import imsave
 from monai.utils.enums import CommonKeys
 
-from bundle.atomic import replace_file
 from bundle.figures.segmentation import draw_segmentation
 from bundle.runs import RunFolder
 from bundle.runs.distributed import is_main_rank
@@ -58,5 +57,5 @@ class SegmentationPanels:
         if not self._shown:
             return
         pixels = draw_segmentation(self._shown, classes=self.classes, title=f"epoch {engine.state.epoch}")
-        with replace_file(self.run_folder.panel(engine.state.epoch)) as temporary:
+        with self.run_folder.new_panel(engine.state.epoch) as temporary:
             imsave(temporary, pixels)

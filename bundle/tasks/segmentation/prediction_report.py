@@ -41,12 +41,19 @@ class SegmentationReport:
         scans: all scans.
         fine_tuned: the models.
         shown: how many scans the viewer offers; 0 writes no page.
+        megabytes: of the page at most.
     """
 
     def __init__(
-        self, output: PredictionFolder, *, scans: Sequence[FoundVolume], fine_tuned: FineTuned, shown: int = 6
+        self,
+        output: PredictionFolder,
+        *,
+        scans: Sequence[FoundVolume],
+        fine_tuned: FineTuned,
+        shown: int = 6,
+        megabytes: float = 15,
     ) -> None:
-        self.output, self.fine_tuned, self.shown = output, fine_tuned, shown
+        self.output, self.fine_tuned, self.shown, self.megabytes = output, fine_tuned, shown, megabytes
         self.scans = {scan.name: scan for scan in scans}
         self.classes: Mapping[str, int] = fine_tuned.classes
 
@@ -63,7 +70,9 @@ class SegmentationReport:
         if not self.shown:
             return None
         report = Report(
-            "Segmented scans", lead=f"{len(records)} scans segmented, {len(skipped)} skipped. Not for diagnosis."
+            "Segmented scans",
+            lead=f"{len(records)} scans segmented, {len(skipped)} skipped. Not for diagnosis.",
+            max_megabytes=self.megabytes,
         )
         measured = {name: records[name].get("tables", {}).get("measurements", []) for name in sorted(records)}
         _volumes(report.section("Volumes"), self.classes, measured)

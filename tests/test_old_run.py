@@ -30,7 +30,10 @@ def old(root: Path) -> Path:
     text = (folder / "config.yaml").read_text()
     assert "bundle.runs.pick_device" in text and "bundle.masking.MaskedBatch" in text
     text = text.replace("bundle.runs.", "bundle.training.").replace("masking.MaskedBatch", "training.MaskedBatch")
-    (folder / "config.yaml").write_text(text)
+    config = yaml.safe_load(text)
+    assert config["ct_window"] is config["mr_percentiles"] is None
+    config |= {"ct_window": [-1000, 1000], "mr_percentiles": [0.5, 99.5]}  # as 0.1.0 wrote what null means
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
     return folder
 
 

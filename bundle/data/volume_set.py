@@ -267,16 +267,16 @@ def _listed_by_one(find: Callable[[], list[FoundVolume]]) -> list[FoundVolume]:
     """What the first process finds: another one might see other files, and shares would overlap or leave gaps."""
     if not _distributed():
         return find()
-    told: list[Any] = [None]
+    shared: list[Any] = [None]
     if dist.get_rank() == 0:
         try:
-            told = [find()]
+            shared = [find()]
         except UserError as error:
-            told = [error]
-    dist.broadcast_object_list(told, src=0)
-    if isinstance(told[0], UserError):
-        raise told[0]
-    listed: list[FoundVolume] = told[0]
+            shared = [error]
+    dist.broadcast_object_list(shared, src=0)
+    if isinstance(shared[0], UserError):
+        raise shared[0]
+    listed: list[FoundVolume] = shared[0]
     return listed
 
 

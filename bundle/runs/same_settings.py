@@ -36,7 +36,11 @@ FIXED = (
     "seed",
     "hash_names",
     "pretrained",
+    "init_from",
 )
+
+#: what pre-training's configs said before their null meant it
+_MEANT_BY_NULL: Mapping[str, Any] = {"ct_window": [-1000, 1000], "mr_percentiles": [0.5, 99.5]}
 
 
 def check_same_settings(recorded: Path, present: Mapping[str, Any]) -> None:
@@ -51,12 +55,19 @@ def check_same_settings(recorded: Path, present: Mapping[str, Any]) -> None:
     """
     now = yaml.safe_load(config_text({name: present[name] for name in FIXED if name in present}))
     before = read_config(recorded) if now else {}
+    if present.get("init_from") is None and "pretrained" not in present:
+        now, before = _without_null(now), _without_null(before)
     for name in FIXED:
         if name in before and name in now and before[name] != now[name]:
             raise UserError(
                 f"{recorded.parent} was trained with --{name} {_shown(before[name])}, and this command has "
                 f"{_shown(now[name])}: resume it with the same value, or leave --resume out to start a new run"
             )
+
+
+def _without_null(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a pre-training from scratch, with the values that null means."""
+    return {name: _MEANT_BY_NULL.get(name) if value is None else value for name, value in settings.items()}
 
 
 def _shown(value: Any) -> str:

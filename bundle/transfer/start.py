@@ -16,7 +16,7 @@ __all__ = ["load_start", "origin"]
 
 logger = logging.getLogger(__name__)
 
-_LICENCE = "Apache-2.0"
+_LICENCE, _DERIVED = "Apache-2.0", "that of the weights it began with: "
 
 
 def load_start(network: PretrainingNetwork, init_from: str | os.PathLike[str] | None = None) -> PretrainingNetwork:
@@ -72,13 +72,13 @@ def origin(init_from: str | os.PathLike[str] | None = None) -> dict[str, Any]:
     about = files.describe() or ModelSettings()
     licence = str(about.content.get("licence", "not known"))
     step = {"file": files.weights.name, "sha256": checksum(files.weights), "licence": licence}
-    told = {
+    known = {
         key: about.content[key]
         for key in ("card", "source", "trained_on", "version", "volumes", "epochs")
         if key in about.content
     }
-    derived = licence if licence == _LICENCE else f"that of the weights it began with: {licence}"
-    return {"licence": derived, "origin": [*about.content.get("origin", []), {**step, **told}]}
+    derived = licence if licence == _LICENCE or licence.startswith(_DERIVED) else f"{_DERIVED}{licence}"
+    return {"licence": derived, "origin": [*about.content.get("origin", []), {**step, **known}]}
 
 
 def _load_decoder(network: PretrainingNetwork, files: ModelFiles) -> None:

@@ -80,6 +80,7 @@ class PublishedEncoder:
                 "orientation": "RAS",
                 "intensity_scheme": dict(self.card.intensity_scheme),
                 "modality": self.card.modality if self.card.modality in ("CT", "MR") else "auto",
+                "trained_on": self.card.trained_on,
                 "licence": self.card.licence,
                 "source": self.card.source,
                 "card": self.name,

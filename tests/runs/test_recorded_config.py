@@ -16,12 +16,14 @@ SETTINGS = {
     "spacing": [3, 3, 3], "modality": "CT", "ct_window": [-1000, 1000], "mr_percentiles": [0.5, 99.5],
     "mask_ratio": 0.6, "mask_weight": None, "sparse": True, "batch_size": 2, "steps_per_epoch": 10,
     "val_fraction": 0.2, "folds": 5, "fold": 0, "seed": 0, "hash_names": False, "pretrained": "models/model.pt",
+    "init_from": None,
 }  # fmt: skip
 OTHER = {
     "classes": {"liver": 2}, "findings": ["aneurysm"], "in_channels": 2, "input": "crop", "crop_size": [32, 32, 48],
     "spacing": None, "modality": "MR", "ct_window": [-160, 240], "mr_percentiles": [1, 99],
     "mask_ratio": [0.5, 0.7], "mask_weight": "foreground", "sparse": False, "batch_size": 4, "steps_per_epoch": 20,
     "val_fraction": 0.5, "folds": None, "fold": 3, "seed": 1, "hash_names": True, "pretrained": None,
+    "init_from": "runs/one",
 }  # fmt: skip
 
 
@@ -42,6 +44,25 @@ def test_a_resume_with_another_value_is_refused_in_one_line_with_both(tmp_path: 
 def test_the_same_values_in_other_types_are_the_same(tmp_path: Path):
     present = {**SETTINGS, "crop_size": (32, 32, 32), "spacing": [3.0, 3, 3]}
     check_same_settings(record(tmp_path), present)
+
+
+PRETRAINING = {"ct_window": None, "mr_percentiles": None, "init_from": None}
+
+
+@pytest.mark.parametrize("before", [{"ct_window": [-1000, 1000], "mr_percentiles": [0.5, 99.5]}, {"ct_window": None}])
+def test_a_pretraining_whose_config_said_what_null_means_now_can_be_resumed(tmp_path: Path, before: dict[str, object]):
+    (tmp_path / "config.yaml").write_text(config_text(before))
+    check_same_settings(tmp_path / "config.yaml", PRETRAINING)
+    (tmp_path / "config.yaml").write_text(config_text({**before, "ct_window": [-160, 240]}))
+    with pytest.raises(UserError, match=r"--ct_window \[-160, 240\]"):
+        check_same_settings(tmp_path / "config.yaml", PRETRAINING)
+
+
+@pytest.mark.parametrize("more", [{"init_from": "runs/one"}, {"pretrained": "models/model.pt"}])
+def test_null_is_no_window_where_weights_say_what_it_is(tmp_path: Path, more: dict[str, object]):
+    (tmp_path / "config.yaml").write_text(config_text({**more, "ct_window": [-1000, 1000]}))
+    with pytest.raises(UserError, match=r"--ct_window \[-1000, 1000\], and this command has None"):
+        check_same_settings(tmp_path / "config.yaml", {**PRETRAINING, **more})
 
 
 def test_what_a_resume_may_change_is_not_compared(tmp_path: Path):

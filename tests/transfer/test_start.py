@@ -110,6 +110,9 @@ def test_another_licence_stays_with_what_is_made_of_it(run: Path, tmp_path: Path
     made = origin(file)
     assert made["licence"] == "that of the weights it began with: CC BY-SA 4.0"
     assert made["origin"][0]["licence"] == "CC BY-SA 4.0"
+    second = tmp_path / "second/model.pt"
+    ModelFiles(second).write(network(4).encoder_state_dict(), {"encoder": SEGRES, **made})
+    assert origin(second)["licence"] == made["licence"]  # said once, however long the chain
 
 
 def test_a_missing_file_is_one_line(tmp_path: Path):

@@ -17,7 +17,7 @@ from torch import nn
 
 from bundle.errors import UserError
 from bundle.networks import build_encoder
-from bundle.transfer import PretrainedSettings, load_encoder
+from bundle.transfer import PretrainedSettings, load_encoder, origin
 from bundle.weights import CARDS, ModelFiles, turn_kernels
 
 ROOT = Path(__file__).parents[2]
@@ -82,6 +82,7 @@ def test_known_weights_are_recognised_and_all_of_their_encoder_is_loaded(layout,
     assert set(encoder.network_state_dict()) <= set(report.names) and report.share == 1
     assert settings.intensity_scheme == CARDS[name].intensity_scheme
     assert settings.spacing == {"ct_fm": [1, 1, 3], "medicalnet": None}.get(name, [1.5, 1.5, 1.5])  # R, A, S
+    assert origin(file)["origin"][0]["trained_on"] == CARDS[name].trained_on
     assert CARDS[name].title in caplog.text and CARDS[name].licence in caplog.text
 
 

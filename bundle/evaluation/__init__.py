@@ -14,6 +14,7 @@ from bundle.evaluation.probabilities import (
     probability_metrics,
     reliability_curve,
 )
+from bundle.evaluation.publish import publish
 from bundle.evaluation.seen import seen_notes
 from bundle.evaluation.summary import estimate_text, shortened_list, summary_rows, summary_table, unmatched_notes
 from bundle.evaluation.tables import as_number, read_results, read_table, write_results, write_table
@@ -35,6 +36,7 @@ __all__ = [
     "mask_metrics",
     "match_names",
     "probability_metrics",
+    "publish",
     "read_results",
     "read_table",
     "reliability_curve",

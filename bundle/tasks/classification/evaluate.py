@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,14 +27,12 @@ from bundle.evaluation import (
     decision_metrics,
     match_names,
     probability_metrics,
+    publish,
     read_table,
     reliability_curve,
     seen_notes,
     summary_rows,
-    summary_table,
     unmatched_notes,
-    write_page,
-    write_results,
     write_table,
 )
 from bundle.figures.calibration import draw_reliability
@@ -43,8 +40,6 @@ from bundle.figures.roc import draw_roc
 from bundle.tasks.classification.find import find_findings
 
 __all__ = ["ClassificationEvaluation"]
-
-logger = logging.getLogger(__name__)
 
 _METRICS = {**PROBABILITY_METRICS, **DECISION_METRICS}
 #: names of the column of scans
@@ -127,24 +122,21 @@ class ClassificationEvaluation:
             "seed": self.seed,
             "cases": {"evaluated": len(pairs), "without prediction": len(missing)},
         }
-        write_results(
-            self.output.results,
-            task="classification",
-            metrics=metrics,
-            higher_is_better={metric: better for metric, better in _METRICS.items() if metric in metrics},
-            settings=settings,
-            notes=notes,
-        )
         shown = {"auroc": "AUROC", "average_precision": "average precision"}
         shown |= {"calibration_error": "calibration error", "brier": "Brier score"}
         shown |= {metric: metric for metric in DECISION_METRICS if metric in metrics}
         summary = summary_rows(metrics, shown, first="finding")
         lead = f"{len(pairs)} scans, with {100 * self.confidence:g} % intervals over people"
-        write_page(self.output, lead=f"{lead}.", summary=summary, settings=settings, notes=notes)
-        for note in notes:
-            logger.warning("%s", note)
-        logger.info("%s\n%s", lead, summary_table(summary))
-        logger.info("report: %s; tables: %s, %s", self.output.report, self.output.cases, self.output.results)
+        publish(
+            self.output,
+            task="classification",
+            metrics=metrics,
+            higher_is_better={metric: better for metric, better in _METRICS.items() if metric in metrics},
+            settings=settings,
+            notes=notes,
+            lead=lead,
+            summary=summary,
+        )
 
     def _predicted(self) -> dict[str, tuple[list[float], list[float]]]:
         """By the name of a scan the probability of each finding, and the decision, NaN where there is none."""

@@ -26,13 +26,11 @@ from bundle.evaluation import (
     case_name,
     froc_curve,
     match_names,
+    publish,
     seen_notes,
     shortened_list,
     summary_rows,
-    summary_table,
     unmatched_notes,
-    write_page,
-    write_results,
     write_table,
 )
 from bundle.figures.detection import DrawnVolume, draw_detections
@@ -135,22 +133,19 @@ class DetectionEvaluation:
             "seed": self.seed,
             "cases": {"evaluated": len(pairs), "without prediction": len(missing)},
         }
-        write_results(
-            self.output.results,
+        shown = {"map": "mAP", "ap_iou_0.10": "AP, IoU 0.1", "ap_iou_0.50": "AP, IoU 0.5", "froc": "FROC"}
+        summary = summary_rows(metrics, shown)
+        lead = f"{len(pairs)} scans, with {100 * self.confidence:g} % intervals over people"
+        publish(
+            self.output,
             task="detection",
             metrics=metrics,
             higher_is_better=BOX_METRICS,
             settings=settings,
             notes=notes,
+            lead=lead,
+            summary=summary,
         )
-        shown = {"map": "mAP", "ap_iou_0.10": "AP, IoU 0.1", "ap_iou_0.50": "AP, IoU 0.5", "froc": "FROC"}
-        summary = summary_rows(metrics, shown)
-        lead = f"{len(pairs)} scans, with {100 * self.confidence:g} % intervals over people"
-        write_page(self.output, lead=f"{lead}.", summary=summary, settings=settings, notes=notes)
-        for note in notes:
-            logger.warning("%s", note)
-        logger.info("%s\n%s", lead, summary_table(summary))
-        logger.info("report: %s; tables: %s, %s", self.output.report, self.output.cases, self.output.results)
 
     def _true(self, volume: FoundVolume) -> tuple[np.ndarray, np.ndarray]:
         """The known boxes of the classes, and the number of each one's class."""

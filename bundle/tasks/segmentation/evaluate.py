@@ -28,14 +28,12 @@ from bundle.evaluation import (
     EvaluationFolder,
     case_name,
     match_names,
+    publish,
     seen_notes,
     shortened_list,
     skipped_reasons,
     summary_rows,
-    summary_table,
     unmatched_notes,
-    write_page,
-    write_results,
     write_table,
 )
 from bundle.evaluation.case_picture import class_numbers, draw_case, viewer_case
@@ -154,35 +152,26 @@ class SegmentationEvaluation:
         drawn = [case for case in done if math.isfinite(case.score) and case.case.prediction is not None][: self.worst]
         self._draw(drawn)
         settings = self._settings(every, unused)
-        write_results(
-            self.output.results,
+        tolerances = set(self.tolerance_mm.values())
+        within = f", {tolerances.pop():g} mm" if len(tolerances) == 1 else ""
+        summary = summary_rows(metrics, {**_SHOWN, "surface_dice": f"surface Dice{within}"})
+        lead = f"{len(done)} of {len(every)} scans, with {100 * self.confidence:g} % intervals over people"
+        logger.info("worst cases by mean Dice: %s", ", ".join(f"{c.case.name} {c.score:.3f}" for c in drawn))
+        publish(
+            self.output,
             task="segmentation",
             metrics=metrics,
             higher_is_better=HIGHER_IS_BETTER,
             settings=settings,
             notes=notes,
-        )
-        tolerances = set(self.tolerance_mm.values())
-        within = f", {tolerances.pop():g} mm" if len(tolerances) == 1 else ""
-        summary = summary_rows(metrics, {**_SHOWN, "surface_dice": f"surface Dice{within}"})
-        lead = f"{len(done)} of {len(every)} scans, with {100 * self.confidence:g} % intervals over people"
-        write_page(
-            self.output,
-            lead=f"{lead}.",
+            lead=lead,
             summary=summary,
-            settings=settings,
-            notes=notes,
             captions={f"worst_{n:02d}": f"{c.case.name}: Dice {c.score:.3f}" for n, c in enumerate(drawn, start=1)},
             explanation="Reference: solid. Prediction: dashed. Each plane is where the two differ most.",
             cases=tqdm(map(self._viewer_case, drawn), total=len(drawn), desc="viewer", delay=2),
             count=len(drawn),
             classes=class_numbers(self.classes),
         )
-        for note in notes:
-            logger.warning("%s", note)
-        logger.info("%s\n%s", lead, summary_table(summary))
-        logger.info("worst cases by mean Dice: %s", ", ".join(f"{c.case.name} {c.score:.3f}" for c in drawn))
-        logger.info("report: %s; tables: %s, %s", self.output.report, self.output.cases, self.output.results)
 
     def _match(self) -> tuple[list[LabelledCase], list[str]]:
         """The cases, and the predictions that belong to none."""

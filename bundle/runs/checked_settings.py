@@ -64,7 +64,8 @@ _RULES: dict[str, _Rule] = {
     "hash_names": _SWITCH,
     "sparse": _SWITCH,
     "pretrained_decoder": _SWITCH,
-    "balance": _SWITCH,
+    "balance": _Rule(lambda value: isinstance(value, bool) or (isinstance(value, str) and value != ""),
+                     "True or False, or in pre-training a column such as modality", or_null=True),
     "resume": _Rule(lambda value: isinstance(value, bool) or (isinstance(value, str) and value != ""),
                     "True, False or the folder of a run"),
 }  # fmt: skip

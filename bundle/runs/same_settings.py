@@ -35,6 +35,8 @@ FIXED = (
     "fold",
     "seed",
     "hash_names",
+    "balance",
+    "balance_weights",
     "pretrained",
     "init_from",
 )

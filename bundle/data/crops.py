@@ -198,17 +198,23 @@ class DrawSampler(Sampler[int]):
         started = torch.distributed.is_available() and torch.distributed.is_initialized()
         self.rank = rank if rank is not None else torch.distributed.get_rank() if started else 0
         self.world = world if world is not None else torch.distributed.get_world_size() if started else 1
-        self.draws, self.same_every_epoch, self.epoch = draws, same_every_epoch, 0
+        self.draws, self.same_every_epoch, self.epoch, self.taken = draws, same_every_epoch, 0, 0
 
-    def set_epoch(self, epoch: int) -> None:
-        """Sets the epoch, counted from 0, that the next pass is for."""
-        self.epoch = epoch
+    def set_epoch(self, epoch: int, taken: int = 0) -> None:
+        """Sets what the next pass is for.
+
+        Args:
+            epoch: counted from 0.
+            taken: draws of the epoch that this process has taken already, before a resume.
+        """
+        self.epoch, self.taken = epoch, taken
 
     def __iter__(self) -> Iterator[int]:
         first = 0 if self.same_every_epoch else self.epoch * self.draws
-        return iter(range(first + self.rank, first + self.draws, self.world))
+        return iter(range(first + self.rank + self.taken * self.world, first + self.draws, self.world))
 
     def __len__(self) -> int:
+        """Draws of a whole epoch, of this process."""
         return len(range(self.rank, self.draws, self.world))
 
 

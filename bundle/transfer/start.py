@@ -10,7 +10,7 @@ from typing import Any
 from bundle.errors import UserError
 from bundle.networks import PretrainingNetwork
 from bundle.transfer.load import find_prefix, match_encoder
-from bundle.weights import ModelFiles, ModelSettings, checksum, without_reconstruction
+from bundle.weights import ModelFiles, ModelSettings, checksum, turn_kernels, without_reconstruction
 
 __all__ = ["load_start", "origin"]
 
@@ -19,7 +19,9 @@ logger = logging.getLogger(__name__)
 _LICENCE, _DERIVED = "Apache-2.0", "that of the weights it began with: "
 
 
-def load_start(network: PretrainingNetwork, init_from: str | os.PathLike[str] | None = None) -> PretrainingNetwork:
+def load_start(
+    network: PretrainingNetwork, init_from: str | os.PathLike[str] | None = None, *, axes: str = "RAS"
+) -> PretrainingNetwork:
     """Loads the weights that pre-training goes on from into its network, in place.
 
     All of the encoder's tensors must fit. The decoder's are taken where some lie beside the encoder's, or in the same
@@ -30,6 +32,7 @@ def load_start(network: PretrainingNetwork, init_from: str | os.PathLike[str] | 
         network: of the pre-training.
         init_from: a run's folder, its `model.pt`, or published weights that `bundle.weights.CARDS` knows; None changes
             nothing.
+        axes: of the volumes that the network will see; weights that were trained with others are turned.
 
     Returns:
         The same network.
@@ -41,7 +44,7 @@ def load_start(network: PretrainingNetwork, init_from: str | os.PathLike[str] | 
         return network
     files = ModelFiles(init_from)
     current = network.encoder.network.state_dict()
-    report, fitted = match_encoder(files.read_encoder(), current)
+    report, fitted = match_encoder(turn_kernels(files.read_encoder(), "RAS", to=axes), current)
     needed = set(network.encoder.network_state_dict())
     lacking = sorted(needed - {name for name in report.names if name not in report.adapted})
     if lacking:
@@ -52,7 +55,7 @@ def load_start(network: PretrainingNetwork, init_from: str | os.PathLike[str] | 
         )
     network.encoder.network.load_state_dict(current | fitted)
     logger.info("%s: all of the encoder's %d tensors are loaded", files.weights, len(needed))
-    _load_decoder(network, files)
+    _load_decoder(network, files, axes)
     network.restart_teacher()
     return network
 
@@ -82,11 +85,11 @@ def origin(init_from: str | os.PathLike[str] | None = None) -> dict[str, Any]:
     return {"licence": derived, "origin": [*about.content.get("origin", []), {**step, **known}]}
 
 
-def _load_decoder(network: PretrainingNetwork, files: ModelFiles) -> None:
+def _load_decoder(network: PretrainingNetwork, files: ModelFiles, axes: str) -> None:
     if not files.decoder.is_file():
-        _load_published_decoder(network, files)
+        _load_published_decoder(network, files, axes)
         return
-    given, current = files.read_decoder(), network.decoder.state_dict()
+    given, current = turn_kernels(files.read_decoder(), "RAS", to=axes), network.decoder.state_dict()
     if {key: value.shape for key, value in given.items()} == {key: value.shape for key, value in current.items()}:
         network.decoder.load_state_dict(given)
         logger.info("%s: all of its %d tensors are loaded", files.decoder, len(given))
@@ -94,10 +97,10 @@ def _load_decoder(network: PretrainingNetwork, files: ModelFiles) -> None:
         logger.warning("%s is of another decoder than this configuration's, which starts at random", files.decoder)
 
 
-def _load_published_decoder(network: PretrainingNetwork, files: ModelFiles) -> None:
+def _load_published_decoder(network: PretrainingNetwork, files: ModelFiles, axes: str) -> None:
     """Takes the decoder of a whole network's file, but for what makes intensities of its features."""
     published = files.read_published()
-    given = {} if published is None else published.rest
+    given = {} if published is None else turn_kernels(published.rest, "RAS", to=axes)
     current = network.decoder.state_dict()
     wanted = without_reconstruction(current)
     prefix = find_prefix(wanted, given) if given else ""

@@ -16,6 +16,7 @@ logger = logging.getLogger(__name__)
 
 #: how nnU-Net's arrays lie where the scan's axes are the patient's: it reads files as slices, rows, columns
 _AXES = "SPL"
+_REORIENTED = "SAR"  # by a reader whose name says that it reorients
 #: arguments of a network that say nothing of its encoder, or that the tensors tell
 _LEFT_OUT = ("input_channels", "num_classes", "deep_supervision")
 
@@ -76,7 +77,8 @@ def _plan(
     kind: str, name: str, arguments: Mapping[str, Any], plan: Mapping[str, Any], configuration: Mapping[str, Any]
 ) -> NnunetPlan:
     turn = plan.get("transpose_forward") or [0, 1, 2]
-    axes = "".join(_AXES[axis] for axis in turn)
+    read = _REORIENTED if "WithReorient" in str(plan.get("image_reader_writer")) else _AXES
+    axes = "".join(read[axis] for axis in turn)
     spacing = configuration.get("spacing")
     properties = _map(plan.get("foreground_intensity_properties_per_channel"))
     schemes = configuration.get("normalization_schemes") or []
@@ -100,7 +102,7 @@ def _plan(
 def _scheme(name: str, masked: bool, properties: Mapping[str, Any]) -> dict[str, Any] | None:
     """One of nnU-Net's normalizations, as `bundle.data.NormalizeBySchemed` has it; None if it has none like it."""
     if name == "ZScoreNormalization":
-        return {"kind": "z_score", "over": "nonzero" if masked else "nonzero_box"}
+        return {"kind": "z_score", "over": "inside" if masked else "nonzero_box"}
     if name == "CTNormalization" and {"percentile_00_5", "percentile_99_5", "mean", "std"} <= properties.keys():
         window = [float(properties["percentile_00_5"]), float(properties["percentile_99_5"])]
         mean, deviation = float(properties["mean"]), float(properties["std"])

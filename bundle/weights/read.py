@@ -157,4 +157,6 @@ def list_wrappers(weights: Mapping[str, Tensor]) -> list[str]:
 
 def without_reconstruction(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Those of a pre-trained decoder's tensors that another task can use: not its last layer and mask tokens."""
-    return {key: w for key, w in weights.items() if not key.startswith("mask_tokens.") and ".head." not in key}
+    return {
+        key: w for key, w in weights.items() if not key.startswith(("mask_tokens.", "head.")) and ".head." not in key
+    }

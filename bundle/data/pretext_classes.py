@@ -14,9 +14,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from monai.config import KeysCollection
-from monai.networks.layers import GaussianFilter
 from monai.transforms import MapTransform
 from scipy.cluster.vq import kmeans2
+from scipy.ndimage import gaussian_filter, gaussian_gradient_magnitude
 from torch import Tensor
 from tqdm import tqdm
 
@@ -80,19 +80,14 @@ def voxel_features(image: Tensor, levels: Sequence[float], place: Tensor) -> Ten
     Returns:
         ``[9, D, H, W]``.
     """
-    ranks = torch.bucketize(image, torch.tensor(levels)).float() / len(levels)
-    smooth = {width: _smoothed(ranks, width) for width in sorted({*_SMOOTHED, *_EDGES})}
-    edges = [torch.stack(torch.gradient(smooth[width][0])).norm(dim=0) for width in _EDGES]
+    ranks = np.searchsorted(levels, image[0].numpy()).astype(np.float32) / len(levels)
+    # the nearest voxel goes on beyond the crop's border: zeros would be dark tissue
+    smooth = [ranks if width == 0 else gaussian_filter(ranks, width, mode="nearest") for width in _SMOOTHED]
+    edges = [gaussian_gradient_magnitude(ranks, width, mode="nearest") for width in _EDGES]
     ends = zip(place.tolist(), image.shape[1:])
-    places = torch.meshgrid(*(torch.linspace(first, last, size) for (first, last), size in ends), indexing="ij")
-    return torch.stack([*(smooth[width][0] for width in _SMOOTHED), *edges, *places])
-
-
-def _smoothed(image: Tensor, width: float) -> Tensor:
-    if width == 0:
-        return image
-    smoothed: Tensor = GaussianFilter(3, width, truncated=3.0)(image[None])[0]
-    return smoothed
+    axes = [np.linspace(first, last, size, dtype=np.float32) for (first, last), size in ends]
+    places = np.meshgrid(*axes, indexing="ij")
+    return torch.from_numpy(np.stack([*smooth, *edges, *places]))
 
 
 class PretextClassesd(MapTransform):
@@ -172,9 +167,7 @@ def fit_pretext_classes(
     return found
 
 
-def _draw(
-    volumes: Sequence[PreparedVolume], draw: RandForegroundCropd, crops: int, seed: int
-) -> list[dict[str, Any]]:
+def _draw(volumes: Sequence[PreparedVolume], draw: RandForegroundCropd, crops: int, seed: int) -> list[dict[str, Any]]:
     """Crops of all volumes, the same ones for the same seed; a volume that cannot be read is left out."""
     found = []
     for number, volume in enumerate(tqdm(volumes, desc="crops for pretext classes")):

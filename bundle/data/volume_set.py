@@ -8,7 +8,7 @@ import logging
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,6 +53,7 @@ class PreparedVolume:
         notes: what the reader left out or resampled, or "".
         fingerprint: by which its file is recognised, or "".
         content: a digest of the bytes of its files, and of its labels; it does not change where the files move.
+        columns: what else is known of it, by name, to balance the draws by: "folder" is the first one in its path.
     """
 
     name: str
@@ -66,6 +67,7 @@ class PreparedVolume:
     notes: str = ""
     fingerprint: str = ""
     content: str = ""
+    columns: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def load(self, crop: Crop | None = None, keys: Collection[str] | None = None) -> dict[str, Any]:
         """The tensors: `image` float32, `foreground` and `valid` uint8, ``[C, D, H, W]``, `spacing` ``[3]`` in mm, ...
@@ -242,6 +244,7 @@ class VolumeSet:
             notes=header.notes,
             fingerprint=fingerprint(found.files),
             content=content,
+            columns={"folder": Path(found.name).parts[0] if len(Path(found.name).parts) > 1 else "."},
         )
 
     def _keep(self, key: str, tensors: dict[str, Any], name: str) -> None:

@@ -8,6 +8,7 @@ from bundle.data.geometry import OptionalSpacingd, PadToCropd, ToPlainTensorsd, 
 from bundle.data.intensity import Foregroundd, Modalityd, NormalizeByModalityd
 from bundle.data.intensity_scheme import NormalizeBySchemed, normalization
 from bundle.data.mirrors import mirrored_axes, random_mirrors
+from bundle.data.prepare_archive import prepare_archive
 from bundle.data.prepared_volume import PreparedVolume, SkippedVolume, skipped_because
 from bundle.data.read import ReadVolumed, read_volume
 from bundle.data.safe_names import result_names, table_row
@@ -43,6 +44,7 @@ __all__ = [
     "make_loader",
     "mirrored_axes",
     "normalization",
+    "prepare_archive",
     "random_mirrors",
     "read_volume",
     "result_names",

@@ -135,7 +135,7 @@ def prepare_all(
     verify: bool = False,
     quiet: bool = False,
     worth_processes: int = _WORTH_PROCESSES,
-) -> tuple[list[_Result], int]:
+) -> tuple[list[_Result], set[str]]:
     """Prepares those volumes that are not in the store, in processes where that pays.
 
     A process that is killed, for example because the memory is used up, costs its volume a second try, by itself, and
@@ -152,7 +152,7 @@ def prepare_all(
             several; 0 starts them, even a single one, in any case. Else this process does it.
 
     Returns:
-        A result for each volume, in their order, and how many were not in the store.
+        A result for each volume, in their order, and the names of those that were prepared now.
 
     Raises:
         UserError: if the store takes no more.
@@ -166,7 +166,8 @@ def prepare_all(
     done = _prepare(tasks, preparation, workers, memory_gb, worth_processes)
     for task, result in tqdm(done, total=len(tasks), desc="preparing volumes", disable=quiet or not tasks):
         results[missing[task]] = result
-    return [_repairable(preparation, one, result) for one, result in zip(found, results) if result], len(missing)
+    new = {found[number].name for number in missing if isinstance(results[number], PreparedVolume)}
+    return [_repairable(preparation, one, result) for one, result in zip(found, results) if result], new
 
 
 def _repairable(preparation: Preparation, found: FoundVolume, result: _Result) -> _Result:

@@ -96,9 +96,11 @@ class _Worker:
             self.connection.send((number, task))
 
     def stop(self) -> None:
+        self.connection.close()  # an idle process ends by itself then
+        if self.task is None:
+            self.process.join(5)
         self.process.kill()
         self.process.join()
-        self.connection.close()
 
 
 class _Pool:

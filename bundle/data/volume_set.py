@@ -21,7 +21,7 @@ from bundle.data.split import check_fold, split_volumes
 from bundle.data.store import Store, open_store
 from bundle.errors import UserError
 
-__all__ = ["VolumeSet"]
+__all__ = ["VolumeSet", "hashed"]
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ class VolumeSet:
         found = [volume for volume in listed if volume.part != "test"]  # neither trained nor validated on
         results = self._prepare(found, workers, memory_gb)
         if hash_names:
-            results = [_hashed(result, found) for result in results]
+            results = [hashed(result, found) for result in results]
         self.skipped = [result for result in results if isinstance(result, SkippedVolume)]
         for skipped in self.skipped:
             logger.warning("skipped %s: %s; %s", skipped.name, skipped.problem, skipped.remedy)
@@ -189,7 +189,13 @@ def _listed_by_one(find: Callable[[], list[FoundVolume]]) -> list[FoundVolume]:
     return listed
 
 
-def _hashed(result: PreparedVolume | SkippedVolume, found: Sequence[FoundVolume]) -> PreparedVolume | SkippedVolume:
+def hashed(result: PreparedVolume | SkippedVolume, found: Sequence[FoundVolume]) -> PreparedVolume | SkippedVolume:
+    """A result under a digest of its volume's name, without the paths of its files.
+
+    Args:
+        result: of one volume.
+        found: all volumes.
+    """
     name = name_digest(result.name)
     if isinstance(result, PreparedVolume):
         return replace(result, name=name)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import torch
 from monai.utils import set_determinism
@@ -20,7 +21,11 @@ __all__ = ["start_run"]
 
 
 def start_run(
-    *, device: str | torch.device = "auto", seed: int | None = None, config_name: str | None = "train.yaml"
+    *,
+    device: str | torch.device = "auto",
+    seed: int | None = None,
+    config_name: str | None = "train.yaml",
+    more_configs: Sequence[str] = (),
 ) -> None:
     """Checks the options, joins the process group under torchrun, and seeds.
 
@@ -35,6 +40,7 @@ def start_run(
             all of these alone.
         config_name: name of the base config, in the folder of configs, for when MONAI does not tell it; None checks no
             options.
+        more_configs: names of further files of the bundle's that define options.
 
     Raises:
         UserError: if an option is unknown or cannot work, or the device is not there.
@@ -43,7 +49,7 @@ def start_run(
     source = None if config_name is None else calling_config(config_name)
     if source is not None:
         source.restore_dropped()
-        check_overrides(source)
+        check_overrides(source, more_configs)
         check_settings(source.parser.get())
     picked = pick_device(device)
     if picked.type == "cpu":

@@ -21,7 +21,7 @@ from bundle.data.split import check_fold, split_volumes
 from bundle.data.store import Store, open_store
 from bundle.errors import UserError
 
-__all__ = ["VolumeSet", "hashed"]
+__all__ = ["VolumeSet", "hashed", "listed_by_one"]
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ class VolumeSet:
             raise UserError(f"--val_fraction {val_fraction} does not fit: give a share from 0 to below 1, such as 0.2")
         self.folds, self.fold = folds, fold
         self.preparation = Preparation(transform, open_store(store, Path(cache_dir)))
-        listed = _listed_by_one(lambda: find(dataset_dir))
+        listed = listed_by_one(lambda: find(dataset_dir))
         found = [volume for volume in listed if volume.part != "test"]  # neither trained nor validated on
         results = self._prepare(found, workers, memory_gb)
         if hash_names:
@@ -172,7 +172,7 @@ class VolumeSet:
         return sorted(results, key=lambda result: result.name)
 
 
-def _listed_by_one(find: Callable[[], list[FoundVolume]]) -> list[FoundVolume]:
+def listed_by_one(find: Callable[[], list[FoundVolume]]) -> list[FoundVolume]:
     """What the first process finds: another one might see other files, and shares would overlap or leave gaps."""
     if not _distributed():
         return find()

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 
 import torch
 from monai.utils import set_determinism
@@ -15,17 +14,13 @@ from bundle.runs.config_source import calling_config
 from bundle.runs.device import pick_device
 from bundle.runs.distributed import is_main_rank, start_distributed
 from bundle.runs.memory import keep_freed_memory
-from bundle.runs.overrides import check_overrides
+from bundle.runs.overrides import PRESETS_WITH_OPTIONS, check_overrides
 
 __all__ = ["start_run"]
 
 
 def start_run(
-    *,
-    device: str | torch.device = "auto",
-    seed: int | None = None,
-    config_name: str | None = "train.yaml",
-    more_configs: Sequence[str] = (),
+    *, device: str | torch.device = "auto", seed: int | None = None, config_name: str | None = "train.yaml"
 ) -> None:
     """Checks the options, joins the process group under torchrun, and seeds.
 
@@ -40,7 +35,6 @@ def start_run(
             all of these alone.
         config_name: name of the base config, in the folder of configs, for when MONAI does not tell it; None checks no
             options.
-        more_configs: names of further files of the bundle's that define options.
 
     Raises:
         UserError: if an option is unknown or cannot work, or the device is not there.
@@ -49,7 +43,7 @@ def start_run(
     source = None if config_name is None else calling_config(config_name)
     if source is not None:
         source.restore_dropped()
-        check_overrides(source, more_configs)
+        check_overrides(source, base_names=PRESETS_WITH_OPTIONS)
         check_settings(source.parser.get())
     picked = pick_device(device)
     if picked.type == "cpu":

@@ -20,6 +20,8 @@ __all__ = ["StopRequest", "Wanted"]
 
 #: what Slurm and others send before they take the machine away, and what torchrun hands on
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+#: seconds in which further signals are echoes of the first: the scheduler and torchrun may each send one
+_ECHO = 10.0
 
 
 class Wanted(NamedTuple):
@@ -34,7 +36,7 @@ class StopRequest:
 
     A signal may reach one process only, or the processes in different steps. So after every step all processes agree on
     what to do, with one small message; the clock is that of the first one. The message goes over gloo, so that no GPU
-    is waited for. A second signal of the same kind ends the process at once.
+    is waited for. Another signal, at least 10 s after the first, ends the process at once.
 
     Args:
         save_minutes: time between two checkpoints, in minutes; None asks for none by time.
@@ -44,7 +46,7 @@ class StopRequest:
         self.save_minutes = save_minutes
         self.received: signal.Signals | None = None
         self._previous: dict[signal.Signals, Any] = {}
-        self._saved = time.monotonic()
+        self._saved = self._since = time.monotonic()
         self._group: Any = None
         self._process = os.getpid()
 
@@ -87,8 +89,11 @@ class StopRequest:
             dist.all_reduce(torch.zeros(1), group=self._group)
 
     def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signature of a handler
-        if self.received != number:
-            self.received = signal.Signals(number)  # a forked loading process goes on: the step needs its crops
+        now = time.monotonic()
+        if self.received is None:
+            self.received, self._since = signal.Signals(number), now
+        elif now - self._since < _ECHO:
+            pass  # a forked loading process goes on, too: the step needs its crops
         elif os.getpid() == self._process:
             raise Terminated
         else:

@@ -71,6 +71,8 @@ class RandForegroundCropd(PlacedCropd):
         min_foreground: share of the crop's voxels.
         tries: places to look at.
         allow_missing_keys: whether some of the keys may not be there.
+        place_key: if given, the crop has under it where it lies: float ``[3, 2]``, the first and the last voxel of each
+            axis as a share of the volume.
     """
 
     def __init__(
@@ -82,15 +84,18 @@ class RandForegroundCropd(PlacedCropd):
         min_foreground: float = 0.3,
         tries: int = 10,
         allow_missing_keys: bool = False,
+        place_key: str | None = None,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.spatial_size, self.foreground_key = tuple(spatial_size), foreground_key
         self.min_foreground, self.tries = min_foreground, tries
-        self.place_keys = (foreground_key,)
+        self.place_keys, self.place_key = (foreground_key,), place_key
+        self._size: tuple[int, ...] = ()
 
     def draw_place(self, item: Mapping[Any, Any], size: Sequence[int]) -> Crop:
         """Draws up to `tries` places; gives the first with enough foreground, else the one with the most."""
         foreground, best = item[self.foreground_key], -1.0
+        self._size = tuple(size)
         place: Crop = (slice(None), slice(None), slice(None))
         for _ in range(self.tries):
             candidate = self._draw(size)
@@ -101,6 +106,13 @@ class RandForegroundCropd(PlacedCropd):
             if share >= self.min_foreground:
                 break
         return place
+
+    def finish(self, item: dict[Any, Any], place: Crop) -> dict[Any, Any]:
+        """Says where the crop lies, if asked to."""
+        if self.place_key is not None:
+            ends = [[axis.start / size, (axis.stop - 1) / size] for axis, size in zip(place, self._size)]
+            item[self.place_key] = torch.tensor(ends)
+        return item
 
     def _draw(self, size: Sequence[int]) -> Crop:
         starts = [int(self.R.randint(s - c + 1)) for s, c in zip(size, self.spatial_size)]

@@ -27,7 +27,7 @@ from bundle.data.split import check_fold, split_volumes
 from bundle.data.store import Crop, Header, Store, open_store
 from bundle.errors import UserError, VolumeError, user_error_in
 
-__all__ = ["PreparedVolume", "SkippedVolume", "VolumeSet", "skipped_because"]
+__all__ = ["PreparedVolume", "SkippedVolume", "VolumeSet", "listed_by_one", "skipped_because"]
 
 logger = logging.getLogger(__name__)
 
@@ -166,7 +166,7 @@ class VolumeSet:
             raise UserError(f"--val_fraction {val_fraction} does not fit: give a share from 0 to below 1, such as 0.2")
         self.folds, self.fold = folds, fold
         self.transform, self.store = transform, open_store(store, Path(cache_dir))
-        listed = _listed_by_one(lambda: find(dataset_dir))
+        listed = listed_by_one(lambda: find(dataset_dir))
         found = [volume for volume in listed if volume.part != "test"]  # neither trained nor validated on
         results = self._prepare(found, workers)
         if hash_names:
@@ -266,7 +266,7 @@ class VolumeSet:
         return pickle_hashing([_CACHE_VERSION, stamp, item["modality"], steps, *more_settings]).decode()
 
 
-def _listed_by_one(find: Callable[[], list[FoundVolume]]) -> list[FoundVolume]:
+def listed_by_one(find: Callable[[], list[FoundVolume]]) -> list[FoundVolume]:
     """What the first process finds: another one might see other files, and shares would overlap or leave gaps."""
     if not _distributed():
         return find()

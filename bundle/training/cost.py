@@ -126,8 +126,10 @@ class CostReport:
             self.network.train(was_training)
 
     def _noise(self) -> dict[str, Tensor]:
-        image = torch.randn(self.batch_size, 1, *self.crop_size)
-        everywhere = torch.ones_like(image, dtype=torch.bool)
+        # the first convolution reads the image
+        channels = next((weight.shape[1] for weight in self.network.parameters() if weight.ndim == 5), 1)
+        image = torch.randn(self.batch_size, channels, *self.crop_size)
+        everywhere = torch.ones_like(image[:, :1], dtype=torch.bool)
         batch = {"image": image, "valid": everywhere, "foreground": everywhere, "weight_map": everywhere.float()}
         return batch | {"draw": torch.arange(self.batch_size), "spacing": torch.ones(self.batch_size, 3)}
 

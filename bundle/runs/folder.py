@@ -59,7 +59,7 @@ class RunFolder:
 
     @property
     def last_checkpoint(self) -> Path:
-        """The state at the end of the last whole epoch."""
+        """The whole state, after the last epoch or, where one was asked for within an epoch, after the last step."""
         return self.path / "checkpoints" / "last.pt"
 
     @property

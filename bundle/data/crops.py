@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -288,4 +289,10 @@ def make_loader(
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),
         collate_fn=collate_fn,
+        worker_init_fn=_leave_group if num_workers > 0 else None,
     )
+
+
+def _leave_group(worker: int) -> None:  # noqa: ARG001 - what a loader calls in each loading process
+    """A signal that torchrun sends to the group of a process does not end its loading processes before the step."""
+    os.setpgid(0, 0)

@@ -52,6 +52,7 @@ class VolumeSet:
             `Store`.
         folds: number of folds of a cross-validation; `val_fraction`, and the lists of a data list, are then not used.
         fold: which of them to validate, from 0.
+        earlier: as for `split_volumes`.
 
     Attributes:
         training: volumes to train on.
@@ -103,6 +104,7 @@ class VolumeSet:
         store: str | Store = "blosc2",
         folds: int | None = None,
         fold: int = 0,
+        earlier: Callable[[PreparedVolume], str] | None = None,
     ) -> None:
         check_fold(folds, fold)
         if not 0 <= val_fraction < 1:
@@ -129,7 +131,7 @@ class VolumeSet:
                 f"{self.skipped[0].name} {self.skipped[0].problem}; {self.skipped[0].remedy}"
             )
         self.training, self.validation = split_volumes(
-            usable, val_fraction=val_fraction, seed=seed, folds=folds, fold=fold
+            usable, val_fraction=val_fraction, seed=seed, folds=folds, fold=fold, earlier=earlier
         )
 
     @property

@@ -10,6 +10,7 @@ be loaded with `weights_only=True`.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bundle.atomic import replace_file
 from bundle.errors import UserError
 from bundle.export.plain import PlainEncoder, PlainModel, plain_network
 from bundle.networks import build_encoder, nnunet_arguments
 from bundle.weights import axis_order, read_weights, turn_kernels, without_reconstruction
 
-__all__ = ["NNUNET_ENCODERS", "architecture", "fit_plans", "verify_nnunet", "write_nnunet"]
+__all__ = ["NNUNET_ENCODERS", "architecture", "copy_trainer", "fit_plans", "verify_nnunet", "write_nnunet"]
+
+#: what nnU-Net's variable nnUNet_extTrainer must name: a folder with the trainer that begins with these weights
+TRAINERS = "nnunet_trainers"
 
 #: encoders that nnU-Net has, too
 NNUNET_ENCODERS = ("ResidualEncoderUNet", "PlainConvUNet")
@@ -182,6 +187,22 @@ def fit_plans(
         "_kw_requires_import": list(_CLASSES),
     }
     return {**plans, "plans_name": name, "configurations": {configuration: chosen}}
+
+
+def copy_trainer(folder: str | os.PathLike[str]) -> Path:
+    """Puts the trainer for nnU-Net beside an exported file, for the variable nnUNet_extTrainer.
+
+    Args:
+        folder: of the exported file.
+
+    Returns:
+        The folder that the variable must name. What lies there is replaced: it is of this project alone.
+    """
+    source = Path(__file__).parent / TRAINERS / "sparse_mim.py"
+    target = Path(folder) / TRAINERS / source.name
+    with replace_file(target) as temporary:
+        temporary.write_bytes(source.read_bytes())
+    return target.parent
 
 
 def _compare(network: Any, plain: PlainEncoder, image: Tensor) -> tuple[float, float]:

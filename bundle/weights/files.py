@@ -20,9 +20,9 @@ from torch import Tensor
 
 from bundle.atomic import replace_file
 from bundle.errors import UserError
-from bundle.weights.cards import recognise
+from bundle.weights.cards import PublishedEncoder, recognise
 from bundle.weights.orientation import turn_kernels, turn_settings
-from bundle.weights.read import read_weights
+from bundle.weights.read import read_checkpoint, read_weights
 from bundle.weights.settings import ModelSettings
 
 __all__ = ["ModelFiles", "checksum"]
@@ -80,8 +80,22 @@ class ModelFiles:
             return ModelSettings.from_content(turn_settings(found.content))
         if not self.weights.is_file():
             return None
-        published = recognise(read_weights(self.weights))
+        published = self.read_published()
         return None if published is None else published.settings
+
+    def read_published(self) -> PublishedEncoder | None:
+        """Reads the weights of a known source; None where a `model.json` says what they are, or they are nobody's.
+
+        Raises:
+            UserError: if they cannot be read, or contradict the plan in their file.
+        """
+        if self.settings.is_file():
+            return None
+        weights, about = read_checkpoint(self.weights)
+        try:
+            return recognise(weights, about)
+        except UserError as error:
+            raise UserError(f"{self.weights}: {error}") from error
 
     def read_encoder(self) -> dict[str, Tensor]:
         """Reads the weights, with kernels for RAS axes; of known published ones without a `model.json` the encoder's.
@@ -89,10 +103,9 @@ class ModelFiles:
         Raises:
             UserError: as `read_weights`.
         """
-        weights = self.read_weights()
-        published = None if self.settings.is_file() else recognise(weights)
+        published = self.read_published()
         if published is None:
-            return self._turned(weights)
+            return self._turned(self.read_weights())
         card = published.card
         logger.warning(
             "%s has the layout of %s and is taken for it: %s, trained on %s, licence: %s. If it is something else, put "

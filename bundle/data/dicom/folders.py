@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bundle.data.dicom.pixels import stored_frames
-from bundle.data.files import walk_folders
+from bundle.data.files import is_locked, walk_folders
 
 if TYPE_CHECKING:
     import pydicom
 
-__all__ = ["Series", "find_dicom", "find_series", "numbered", "read_header"]
+__all__ = ["UNREADABLE", "Series", "find_dicom", "find_series", "numbered", "read_header"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +40,8 @@ _TAGS = [
 #: files of these kinds are no DICOM; their first bytes need not be read
 _OTHER_KINDS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".json", ".txt", ".csv", ".png", ".jpg")
 _MODALITIES = ("CT", "MR", "MRI", "", None)
+#: stands for a modality of files and folders that cannot be opened
+UNREADABLE = "unreadable"
 #: two slices are at one place if they are nearer than this, in mm
 _SAME_PLACE = 1e-3
 
@@ -98,16 +100,21 @@ def find_dicom(root: Path) -> tuple[list[Series], dict[tuple[Path, str], int]]:
 
     Returns:
         The series, and how many other DICOM objects of each modality (reports, plans, segmentations) each folder holds.
+        Folders, files and links that cannot be opened stand there by their own paths, with the modality `UNREADABLE`.
     """
+    locked: list[Path] = []
     others: Counter[tuple[Path, str]] = Counter()
     by_folder: dict[str, dict[Path, list[_Slice]]] = defaultdict(lambda: defaultdict(list))
-    for folder, files in walk_folders(root):
+    for folder, files in walk_folders(root, locked):
         for file in files:
             found = _slice(file)
             if isinstance(found, str):
-                others[folder, found] += 1
+                others[file if found == UNREADABLE else folder, found] += 1
             elif found is not None:
                 by_folder[found.series or str(folder)][folder].append(found)
+    others.update((path, UNREADABLE) for path in locked)
+    if count := sum(files for (_, modality), files in others.items() if modality == UNREADABLE):
+        logger.warning("left out %d file(s), folder(s) or link(s) that cannot be opened: correct them", count)
     parts = [_series(*part) for uid in sorted(by_folder) for part in _joined(by_folder[uid])]
     return sorted(parts, key=lambda series: str(series.folder)), dict(others)
 
@@ -135,10 +142,14 @@ def _looks_like_dicom(start: bytes) -> bool:
     """Whether a file begins as DICOM does, or as an old one without preamble: with an element of group 2 or 8."""
     if start[128:132] == b"DICM":
         return True
-    group, element = int.from_bytes(start[:2], "little"), int.from_bytes(start[2:4], "little")
-    known = (group == 2 and element <= 0x0010) or (group == 8 and element <= 0x0018)
-    length = int.from_bytes(start[4:8], "little")
-    return len(start) == 132 and known and (start[4:6].isalpha() or length <= 64)
+    if len(start) < 132:
+        return False
+    for order in ("little", "big"):
+        group, element = int.from_bytes(start[:2], order), int.from_bytes(start[2:4], order)
+        known = (group == 2 and element <= 0x0010) or (group == 8 and element <= 0x0018)
+        if known and (start[4:6].isalpha() or (order == "little" and int.from_bytes(start[4:8], order) <= 64)):
+            return True
+    return False
 
 
 def _slice(file: Path) -> _Slice | str | None:
@@ -147,7 +158,7 @@ def _slice(file: Path) -> _Slice | str | None:
         return None
     header = read_header(file, _TAGS)
     if header is None:
-        return None
+        return UNREADABLE if is_locked(file) else None
     # an anonymiser may have emptied the tag: such an image stays, and its intensities tell
     modality = header.get("Modality")
     if "Rows" not in header or modality not in _MODALITIES:

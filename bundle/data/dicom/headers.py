@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pydicom
 
-__all__ = ["read_header"]
+__all__ = ["looks_like_dicom", "read_header"]
 
 
 def read_header(file: str | os.PathLike[str], tags: Sequence[str] | None = None) -> pydicom.Dataset | None:
@@ -25,7 +25,7 @@ def read_header(file: str | os.PathLike[str], tags: Sequence[str] | None = None)
 
     try:
         with Path(file).open("rb") as stream:
-            if not _looks_like_dicom(stream.read(132)):
+            if not looks_like_dicom(stream.read(132)):
                 return None
             stream.seek(0)
             return pydicom.dcmread(stream, stop_before_pixels=True, force=True, specific_tags=tags)
@@ -33,7 +33,7 @@ def read_header(file: str | os.PathLike[str], tags: Sequence[str] | None = None)
         return None
 
 
-def _looks_like_dicom(start: bytes) -> bool:
+def looks_like_dicom(start: bytes) -> bool:
     """Whether a file begins as DICOM does, or as an old one without preamble: with an element of group 2 or 8."""
     if start[128:132] == b"DICM":
         return True

@@ -15,7 +15,17 @@ from pathlib import Path
 
 from bundle.errors import UserError
 
-__all__ = ["COLUMNS", "SUFFIX", "create_or_open", "get", "is_index", "open_to_read", "put"]
+__all__ = [
+    "COLUMNS",
+    "SUFFIX",
+    "create_or_open",
+    "get",
+    "is_index",
+    "open_to_read",
+    "put",
+    "root_folder",
+    "volume_paths",
+]
 
 SUFFIX = ".sqlite"
 #: of the tables; an index of another version is made again
@@ -118,6 +128,31 @@ def get(connection: sqlite3.Connection, key: str) -> str:
 def put(connection: sqlite3.Connection, key: str, value: str) -> None:
     """Sets a fact about the index."""
     connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+
+
+def root_folder(connection: sqlite3.Connection) -> Path:
+    """The folder of the archive."""
+    return Path(os.fsdecode(bytes.fromhex(get(connection, "root"))))
+
+
+def indexed_folder(file: Path) -> Path:
+    """The folder of the archive that a complete index is of.
+
+    Raises:
+        UserError: as `open_to_read`.
+    """
+    with open_to_read(file) as connection:
+        return root_folder(connection)
+
+
+def volume_paths(connection: sqlite3.Connection, root: Path, volume: int) -> list[str]:
+    """The files of a volume, in their order."""
+    rows = connection.execute(
+        "SELECT folders.path, v.name FROM volume_files v JOIN folders ON folders.id = v.folder "
+        "WHERE v.volume = ? ORDER BY v.place",
+        (volume,),
+    )
+    return [str(Path(root, os.fsdecode(folder), os.fsdecode(name))) for folder, name in rows]
 
 
 def _connect(file: Path) -> sqlite3.Connection:

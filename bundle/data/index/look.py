@@ -18,8 +18,9 @@ from tqdm import tqdm
 
 from bundle.data.files import walk_folders
 from bundle.data.index.database import get, put
+from bundle.data.index.dicom_files import dicom_record
 from bundle.data.index.pool import Pool
-from bundle.data.index.records import Record, Salt, dicom_record
+from bundle.data.index.records import Record, Salt
 from bundle.data.index.volume_files import holds_a_volume, volume_record
 
 __all__ = ["Looked", "look_at_files"]

@@ -15,20 +15,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bundle.data.dicom.frames import FRAME_TAGS, Frame, frames_from_header
-from bundle.data.dicom.headers import looks_like_dicom
 from bundle.data.dicom.pixels import unknown_compression
-from bundle.data.dicom.slices import SLICE_TAGS, Slice, is_of_another_kind, place_taken, slice_from_header
+from bundle.data.dicom.slices import SLICE_TAGS, Slice, place_taken, slice_from_header
 
 if TYPE_CHECKING:
     import pydicom
 
-__all__ = ["Record", "Salt", "SliceRow", "dicom_record", "frames_and_slice"]
+__all__ = ["POSITION", "Record", "Salt", "SliceRow", "frames_and_slice", "whole_record"]
 
 _TAGS = sorted({*SLICE_TAGS, *FRAME_TAGS, "SOPInstanceUID"})
 #: how the numbers of a frame are called in the text that slices share
 _NUMBERS = ("index", "size", "pixel", "slope", "intercept", "units", "padding", "odd", "modality", "between")
 _TEXTS = ("time", "stack")
-_POSITION = struct.Struct("<3d")
+POSITION = struct.Struct("<3d")
 #: what RescaleType and the type of a Modality LUT may say, by the standard's defined terms; another text is digested
 _UNITS = ("", "HU", "US", "OD", "HU_MOD", "MGML", "Z_EFF", "ED", "EDW", "PCT", "ETHU")
 
@@ -80,30 +79,27 @@ class Salt:
         return self(text).hex() if text else ""
 
 
-def dicom_record(path: Path, stamp: tuple[int, int], salt: Salt) -> Record:
-    """Reads the header of a file that may be DICOM.
+def whole_record(path: Path, bare: Record, salt: Salt) -> tuple[Record, int]:
+    """Decodes the header of a DICOM file as a whole.
 
     Args:
         path: of the file.
-        stamp: its size and time of change.
+        bare: its record without what the header says.
         salt: of the index.
+
+    Returns:
+        The record, and how many bytes the pixels of a slice take at least.
 
     Raises:
         OSError: if the file cannot be read.
     """
-    bare = Record(os.fsencode(path.name), *stamp, "other")
-    if is_of_another_kind(path.name):
-        return bare
     with path.open("rb") as stream:
-        if not looks_like_dicom(stream.read(132)):
-            return bare
-        stream.seek(0)
         try:
             return _from_header(*_read(stream), path, bare, salt)
         except OSError:
             raise
         except Exception:  # noqa: BLE001 - a damaged header raises anything
-            return replace(bare, kind="damaged")
+            return replace(bare, kind="damaged"), 0
 
 
 def _read(stream: Any) -> tuple[pydicom.FileDataset, int]:
@@ -114,16 +110,19 @@ def _read(stream: Any) -> tuple[pydicom.FileDataset, int]:
     return header, stream.tell()
 
 
-def _from_header(header: pydicom.FileDataset, end: int, path: Path, bare: Record, salt: Salt) -> Record:
+def _from_header(header: pydicom.FileDataset, end: int, path: Path, bare: Record, salt: Salt) -> tuple[Record, int]:
     found = slice_from_header(header, path)
     if found is None:
-        return bare
+        return bare, 0
     if isinstance(found, str):
-        return replace(bare, kind="object", header=found)
-    fault, frames = "", []
+        return replace(bare, kind="object", header=found), 0
+    fault, frames, needed = "", [], 0
     try:
         frames = frames_from_header(header, str(path))
-        fault = _compression(header) or _missing_bytes(header, frames, bare.size - end)
+        needed = _pixel_bytes(header, frames)
+        fault = _compression(header)
+        if not fault and bare.size - end < needed:
+            fault = "cannot be read (a file ends before its pixels do)"
     except Exception as error:  # noqa: BLE001 - as above; the series then says what the reader would say
         fault = f"cannot be read ({(str(error).strip().splitlines() or [type(error).__name__])[-1]})"
     alone = frames[0] if len(frames) == 1 and frames[0].place is not None and found.place else None
@@ -137,15 +136,16 @@ def _from_header(header: pydicom.FileDataset, end: int, path: Path, bare: Record
         "frames": [_packed(frame, salt, place=not is_usual) for frame in frames],
         "fault": fault,
     }
-    return replace(
+    record = replace(
         bare,
         kind="slice",
         series=salt(found.series or os.fsdecode(path.parent)),
         header=json.dumps(shared, separators=(",", ":")),
         instance=salt(found.instance),
-        position=_POSITION.pack(*found.place[:3]) if is_usual else None,
+        position=POSITION.pack(*found.place[:3]) if is_usual else None,
         number=frames[0].number if frames else None,
     )
+    return record, needed
 
 
 def _packed(frame: Frame, salt: Salt, *, place: bool) -> dict[str, Any]:
@@ -165,15 +165,14 @@ def _compression(header: pydicom.FileDataset) -> str:
     return "" if syntax is None else unknown_compression(syntax)
 
 
-def _missing_bytes(header: pydicom.FileDataset, frames: Sequence[Frame], left: int) -> str:
-    """Says so where a file ends before its pixels do; of compressed ones that is not known."""
+def _pixel_bytes(header: pydicom.FileDataset, frames: Sequence[Frame]) -> int:
+    """What the pixels take of the file; 0 of compressed ones, of which that is not known."""
     syntax = header.file_meta.get("TransferSyntaxUID")
     if syntax is None or syntax.is_compressed:
-        return ""
+        return 0
     rows, columns = frames[0].size
     values = rows * columns * len(frames) * int(header.get("SamplesPerPixel") or 1)
-    needed = values * int(header.get("BitsAllocated") or 16) // 8
-    return "cannot be read (a file ends before its pixels do)" if left < needed else ""
+    return values * int(header.get("BitsAllocated") or 16) // 8
 
 
 @dataclass(frozen=True)
@@ -198,7 +197,7 @@ class SliceRow:
 def frames_and_slice(row: SliceRow) -> tuple[Slice, list[Frame], str]:
     """What grouping and the reader's checks need, and what is wrong with the file, or ""."""
     shared = json.loads(row.header)
-    position = [] if row.position is None else list(_POSITION.unpack(row.position))
+    position = [] if row.position is None else list(POSITION.unpack(row.position))
     place, instance = (*position, *shared["place"]), row.instance.hex()
     found = Slice(
         file=Path(row.file),

@@ -43,8 +43,7 @@ class FoundVolume:
         annotations: what a data list says of it for fine-tuning, such as the file of its label map.
         channels: the file, or the files of the DICOM series, of each further image of the same grid.
         left_out: why the volume is not used, and what to do about it; two empty texts if it is used.
-        facts: what an index says of it, by the names of the index's columns. A task may choose or weight volumes by it;
-            no transform gets it.
+        columns: what an index says of it, by the names of the index's columns; no transform gets it.
         from_folder: whether the file lies in a folder of scans and nobody named it: `ReadVolumed` then refuses it if it
             looks like a label map.
     """
@@ -58,7 +57,7 @@ class FoundVolume:
     channels: tuple[tuple[str, ...], ...] = ()
     left_out: tuple[str, str] = ("", "")
     from_folder: bool = False
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", printable(self.name))

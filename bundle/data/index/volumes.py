@@ -26,8 +26,8 @@ ORDER BY v.volume, v.place
 def indexed_volumes(file: str | os.PathLike[str], where: str = "", *, others: bool = False) -> list[FoundVolume]:
     """The volumes of an archive as `bundle.data.find_volumes` gives them, from the archive's index.
 
-    No file of the archive is looked at. Each volume has the columns of the index as `facts`. What the index knows to be
-    unusable, and all but the first of equal volumes, are left out with the reason.
+    No file of the archive is looked at. Each volume has the columns of the index. What the index knows to be unusable,
+    and all but the first of equal volumes, is left out with the reason.
 
     Args:
         file: of the index.
@@ -74,7 +74,7 @@ def _volume(row: Mapping[str, Any], files: tuple[str, ...]) -> FoundVolume:
         modality=row["modality"],
         group=row["patient"],
         left_out=left_out,
-        facts={name: row[name] for name in COLUMNS},
+        columns={name: row[name] for name in COLUMNS},
     )
 
 

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from bundle.archive.records import SliceRow, frames_and_slice
 from bundle.data.dataset_json import modality_named
 from bundle.data.dicom.folders import Series, join_folders
 from bundle.data.dicom.frames import Frame, read_all_frames
 from bundle.data.dicom.pixels import StoredValues
 from bundle.data.dicom.series import arrange
-from bundle.data.index.records import SliceRow, frames_and_slice
 from bundle.data.printable import printable
 from bundle.data.sanity import check_affine
 from bundle.errors import VolumeError

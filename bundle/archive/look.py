@@ -16,12 +16,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from bundle.archive.dicom_files import dicom_record
+from bundle.archive.pool import Pool
+from bundle.archive.records import Record, Salt
+from bundle.archive.volume_files import holds_a_volume, volume_record
 from bundle.data.files import walk_folders
 from bundle.data.index.database import get, put
-from bundle.data.index.dicom_files import dicom_record
-from bundle.data.index.pool import Pool
-from bundle.data.index.records import Record, Salt
-from bundle.data.index.volume_files import holds_a_volume, volume_record
 
 __all__ = ["Looked", "look_at_files"]
 

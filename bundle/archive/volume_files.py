@@ -12,10 +12,10 @@ from typing import Any
 import nibabel
 import numpy as np
 
+from bundle.archive.records import Record, Salt
 from bundle.data.find import VOLUME_SUFFIXES
 from bundle.data.fingerprints import fingerprint
 from bundle.data.formats import read_file_header
-from bundle.data.index.records import Record, Salt
 from bundle.errors import VolumeError
 
 __all__ = ["holds_a_volume", "volume_record"]

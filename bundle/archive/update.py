@@ -11,12 +11,12 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from bundle.archive.group import group_files
+from bundle.archive.look import look_at_files
+from bundle.archive.pool import Pool
+from bundle.archive.records import Salt
+from bundle.archive.verdicts import give_verdicts
 from bundle.data.index.database import create_or_open, get, put
-from bundle.data.index.group import group_files
-from bundle.data.index.look import look_at_files
-from bundle.data.index.pool import Pool
-from bundle.data.index.records import Salt
-from bundle.data.index.verdicts import give_verdicts
 from bundle.errors import UserError
 
 __all__ = ["Update", "update_index"]
@@ -74,7 +74,7 @@ def update_index(
 
     Example:
         >>> import tempfile, nibabel, numpy
-        >>> from bundle.data.index import update_index
+        >>> from bundle.archive import update_index
         >>> folder = tempfile.TemporaryDirectory()
         >>> voxels = numpy.arange(4 * 5 * 6, dtype=numpy.int16).reshape(4, 5, 6)
         >>> nibabel.save(nibabel.Nifti1Image(voxels, numpy.eye(4)), f"{folder.name}/scan.nii")

@@ -11,10 +11,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from bundle.archive.pool import Pool
+from bundle.archive.series import whole_content
 from bundle.data.dicom.folders import Series, numbered
 from bundle.data.index.database import volume_paths
-from bundle.data.index.pool import Pool
-from bundle.data.index.series import whole_content
 from bundle.data.label_maps import label_map_by_path
 from bundle.data.printable import printable
 from bundle.data.scans import json_modality

@@ -6,10 +6,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from bundle.archive.memory import BYTES, Memory, RawHeader, read_raw
+from bundle.archive.records import Record, Salt, whole_record
 from bundle.data.dicom.headers import looks_like_dicom
 from bundle.data.dicom.slices import is_of_another_kind
-from bundle.data.index.memory import BYTES, Memory, RawHeader, read_raw
-from bundle.data.index.records import Record, Salt, whole_record
 
 __all__ = ["dicom_record"]
 

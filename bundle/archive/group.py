@@ -12,9 +12,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from bundle.data.index.pool import Pool
-from bundle.data.index.records import SliceRow
-from bundle.data.index.series import SeriesTask, Volume, file_volume, series_volumes
+from bundle.archive.pool import Pool
+from bundle.archive.records import SliceRow
+from bundle.archive.series import SeriesTask, Volume, file_volume, series_volumes
 from bundle.data.printable import printable
 
 __all__ = ["group_files"]

@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
+from bundle.archive.records import POSITION, Record, Salt
 from bundle.data.dicom.frames import FRAME_TAGS
 from bundle.data.dicom.slices import SLICE_TAGS
-from bundle.data.index.records import POSITION, Record, Salt
 
 __all__ = ["BYTES", "Memory", "RawHeader", "read_raw"]
 

@@ -43,7 +43,7 @@ def dicom_record(path: Path, stamp: tuple[int, int], salt: Salt, memory: Memory 
     if known is not None:
         return known
     record, needed = whole_record(path, bare, salt)
-    memory.learn(raw, record, needed)
+    memory.learn(raw, record, needed, salt)
     return record
 
 

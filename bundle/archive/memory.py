@@ -59,7 +59,7 @@ class Memory:
     """Records of earlier files, by the bytes of what slices share."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[tuple[int, bytes], ...], _Known] = {}
+        self._known: dict[tuple[bytes, tuple[tuple[int, bytes], ...]], _Known] = {}
 
     def recall(self, raw: RawHeader, bare: Record, salt: Salt) -> Record | None:
         """The record of a file; None if nothing alike is known, or if anything about the file is unusual.
@@ -69,7 +69,7 @@ class Memory:
             bare: its record without what the header says.
             salt: of the index.
         """
-        known = self._known.get(raw.shared)
+        known = self._known.get((salt.key, raw.shared))
         if known is None or bare.size - raw.end < known.needed:
             return None
         try:
@@ -92,15 +92,15 @@ class Memory:
             number=int(number),
         )
 
-    def learn(self, raw: RawHeader, record: Record, needed: int) -> None:
+    def learn(self, raw: RawHeader, record: Record, needed: int, salt: Salt) -> None:
         """Remembers the record of a file that was decoded as a whole, if it is a usual one."""
-        if record.kind != "slice" or record.position is None or record.number is None:
+        if record.kind != "slice" or record.position is None or record.number is None or record.has_fault:
             return
         if not dict(raw.shared).get(_SERIES):
             return
         if len(self._known) >= _LARGEST:
             self._known.clear()
-        self._known[raw.shared] = _Known(record, needed)
+        self._known[salt.key, raw.shared] = _Known(record, needed)
 
 
 def read_raw(start: bytes) -> RawHeader | None:

@@ -59,6 +59,11 @@ class Record:
     position: bytes | None = None
     number: int | None = None
 
+    @property
+    def has_fault(self) -> bool:
+        """Whether something is wrong with a slice."""
+        return self.header is None or bool(json.loads(self.header)["fault"])
+
 
 class Salt:
     """Digests what identifies a person, a study or an image. Nobody without the salt can check a guess.
@@ -166,13 +171,14 @@ def _compression(header: pydicom.FileDataset) -> str:
 
 
 def _pixel_bytes(header: pydicom.FileDataset, frames: Sequence[Frame]) -> int:
-    """What the pixels take of the file; 0 of compressed ones, of which that is not known."""
+    """What the pixels take of the file, with what announces them; 0 of compressed ones, of which that is not known."""
     syntax = header.file_meta.get("TransferSyntaxUID")
     if syntax is None or syntax.is_compressed:
         return 0
     rows, columns = frames[0].size
     values = rows * columns * len(frames) * int(header.get("SamplesPerPixel") or 1)
-    return values * int(header.get("BitsAllocated") or 16) // 8
+    announced = 8 if syntax.is_implicit_VR else 12
+    return announced + values * int(header.get("BitsAllocated") or 16) // 8
 
 
 @dataclass(frozen=True)

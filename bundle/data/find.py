@@ -104,7 +104,8 @@ def find_volumes(
             "configs/index.yaml, and give its index.sqlite"
         )
     if (root.is_dir() or root.suffix == ".sqlite") and check_part(part) in PARTS:
-        raise UserError(f"--part {part} needs a json that lists it, and --dataset_dir {root} is none: give the json")
+        kind = "a folder" if root.is_dir() else "an index"
+        raise UserError(f"--part {part} needs a json that lists it, and --dataset_dir {root} is {kind}: give the json")
     if root.is_file() and root.suffix == ".json":
         volumes = _from_json(root, part)
     elif root.is_file() and root.suffix == ".sqlite":

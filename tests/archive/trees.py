@@ -34,7 +34,7 @@ def make_tree(root: Path) -> Path:
     shift = np.array([0, 0.7, 0])
     tilted = [
         dicom_files.image(plane, k, position=dicom_files.place(k) + k * shift, SeriesInstanceUID="1.2.3.5")
-        for k, plane in enumerate(stored)
+        for k, plane in enumerate(dicom_files.planes(seed=1))
     ]
     dicom_files.save(tilted, root / "c/tilted")
     places = [dicom_files.place(k) for k in range(len(stored))]

@@ -89,13 +89,13 @@ def test_a_condition_that_fits_nothing_says_what_there_is(index: Path) -> None:
     assert "'CT'" in str(caught.value) and "'MR'" in str(caught.value)
 
 
-def test_a_condition_needs_an_index(archive: Path) -> None:
+def test_a_condition_needs_an_index(archive: Path, index: Path) -> None:
     with pytest.raises(UserError, match="needs an index"):
         find_scans(archive, where="slices > 7")
     with pytest.raises(UserError, match="does not exist"):
         find_scans(archive / "no.sqlite", where="slices > 7")
     with pytest.raises(UserError, match="is an index: give the json"):
-        find_volumes(next(archive.parent.parent.rglob("index.sqlite")), part="test")
+        find_volumes(index, part="test")
 
 
 def test_volumes_know_the_columns_of_the_index(index: Path) -> None:

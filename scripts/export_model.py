@@ -37,7 +37,7 @@ from bundle.data import (
     normalization,
 )
 from bundle.errors import UserError, install_excepthook, user_error_in
-from bundle.export import FORMATS, PlainModel, export_model, fit_plans, plain_model, write_nnunet
+from bundle.export import FORMATS, PlainModel, copy_trainer, export_model, fit_plans, plain_model, write_nnunet
 
 
 def real_images(model: PlainModel, volume: Path) -> list[Tensor]:
@@ -179,6 +179,9 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"compared with the network in PyTorch on {', '.join(sizes)}; settings: {settings}")
     if not images:
         print("no --input: no real volume was compared")
+    if any(row[0] == "nnunet" and row[1] != "-" for row in rows):
+        folder = copy_trainer(output_dir).absolute()
+        print(f'for nnU-Net: export nnUNet_extTrainer="{folder}", then nnUNetv2_train ... -tr nnUNetTrainerSparseMim')
     if options.nnunet_plans is not None:
         try:
             print(write_plans(options.nnunet_plans, model, output_dir, options))

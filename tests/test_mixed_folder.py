@@ -51,6 +51,7 @@ def fill(root: Path) -> None:
     other_object(root / "hospital/p2", "SR", "1.2.840.10008.5.1.4.1.1.88.22")
     other_object(root / "hospital/p3", "SEG", "1.2.840.10008.5.1.4.1.1.66.4", pixels=True)
     (root / "hospital/report.pdf").write_bytes(b"%PDF-1.4")
+    (root / "hospital/p2/moved").symlink_to(root / "archive/moved")
     index = Dataset()  # of a CD: no modality, so no line
     index.file_meta, index.FileSetID = image(np.zeros((2, 2)), 0).file_meta, "CD"
     index.save_as(root / "hospital/DICOMDIR", enforce_file_format=True)
@@ -70,6 +71,7 @@ LEFT = {
     "hospital/p1 (RTSTRUCT)": "1 DICOM file(s) with no image of CT or MR; nothing is to be done",
     "hospital/p1 (SR)": "2 DICOM file(s) with no image of CT or MR, some in 1 other folder(s); nothing is to be done",
     "hospital/p3 (SEG)": "1 DICOM file(s) with no image of CT or MR; nothing is to be done",
+    "hospital/p2/moved (unreadable)": "1 file(s), folder(s) or link(s) that cannot be opened; correct their ",
     "nifti/broken.nii.gz": "cannot be read (",
     "nifti/labels/ct scan.nii.gz": "lies in a folder of label maps (labels): no scan; ",
     "nifti/liver.nii.gz": "looks like a map of probabilities: from 0 to 1, on the grid of another file near it; ",

@@ -62,7 +62,5 @@ class IndexFolder:
             done.removed,
             done.series,
         )
-        if locked := done.kinds["locked"]:
-            logger.warning("%d file(s) cannot be opened: correct their permissions, and start again", locked)
         logger.info("start from it with --dataset_dir %s", self.index)
         return done

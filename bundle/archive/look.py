@@ -53,12 +53,14 @@ class Looked:
         opened: those of them that were opened.
         removed: files that are not there any more.
         kinds: of the opened ones, how many of each kind.
+        locked: folders that cannot be opened, and links that lead nowhere.
     """
 
     seen: int = 0
     opened: int = 0
     removed: int = 0
     kinds: Counter[str] = field(default_factory=Counter)
+    locked: list[Path] = field(default_factory=list)
 
 
 def read_chunk(chunk: Chunk, salt: Salt) -> tuple[Chunk, list[Record]]:
@@ -93,6 +95,7 @@ def look_at_files(connection: sqlite3.Connection, root: Path, pool: Pool, salt: 
             looked.kinds.update(record.kind for record in records)
     writer.forget_folders(number, looked)
     put(connection, "look", str(number))
+    put(connection, "locked", json.dumps([os.fsencode(os.path.relpath(path, root)).hex() for path in looked.locked]))
     writer.commit()
     return looked
 
@@ -101,7 +104,7 @@ def _chunks(
     connection: sqlite3.Connection, root: Path, number: int, looked: Looked, writer: _Writer, bar: tqdm[None]
 ) -> Iterator[Chunk]:
     """The files to open, folder by folder; what is gone from a folder is forgotten on the way."""
-    for folder, files in walk_folders(root):
+    for folder, files in walk_folders(root, looked.locked):
         key = writer.folder(os.fsencode(os.path.relpath(folder, root)), number)
         rows = connection.execute("SELECT name, size, changed FROM files WHERE folder = ?", (key,))
         known = {name: (size, changed) for name, size, changed in rows}

@@ -26,7 +26,7 @@ __all__ = ["POSITION", "Record", "Salt", "SliceRow", "frames_and_slice", "whole_
 _TAGS = sorted({*SLICE_TAGS, *FRAME_TAGS, "SOPInstanceUID"})
 #: how the numbers of a frame are called in the text that slices share
 _NUMBERS = ("index", "size", "pixel", "slope", "intercept", "units", "padding", "odd", "modality", "between")
-_TEXTS = ("time", "stack")
+_TEXTS = ("time", "stack", "echo")
 POSITION = struct.Struct("<3d")
 #: what RescaleType and the type of a Modality LUT may say, by the standard's defined terms; another text is digested
 _UNITS = ("", "HU", "US", "OD", "HU_MOD", "MGML", "Z_EFF", "ED", "EDW", "PCT", "ETHU")

@@ -94,6 +94,8 @@ def update_index(
             connection.execute("DELETE FROM headers WHERE id NOT IN (SELECT header FROM files WHERE header NOT NULL)")
     finally:
         pool.close()
+    if count := looked.kinds["locked"] + len(looked.locked):
+        logger.warning("left out %d file(s), folder(s) or link(s) that cannot be opened: correct them", count)
     return Update(looked.seen, looked.opened, looked.removed, looked.kinds, series)
 
 

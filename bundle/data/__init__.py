@@ -7,6 +7,7 @@ from bundle.data.geometry import OptionalSpacingd, PadToCropd, ToPlainTensorsd, 
 from bundle.data.intensity import Foregroundd, Modalityd, NormalizeByModalityd
 from bundle.data.intensity_scheme import NormalizeBySchemed, normalization
 from bundle.data.mirrors import mirrored_axes, random_mirrors
+from bundle.data.pretext_classes import PretextClasses, PretextClassesd, fit_pretext_classes
 from bundle.data.read import ReadVolumed, read_volume
 from bundle.data.safe_names import result_names, table_row
 from bundle.data.scans import find_scans
@@ -27,6 +28,8 @@ __all__ = [
     "PlacedCropd",
     "PlainStore",
     "PreparedVolume",
+    "PretextClasses",
+    "PretextClassesd",
     "RandForegroundCropd",
     "ReadVolumed",
     "SkippedVolume",
@@ -37,6 +40,7 @@ __all__ = [
     "crop_size",
     "find_scans",
     "find_volumes",
+    "fit_pretext_classes",
     "make_loader",
     "mirrored_axes",
     "normalization",

@@ -18,7 +18,7 @@ from bundle.data.dataset_json import (
     modality_named,
     read_json,
 )
-from bundle.data.dicom import Series, find_dicom, find_series, numbered
+from bundle.data.dicom import UNREADABLE, Series, find_dicom, find_series, numbered
 from bundle.data.files import walk_folders
 from bundle.data.printable import printable, shortened
 from bundle.errors import UserError, VolumeError
@@ -90,7 +90,8 @@ def find_volumes(
             the index of a folder, a file that ends in .sqlite, which `configs/index.yaml` makes.
         part: which lists of a json to take: "training", "validation", "test" or "all"; "": all but `test`; "auto":
             `test` if there is one, else all. A folder has no parts.
-        others: whether to list a folder's DICOM objects that are no images of CT or MR, too, as left out.
+        others: whether to list a folder's DICOM objects that are no images of CT or MR, too, as left out, and what
+            cannot be opened.
         where: a condition on the columns of an index, such as "modality == 'CT' and slices > 60"; "" takes all volumes.
 
     Raises:
@@ -161,7 +162,7 @@ def _dicom_series(found: Sequence[Series], root: Path, prefix: str = "") -> Iter
 
 
 def other_objects(found: Mapping[tuple[Path, str], int], root: Path) -> Iterator[FoundVolume]:
-    """A line of the report for each modality that is neither CT nor MR, and how many files of it are where."""
+    """A line of the report for each modality that is neither CT nor MR, and for all that cannot be opened."""
     modalities: dict[str, list[tuple[Path, int]]] = {}
     for (folder, modality), count in sorted(found.items()):
         modalities.setdefault(modality, []).append((folder, count))
@@ -169,8 +170,13 @@ def other_objects(found: Mapping[tuple[Path, str], int], root: Path) -> Iterator
         files, more = sum(count for _, count in places), len(places) - 1
         where = root.name if places[0][0] == root else str(places[0][0].relative_to(root))
         elsewhere = f", some in {more} other folder(s)" if more else ""
-        reason = f"{files} DICOM file(s) with no image of CT or MR{elsewhere}"
-        yield FoundVolume(f"{where} ({modality})", (), left_out=(reason, "nothing is to be done"))
+        left_out = (f"{files} DICOM file(s) with no image of CT or MR{elsewhere}", "nothing is to be done")
+        if modality == UNREADABLE:
+            problem = (
+                f"{files} file(s), folder(s) or link(s) that cannot be opened{elsewhere.replace('folder', 'place')}"
+            )
+            left_out = (problem, "correct their permissions or remove them")
+        yield FoundVolume(f"{where} ({modality})", (), left_out=left_out)
 
 
 def _from_json(path: Path, part: str) -> list[FoundVolume]:

@@ -32,6 +32,8 @@ NIBABEL = (".nii", ".nii.gz", ".mgz", ".mgh", ".hdr", ".img")
 _MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
 #: from an origin to a scanner's centre, in mm
 _FARTHEST = 5000.0
+#: how far a scanner's centre may lie outside a volume, in mm: of a knee or a shoulder
+_OFF_CENTRE = 50.0
 #: sform and qform differ if a corner lies farther apart, in voxels
 _APART = 0.5
 _GZIP, _CHUNK = b"\x1f\x8b", 2**20
@@ -174,24 +176,37 @@ def to_millimetres(image: Any) -> tuple[np.ndarray, tuple[str, ...]]:
         return affine, ()
     origin = affine[:3, 3].copy()
     affine[:3] *= _MILLIMETRES[unit]
-    if _is_in_millimetres(origin, affine, image.shape[:3]):
+    if not origin.any() or np.abs(origin).max() >= _FARTHEST:
+        return affine, ()
+    is_nowhere = np.abs(affine[:3, 3]).max() > _FARTHEST
+    is_near_zero = _is_odd_within_a_voxel(affine)
+    if is_nowhere or (is_near_zero and _is_around_centre(affine, origin, image.shape[:3])):
         affine[:3, 3] = origin
         return affine, (f"units are {unit}s; its origin is taken as mm, since it makes no sense in {unit}s",)
+    if is_near_zero:
+        return affine, (f"units are {unit}s; its origin, less than a voxel, is taken so, too, but may be in mm",)
     return affine, ()
 
 
-def _is_in_millimetres(origin: np.ndarray, affine: np.ndarray, shape: tuple[int, ...]) -> bool:
-    """Whether an origin is in mm, though the header has another unit: some writers convert the size of a voxel only.
+def _is_odd_within_a_voxel(affine: np.ndarray) -> bool:
+    """Whether an origin is nearer to 0 than a voxel, but neither 0 nor half a voxel, as a true one would be.
 
-    So it is if it lies nowhere in the header's unit. Or if it lies within one voxel from 0 in that unit, and near the
-    volume in mm: a true one so near to 0 is 0 or half a voxel.
+    Some writers convert the size of a voxel, but not the origin.
     """
-    scaled, size = np.abs(affine[:3, 3]), np.linalg.norm(affine[:3, :3], axis=0)
-    if not origin.any() or np.abs(origin).max() >= _FARTHEST:
-        return False
     halves = 2 * np.linalg.solve(affine[:3, :3], affine[:3, 3])
-    is_true = np.abs(halves - np.rint(halves)).max() < 1e-3 or np.linalg.norm(origin) > 2 * np.linalg.norm(size * shape)
-    return bool(scaled.max() > _FARTHEST or (scaled.max() < size.min() and not is_true))
+    is_within = np.abs(affine[:3, 3]).max() < np.linalg.norm(affine[:3, :3], axis=0).min()
+    return bool(is_within and np.abs(halves - np.rint(halves)).max() >= 1e-3)
+
+
+def _is_around_centre(affine: np.ndarray, origin: np.ndarray, shape: tuple[int, ...]) -> bool:
+    """Whether a volume with its origin in mm lies around the scanner's centre, or nearly so, on two axes.
+
+    An axis on which the origin is 0 says nothing.
+    """
+    size = np.linalg.norm(affine[:3, :3], axis=0)
+    centre = np.linalg.solve(affine[:3, :3], -origin) * size  # mm along each axis
+    is_near = (centre >= -_OFF_CENTRE) & (centre <= size * shape + _OFF_CENTRE) & (np.abs(centre) > 1e-6)
+    return int(is_near.sum()) >= 2
 
 
 def _doubts(image: Any) -> tuple[str, ...]:

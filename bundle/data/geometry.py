@@ -110,13 +110,14 @@ def _moved(affine: np.ndarray | torch.Tensor, planes: int) -> torch.Tensor:
 class PadToCropd(MapTransform, InvertibleTransform):
     """Pads a volume smaller than the crop, on both sides alike, and marks what is real under the key `valid`.
 
-    The padding has each channel's lowest value, which is air or background, and is not foreground. MONAI's `Invertd`
-    takes it off.
+    The padding has each channel's lowest value, which is air or background, unless another one is given, and is not
+    foreground. MONAI's `Invertd` takes it off.
 
     Args:
         keys: of the image; `foreground`, and `weight_map` and `label` maps if there are any, are padded along.
         spatial_size: of the crop, voxels per axis.
         cell: voxels of a cell on each axis.
+        value: of the padding; None takes each channel's lowest.
 
     Raises:
         VolumeError: for a volume that fills fewer than two cells, so that no part of it could be hidden.
@@ -130,10 +131,15 @@ class PadToCropd(MapTransform, InvertibleTransform):
     """
 
     def __init__(
-        self, keys: KeysCollection = "image", *, spatial_size: Sequence[int], cell: Sequence[int] = (1, 1, 1)
+        self,
+        keys: KeysCollection = "image",
+        *,
+        spatial_size: Sequence[int],
+        cell: Sequence[int] = (1, 1, 1),
+        value: float | None = None,
     ) -> None:
         super().__init__(keys)
-        self.pad, self.cell = SpatialPad(spatial_size), tuple(cell)
+        self.pad, self.cell, self.value = SpatialPad(spatial_size), tuple(cell), value
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
@@ -149,7 +155,10 @@ class PadToCropd(MapTransform, InvertibleTransform):
             if item[key].ndim == image.ndim:  # a label may be a list of findings
                 item[key] = self.pad(item[key], value=0)
         for key in self.key_iterator(item):
-            channels = [self.pad(channel, value=float(channel.min())) for channel in item[key].split(1)]
+            channels = [
+                self.pad(channel, value=float(channel.min()) if self.value is None else self.value)
+                for channel in item[key].split(1)
+            ]
             item[key] = channels[0] if len(channels) == 1 else torch.cat(channels)
         return item
 

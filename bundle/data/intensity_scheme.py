@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
+from scipy import ndimage
 
 from bundle.data.intensity import NormalizeByModalityd
 from bundle.errors import UserError, VolumeError
 
-__all__ = ["NormalizeBySchemed", "normalization"]
+__all__ = ["NormalizeBySchemed", "filled_nonzero", "normalization"]
 
 _Scheme = Mapping[str, Any]
 _Normalized = tuple[torch.Tensor, float, float]  # the image, offset and scale
@@ -27,8 +28,11 @@ class NormalizeBySchemed(MapTransform):
 
     - "range": clipped to `window`, then mapped to `to`, such as ``{kind: range, window: [-1024, 2048], to: [0, 1]}``;
     - "z_score": minus the mean, divided by the standard deviation. `over` says of what: "volume"; "nonzero", the voxels
-      that are not 0; or "nonzero_box", all voxels of the smallest box with those in it, which is what nnU-Net does;
-    - "statistics": clipped to `window`, minus `mean`, divided by `deviation`, which is nnU-Net's scheme for CT.
+      that are not 0; "nonzero_box", all voxels of the smallest box with those in it, which is what nnU-Net does; or
+      "inside", those that are not 0 and the holes in them, where the others stay 0: nnU-Net's `use_mask_for_norm`;
+    - "statistics": clipped to `window`, minus `mean`, divided by `deviation`, which is nnU-Net's scheme for CT;
+    - "rescale": from the lowest to the highest value, mapped to [0, 1];
+    - "none": as it is.
 
     Under the key `intensity` is how to get back to the file's units, but for the clipping: ``value * scale + offset``,
     of the first channel.
@@ -117,7 +121,20 @@ def _z_score(image: torch.Tensor, scheme: _Scheme, name: str) -> _Normalized:
     deviation = float(values.std(dtype=np.float64)) if values.size else 0.0
     if deviation < 1e-6 * max(1.0, abs(mean)):
         raise VolumeError(name, "is constant", "leave it out")
-    return (image - mean) / deviation, mean, deviation
+    normalized = (image - mean) / deviation
+    if scheme.get("over") == "inside":
+        normalized = torch.where(torch.from_numpy(filled_nonzero(image.numpy())), normalized, image)
+    return normalized, mean, deviation
+
+
+def _rescale(image: torch.Tensor, scheme: _Scheme, name: str) -> _Normalized:  # noqa: ARG001
+    low = float(image.min())
+    width = max(float(image.max()) - low, 1e-8)
+    return (image - low) / width, low, width
+
+
+def _none(image: torch.Tensor, scheme: _Scheme, name: str) -> _Normalized:  # noqa: ARG001
+    return image, 0.0, 1.0
 
 
 def _statistics(image: torch.Tensor, scheme: _Scheme, name: str) -> _Normalized:  # noqa: ARG001
@@ -131,14 +148,23 @@ def _nonzero_box(image: np.ndarray) -> np.ndarray:
     return image[tuple(slice(axis.min(), axis.max() + 1) for axis in found)] if found[0].size else image[:0]
 
 
+def filled_nonzero(image: np.ndarray) -> np.ndarray:
+    """Bool ``[D, H, W]``: where any channel of ``[C, D, H, W]`` is not 0, and the holes in there."""
+    inside: np.ndarray = ndimage.binary_fill_holes((image != 0).any(0))
+    return inside
+
+
 _OVER: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "volume": lambda image: image,
     "nonzero": lambda image: image[image != 0],
     "nonzero_box": _nonzero_box,
+    "inside": lambda image: image[filled_nonzero(image)[None]],
 }
 #: by its kind: what computes it, and the values that it needs
 _KINDS: dict[str, tuple[Callable[[torch.Tensor, _Scheme, str], _Normalized], tuple[str, ...]]] = {
     "range": (_range, ("window", "to")),
     "z_score": (_z_score, ()),
     "statistics": (_statistics, ("window", "mean", "deviation")),
+    "rescale": (_rescale, ()),
+    "none": (_none, ()),
 }

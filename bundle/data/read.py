@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
 from bundle.data.dicom import UnknownCompressionError, read_header, read_series
+from bundle.data.files import is_locked
 from bundle.data.formats import NIBABEL, read_by_itk, read_by_nibabel
 from bundle.data.label_maps import refuse_label_map
 from bundle.data.sanity import check_affine
@@ -105,6 +107,8 @@ def read_volume(files: Sequence[str], name: str, *, constant: bool = False, stac
     except UnknownCompressionError as error:
         raise VolumeError(name, str(error), 'decompress it, as with "gdcmconv --raw", or leave it out') from error
     except Exception as error:  # readers raise anything on a broken file; all of it means the same to the user
+        if any(is_locked(Path(file)) for file in files):
+            raise VolumeError(name, "may not be read", "correct the permissions of its file(s)") from error
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise VolumeError(name, f"cannot be read ({reason})", "copy it again or leave it out") from error
     for channel in array:

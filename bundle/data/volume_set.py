@@ -8,7 +8,7 @@ import logging
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ from bundle.data.split import check_fold, split_volumes
 from bundle.data.store import Crop, Header, Store, open_store
 from bundle.errors import UserError, VolumeError, user_error_in
 
-__all__ = ["PreparedVolume", "SkippedVolume", "VolumeSet", "skipped_because"]
+__all__ = ["PreparedVolume", "SkippedVolume", "VolumeSet", "listed_by_one", "skipped_because"]
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +53,8 @@ class PreparedVolume:
         notes: what the reader left out or resampled, or "".
         fingerprint: by which its file is recognised, or "".
         content: a digest of the bytes of its files, and of its labels; it does not change where the files move.
+        columns: what else is known of it, by name, to balance the draws by: "folder" is the first one in its path; all
+            columns of an index.
     """
 
     name: str
@@ -66,6 +68,7 @@ class PreparedVolume:
     notes: str = ""
     fingerprint: str = ""
     content: str = ""
+    columns: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def load(self, crop: Crop | None = None, keys: Collection[str] | None = None) -> dict[str, Any]:
         """The tensors: `image` float32, `foreground` and `valid` uint8, ``[C, D, H, W]``, `spacing` ``[3]`` in mm, ...
@@ -164,7 +167,7 @@ class VolumeSet:
             raise UserError(f"--val_fraction {val_fraction} does not fit: give a share from 0 to below 1, such as 0.2")
         self.folds, self.fold = folds, fold
         self.transform, self.store = transform, open_store(store, Path(cache_dir))
-        listed = _listed_by_one(lambda: find(dataset_dir))
+        listed = listed_by_one(lambda: find(dataset_dir))
         found = [volume for volume in listed if volume.part != "test"]  # neither trained nor validated on
         results = self._prepare(found, workers)
         if hash_names:
@@ -242,6 +245,7 @@ class VolumeSet:
             notes=header.notes,
             fingerprint=fingerprint(found.files),
             content=content,
+            columns={**found.columns, "folder": _first_folder(found.name)},
         )
 
     def _keep(self, key: str, tensors: dict[str, Any], name: str) -> None:
@@ -263,7 +267,7 @@ class VolumeSet:
         return pickle_hashing([_CACHE_VERSION, stamp, item["modality"], steps, *more_settings]).decode()
 
 
-def _listed_by_one(find: Callable[[], list[FoundVolume]]) -> list[FoundVolume]:
+def listed_by_one(find: Callable[[], list[FoundVolume]]) -> list[FoundVolume]:
     """What the first process finds: another one might see other files, and shares would overlap or leave gaps."""
     if not _distributed():
         return find()
@@ -278,6 +282,10 @@ def _listed_by_one(find: Callable[[], list[FoundVolume]]) -> list[FoundVolume]:
         raise shared[0]
     listed: list[FoundVolume] = shared[0]
     return listed
+
+
+def _first_folder(name: str) -> str:
+    return Path(name).parts[0] if len(Path(name).parts) > 1 else "."
 
 
 def _annotations(item: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 
 from bundle.export.export_model import Exported, export_model, verify_file
 from bundle.export.formats import FORMATS, Format
-from bundle.export.nnunet import fit_plans, write_nnunet
+from bundle.export.nnunet import copy_trainer, fit_plans, write_nnunet
 from bundle.export.plain import PlainEncoder, PlainModel, plain_model, plain_network
 from bundle.export.verify import Verifier, compare_features, settings_text
 
@@ -15,6 +15,7 @@ __all__ = [
     "PlainModel",
     "Verifier",
     "compare_features",
+    "copy_trainer",
     "export_model",
     "fit_plans",
     "plain_model",

@@ -2,14 +2,15 @@
 """One file that nnU-Net's own training begins with: `nnUNetv2_train ... -pretrained_weights FILE`.
 
 nnU-Net (2.2 to 2.8) wants every tensor of the network that it builds from its plan, under all of its names, but the
-segmentation layers. So the decoder, which was not pre-trained, comes with nnU-Net's own initialisation. The file also
-holds what nnU-Net's tools for nnssl's checkpoints read (`nnssl_adaptation_plan`), and can be loaded with
-`weights_only=True`.
+segmentation layers. A decoder that was pre-trained by `NnunetDecoder` is in it; else it comes with nnU-Net's own
+initialisation. The file also holds what nnU-Net's tools for nnssl's checkpoints read (`nnssl_adaptation_plan`), and can
+be loaded with `weights_only=True`.
 """
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bundle.atomic import replace_file
 from bundle.errors import UserError
 from bundle.export.plain import PlainEncoder, PlainModel, plain_network
 from bundle.networks import build_encoder, nnunet_arguments
-from bundle.weights import axis_order, read_weights, turn_kernels
+from bundle.weights import axis_order, read_weights, turn_kernels, without_reconstruction
 
-__all__ = ["NNUNET_ENCODERS", "architecture", "fit_plans", "verify_nnunet", "write_nnunet"]
+__all__ = ["NNUNET_ENCODERS", "architecture", "copy_trainer", "fit_plans", "verify_nnunet", "write_nnunet"]
+
+#: what nnU-Net's variable nnUNet_extTrainer must name: a folder with the trainer that begins with these weights
+TRAINERS = "nnunet_trainers"
 
 #: encoders that nnU-Net has, too
 NNUNET_ENCODERS = ("ResidualEncoderUNet", "PlainConvUNet")
@@ -58,7 +63,7 @@ def architecture(settings: Mapping[str, Any]) -> dict[str, Any]:
             f"{' or '.join(NNUNET_ENCODERS)}, or use another of --formats"
         )
     given = nnunet_arguments(name, encoder)
-    order = axis_order(_orientation(settings), _AXES)
+    order = axis_order(_orientation(settings), _target(settings))
     for key in _BY_AXIS:
         given[key] = [[step[axis] for axis in order] for step in map(_three, given[key])]
     return given
@@ -86,7 +91,11 @@ def write_nnunet(model: PlainModel, path: Path, input_channels: int = 1) -> str:
         },
         path,
     )
-    return "axes as nnU-Net reads files" if _orientation(model.settings) != _AXES else "axes as pre-trained"
+    return (
+        "axes as nnU-Net reads files"
+        if _orientation(model.settings) != _target(model.settings)
+        else "axes as pre-trained"
+    )
 
 
 def verify_nnunet(path: Path, name: str, model: PlainModel, images: Sequence[Tensor]) -> tuple[float, float]:
@@ -120,9 +129,9 @@ def verify_nnunet(path: Path, name: str, model: PlainModel, images: Sequence[Ten
             f"the {name} file differs from the model in {len(wrong)} tensors, such as {wrong[0]}: export it again"
         )
     network.load_state_dict(given)
-    turned = turn_kernels(model.weights, _orientation(model.settings), to=_AXES)
+    turned = turn_kernels(model.weights, _orientation(model.settings), to=_target(model.settings))
     plain = plain_network({"encoder": {"name": model.settings["encoder"]["name"], **arguments}}, turned)
-    order = axis_order(_orientation(model.settings), _AXES)
+    order = axis_order(_orientation(model.settings), _target(model.settings))
     difference = relative = 0.0
     for image in images if channels == 1 else ():
         apart, share = _compare(network, plain, image.permute(0, 1, *(2 + axis for axis in order)))
@@ -178,6 +187,22 @@ def fit_plans(
     return {**plans, "plans_name": name, "configurations": {configuration: chosen}}
 
 
+def copy_trainer(folder: str | os.PathLike[str]) -> Path:
+    """Puts the trainer for nnU-Net beside an exported file, for the variable nnUNet_extTrainer.
+
+    Args:
+        folder: of the exported file.
+
+    Returns:
+        The folder that the variable must name. What lies there is replaced: it is of this project alone.
+    """
+    source = Path(__file__).parent / TRAINERS / "sparse_mim.py"
+    target = Path(folder) / TRAINERS / source.name
+    with replace_file(target) as temporary:
+        temporary.write_bytes(source.read_bytes())
+    return target.parent
+
+
 def _compare(network: Any, plain: PlainEncoder, image: Tensor) -> tuple[float, float]:
     with torch.no_grad():
         pairs = list(zip(network.encoder(image), plain(image), strict=True))
@@ -192,12 +217,22 @@ def _whole_network(model: PlainModel, arguments: Mapping[str, Any], input_channe
         torch.manual_seed(0)  # the same file each time
         network: Any = build_encoder(name, **{**arguments, "input_channels": input_channels}).network
         network.apply(network.initialize)
-    weights = turn_kernels(model.weights, _orientation(model.settings), to=_AXES)
+    weights = turn_kernels(model.weights, _orientation(model.settings), to=_target(model.settings))
     current = network.state_dict()
     fitted = {key: _repeated(value, current[key]) for key, value in weights.items() if key in current}
-    network.load_state_dict(current | fitted)
+    network.load_state_dict(current | fitted | _decoder(model, current))
     whole: nn.Module = network.eval()
     return whole
+
+
+def _decoder(model: PlainModel, current: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The pre-trained decoder under nnU-Net's names, but for its last layer, if it is nnU-Net's own; else nothing."""
+    given = turn_kernels(
+        without_reconstruction(model.decoder), _orientation(model.settings), to=_target(model.settings)
+    )
+    named = {f"decoder.{key}": value for key, value in given.items()}
+    fits = all(key in current and current[key].shape == value.shape for key, value in named.items())
+    return named if fits else {}
 
 
 def _repeated(value: Tensor, target: Tensor) -> Tensor:
@@ -209,7 +244,7 @@ def _repeated(value: Tensor, target: Tensor) -> Tensor:
 def _adaptation_plan(settings: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
     """What nnU-Net's tools for checkpoints of nnssl ask for."""
     name = settings["encoder"]["name"]
-    order = axis_order(_orientation(settings), _AXES)
+    order = axis_order(_orientation(settings), _target(settings))
     spacing, patch = settings.get("spacing"), settings.get("crop_size")
     stem = "encoder.stem" if name == "ResidualEncoderUNet" else "encoder.stages.0.0.convs.0"
     convolution = "encoder.stem.convs.0" if name == "ResidualEncoderUNet" else stem
@@ -234,6 +269,11 @@ def _adaptation_plan(settings: Mapping[str, Any], arguments: Mapping[str, Any]) 
         "keys_to_in_proj": [f"{convolution}.conv", f"{convolution}.all_modules.0"],
         "key_to_lpe": None,
     }
+
+
+def _target(settings: Mapping[str, Any]) -> str:
+    """The axes of nnU-Net's arrays; where the pre-training followed a plan, it has seen such arrays."""
+    return _orientation(settings) if "nnunet" in settings else _AXES
 
 
 def _orientation(settings: Mapping[str, Any]) -> str:

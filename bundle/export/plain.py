@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
 from bundle.errors import UserError
 from bundle.networks import Encoder, build_encoder
-from bundle.weights import ModelFiles
+from bundle.weights import ModelFiles, read_weights
 
 __all__ = ["PlainEncoder", "PlainModel", "plain_model", "plain_network"]
 
@@ -58,11 +58,13 @@ class PlainModel:
         network: in eval mode.
         weights: the flat state dict, by the MONAI network's own keys.
         settings: of `model.json`.
+        decoder: the flat state dict of the pre-trained decoder; empty where none was kept.
     """
 
     network: PlainEncoder
     weights: dict[str, Tensor]
     settings: dict[str, Any]
+    decoder: dict[str, Tensor] = field(default_factory=dict)
 
 
 def plain_model(model: str | os.PathLike[str]) -> PlainModel:
@@ -81,7 +83,9 @@ def plain_model(model: str | os.PathLike[str]) -> PlainModel:
             f"{files.settings} does not exist: copy it from the run folder too, it says how to build the network"
         )
     content = dict(settings.content)
-    return PlainModel(plain_network(content, weights, name=str(files.weights)), weights, content)
+    files.verify_decoder()
+    decoder = read_weights(files.decoder) if files.decoder.is_file() else {}
+    return PlainModel(plain_network(content, weights, name=str(files.weights)), weights, content, decoder)
 
 
 def plain_network(

@@ -6,9 +6,11 @@ from bundle.networks.decoder import Decoder
 from bundle.networks.depth_pairs import EncoderDepthPairs, average_at, plain_depth_pairs
 from bundle.networks.encoders.build import build_encoder
 from bundle.networks.encoders.encoder import Encoder, Level, Stage
+from bundle.networks.encoders.from_plan import encoder_from_plan
 from bundle.networks.encoders.nnunet import nnunet_arguments
 from bundle.networks.feature_map import build_feature_map, total_stride
 from bundle.networks.level_pairs import VolumeLevelPairs
+from bundle.networks.nnunet_decoder import NnunetDecoder
 from bundle.networks.objective import Objective, ObjectiveSum
 from bundle.networks.pairs import Pairs, View, find_pairs
 from bundle.networks.pretraining import PretrainingNetwork, PretrainingOutput
@@ -21,6 +23,7 @@ __all__ = [
     "Encoder",
     "EncoderDepthPairs",
     "Level",
+    "NnunetDecoder",
     "Objective",
     "ObjectiveSum",
     "Pairs",
@@ -35,6 +38,7 @@ __all__ = [
     "average_at",
     "build_encoder",
     "build_feature_map",
+    "encoder_from_plan",
     "find_pairs",
     "nnunet_arguments",
     "plain_depth_pairs",

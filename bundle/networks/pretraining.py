@@ -17,6 +17,7 @@ from bundle.networks.decoder import Decoder
 from bundle.networks.depth_pairs import EncoderDepthPairs
 from bundle.networks.encoders import Encoder
 from bundle.networks.level_pairs import VolumeLevelPairs
+from bundle.networks.nnunet_decoder import NnunetDecoder
 from bundle.networks.objective import Objective
 from bundle.networks.pairs import Children, View
 from bundle.networks.segres_decoder import SegResDecoder
@@ -92,7 +93,7 @@ class PretrainingNetwork(nn.Module):
         self,
         *,
         encoder: Encoder,
-        decoder: Decoder | SegResDecoder,
+        decoder: Decoder | SegResDecoder | NnunetDecoder,
         alignment: EncoderDepthPairs | VolumeLevelPairs | None = None,
         objectives: Mapping[str, Objective] | None = None,
         teacher_momentum: float | None = None,
@@ -250,7 +251,7 @@ class PretrainingNetwork(nn.Module):
         Args:
             images: those that `encoder_state_dict` was given, so that the two fit.
         """
-        if not isinstance(self.decoder, SegResDecoder):
+        if isinstance(self.decoder, Decoder):
             return {}
         factors = self._encoder_for(images).unit_factors(images) if images else [1.0] * len(self.encoder.levels)
         return _on_cpu(self.decoder.rescaled_state_dict(factors))

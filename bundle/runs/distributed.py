@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import os
+import sys
+import time
 from datetime import timedelta
 from typing import Any
 
@@ -31,9 +33,28 @@ def start_distributed(device: torch.device) -> None:
 
 
 def stop_distributed() -> None:
-    """Leaves the process group, if this process is in one."""
+    """Leaves the process group, if this process is in one. All must call it; they end together.
+
+    Gloo's threads live until the process ends, and take Python's lock to let go of the tensors of the last exchange.
+    A thread that does so while the interpreter shuts down aborts the process (pytorch/pytorch#179291 tells how), so
+    they are given the time before.
+    """
     if dist.is_available() and dist.is_initialized():
+        if dist.get_backend() == "gloo":
+            _let_threads_finish()
         dist.destroy_process_group()
+
+
+def _let_threads_finish(patience: float = 10.0) -> None:
+    """Waits until gloo's threads hold no tensor: several exchanges at once, so that each thread ends one."""
+    tensors = [torch.zeros(1) for _ in range(8)]
+    before = [sys.getrefcount(tensor) for tensor in tensors]
+    for work in [dist.all_reduce(tensor, async_op=True) for tensor in tensors]:
+        work.wait()
+    end = time.monotonic() + patience
+    while [sys.getrefcount(tensor) for tensor in tensors] != before and time.monotonic() < end:
+        time.sleep(0.01)
+    time.sleep(0.1)  # a thread may not yet have come to an older exchange's tensors
 
 
 def is_main_rank() -> bool:

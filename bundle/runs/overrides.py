@@ -16,8 +16,10 @@ from monai.utils import optional_import
 from bundle.errors import UserError
 from bundle.runs.config_source import ConfigSource
 
-__all__ = ["check_overrides", "check_parents"]
+__all__ = ["PRESETS_WITH_OPTIONS", "check_overrides", "check_parents"]
 
+#: files of the bundle's that are merged onto a config and add options of their own
+PRESETS_WITH_OPTIONS = ("nnunet.yaml",)
 # ids that MONAI itself adds: the metadata, and what `--tracking mlflow` sets
 _ADDED_BY_MONAI = {ConfigParser.meta_key, *DEFAULT_MLFLOW_SETTINGS["configs"]}
 
@@ -42,6 +44,8 @@ def check_overrides(source: ConfigSource, base_names: Sequence[str] = ()) -> Non
     unknown, siblings = next(_unknown_ids(base, merged), ("", []))
     if not unknown:
         return
+    if preset := _preset_with(unknown, source.files[0].parent, base_names):
+        raise UserError(f"option --{unknown} belongs to {preset}: add that file to --config_file, after the others")
     near = _nearest(unknown, siblings, list(_ids(base)))
     file = _file_with(unknown, source.files[1:])
     dashes = "--" if file is None else ""
@@ -204,6 +208,12 @@ def _nearest(unknown: str, siblings: list[str], ids: list[str]) -> str | None:
 
 def _by_last_part(ids: list[str]) -> dict[str, str]:
     return {known.rpartition("#")[2]: known for known in reversed(ids)}  # of equal ones, the first id
+
+
+def _preset_with(unknown: str, folder: Path, names: Sequence[str]) -> Path | None:
+    """The file in a folder of configs that adds an option, if it is one of these."""
+    files = [folder / name for name in names if name in PRESETS_WITH_OPTIONS and (folder / name).is_file()]
+    return next((file for file in files if unknown in set(_ids(ConfigParser.load_config_file(file)))), None)
 
 
 def _file_with(unknown: str, files: tuple[Path, ...]) -> Path | None:

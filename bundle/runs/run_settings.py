@@ -11,7 +11,7 @@ from monai.bundle import ConfigParser
 
 from bundle.errors import install_excepthook
 from bundle.runs.config_source import ConfigSource, calling_config
-from bundle.runs.overrides import check_overrides
+from bundle.runs.overrides import PRESETS_WITH_OPTIONS, check_overrides
 from bundle.runs.trained_run import TrainedRun
 
 __all__ = ["use_run_settings"]
@@ -44,7 +44,7 @@ def use_run_settings(
     source = calling_config(config_names)
     if source is None:
         return
-    check_overrides(source, base_names=config_names[1:])
+    check_overrides(source, base_names=(*config_names[1:], *PRESETS_WITH_OPTIONS))
     if run_folder is False or not source.files:
         return
     assert run_folder is not True

@@ -14,7 +14,7 @@ from bundle.runs.config_source import calling_config
 from bundle.runs.device import pick_device
 from bundle.runs.distributed import is_main_rank, start_distributed
 from bundle.runs.memory import keep_freed_memory
-from bundle.runs.overrides import check_overrides
+from bundle.runs.overrides import PRESETS_WITH_OPTIONS, check_overrides
 
 __all__ = ["start_run"]
 
@@ -43,7 +43,7 @@ def start_run(
     source = None if config_name is None else calling_config(config_name)
     if source is not None:
         source.restore_dropped()
-        check_overrides(source)
+        check_overrides(source, base_names=PRESETS_WITH_OPTIONS)
         check_settings(source.parser.get())
     picked = pick_device(device)
     if picked.type == "cpu":

@@ -1,6 +1,7 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
 """What surrounds MONAI's trainer: starting a run, watching it, and keeping its state and its product."""
 
+from bundle.training.accumulation import Accumulate
 from bundle.training.batch_norm import ReestimateBatchNorm
 from bundle.training.checkpoint import RunCheckpoint
 from bundle.training.cost import CostReport
@@ -22,6 +23,7 @@ from bundle.training.tensorboard import TensorBoard
 from bundle.training.validation import ValidationLoss
 
 __all__ = [
+    "Accumulate",
     "AlignmentWarmUp",
     "ClipGradients",
     "CostReport",

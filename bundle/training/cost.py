@@ -65,8 +65,9 @@ class CostReport:
         masked_batch: as the trainer's.
         loss: as the trainer's.
         crop_size: voxels per axis.
-        batch_size: crops per step.
+        batch_size: crops that a process takes at a time.
         steps_per_epoch: steps.
+        crops_per_step: of this process, where a step is taken in parts.
     """
 
     def __init__(
@@ -78,9 +79,12 @@ class CostReport:
         crop_size: tuple[int, int, int],
         batch_size: int,
         steps_per_epoch: int,
+        crops_per_step: int | None = None,
     ) -> None:
         self.network, self.masked_batch, self.loss = unwrap(network), masked_batch, loss
-        self.crop_size, self.batch_size, self.steps_per_epoch = tuple(crop_size), batch_size, steps_per_epoch
+        self.crops_per_step = batch_size if crops_per_step is None else crops_per_step
+        self.crop_size, self.batch_size = tuple(crop_size), min(batch_size, self.crops_per_step)
+        self.steps_per_epoch = steps_per_epoch
 
     def attach(self, engine: Engine) -> None:
         """Registers with the trainer."""
@@ -92,13 +96,13 @@ class CostReport:
         for line in cost_lines(self.masked_batch.masking, self.crop_size):
             logger.info("%s", line)
         try:
-            seconds = self.seconds(device)
+            seconds = self.seconds(device) * self.crops_per_step / self.batch_size
         except KeyError as missing:
             logger.info("the time of a step is not measured: an objective reads %s, which noise does not have", missing)
             return
         logger.info(
             "a step of %d crops takes about %.2f s, an epoch of %d steps about %.1f min, loading and validation apart",
-            self.batch_size,
+            self.crops_per_step,
             seconds,
             self.steps_per_epoch,
             seconds * self.steps_per_epoch / 60,
@@ -130,8 +134,10 @@ class CostReport:
             self.network.train(was_training)
 
     def _noise(self) -> dict[str, Tensor]:
-        image = torch.randn(self.batch_size, 1, *self.crop_size)
-        everywhere = torch.ones_like(image, dtype=torch.bool)
+        # the first convolution reads the image
+        channels = next((weight.shape[1] for weight in self.network.parameters() if weight.ndim == 5), 1)
+        image = torch.randn(self.batch_size, channels, *self.crop_size)
+        everywhere = torch.ones_like(image[:, :1], dtype=torch.bool)
         batch = {"image": image, "valid": everywhere, "foreground": everywhere, "weight_map": everywhere.float()}
         return batch | {"draw": torch.arange(self.batch_size), "spacing": torch.ones(self.batch_size, 3)}
 

@@ -15,6 +15,7 @@ from monai.utils.enums import CommonKeys
 from bundle.figures.reconstruction import PanelCrop, draw_panels
 from bundle.runs import RunFolder
 from bundle.runs.distributed import is_main_rank
+from bundle.weights import axis_order
 
 __all__ = ["ReconstructionPanels"]
 
@@ -34,6 +35,7 @@ class ReconstructionPanels:
         names: the name of each volume by its number, free of anything that identifies a patient. Without it the volumes
             are shown by their numbers.
         interval: number of epochs between two pictures.
+        axes: of the crops, one letter for each array axis.
     """
 
     def __init__(
@@ -44,9 +46,10 @@ class ReconstructionPanels:
         crops: int = 3,
         names: Sequence[str] | None = None,
         interval: int = 1,
+        axes: str = "RAS",
     ) -> None:
         self.run_folder, self.restore, self.crops = run_folder, restore, crops
-        self.names, self.interval = names, interval
+        self.names, self.interval, self.axes = names, interval, axes
         self._shown: dict[int, PanelCrop] = {}
 
     def attach(self, engine: Engine) -> None:
@@ -73,12 +76,12 @@ class ReconstructionPanels:
             if volume not in self._shown and len(self._shown) < self.crops:
                 self._shown[volume] = PanelCrop(
                     name=f"volume {volume}" if self.names is None else self.names[volume],
-                    spacing=tuple(label["spacing"][row].tolist()),
-                    image=_array(label["image"][row]),
-                    reconstruction=_array(restored[row]),
-                    visible=_array(pred["visible"][row]),
-                    foreground=_array(label["foreground"][row]),
-                    hidden=_array(pred["hidden"][row]),
+                    spacing=tuple(float(label["spacing"][row][axis]) for axis in axis_order(self.axes, "RAS")),
+                    image=self._array(label["image"][row]),
+                    reconstruction=self._array(restored[row]),
+                    visible=self._array(pred["visible"][row]),
+                    foreground=self._array(label["foreground"][row]),
+                    hidden=self._array(pred["hidden"][row]),
                 )
 
     def _draw(self, engine: Engine) -> None:
@@ -88,8 +91,9 @@ class ReconstructionPanels:
         with self.run_folder.new_panel(engine.state.epoch) as temporary:
             imsave(temporary, pixels)
 
-
-def _array(tensor: torch.Tensor) -> np.ndarray:
-    """One channel as an array [D, H, W]."""
-    array: np.ndarray = (tensor[0] if tensor.dtype == torch.bool else tensor[0].float()).cpu().numpy()
-    return array
+    def _array(self, tensor: torch.Tensor) -> np.ndarray:
+        """The first channel as an array [D, H, W] with axes R, A, S."""
+        array: np.ndarray = (tensor[0] if tensor.dtype == torch.bool else tensor[0].float()).cpu().numpy()
+        order = axis_order(self.axes, "RAS")
+        mirrored = [axis for axis, target in enumerate("RAS") if self.axes[order[axis]] != target]
+        return np.flip(array.transpose(order), mirrored)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -11,7 +12,11 @@ from typing import Protocol
 from bundle.data import PreparedVolume
 from bundle.errors import UserError
 
-__all__ = ["SplitVolumes", "check_same_volumes", "volume_digests"]
+__all__ = ["SplitVolumes", "check_same_volumes", "report_changes", "volume_digests"]
+
+logger = logging.getLogger(__name__)
+
+_SHOWN = 20
 
 
 class SplitVolumes(Protocol):
@@ -51,15 +56,38 @@ def check_same_volumes(checkpoint: Path, saved: Sequence[str], present: dict[str
     Raises:
         UserError: if a volume is new, changed, missing or on the other side of the split.
     """
-    if not any("-" in digest for digest in saved):  # of an older version, without the content
-        present = {digest.split("-")[0]: name for digest, name in present.items()}
-    new = [name for digest, name in present.items() if digest not in saved]
-    gone = len(set(saved) - present.keys())
+    new, gone = _changes(saved, present)
     if not new and not gone:
         return
     examples = f", such as {new[0]}" if new else ""
     raise UserError(
         f"{checkpoint} was trained on other data ({len(new)} of these {len(present)} volumes are new or changed"
-        f"{examples}; {gone} of its {len(saved)} are missing): resume with the same --dataset_dir, or leave --resume "
-        "out to start a new run"
+        f"{examples}; {gone} of its {len(saved)} are missing): resume with the same --dataset_dir, give "
+        "--volumes_may_change True to go on with these, or leave --resume out to start a new run"
     )
+
+
+def report_changes(checkpoint: Path, saved: Sequence[str], present: dict[str, str]) -> None:
+    """Logs how the volumes differ from those that a checkpoint was trained on: the first new ones by name.
+
+    Args:
+        checkpoint: its file, for the message.
+        saved: its digests.
+        present: from `volume_digests`.
+    """
+    new, gone = _changes(saved, present)
+    for name in new[:_SHOWN]:
+        logger.warning("new or changed since %s, or on the other side of the split: %s", checkpoint, name)
+    if new or gone:
+        total = (
+            "of these %d volumes %d are new, changed or on the other side of the split; of the %d before %d are gone"
+        )
+        logger.warning(total, len(present), len(new), len(saved), gone)
+
+
+def _changes(saved: Sequence[str], present: dict[str, str]) -> tuple[list[str], int]:
+    """The names of the volumes that are not among the saved ones, and how many of those are not present."""
+    if not any("-" in digest for digest in saved):  # of an older version, without the content
+        present = {digest.split("-")[0]: name for digest, name in present.items()}
+    known = set(saved)
+    return [name for digest, name in present.items() if digest not in known], len(known - present.keys())

@@ -212,7 +212,9 @@ def _differs_in_inputs(value: Tensor, target: Tensor) -> bool:
 def _example(report: TransferReport) -> str:
     if report.reshaped:
         key, shapes = next(iter(report.reshaped.items()))
-        return f"; for example {key} {shapes}"
+        there, here = (sorted(side.strip("[]").split(", ")) for side in shapes.split(" -> "))
+        order = ", their axes lie in another order: say which in a model.json beside the file" if there == here else ""
+        return f"; for example {key} {shapes}{order}"
     if report.unexpected:
         return f"; for example the network has no {report.prefix}{report.unexpected[0]}"
     return ""

@@ -9,8 +9,8 @@ from typing import Any
 
 from bundle.errors import UserError
 from bundle.networks import PretrainingNetwork
-from bundle.transfer.load import match_encoder
-from bundle.weights import ModelFiles, ModelSettings, checksum
+from bundle.transfer.load import find_prefix, match_encoder
+from bundle.weights import ModelFiles, ModelSettings, checksum, turn_kernels, without_reconstruction
 
 __all__ = ["load_start", "origin"]
 
@@ -19,16 +19,20 @@ logger = logging.getLogger(__name__)
 _LICENCE, _DERIVED = "Apache-2.0", "that of the weights it began with: "
 
 
-def load_start(network: PretrainingNetwork, init_from: str | os.PathLike[str] | None = None) -> PretrainingNetwork:
+def load_start(
+    network: PretrainingNetwork, init_from: str | os.PathLike[str] | None = None, *, axes: str = "RAS"
+) -> PretrainingNetwork:
     """Loads the weights that pre-training goes on from into its network, in place.
 
-    All of the encoder's tensors must fit. The decoder's are taken where some lie beside the encoder's and the network
-    has that decoder; else it starts at random. A teacher begins as a copy of the encoder.
+    All of the encoder's tensors must fit. The decoder's are taken where some lie beside the encoder's, or in the same
+    file of published weights, and the network has that decoder; else it starts at random. A teacher begins as a copy of
+    the encoder.
 
     Args:
         network: of the pre-training.
         init_from: a run's folder, its `model.pt`, or published weights that `bundle.weights.CARDS` knows; None changes
             nothing.
+        axes: of the volumes that the network will see; weights that were trained with others are turned.
 
     Returns:
         The same network.
@@ -40,7 +44,7 @@ def load_start(network: PretrainingNetwork, init_from: str | os.PathLike[str] | 
         return network
     files = ModelFiles(init_from)
     current = network.encoder.network.state_dict()
-    report, fitted = match_encoder(files.read_encoder(), current)
+    report, fitted = match_encoder(turn_kernels(files.read_encoder(), "RAS", to=axes), current)
     needed = set(network.encoder.network_state_dict())
     lacking = sorted(needed - {name for name in report.names if name not in report.adapted})
     if lacking:
@@ -51,7 +55,7 @@ def load_start(network: PretrainingNetwork, init_from: str | os.PathLike[str] | 
         )
     network.encoder.network.load_state_dict(current | fitted)
     logger.info("%s: all of the encoder's %d tensors are loaded", files.weights, len(needed))
-    _load_decoder(network, files)
+    _load_decoder(network, files, axes)
     network.restart_teacher()
     return network
 
@@ -81,16 +85,35 @@ def origin(init_from: str | os.PathLike[str] | None = None) -> dict[str, Any]:
     return {"licence": derived, "origin": [*about.content.get("origin", []), {**step, **known}]}
 
 
-def _load_decoder(network: PretrainingNetwork, files: ModelFiles) -> None:
+def _load_decoder(network: PretrainingNetwork, files: ModelFiles, axes: str) -> None:
     if not files.decoder.is_file():
-        logger.info("no %s, so the decoder starts at random", files.decoder)
+        _load_published_decoder(network, files, axes)
         return
-    given, current = files.read_decoder(), network.decoder.state_dict()
+    given, current = turn_kernels(files.read_decoder(), "RAS", to=axes), network.decoder.state_dict()
     if {key: value.shape for key, value in given.items()} == {key: value.shape for key, value in current.items()}:
         network.decoder.load_state_dict(given)
         logger.info("%s: all of its %d tensors are loaded", files.decoder, len(given))
     else:
         logger.warning("%s is of another decoder than this configuration's, which starts at random", files.decoder)
+
+
+def _load_published_decoder(network: PretrainingNetwork, files: ModelFiles, axes: str) -> None:
+    """Takes the decoder of a whole network's file, but for what makes intensities of its features."""
+    published = files.read_published()
+    given = {} if published is None else turn_kernels(published.rest, "RAS", to=axes)
+    current = network.decoder.state_dict()
+    wanted = without_reconstruction(current)
+    prefix = find_prefix(wanted, given) if given else ""
+    found = {key: given[f"{prefix}{key}"] for key in wanted if f"{prefix}{key}" in given}
+    fitting = {key for key, value in found.items() if value.shape == wanted[key].shape}
+    if not fitting:
+        logger.info("no %s, so the decoder starts at random", files.decoder)
+    elif fitting < wanted.keys():
+        logger.warning("the decoder in %s is another than this configuration's, which starts at random", files.weights)
+    else:
+        network.decoder.load_state_dict({**current, **found})
+        logger.info("%s: %d of the decoder's %d tensors are loaded, its last layer and mask tokens start at random",
+                    files.weights, len(found), len(current))  # fmt: skip
 
 
 def _shape(reshaped: dict[str, str], name: str) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 
 from bundle.weights.layouts import resnet_arguments, segres_encoder_arguments, segresnet_arguments
+from bundle.weights.nnunet import NnunetEncoder, find_nnunet
 from bundle.weights.orientation import turn_kernels
 from bundle.weights.read import list_wrappers
 from bundle.weights.settings import ModelSettings
@@ -29,29 +30,31 @@ class Card:
     Attributes:
         title: what people call them.
         find_encoder: from the tensors below a wrapper, name and arguments of the encoder, as for `build_encoder`; None
-            if these are not the source's.
+            if these are not the source's; for nnU-Net's networks, which `find_nnunet` finds, None.
         keeps: beginnings of the names of the encoder's tensors; the others, such as a decoder's, are left.
         axes: of the volumes that they were trained on, one letter for each array axis.
         spacing: mm per axis (R, A, S) that volumes are resampled to; None for the volume's own.
-        intensity_scheme: as for `bundle.data.NormalizeBySchemed`.
+        intensity_scheme: as for `bundle.data.NormalizeBySchemed`; None for this project's own way.
         modality: "CT", "MR", or "CT and MR".
         trained_on: what, and how.
         licence: of the weights.
         source: where they are described.
         read_in: where the facts of this card come from.
+        decoder: whether a decoder in the file was trained, too.
     """
 
     title: str
-    find_encoder: Callable[[_Weights], dict[str, Any] | None]
+    find_encoder: Callable[[_Weights], dict[str, Any] | None] | None
     keeps: tuple[str, ...]
     axes: str
     spacing: Sequence[float] | None
-    intensity_scheme: Mapping[str, Any]
+    intensity_scheme: Any
     modality: str
     trained_on: str
     licence: str
     source: str
     read_in: str
+    decoder: bool = True
 
 
 @dataclass(frozen=True)
@@ -63,12 +66,14 @@ class PublishedEncoder:
         card: what is known of them.
         encoder: name and arguments, as for `build_encoder`.
         weights: of the encoder, under the plain network's names, with kernels turned to RAS axes.
+        rest: the other tensors of a file whose decoder was trained, turned as well.
     """
 
     name: str
     card: Card
     encoder: Mapping[str, Any]
     weights: Mapping[str, Tensor]
+    rest: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def settings(self) -> ModelSettings:
@@ -78,7 +83,7 @@ class PublishedEncoder:
                 "encoder": dict(self.encoder),
                 "spacing": None if self.card.spacing is None else list(self.card.spacing),
                 "orientation": "RAS",
-                "intensity_scheme": dict(self.card.intensity_scheme),
+                "intensity_scheme": self.card.intensity_scheme,
                 "modality": self.card.modality if self.card.modality in ("CT", "MR") else "auto",
                 "trained_on": self.card.trained_on,
                 "licence": self.card.licence,
@@ -88,23 +93,48 @@ class PublishedEncoder:
         )
 
 
-def recognise(weights: _Weights) -> PublishedEncoder | None:
+def recognise(weights: _Weights, about: Mapping[str, Any] | None = None) -> PublishedEncoder | None:
     """Finds the encoder of known published weights in a state dict, whatever stands before its names.
 
-    A source is known by the layout and the sizes of its tensors, nothing else. Somebody else's weights of the same
-    network look the same: a `model.json` beside the file then says what they are.
+    A source is known by the layout and the sizes of its tensors, and for nnU-Net's networks by the plan in the file.
+    Somebody else's weights of the same network look the same: a `model.json` beside the file then says what they are.
 
     Args:
-        weights: as `read_weights` returns them.
+        weights: as `read_checkpoint` returns them.
+        about: what else stands in the file, as `read_checkpoint` returns it.
+
+    Raises:
+        UserError: if the plan in the file is another network's than the tensors.
     """
     for wrapper in list_wrappers(weights):
         below = {key.removeprefix(wrapper): value for key, value in weights.items() if key.startswith(wrapper)}
         for name, card in CARDS.items():
-            encoder = card.find_encoder(below)
+            encoder = card.find_encoder(below) if card.find_encoder else None
             if encoder is not None:
                 kept = {key: value for key, value in below.items() if key.startswith(card.keeps)}
-                return PublishedEncoder(name, card, encoder, turn_kernels(kept, card.axes))
-    return None
+                rest = {key: w for key, w in weights.items() if key.removeprefix(wrapper) not in kept and card.decoder}
+                return PublishedEncoder(
+                    name, card, encoder, turn_kernels(kept, card.axes), turn_kernels(rest, card.axes)
+                )
+    found = find_nnunet(weights, about or {})
+    return None if found is None else _of_nnunet(found, about or {})
+
+
+def _of_nnunet(found: NnunetEncoder, about: Mapping[str, Any]) -> PublishedEncoder:
+    """An encoder of nnU-Net's with the card of its source, and how the plan in the file prepares volumes."""
+    ours, plan = about.get("model.json"), found.plan
+    texts = f"{plan.dataset} {about.get('citations', '')} {about.get('trainer_name', '')}".lower()
+    named = [name for name, marks in _NNSSL.items() if any(mark in texts for mark in marks)]
+    name = "nnunet" if plan.kind == "nnunet" else named[0] if named else "nnssl"
+    card = replace(CARDS[name], axes=plan.axes, modality=plan.modality or CARDS[name].modality)
+    if plan.kind:
+        card = replace(card, spacing=plan.spacing, intensity_scheme=plan.intensity_scheme)
+    if plan.dataset:
+        card = replace(card, trained_on=f"{card.trained_on} ({plan.dataset})")
+    if isinstance(ours, Mapping):  # an export of this project, read again
+        licence, trained_on = str(ours.get("licence", card.licence)), str(ours.get("trained_on", card.trained_on))
+        card = replace(card, licence=licence, trained_on=trained_on, intensity_scheme=ours.get("intensity_scheme"))
+    return PublishedEncoder(name, card, found.encoder, found.weights, found.rest)
 
 
 def _ct_fm(weights: _Weights) -> dict[str, Any] | None:
@@ -143,6 +173,7 @@ CARDS: dict[str, Card] = {
         modality="CT",
         trained_on="148,000 CT scans, contrastively, without labels",
         licence="Apache-2.0",
+        decoder=False,
         source="Pai et al., Vision Foundation Models for Computed Tomography, arXiv 2501.09001",
         read_in="github.com/project-lighter/CT-FM: notebooks and configs (axes, spacing, intensities)",
     ),
@@ -185,4 +216,59 @@ CARDS: dict[str, Card] = {
         source="Chen et al., Med3D, arXiv 1904.00625",
         read_in="github.com/Tencent/MedicalNet: datasets/brains18.py, but for its noise where a volume is 0",
     ),
+    "openmind": Card(
+        title="OpenMind: the ResEnc-L checkpoints",
+        find_encoder=None,
+        keeps=("encoder.",),
+        axes="SPL",
+        spacing=(1.0, 1.0, 1.0),
+        intensity_scheme={"kind": "z_score", "over": "nonzero_box"},
+        modality="MR",
+        trained_on="114,000 MR volumes of heads, without labels, by the method that the file's name says",
+        licence="CC BY 4.0",
+        source="Wald et al., An OpenMind for 3D medical vision self-supervised learning, arXiv 2412.17041",
+        read_in="huggingface.co/AnonRes: README and adaptation_plan.json of the ResEncL-OpenMind checkpoints",
+    ),
+    "nnfoundationcnn": Card(
+        title="nnFoundationCNN",
+        find_encoder=None,
+        keeps=("encoder.",),
+        axes="SPL",
+        spacing=None,
+        intensity_scheme={"kind": "z_score", "over": "nonzero_box"},
+        modality="CT and MR",
+        trained_on="2.1 million CT, MR and PET volumes, by reconstruction, without labels",
+        licence="CC BY-SA 4.0",
+        source="nnFoundation, arXiv 2609.26924",
+        read_in="huggingface.co/MIC-DKFZ/nnFoundationCNN: its page; nnssl's trainer of that name",
+    ),
+    "nnssl": Card(
+        title="nnssl: another ResEnc checkpoint",
+        find_encoder=None,
+        keeps=("encoder.",),
+        axes="SPL",
+        spacing=None,
+        intensity_scheme={"kind": "z_score", "over": "nonzero_box"},
+        modality="CT and MR",
+        trained_on="what the file does not say",
+        licence="not known, see where the file comes from",
+        source="github.com/MIC-DKFZ/nnssl",
+        read_in="the plan in the file; without one nnssl's usual preparation",
+    ),
+    "nnunet": Card(
+        title="nnU-Net: a checkpoint of its training",
+        find_encoder=None,
+        keeps=("encoder.",),
+        axes="SPL",
+        spacing=None,
+        intensity_scheme=None,
+        modality="CT and MR",
+        trained_on="a data set with labels, so supervised",
+        licence="not known, see where the file comes from",
+        source="Isensee et al., nnU-Net, Nature Methods 18, 2021",
+        read_in="the plan in the file",
+    ),
 }
+
+#: what a file of nnssl's says of itself: names of data sets, of a paper, of a trainer
+_NNSSL = {"nnfoundationcnn": ("nnfoundation", "2609.26924"), "openmind": ("openmind", "openneuro_v2", "2412.17041")}

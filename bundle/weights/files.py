@@ -20,8 +20,9 @@ from torch import Tensor
 
 from bundle.atomic import replace_file
 from bundle.errors import UserError
-from bundle.weights.cards import recognise
-from bundle.weights.read import read_weights
+from bundle.weights.cards import PublishedEncoder, recognise
+from bundle.weights.orientation import turn_kernels, turn_settings
+from bundle.weights.read import read_checkpoint, read_weights
 from bundle.weights.settings import ModelSettings
 
 __all__ = ["ModelFiles", "checksum"]
@@ -69,25 +70,42 @@ class ModelFiles:
     def describe(self) -> ModelSettings | None:
         """What `model.json` says, or where there is none, what is known of published weights with this layout.
 
+        Where the weights are for volumes with other axes, this is turned to RAS, as `read_encoder` turns the weights.
+
         Raises:
             UserError: if the json, or without one the weights, cannot be read.
         """
         found = self.read_settings()
-        if found is not None or not self.weights.is_file():
-            return found
-        published = recognise(read_weights(self.weights))
+        if found is not None:
+            return ModelSettings.from_content(turn_settings(found.content))
+        if not self.weights.is_file():
+            return None
+        published = self.read_published()
         return None if published is None else published.settings
 
+    def read_published(self) -> PublishedEncoder | None:
+        """Reads the weights of a known source; None where a `model.json` says what they are, or they are nobody's.
+
+        Raises:
+            UserError: if they cannot be read, or contradict the plan in their file.
+        """
+        if self.settings.is_file():
+            return None
+        weights, about = read_checkpoint(self.weights)
+        try:
+            return recognise(weights, about)
+        except UserError as error:
+            raise UserError(f"{self.weights}: {error}") from error
+
     def read_encoder(self) -> dict[str, Tensor]:
-        """Reads the weights; of known published ones without a `model.json` the encoder's, with kernels for RAS axes.
+        """Reads the weights, with kernels for RAS axes; of known published ones without a `model.json` the encoder's.
 
         Raises:
             UserError: as `read_weights`.
         """
-        weights = self.read_weights()
-        published = None if self.settings.is_file() else recognise(weights)
+        published = self.read_published()
         if published is None:
-            return weights
+            return self._turned(self.read_weights())
         card = published.card
         logger.warning(
             "%s has the layout of %s and is taken for it: %s, trained on %s, licence: %s. If it is something else, put "
@@ -110,13 +128,18 @@ class ModelFiles:
         return read_weights(self.weights)
 
     def read_decoder(self) -> dict[str, Tensor]:
-        """Reads the decoder's weights, on the CPU.
+        """Reads the decoder's weights, on the CPU, with kernels for RAS axes.
 
         Raises:
             UserError: if they are not there, damaged, or not those that `model.json` describes.
         """
         self.verify_decoder()
-        return read_weights(self.decoder)
+        return self._turned(read_weights(self.decoder))
+
+    def _turned(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        about = self.read_settings()
+        axes = "RAS" if about is None else str(about.content.get("orientation", "RAS"))
+        return turn_kernels(weights, axes)
 
     def verify_weights(self) -> None:
         """Compares the weights, where they are, with `model.json`.

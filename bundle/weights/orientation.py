@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bundle.errors import UserError
 
-__all__ = ["axis_order", "turn_kernels"]
+__all__ = ["axis_order", "turn_kernels", "turn_settings"]
 
 _OPPOSITE = dict(zip("RLAPSI", "LRPAIS", strict=True))
 
@@ -52,6 +53,33 @@ def turn_kernels(weights: Mapping[str, Tensor], axes: str, *, to: str = "RAS") -
     return {key: turned(value) if value.ndim == 5 else value for key, value in weights.items()}
 
 
+def turn_settings(content: Mapping[str, Any], to: str = "RAS") -> dict[str, Any]:
+    """What `model.json` says by axis, for volumes with other axes.
+
+    Args:
+        content: of a `model.json`; without `orientation` it is for RAS axes.
+        to: the axes that it will be for.
+
+    Raises:
+        UserError: as `axis_order`.
+    """
+    axes = str(content.get("orientation", "RAS"))
+    if axes == to:
+        return dict(content)
+    order, turned = axis_order(axes, to), {**content, "orientation": to}
+    for name in _BY_AXIS & content.keys():
+        if content[name]:  # spacing may be null, a volume's own
+            turned[name] = [content[name][axis] for axis in order]
+    if levels := content.get("levels"):
+        turned["levels"] = [{**level, "stride": [level["stride"][axis] for axis in order]} for level in levels]
+    encoder = dict(content.get("encoder", {}))
+    for name in _BY_STAGE & encoder.keys():
+        encoder[name] = [one if isinstance(one, int) else [one[axis] for axis in order] for one in encoder[name]]
+    if encoder:
+        turned["encoder"] = encoder
+    return turned
+
+
 def axis_order(axes: str, to: str) -> list[int]:
     """Which of the old axes each of the new ones is, whichever way it runs.
 
@@ -68,4 +96,7 @@ def axis_order(axes: str, to: str) -> list[int]:
     return [next(i for i, code in enumerate(axes) if code in (target, _OPPOSITE[target])) for target in to]
 
 
+#: what `model.json` has for each axis, and what encoders that know other axes than RAS have for each stage and axis
+_BY_AXIS = {"spacing", "crop_size", "total_stride"}
+_BY_STAGE = {"kernel_sizes", "strides"}
 _PAIRS = {frozenset("RL"), frozenset("AP"), frozenset("SI")}

@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -16,12 +19,20 @@ from torch import Tensor
 
 from bundle.errors import UserError
 
-__all__ = ["list_wrappers", "read_weights", "require_finite", "without_reconstruction"]
+__all__ = ["list_wrappers", "read_checkpoint", "read_weights", "require_finite", "without_reconstruction"]
 
 #: names under which others' checkpoints keep the weights
 _NESTS = ("state_dict", "model_state_dict", "network_weights", "model", "network", "net")
 #: what training libraries put before every name: DistributedDataParallel, torch.compile
 _ALWAYS_STRIPPED = ("module.", "_orig_mod.")
+#: makes one of numpy's numbers when it is read; its module has another name since NumPy 2
+_SCALAR: Any = np.float64(0).__reduce__()[0]
+#: plain numbers of numpy, which nnU-Net keeps beside the weights
+_SAFE: list[Any] = [
+    *((_SCALAR, f"{module}.multiarray.scalar") for module in ("numpy.core", "numpy._core")),
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "?")),
+]
 #: what modules around a network are usually called
 _WRAPPERS = ("module", "_orig_mod", "model", "encoder", "backbone", "image_encoder", "network", "net")
 
@@ -36,12 +47,50 @@ def read_weights(file: str | os.PathLike[str]) -> dict[str, Tensor]:
     Raises:
         UserError: if there is no such file, it is damaged, or holds something else, or values that are not finite.
     """
+    return read_checkpoint(file)[0]
+
+
+def read_checkpoint(file: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Reads a state dict as `read_weights` does, and what stands beside it in the file.
+
+    Returns:
+        The tensors, and all else that the dict with the state dict holds, such as the plans of an nnU-Net.
+
+    Raises:
+        UserError: as `read_weights`.
+    """
     path = Path(file)
     if not path.is_file():
         raise UserError(f"{path} does not exist: give the path of a model.pt, or pre-train one with scripts/train.sh")
+    content, about = _load(path), dict[str, Any]()
+    for name in _NESTS:
+        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
+            about |= {str(key): value for key, value in content.items() if key != name}
+            content = content[name]
+    tensors = isinstance(content, Mapping) and bool(content) and all(isinstance(v, Tensor) for v in content.values())
+    if not tensors:
+        raise UserError(
+            f"{path} holds no state dict of tensors, but {_describe(content)}: give the model.pt that pre-training "
+            "wrote, or a file with the tensors by their names"
+        )
+    weights = dict(content)
+    while prefix := next((one for one in _ALWAYS_STRIPPED if all(key.startswith(one) for key in weights)), None):
+        weights = {key.removeprefix(prefix): value for key, value in weights.items()}
+    require_finite(weights, path)
+    return weights, about
+
+
+def _load(path: Path) -> Any:
+    """The content of a file.
+
+    Raises:
+        UserError: if it is damaged, or holds what is not safe to load.
+    """
     try:
-        safe = path.suffix == ".safetensors"
-        content = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with torch.serialization.safe_globals(_SAFE):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except (
         pickle.UnpicklingError,
         RuntimeError,
@@ -52,19 +101,24 @@ def read_weights(file: str | os.PathLike[str]) -> dict[str, Tensor]:
         KeyError,
         SafetensorError,
     ) as error:
-        hint = "holds more than tensors" if "weights_only" in str(error).lower() else "is damaged or no weights file"
-        raise UserError(f"{path} {hint}: copy or download it again, or export its state dict alone") from error
-    for name in _NESTS:
-        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
-            content = content[name]
-    tensors = isinstance(content, Mapping) and bool(content) and all(isinstance(v, Tensor) for v in content.values())
-    if not tensors:
-        raise UserError(f"{path} holds no state dict of tensors: give the model.pt that pre-training wrote")
-    weights = dict(content)
-    while prefix := next((one for one in _ALWAYS_STRIPPED if all(key.startswith(one) for key in weights)), None):
-        weights = {key.removeprefix(prefix): value for key, value in weights.items()}
-    require_finite(weights, path)
-    return weights
+        if "weights_only" not in str(error).lower():
+            raise UserError(f"{path} is damaged or no weights file: copy or download it again") from error
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"{named[1]}, which is" if named else "what is"
+        raise UserError(
+            f"{path} holds more than tensors, {what} not safe to load: export its state dict alone, where it was "
+            "made, with torch.save(network.state_dict(), file)"
+        ) from error
+
+
+def _describe(content: Any, most: int = 4) -> str:
+    """What a file holds instead of tensors, in a few words."""
+    if not isinstance(content, Mapping):
+        return f"a {type(content).__name__}"
+    if not content:
+        return "an empty dict"
+    found = [f"{key} ({type(value).__name__})" for key, value in content.items() if not isinstance(value, Tensor)]
+    return ", ".join(found[:most]) + (f" and {len(found) - most} more" if len(found) > most else "")
 
 
 def require_finite(weights: Mapping[str, Tensor], name: str | os.PathLike[str]) -> None:
@@ -103,4 +157,6 @@ def list_wrappers(weights: Mapping[str, Tensor]) -> list[str]:
 
 def without_reconstruction(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Those of a pre-trained decoder's tensors that another task can use: not its last layer and mask tokens."""
-    return {key: w for key, w in weights.items() if not key.startswith("mask_tokens.") and ".head." not in key}
+    return {
+        key: w for key, w in weights.items() if not key.startswith(("mask_tokens.", "head.")) and ".head." not in key
+    }

@@ -230,3 +230,13 @@ def test_less_to_validate_on_than_processes_is_one_line(
     with pytest.raises(UserError, match="1 crops or volumes to validate on do not go round 2 processes"):
         make_loader(dataset, batch_size=1, crops_per_volume=1)
     assert len(make_loader(dataset, batch_size=1, crops_per_volume=2)) == 1
+
+
+def test_a_pass_within_an_epoch_takes_the_draws_that_are_left() -> None:
+    ranks = [DrawSampler(12, rank=rank, world=2) for rank in range(2)]
+    for sampler in ranks:
+        sampler.set_epoch(3, taken=4)
+    assert sorted(draw for sampler in ranks for draw in sampler) == [44, 45, 46, 47]
+    assert [len(sampler) for sampler in ranks] == [6, 6], "of a whole epoch"
+    ranks[0].set_epoch(4)
+    assert next(iter(ranks[0])) == 48

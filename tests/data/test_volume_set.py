@@ -21,6 +21,7 @@ from monai.transforms import Compose, MapTransform
 from bundle.data import FoundVolume, VolumeSet
 from bundle.data.scans import find_scans
 from bundle.errors import UserError
+from bundle.runs import stop_distributed
 from tests.data.volumes import PATIENT, ct_phantom, mr_phantom, preparation, write_dicom, write_nifti
 
 
@@ -286,7 +287,7 @@ def prepare_as_rank(rank: int, folder: Path, results: Path) -> None:
     volumes = volume_set(folder, transform=Compose([Counted("image"), Quick("image")]), find=find)
     content = {"passed": Counted.passed, "training": names(volumes.training), "validation": names(volumes.validation)}
     (results / f"{rank}.json").write_text(json.dumps(content))
-    torch.distributed.destroy_process_group()
+    stop_distributed()
 
 
 def test_two_processes_share_the_work_and_agree_on_the_split(folder: Path) -> None:

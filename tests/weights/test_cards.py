@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -40,6 +41,26 @@ def medicalnet(depth: int) -> Callable[[], nn.Module]:
     return lambda: nets.ResNetFeatures(f"resnet{depth}", pretrained=False)
 
 
+def resenc() -> nn.Module:
+    """ResEnc L, as nnssl builds it from its name."""
+    return build_encoder("ResidualEncoderUNet").network
+
+
+def nnssl(dataset: str, spacing: list[float] | None, paper: str = "") -> dict[str, Any]:
+    """A checkpoint as nnssl publishes it."""
+    configuration = {"spacing": spacing, "normalization_schemes": ["ZScoreNormalization"], "use_mask_for_norm": [False]}
+    return {
+        "network_weights": tensors(resenc),
+        "citations": [{"type": "Pre-Training Method", "name": "a paper", "apa_citations": [paper]}],
+        "nnssl_adaptation_plan": {
+            "architecture_plans": {"arch_class_name": "ResEncL", "arch_kwargs": None},
+            "pretrain_plan": {"dataset_name": dataset, "configurations": {"onemmiso": configuration}},
+            "recommended_downstream_patchsize": [160, 160, 160],
+            "key_to_encoder": "encoder.stages",
+        },
+    }
+
+
 def tensors(make: Callable[[], nn.Module], prefix: str = "") -> dict[str, torch.Tensor]:
     """Of a network's real shapes, each one number, which takes no time and no room on the disk."""
     with torch.device("meta"):
@@ -64,6 +85,9 @@ LAYOUTS = {
     ),
     "MedicalNet 10": ("medicalnet", lambda: {"state_dict": tensors(medicalnet(10), "module.")}),
     "MedicalNet 18": ("medicalnet", lambda: {"state_dict": tensors(medicalnet(18), "module.")}),
+    "OpenMind's MAE": ("openmind", lambda: nnssl("Dataset745_OpenNeuro_v2", [1, 1, 1])),
+    "nnFoundationCNN": ("nnfoundationcnn", lambda: nnssl("Dataset900_All", None, "nnFoundation, arXiv:2609.26924")),
+    "another ResEnc-L of nnssl's": ("nnssl", lambda: nnssl("Dataset800_Liver", [1.5, 1.5, 1.5])),
     "MedicalNet 50": ("medicalnet", lambda: {"state_dict": tensors(medicalnet(50), "module.")}),
 }
 
@@ -81,8 +105,9 @@ def test_known_weights_are_recognised_and_all_of_their_encoder_is_loaded(layout,
         report = load_encoder(encoder.network, file)
     assert set(encoder.network_state_dict()) <= set(report.names) and report.share == 1
     assert settings.intensity_scheme == CARDS[name].intensity_scheme
-    assert settings.spacing == {"ct_fm": [1, 1, 3], "medicalnet": None}.get(name, [1.5, 1.5, 1.5])  # R, A, S
-    assert origin(file)["origin"][0]["trained_on"] == CARDS[name].trained_on
+    spacing = {"ct_fm": [1, 1, 3], "medicalnet": None, "openmind": [1, 1, 1], "nnfoundationcnn": None}
+    assert settings.spacing == spacing.get(name, [1.5, 1.5, 1.5])  # R, A, S
+    assert origin(file)["origin"][0]["trained_on"].startswith(CARDS[name].trained_on)
     assert CARDS[name].title in caplog.text and CARDS[name].licence in caplog.text
 
 
@@ -187,5 +212,5 @@ def test_the_page_names_every_source_and_its_licence():
     for card in CARDS.values():
         row = next(line for line in page.splitlines() if line.startswith(f"| {card.title}"))
         assert card.licence in row and card.axes in row
-        for value in card.intensity_scheme.get("window", ()):
+        for value in (card.intensity_scheme or {}).get("window", ()):
             assert f"{value:.1f}".removesuffix(".0") in row

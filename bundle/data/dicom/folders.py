@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import filecmp
+import logging
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,10 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from bundle.data.dicom.pixels import stored_frames
-from bundle.data.dicom.slices import Slice, read_slice
+from bundle.data.dicom.slices import UNREADABLE, Slice, read_slice
 from bundle.data.files import walk_folders
 
 __all__ = ["Series", "find_dicom", "find_series", "join_folders", "numbered"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -52,16 +55,21 @@ def find_dicom(root: Path) -> tuple[list[Series], dict[tuple[Path, str], int]]:
 
     Returns:
         The series, and how many other DICOM objects of each modality (reports, plans, segmentations) each folder holds.
+        Folders, files and links that cannot be opened stand there by their own paths, with the modality `UNREADABLE`.
     """
+    locked: list[Path] = []
     others: Counter[tuple[Path, str]] = Counter()
     by_folder: dict[str, dict[Path, list[Slice]]] = defaultdict(lambda: defaultdict(list))
-    for folder, files in walk_folders(root):
+    for folder, files in walk_folders(root, locked):
         for file in files:
             found = read_slice(file)
             if isinstance(found, str):
-                others[folder, found] += 1
+                others[file if found == UNREADABLE else folder, found] += 1
             elif found is not None:
                 by_folder[found.series or str(folder)][folder].append(found)
+    others.update((path, UNREADABLE) for path in locked)
+    if count := sum(files for (_, modality), files in others.items() if modality == UNREADABLE):
+        logger.warning("left out %d file(s), folder(s) or link(s) that cannot be opened: correct them", count)
     parts = [series for uid in sorted(by_folder) for series in join_folders(by_folder[uid])]
     return sorted(parts, key=lambda series: str(series.folder)), dict(others)
 

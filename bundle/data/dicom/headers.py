@@ -37,7 +37,11 @@ def looks_like_dicom(start: bytes) -> bool:
     """Whether a file begins as DICOM does, or as an old one without preamble: with an element of group 2 or 8."""
     if start[128:132] == b"DICM":
         return True
-    group, element = int.from_bytes(start[:2], "little"), int.from_bytes(start[2:4], "little")
-    known = (group == 2 and element <= 0x0010) or (group == 8 and element <= 0x0018)
-    length = int.from_bytes(start[4:8], "little")
-    return len(start) == 132 and known and (start[4:6].isalpha() or length <= 64)
+    if len(start) < 132:
+        return False
+    for order in ("little", "big"):
+        group, element = int.from_bytes(start[:2], order), int.from_bytes(start[2:4], order)
+        known = (group == 2 and element <= 0x0010) or (group == 8 and element <= 0x0018)
+        if known and (start[4:6].isalpha() or (order == "little" and int.from_bytes(start[4:8], order) <= 64)):
+            return True
+    return False

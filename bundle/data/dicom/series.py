@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from bundle.data.dicom.acquisitions import main_acquisition, notes_on_missing
+from bundle.data.dicom.acquisitions import check_not_mixed, main_acquisition, notes_on_missing
 from bundle.data.dicom.frames import Frame, read_all_frames
 from bundle.data.dicom.pixels import StoredValues, through_table
 from bundle.data.dicom.placement import Grid, choose_slices, in_order, lay_out
@@ -50,10 +50,11 @@ def read_series(files: Sequence[str], name: str) -> DicomVolume:
     """
     stored = StoredValues()
     slices = arrange(list(read_all_frames(list(files))), name, stored)
-    values = _rescaled(slices.frames, stored)
+    values, doubts = _rescaled(slices.frames, stored)
     if slices.grid.at is not None:
         values = _between(values, slices.grid)
-    return DicomVolume(np.ascontiguousarray(values.transpose(2, 1, 0)), slices.grid.affine, slices.notes)
+    notes = (*slices.notes, *doubts)
+    return DicomVolume(np.ascontiguousarray(values.transpose(2, 1, 0)), slices.grid.affine, notes)
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ def arrange(frames: list[Frame], name: str, stored: Callable[[str, int], np.ndar
     frames, along, dropped = _each_once(frames, along, stored, name)
     if dropped:
         notes.append(f"{dropped} image(s) left out: equal copies of a slice")
+    check_not_mixed(frames, name)
     grid = lay_out(frames, along, name)
     notes += notes_on_missing(frames, along)
     check_size((*frames[0].size, max(grid.count, len(frames))), name)
@@ -146,8 +148,11 @@ def _are_copies(one: Frame, other: Frame, stored: Callable[[str, int], np.ndarra
     return is_near and scaling and np.array_equal(stored(one.file, one.index), stored(other.file, other.index))
 
 
-def _rescaled(frames: Sequence[Frame], stored: StoredValues) -> np.ndarray:
-    """Float32 ``[slices, rows, columns]``; padding has the lowest value of the rest, which is air or background."""
+def _rescaled(frames: Sequence[Frame], stored: StoredValues) -> tuple[np.ndarray, list[str]]:
+    """Float32 ``[slices, rows, columns]``, and notes on doubts.
+
+    Padding has the lowest value of the rest, which is air or background.
+    """
     values = np.empty((len(frames), *frames[0].size), dtype=np.float32)
     paddings: dict[int, np.ndarray] = {}
     lowest = np.inf
@@ -162,9 +167,21 @@ def _rescaled(frames: Sequence[Frame], stored: StoredValues) -> np.ndarray:
             lowest = min(lowest, float(values[number].min(initial=np.inf, where=~padding)))
         else:
             lowest = min(lowest, float(values[number].min()))
+    notes = _doubts_of_padding(values, paddings, lowest)
     for number, padding in paddings.items():
         values[number][padding] = lowest if np.isfinite(lowest) else 0
-    return values
+    return values, notes
+
+
+def _doubts_of_padding(values: np.ndarray, paddings: Mapping[int, np.ndarray], lowest: float) -> list[str]:
+    """A note on padding that has no value of its own, such as 0 in a CT, where water has it."""
+    if not paddings:
+        return []
+    padded = np.concatenate([values[number][padding] for number, padding in paddings.items()])
+    others = (values[n].max(initial=-np.inf, where=~paddings[n] if n in paddings else True) for n in range(len(values)))
+    if not lowest < padded.min() or not padded.max() < max(others):
+        return []
+    return [f"the header's value of padding, {padded.min():g}, lies between other values; it is taken as background"]
 
 
 def _meant(stored: np.ndarray, frame: Frame) -> np.ndarray:

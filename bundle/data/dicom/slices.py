@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bundle.data.dicom.headers import read_header
+from bundle.data.files import is_locked
 
 if TYPE_CHECKING:
     import pydicom
 
-__all__ = ["SLICE_TAGS", "Slice", "is_of_another_kind", "place_taken", "read_slice", "slice_from_header"]
+__all__ = ["SLICE_TAGS", "UNREADABLE", "Slice", "is_of_another_kind", "place_taken", "read_slice", "slice_from_header"]
 
 #: what `slice_from_header` reads
 SLICE_TAGS = [
@@ -33,6 +34,8 @@ SLICE_TAGS = [
 #: files of these kinds are no DICOM; their first bytes need not be read
 _OTHER_KINDS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".json", ".txt", ".csv", ".png", ".jpg")
 _MODALITIES = ("CT", "MR", "MRI", "", None)
+#: stands for a modality of files and folders that cannot be opened
+UNREADABLE = "unreadable"
 #: two slices are at one place if they are nearer than this, in mm
 _SAME_PLACE = 1e-3
 
@@ -76,9 +79,13 @@ def is_of_another_kind(name: str) -> bool:
 
 
 def read_slice(file: Path) -> Slice | str | None:
-    """As `slice_from_header`; None also for what is no DICOM."""
-    header = None if is_of_another_kind(file.name) else read_header(file, SLICE_TAGS)
-    return None if header is None else slice_from_header(header, file)
+    """As `slice_from_header`; None also for what is no DICOM, `UNREADABLE` for what may not be read."""
+    if is_of_another_kind(file.name):
+        return None
+    header = read_header(file, SLICE_TAGS)
+    if header is None:
+        return UNREADABLE if is_locked(file) else None
+    return slice_from_header(header, file)
 
 
 def slice_from_header(header: pydicom.Dataset, file: Path) -> Slice | str | None:

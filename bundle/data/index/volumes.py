@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping
@@ -11,9 +12,10 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+from bundle.data.dicom.slices import UNREADABLE
 from bundle.data.find import FoundVolume, other_objects
 from bundle.data.index.condition import chosen
-from bundle.data.index.database import COLUMNS, open_to_read, root_folder
+from bundle.data.index.database import COLUMNS, get, open_to_read, root_folder
 
 __all__ = ["indexed_volumes"]
 
@@ -84,4 +86,11 @@ def _objects(connection: sqlite3.Connection, root: Path) -> dict[tuple[Path, str
         "JOIN folders ON folders.id = files.folder JOIN headers ON headers.id = files.header "
         "WHERE files.kind = 'object' GROUP BY files.folder, files.header"
     )
-    return {(Path(root, os.fsdecode(row["path"])), row["text"]): row["files"] for row in rows}
+    found = {(Path(root, os.fsdecode(row["path"])), row["text"]): row["files"] for row in rows}
+    closed = connection.execute(
+        "SELECT folders.path AS path, files.name AS name FROM files JOIN folders ON folders.id = files.folder "
+        "WHERE files.kind = 'locked'"
+    )
+    places = [Path(root, os.fsdecode(row["path"]), os.fsdecode(row["name"])) for row in closed]
+    places += [Path(root, os.fsdecode(bytes.fromhex(path))) for path in json.loads(get(connection, "locked") or "[]")]
+    return found | {(place, UNREADABLE): 1 for place in places}

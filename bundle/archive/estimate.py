@@ -14,7 +14,6 @@ import torch
 from monai.bundle import ConfigParser
 
 from bundle.errors import UserError, user_error_in
-from bundle.training.cost import CostReport
 
 __all__ = ["Estimate"]
 
@@ -115,6 +114,8 @@ class Estimate:
         }
 
     def _step(self, get: Any, device: torch.device) -> float:
+        from bundle.training.cost import CostReport  # noqa: PLC0415 - all of training, which a second start does not need
+
         cost = CostReport(
             network=get("network"),
             masked_batch=get("masked_batch"),

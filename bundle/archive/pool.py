@@ -23,7 +23,7 @@ _AHEAD = 4
 
 
 class Pool:
-    """Processes that wait for tasks.
+    """Processes that wait for tasks. They start with the first one.
 
     Args:
         processes: how many; with 0 the calling process works itself.
@@ -31,7 +31,7 @@ class Pool:
 
     def __init__(self, processes: int) -> None:
         self.processes = processes
-        self._executor = self._start(processes) if processes else None
+        self._executor: ProcessPoolExecutor | None = None
 
     def run(
         self,
@@ -50,7 +50,7 @@ class Pool:
                 has died.
             dead: the result of a task that cannot be divided, and whose process dies.
         """
-        if self._executor is None:
+        if not self.processes:
             yield from map(function, tasks)
             return
         waiting: dict[Future[Result], Task] = {}
@@ -70,7 +70,7 @@ class Pool:
             self._executor.shutdown(cancel_futures=True)
 
     def _submit(self, function: Callable[[Task], Result], task: Task) -> Future[Result]:
-        assert self._executor is not None
+        self._executor = self._executor or self._start(self.processes)
         try:
             return self._executor.submit(function, task)
         except BrokenProcessPool:
@@ -107,12 +107,11 @@ class Pool:
                     yield dead(task)
 
     def _start(self, processes: int) -> ProcessPoolExecutor:
-        # forked: a new process would import torch for seconds, and hold 300 MB of its own
-        executor = ProcessPoolExecutor(
+        # forked: a new process would import torch for seconds, and hold 300 MB of its own; it leaves the connection to
+        # an index, which it inherits, alone
+        return ProcessPoolExecutor(
             processes, multiprocessing.get_context("fork"), initializer=_end_with, initargs=(os.getpid(),)
         )
-        executor.submit(int).result()  # the processes start now, before the calling one opens what they must not share
-        return executor
 
 
 def _end_with(parent: int) -> None:

@@ -3,6 +3,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
+import resource
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +20,15 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from tqdm import tqdm
 
-__all__ = ["make_archive", "run"]
+from bundle.data import find_scans
+from bundle.errors import UserError
 
+__all__ = ["make_archive", "measure", "run"]
+
+_ROOT = Path(__file__).resolve().parents[3]
+
+#: of each slice, in the bytes of its series: they are as long as what is put in their place
+_UID, _POSITION, _NUMBER = "1.2.3.9876543210.9876543210", "9876543.210", "987654321"
 _SERIES, _SLICES, _EDGE = 1000, 100, 32
 
 
@@ -21,7 +36,71 @@ def run(context: Context) -> dict[str, Any]:
     """The figures of this part."""
     series = max(1, round(_SERIES * context.scale))
     files = make_archive(context.work / "archive", series=series, slices=_SLICES)
-    return {"files": files, "series": series}
+    arguments = [
+        *(sys.executable, "-m", "monai.bundle", "run", "--config_file", str(_ROOT / "configs/index.yaml")),
+        *("--bundle_root", str(_ROOT), "--dataset_dir", str(context.work / "archive")),
+        *("--output_dir", str(context.work / "index"), "--num_workers", str(context.processes), "--sample", "0"),
+    ]
+    figures: dict[str, Any] = {"files": files, "series": series, "processes": context.processes}
+    for name in ("first start", "second start"):
+        cost = measure(arguments)
+        figures |= {f"{name}, {what}": value for what, value in cost.items()}
+    figures["files a second"] = round(files / figures["first start, seconds"])
+    figures["files a second of all cores' time"] = round(files / figures["first start, seconds of all cores"])
+    figures["index, MB"] = round((context.work / "index/index.sqlite").stat().st_size / 1e6, 1)
+    start = time.perf_counter()
+    found = find_scans(context.work / "index/index.sqlite")
+    figures["list for a training, seconds"] = round(time.perf_counter() - start, 2)
+    if len(found) != series or any(volume.left_out[0] for volume in found):
+        raise UserError(f"the index lists {len(found)} volumes of {series}: this is a mistake in the index")
+    return figures
+
+
+def measure(arguments: list[str]) -> dict[str, float]:
+    """Runs a command: seconds, seconds of all cores, and MB of memory.
+
+    Pages that processes share, as forked ones do, count once in the memory of all processes.
+    """
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    environment = {**os.environ, "PYTHONPATH": str(_ROOT)}
+    process = subprocess.Popen(arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    largest = [0.0, 0.0]
+    reader = threading.Thread(target=lambda: errors.append(process.stderr.read() if process.stderr else b""))
+    errors: list[bytes] = []
+    reader.start()
+    while process.poll() is None:
+        memory = [_memory(number) for number in _family(process.pid)]
+        largest = [max(largest[0], *(r for r, _ in memory), 0), max(largest[1], sum(p for _, p in memory))]
+        time.sleep(0.2)
+    seconds = time.perf_counter() - start
+    reader.join()
+    if process.returncode:
+        raise UserError(f"the command ended with {process.returncode}: {errors[0].decode(errors='replace')[-2000:]}")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return {
+        "seconds": round(seconds, 1),
+        "seconds of all cores": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 1),
+        "MB of the largest process": round(largest[0], 1),
+        "MB of all processes": round(largest[1], 1),
+    }
+
+
+def _family(number: int) -> list[int]:
+    """A process and those below it."""
+    found = [number]
+    for task in Path(f"/proc/{number}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            found += [one for child in task.read_text().split() for one in _family(int(child))]
+    return found
+
+
+def _memory(number: int) -> tuple[float, float]:
+    """MB that a process has, and those with shared pages divided by who shares them."""
+    with contextlib.suppress(OSError):
+        lines = (line.split() for line in Path(f"/proc/{number}/smaps_rollup").read_text().splitlines()[1:])
+        values = {words[0]: int(words[1]) / 1e3 for words in lines}
+        return values.get("Rss:", 0.0), values.get("Pss:", 0.0)
+    return 0.0, 0.0
 
 
 def make_archive(folder: Path, *, series: int, slices: int, seed: int = 0) -> int:
@@ -40,13 +119,16 @@ def make_archive(folder: Path, *, series: int, slices: int, seed: int = 0) -> in
     for number in tqdm(range(series), desc="writing series"):
         place = folder / f"patient{number // 4:05d}" / f"series{number % 4}"
         place.mkdir(parents=True)
-        header = _header(number)
-        pixels = random.integers(0, 2000, (slices, _EDGE, _EDGE), dtype=np.uint16)
+        written = io.BytesIO()
+        _header(number).save_as(written, enforce_file_format=True)
+        template = written.getvalue()
         for k in range(slices):
-            header.InstanceNumber, header.ImagePositionPatient = k + 1, [-16, -16, 2.5 * k]
-            header.SOPInstanceUID = header.file_meta.MediaStorageSOPInstanceUID = generate_uid()
-            header.PixelData = pixels[k].tobytes()
-            header.save_as(place / f"{k:05d}", enforce_file_format=True)
+            pixels = random.integers(0, 2000, (_EDGE, _EDGE), dtype=np.uint16).tobytes()
+            own = {_UID: f"1.2.3.{10**9 + number}.{10**9 + k}", _POSITION: f"{2.5 * k:011.3f}", _NUMBER: f"{k + 1:09d}"}
+            content = template[: -len(pixels)] + pixels
+            for text, value in own.items():
+                content = content.replace(text.encode(), value.encode())
+            (place / f"{k:05d}").write_bytes(content)
     return series * slices
 
 
@@ -77,5 +159,8 @@ def _header(number: int) -> Dataset:
     header.Rows = header.Columns = _EDGE
     header.BitsAllocated, header.BitsStored, header.HighBit, header.PixelRepresentation = 16, 16, 15, 0
     header.RescaleSlope, header.RescaleIntercept = 1, -1024
+    header.SOPInstanceUID = header.file_meta.MediaStorageSOPInstanceUID = _UID
+    header.InstanceNumber, header.ImagePositionPatient = _NUMBER, ["-16", "-16", _POSITION]
+    header.PixelData = bytes(2 * _EDGE**2)
     header.WindowCenter, header.WindowWidth = 40, 400
     return header

@@ -11,7 +11,10 @@ import sys
 import threading
 from types import FrameType, TracebackType
 
-__all__ = ["Terminated", "UserError", "VolumeError", "install_excepthook", "user_error_in"]
+__all__ = ["PREEMPTED", "Preempted", "Terminated", "UserError", "VolumeError", "install_excepthook", "user_error_in"]
+
+#: exit code of a training that was told to end and has written its checkpoint: EX_TEMPFAIL of sysexits.h, "try again"
+PREEMPTED = 75
 
 
 class UserError(ValueError):
@@ -95,19 +98,31 @@ def _explain(error: BaseException) -> UserError | None:
 
 
 class Terminated(KeyboardInterrupt):
-    """A scheduler, or a user, has sent SIGTERM."""
+    """A scheduler, or a user, has sent SIGTERM or SIGUSR1."""
+
+
+class Preempted(Terminated):
+    """The same in a training, which has finished its step and written its checkpoint; the text says so.
+
+    It ends the program with the exit code `PREEMPTED`.
+    """
 
 
 def install_excepthook() -> None:
-    """Ends the program with one line on a `UserError`, on Ctrl-C and on SIGTERM.
+    """Ends the program with one line on a `UserError`, on Ctrl-C, and on SIGTERM and SIGUSR1.
 
     Any other error, or BUNDLE_DEBUG=1, keeps its traceback.
     """
     previous = sys.excepthook
-    _end_as_an_interrupt(signal.SIGTERM)
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        _end_as_an_interrupt(number)
 
     def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         user_error = user_error_in(error)
+        if isinstance(error, Preempted):
+            if str(error):  # of several processes the first one says it
+                print(error, file=sys.stderr)
+            raise SystemExit(PREEMPTED)
         if os.environ.get("BUNDLE_DEBUG") != "1" and isinstance(error, KeyboardInterrupt):
             what = "terminated" if isinstance(error, Terminated) else "interrupted"
             print(f"{what}: a training goes on from its last complete epoch with --resume", file=sys.stderr)

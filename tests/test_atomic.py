@@ -23,6 +23,25 @@ def test_the_file_is_replaced_when_the_block_ends(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_the_data_is_on_the_disk_before_the_name_points_at_it(tmp_path, monkeypatch):
+    """After a power cut a name without its data would be an empty file in place of the old one."""
+    done, fsync, replace = [], os.fsync, Path.replace
+
+    def sync(descriptor):
+        done.append(("fsync", os.readlink(f"/proc/self/fd/{descriptor}")))  # noqa: PTH115 - of a descriptor
+        fsync(descriptor)
+
+    def rename(source, target):
+        done.append(("replace", str(source)))
+        return replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(Path, "replace", rename)
+    with replace_file(tmp_path / "a.txt") as temporary:
+        temporary.write_text("whole")
+    assert done == [("fsync", str(temporary)), ("replace", str(temporary))]
+
+
 def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")

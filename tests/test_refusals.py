@@ -88,13 +88,26 @@ def test_the_command_line_shows_one_line():
 
 
 @pytest.mark.parametrize(
-    ("way", "word"), [("raise KeyboardInterrupt", "interrupted"), ("os.kill(os.getpid(), 15)", "terminated")]
+    ("way", "word"),
+    [
+        ("raise KeyboardInterrupt", "interrupted"),
+        ("os.kill(os.getpid(), 15)", "terminated"),
+        ("os.kill(os.getpid(), 10)", "terminated"),
+    ],
+    ids=["SIGINT", "SIGTERM", "SIGUSR1"],
 )
 def test_an_interrupt_is_one_line_that_says_how_to_go_on(way: str, word: str):
     code = f"import os\nfrom bundle.errors import install_excepthook\ninstall_excepthook()\n{way}\nprint('goes on')"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode != 0 and not done.stdout
     assert done.stderr.strip() == f"{word}: a training goes on from its last complete epoch with --resume"
+
+
+@pytest.mark.parametrize("text", ["stopped by SIGUSR1: last.pt is written", ""], ids=["first process", "another one"])
+def test_a_training_that_was_told_to_end_says_so_and_has_a_code_of_its_own(text: str):
+    code = f"from bundle.errors import Preempted, install_excepthook\ninstall_excepthook()\nraise Preempted({text!r})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.strip(), done.stdout) == (75, text, "")
 
 
 def test_a_child_process_that_is_terminated_says_nothing():

@@ -83,6 +83,13 @@ def test_what_may_differ_is_accepted_and_recorded(root: Path, tmp_path: Path):
     assert [line.split(",")[0] for line in (path / "metrics.csv").read_text().splitlines()] == ["epoch", "1", "2"]
 
 
+def test_a_step_of_as_many_crops_may_be_taken_in_other_parts(root: Path, tmp_path: Path):
+    path = train(root, epochs=1, output_dir=str(tmp_path / "run"), batch_size=2)
+    train(root, resume=str(path), epochs=2, batch_size=1, global_batch=2, balance=None)
+    assert yaml.safe_load((path / "config_2.yaml").read_text())["global_batch"] == 2
+    assert "was trained with --global_batch 2" in refusal(root, resume=str(path), epochs=3, batch_size=1)
+
+
 def test_with_loading_processes_a_resume_draws_the_same_numbers(root: Path, tmp_path: Path):
     """An alignment draws its places from the global generator, of which workers may not take a seed."""
     options = {"num_workers": 1, "network_def#alignment": "@alignment_heads", "epochs": 3}

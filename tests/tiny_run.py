@@ -3,8 +3,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
+import torch.distributed as dist
+from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
 
 ROOT = Path(__file__).parents[1]
@@ -19,6 +23,20 @@ TINY = {
     "epochs": 2,
     "warmup_epochs": 0.5,
 }
+
+
+class SignalOneProcess:
+    """Sends this process SIGUSR1 in the middle of a step, as a scheduler may, if its rank is `rank`."""
+
+    def __init__(self, *, rank: int, step: int) -> None:
+        self.rank, self.step = rank, step
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.ITERATION_STARTED(once=self.step), self)
+
+    def __call__(self, engine: Engine) -> None:  # noqa: ARG002 - the signature of a handler
+        if dist.get_rank() == self.rank:
+            os.kill(os.getpid(), signal.SIGUSR1)
 
 
 def bundle_root(folder: Path, data_dir: Path) -> Path:

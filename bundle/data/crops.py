@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,29 +13,32 @@ from monai.config import KeysCollection
 from monai.transforms import Compose, MapTransform, Randomizable
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from bundle.data.store import Crop
-from bundle.data.volume_set import PreparedVolume
+from bundle.data.draws import InOrder, ShuffledOrder, VolumeOrder, balanced_order
+from bundle.data.prepared_volume import PreparedVolume
+from bundle.data.store import Crop, DamagedVolumeError
 from bundle.errors import UserError
 
 __all__ = ["CropDataset", "DrawSampler", "PlacedCropd", "RandForegroundCropd", "make_loader"]
 
-# random streams of one seed: masks have stream 1 (bundle/masking/sampler.py)
-_CROP_STREAM, _ORDER_STREAM = 0, 2
+# random streams of one seed: masks have stream 1 (bundle/masking/sampler.py), the order of volumes bundle/data/draws.py
+_CROP_STREAM = 0
 
 
 class PlacedCropd(Randomizable, MapTransform):
     """A random crop that draws its place first, from a few tensors, so that of the others only the crop is read.
 
-    A subclass says in `place_keys` which tensors it must see whole, and draws from them in `draw_place`.
+    A subclass says in `place_keys` which tensors it must see, and draws from them in `draw_place`. It sees them whole,
+    unless it says by `looks_at_places` that it only takes places from them, ``tensor[:, place, place, place]``.
     """
 
     place_keys: tuple[str, ...] = ()
+    looks_at_places = False
 
     def draw_place(self, item: Mapping[Any, Any], size: Sequence[int]) -> Crop:
         """Draws where to crop.
 
         Args:
-            item: the tensors `place_keys`, whole.
+            item: the tensors `place_keys`.
             size: of the volume, voxels per axis.
         """
         raise NotImplementedError
@@ -53,7 +57,16 @@ class PlacedCropd(Randomizable, MapTransform):
 
     def read(self, volume: PreparedVolume) -> dict[Any, Any]:
         """The crop that `__call__` would make of the whole volume, read from its store as a crop."""
-        place = self.draw_place(volume.load(keys=self.place_keys), volume.size)
+        if self.looks_at_places:
+            state = self.R.get_state()
+            try:
+                place = self.draw_place(volume.look(self.place_keys), volume.size)
+            except DamagedVolumeError as error:
+                volume.prepare_again(error)
+                self.R.set_state(state)  # draws what it would have drawn
+                place = self.draw_place(volume.look(self.place_keys), volume.size)
+        else:
+            place = self.draw_place(volume.load(keys=self.place_keys), volume.size)
         item = volume.load(crop=place)
         list(self.key_iterator(item))  # an error for a key that is not there
         return self.finish(item, place)
@@ -69,7 +82,11 @@ class RandForegroundCropd(PlacedCropd):
         min_foreground: share of the crop's voxels.
         tries: places to look at.
         allow_missing_keys: whether some of the keys may not be there.
+        place_key: if given, the crop has under it where it lies: float ``[3, 2]``, the first and the last voxel of each
+            axis as a share of the volume.
     """
+
+    looks_at_places = True
 
     def __init__(
         self,
@@ -80,15 +97,18 @@ class RandForegroundCropd(PlacedCropd):
         min_foreground: float = 0.3,
         tries: int = 10,
         allow_missing_keys: bool = False,
+        place_key: str | None = None,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.spatial_size, self.foreground_key = tuple(spatial_size), foreground_key
         self.min_foreground, self.tries = min_foreground, tries
-        self.place_keys = (foreground_key,)
+        self.place_keys, self.place_key = (foreground_key,), place_key
+        self._size: tuple[int, ...] = ()
 
     def draw_place(self, item: Mapping[Any, Any], size: Sequence[int]) -> Crop:
         """Draws up to `tries` places; gives the first with enough foreground, else the one with the most."""
         foreground, best = item[self.foreground_key], -1.0
+        self._size = tuple(size)
         place: Crop = (slice(None), slice(None), slice(None))
         for _ in range(self.tries):
             candidate = self._draw(size)
@@ -100,6 +120,13 @@ class RandForegroundCropd(PlacedCropd):
                 break
         return place
 
+    def finish(self, item: dict[Any, Any], place: Crop) -> dict[Any, Any]:
+        """Says where the crop lies, if asked to."""
+        if self.place_key is not None:
+            ends = [[axis.start / size, (axis.stop - 1) / size] for axis, size in zip(place, self._size)]
+            item[self.place_key] = torch.tensor(ends)
+        return item
+
     def _draw(self, size: Sequence[int]) -> Crop:
         starts = [int(self.R.randint(s - c + 1)) for s, c in zip(size, self.spatial_size)]
         d, h, w = (slice(start, start + c) for start, c in zip(starts, self.spatial_size))
@@ -110,8 +137,9 @@ class CropDataset(Dataset[dict[str, Any]]):
     """Crops of prepared volumes, by the number of the draw.
 
     Draw ``d`` is a crop of one volume: every ``n`` draws, with ``n`` the number of volumes, take each volume once, in
-    an order shuffled anew or, unshuffled, in their own. Crop and augmentation derive from (seed, d), so they are the
-    same whichever process draws them, and after a resume.
+    an order shuffled anew or, unshuffled, in their own. With `balance` each value of a column has its share of the
+    draws instead. Volume, crop and augmentation derive from (seed, d), so they are the same whichever process draws
+    them, and after a resume.
 
     Args:
         data: prepared volumes.
@@ -120,6 +148,11 @@ class CropDataset(Dataset[dict[str, Any]]):
         seed: of the run.
         shuffle: False draws the volumes in their own order: for validation.
         keys: of the tensors to hand on, where a crop has them.
+        balance: a column of the volumes, such as "modality" or "folder": all its values are drawn equally often.
+        balance_weights: by value, how often instead, such as ``{"CT": 1, "MR": 2}``; 1 for those that are not named.
+
+    Raises:
+        UserError: if the volumes have no such column, a weight does not fit, or there are weights without a column.
     """
 
     def __init__(
@@ -130,9 +163,20 @@ class CropDataset(Dataset[dict[str, Any]]):
         seed: int = 0,
         shuffle: bool = True,
         keys: Sequence[str] = ("image", "clean", "valid", "foreground", "weight_map"),
+        balance: str | None = None,
+        balance_weights: Mapping[str, float] | None = None,
     ) -> None:
-        self.data, self.transform, self.seed, self.shuffle = list(data), transform, seed, shuffle
+        self.data, self.transform, self.seed = list(data), transform, seed
         self.keys = tuple(keys)
+        self.order: VolumeOrder
+        if balance is not None:
+            self.order = balanced_order(self.data, balance, balance_weights, seed)
+        elif balance_weights:
+            raise UserError("--balance_weights needs the column of their values: give --balance too, such as modality")
+        elif shuffle:
+            self.order = ShuffledOrder(len(self.data), seed)
+        else:
+            self.order = InOrder(len(self.data))
 
     def __len__(self) -> int:
         """The number of volumes; draws go on for ever."""
@@ -157,11 +201,7 @@ class CropDataset(Dataset[dict[str, Any]]):
 
     def find_volume(self, draw: int) -> int:
         """The number of the volume that a draw is taken from."""
-        round_, place = divmod(draw, len(self.data))
-        if not self.shuffle:
-            return place
-        order = np.random.default_rng((self.seed, _ORDER_STREAM, round_)).permutation(len(self.data))
-        return int(order[place])
+        return self.order(draw)
 
 
 class DrawSampler(Sampler[int]):
@@ -184,17 +224,23 @@ class DrawSampler(Sampler[int]):
         started = torch.distributed.is_available() and torch.distributed.is_initialized()
         self.rank = rank if rank is not None else torch.distributed.get_rank() if started else 0
         self.world = world if world is not None else torch.distributed.get_world_size() if started else 1
-        self.draws, self.same_every_epoch, self.epoch = draws, same_every_epoch, 0
+        self.draws, self.same_every_epoch, self.epoch, self.taken = draws, same_every_epoch, 0, 0
 
-    def set_epoch(self, epoch: int) -> None:
-        """Sets the epoch, counted from 0, that the next pass is for."""
-        self.epoch = epoch
+    def set_epoch(self, epoch: int, taken: int = 0) -> None:
+        """Sets what the next pass is for.
+
+        Args:
+            epoch: counted from 0.
+            taken: draws of the epoch that this process has taken already, before a resume.
+        """
+        self.epoch, self.taken = epoch, taken
 
     def __iter__(self) -> Iterator[int]:
         first = 0 if self.same_every_epoch else self.epoch * self.draws
-        return iter(range(first + self.rank, first + self.draws, self.world))
+        return iter(range(first + self.rank + self.taken * self.world, first + self.draws, self.world))
 
     def __len__(self) -> int:
+        """Draws of a whole epoch, of this process."""
         return len(range(self.rank, self.draws, self.world))
 
 
@@ -243,4 +289,10 @@ def make_loader(
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),
         collate_fn=collate_fn,
+        worker_init_fn=_leave_group if num_workers > 0 else None,
     )
+
+
+def _leave_group(worker: int) -> None:  # noqa: ARG001 - what a loader calls in each loading process
+    """A signal that torchrun sends to the group of a process does not end its loading processes before the step."""
+    os.setpgid(0, 0)

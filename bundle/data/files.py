@@ -3,39 +3,59 @@
 
 from __future__ import annotations
 
-import logging
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["walk_folders"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["is_locked", "walk_folders"]
 
 
-def walk_folders(root: Path) -> Iterator[tuple[Path, list[Path]]]:
+def walk_folders(root: Path, locked: list[Path] | None = None) -> Iterator[tuple[Path, list[Path]]]:
     """Every folder at and below `root` with its files, sorted; names that start with a dot are left out.
 
     Links to folders are followed after the real folders, so that a folder has its real name where it has one. No folder
-    comes twice, so that a link to a parent is no endless loop. What cannot be opened is counted in one warning.
+    comes twice, so that a link to a parent is no endless loop.
+
+    Args:
+        root: where to begin.
+        locked: gets the folders that cannot be opened, and the links that lead nowhere.
     """
     seen: set[str] = set()
-    locked: list[OSError] = []
+    closed: list[Path] = [] if locked is None else locked
+
+    def refuse(error: OSError) -> None:
+        closed.append(Path(error.filename))
+
     waiting = [root]
     while waiting:
         start = waiting.pop(0)
-        for folder, below, names in os.walk(start, onerror=locked.append):
+        for folder, below, names in os.walk(start, onerror=refuse):
             real = str(Path(folder).resolve())
             if real in seen:
                 below.clear()
                 continue
             seen.add(real)
             below[:] = sorted(name for name in below if not name.startswith("."))
+            if not os.access(folder, os.X_OK):  # its names can be listed, and nothing else
+                below.clear()
+                closed.append(Path(folder))
+                continue
             waiting += [Path(folder, name) for name in below if Path(folder, name).is_symlink()]
-            yield Path(folder), [path for path in _visible(folder, names) if path.is_file()]
-    if locked:
-        logger.warning("left out %d folder(s) that cannot be opened: correct their permissions", len(locked))
+            paths = [Path(folder, name) for name in sorted(names) if not name.startswith(".")]
+            modes = {path: _mode(path) for path in paths}
+            closed += [path for path, mode in modes.items() if mode is None]
+            yield Path(folder), [path for path, mode in modes.items() if mode is not None and stat.S_ISREG(mode)]
 
 
-def _visible(folder: str, names: list[str]) -> list[Path]:
-    return [Path(folder, name) for name in sorted(names) if not name.startswith(".")]
+def is_locked(path: Path) -> bool:
+    """Whether the user may not read a file that is there."""
+    return _mode(path) is not None and not os.access(path, os.R_OK)
+
+
+def _mode(path: Path) -> int | None:
+    """What kind of file a path leads to; None for a link that leads nowhere, or where the user may not look."""
+    try:
+        return path.stat().st_mode
+    except OSError:
+        return None

@@ -141,10 +141,11 @@ def looks_like_probabilities(array: np.ndarray) -> bool:
 
 
 def refuse_label_map(image: MetaTensor, file: str, name: str) -> list[str]:
-    """Refuses a file of a folder if it looks like a label map or a map of probabilities of another file near it.
+    """Refuses a file of a folder if it looks like a label map, or like a map of probabilities of another file near it.
 
-    Near are the files of its folder and of the folder above, and those of its name in the folders beside its own, on
-    the same grid. Without such a file nothing but the voxels tells, so the file is taken, with a note.
+    A label map is refused wherever it lies: no scan has so few whole numbers in flat regions. A scan that was scaled to
+    0 and 1 may be like a map of probabilities, so that one is refused only on the grid of a file near it. Near are the
+    files of its folder and of the folder above, and those of its name in the folders beside its own.
 
     Args:
         image: ``[1, D, H, W]``, read from the file.
@@ -168,6 +169,8 @@ def refuse_label_map(image: MetaTensor, file: str, name: str) -> list[str]:
     others = (file_grid(other) for other in _near(Path(file)))
     if any(other is not None and same_place(other, grid) for other in others):
         raise VolumeError(name, f"looks like {kind}, on the grid of another file near it", remedy)
+    if is_flat:
+        raise VolumeError(name, f"looks like {kind}", remedy)
     return [f"looks like {kind}; taken as a scan, since no file near it is on its grid"]
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
 from bundle.data.dicom import UnknownCompressionError, read_header, read_series
-from bundle.data.formats import read_by_itk, read_by_nibabel
+from bundle.data.files import is_locked
+from bundle.data.formats import NIBABEL, read_by_itk, read_by_nibabel
 from bundle.data.label_maps import refuse_label_map
 from bundle.data.sanity import check_affine
 from bundle.data.straighten import is_sheared, straighten
@@ -23,8 +25,6 @@ __all__ = ["ReadVolumed", "read_volume", "same_grid"]
 
 #: two grids are one if their voxels lie nearer than this, in voxels: writers round the affine differently
 _SAME_PLACE = 0.1
-#: by nibabel; an Analyze pair has the endings of a NIfTI pair
-_NIBABEL = (".nii", ".nii.gz", ".mgz", ".mgh", ".hdr", ".img")
 _ITK = (".nrrd", ".nhdr", ".mha", ".mhd")
 
 
@@ -107,6 +107,8 @@ def read_volume(files: Sequence[str], name: str, *, constant: bool = False, stac
     except UnknownCompressionError as error:
         raise VolumeError(name, str(error), 'decompress it, as with "gdcmconv --raw", or leave it out') from error
     except Exception as error:  # readers raise anything on a broken file; all of it means the same to the user
+        if any(is_locked(Path(file)) for file in files):
+            raise VolumeError(name, "may not be read", "correct the permissions of its file(s)") from error
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise VolumeError(name, f"cannot be read ({reason})", "copy it again or leave it out") from error
     for channel in array:
@@ -141,7 +143,7 @@ def _with_right_angles(image: MetaTensor, notes: list[str]) -> MetaTensor:
 
 def _read(files: Sequence[str], name: str, stacked: bool) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     ending = files[0].lower()
-    if len(files) == 1 and ending.endswith(_NIBABEL):
+    if len(files) == 1 and ending.endswith(NIBABEL):
         return read_by_nibabel(files[0], name, stacked)
     if len(files) > 1 or (not ending.endswith(_ITK) and read_header(files[0]) is not None):
         volume = read_series(files, name)

@@ -4,7 +4,16 @@
 from bundle.losses.alignment import AlignmentLoss
 from bundle.losses.histogram import Histogram
 from bundle.losses.objectives import Alignment, Reconstruction
+from bundle.losses.pretext_segmentation import PretextSegmentation
 from bundle.losses.pretraining import PretrainingLoss
 from bundle.losses.reconstruction import ReconstructionLoss
 
-__all__ = ["Alignment", "AlignmentLoss", "Histogram", "PretrainingLoss", "Reconstruction", "ReconstructionLoss"]
+__all__ = [
+    "Alignment",
+    "AlignmentLoss",
+    "Histogram",
+    "PretextSegmentation",
+    "PretrainingLoss",
+    "Reconstruction",
+    "ReconstructionLoss",
+]

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from bundle.errors import UserError
@@ -38,15 +39,27 @@ class Reconstruction(Objective):
         if len(made) > len(self.level_weights):
             raise UserError(f"{len(made)} levels, but {len(self.level_weights)} level_weights: one for each")
         crops, *rest = made
+        totals = target.get("hidden_totals", [None] * len(made))
+        image = target.get("clean", target["image"])
         loss, terms = self.voxels(
-            crops, target.get("clean", target["image"]), target["valid"], target["hidden"], target["foreground"]
+            crops, image, target["valid"], target["hidden"], target["foreground"], total=totals[0]
         )
         loss = self.level_weights[0] * loss
         for number, (reconstruction, level) in enumerate(zip(rest, target["children"], strict=True), 1):
-            found, metrics = self.voxels(reconstruction, level.image, level.valid, level.hidden, level.foreground)
+            found, metrics = self.voxels(
+                reconstruction, level.image, level.valid, level.hidden, level.foreground, total=totals[number]
+            )
             loss = loss + self.level_weights[number] * found
             terms |= {f"{name}_level{number + 1}": metrics[name] for name in ("reconstruction", "zero_predictor")}
         return loss, terms
+
+    def share_step(self, targets: Sequence[dict[str, Any]], shares: Sequence[float]) -> list[dict[str, Any]]:
+        """Counts the voxels of every level in the whole step: each of them counts alike, whatever part it is in."""
+        levels = [[(target["valid"], target["hidden"]) for target in targets]]
+        children = zip(*(target["children"] for target in targets), strict=True)
+        levels += [[(level.valid, level.hidden) for level in parts] for parts in children]
+        totals = torch.stack([self.voxels.count(parts) for parts in levels]).clamp(min=1)
+        return [{"hidden_totals": list(totals * share)} for share in shares]
 
 
 class Alignment(Objective):

@@ -83,6 +83,20 @@ class PretrainingLoss(nn.Module):
         terms["loss"] = total.detach()
         return total
 
+    def share_step(self, targets: Sequence[dict[str, Any]], shares: Sequence[float]) -> list[dict[str, Any]]:
+        """What each part of a step must know of the whole: to be added to its target.
+
+        Args:
+            targets: of the parts, with `visible` and `hidden`.
+            shares: of the step's crops, that each part has.
+        """
+        targets = [{"children": [], **target} for target in targets]
+        found: list[dict[str, Any]] = [{} for _ in targets]
+        for objective in self.objectives.values():
+            for known, more in zip(found, objective.share_step(targets, shares), strict=True):
+                known.update(more)
+        return found
+
     def restore(self, output: PretrainingOutput, target: dict[str, Any]) -> Tensor:
         """The reconstruction in the image's own units, ``[B, C, D, H, W]``."""
         image, hidden = target.get("clean", target["image"]), output["hidden"]

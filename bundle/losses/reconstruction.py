@@ -77,7 +77,13 @@ class ReconstructionLoss(nn.Module):
         self.across_ranks = True
 
     def forward(
-        self, reconstruction: Tensor, image: Tensor, valid: Tensor, hidden: Tensor, foreground: Tensor
+        self,
+        reconstruction: Tensor,
+        image: Tensor,
+        valid: Tensor,
+        hidden: Tensor,
+        foreground: Tensor,
+        total: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, and what to log beside it.
 
@@ -87,6 +93,8 @@ class ReconstructionLoss(nn.Module):
             valid: bool ``[B, 1, D, H, W]``, False where padded.
             hidden: bool ``[B, 1, d, h, w]`` on cells.
             foreground: bool ``[B, 1, D, H, W]``, True in the body.
+            total: ``[2]``, by how many voxels to divide the sums over those hidden and those visible, where the batch
+                is a part of a step; see `count`. None counts those of this batch.
 
         Returns:
             The loss and its terms: on foreground and on air; in intensity units (`reconstruction_raw`); and the losses
@@ -112,7 +120,7 @@ class ReconstructionLoss(nn.Module):
                 f"the decoder predicts {prediction.shape[2]} channels of an image with {x.shape[2]}: set "
                 "decoder#channels, or loss#reconstruction#histogram if it should predict a distribution"
             )
-        loss = self._mean_to_train(trained, wanted)
+        loss = self._mean_to_train(trained, wanted, None if total is None else total[0])
         with torch.no_grad():
             visible_mean = (_mean_where(x, valid & ~hidden, dims=(1, 3)) - mean) / sd
             zero = torch.zeros_like(x)
@@ -126,7 +134,9 @@ class ReconstructionLoss(nn.Module):
                 "mean_predictor": _average_crops(self.distance(visible_mean.expand_as(x), target), wanted),
             }
         if self.visible_weight:
-            loss = loss + self.visible_weight * self._mean_to_train(trained, valid & ~hidden)
+            loss = loss + self.visible_weight * self._mean_to_train(
+                trained, valid & ~hidden, None if total is None else total[1]
+            )
             terms["reconstruction_visible"] = _average_crops(error, valid & ~hidden).detach()
         return loss, terms
 
@@ -138,16 +148,38 @@ class ReconstructionLoss(nn.Module):
             prediction = self.histogram.mean(self.histogram.logits(prediction, channels=image.shape[1]))
         return from_cells(prediction * sd + mean, image.shape[2:], cell)
 
-    def _mean_to_train(self, x: Tensor, where: Tensor) -> Tensor:
+    def count(self, parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """How many voxels are hidden, and how many visible, in all parts of a step: ``[2]``, as `forward` takes it.
+
+        Of several processes it is the mean.
+
+        Args:
+            parts: `valid` and `hidden` of each, as for `forward`.
+        """
+        counts = []
+        for valid, hidden in parts:
+            cell = tuple(s // h for s, h in zip(valid.shape[2:], hidden.shape[2:]))
+            per_cell = to_cells(valid, cell).sum((2, 3))
+            masked = hidden.flatten(1).to(per_cell.device)
+            counts.append(torch.stack([(per_cell * masked).sum(), (per_cell * ~masked).sum()]))
+        return self._shared(torch.stack(counts).sum(0))
+
+    def _mean_to_train(self, x: Tensor, where: Tensor, total: Tensor | None) -> Tensor:
         """Mean of ``[B, ...]`` where `where`, over the batches of all processes; without gradients over the crops."""
         if not torch.is_grad_enabled():
             return _average_crops(x, where)
+        channels = x.numel() // where.numel()
         where = where.expand_as(x)
-        count = where.sum()
+        count = self._shared(where.sum()) if total is None else (total * channels).to(x.dtype)
+        # in a part of a step, the share of its crops times the count may be below 1
+        return torch.where(where, x, x.new_zeros(())).sum() / (count.clamp(min=1) if total is None else count)
+
+    def _shared(self, count: Tensor) -> Tensor:
+        """The mean over the processes: DDP averages their gradients, whatever each one's count."""
         if self.across_ranks and dist.is_available() and dist.is_initialized():
-            dist.all_reduce(count)  # a sum: DDP averages the gradients of the processes, whatever each one's count
-            count = count / dist.get_world_size()
-        return torch.where(where, x, x.new_zeros(())).sum() / count.clamp(min=1)
+            dist.all_reduce(count)
+            return count / dist.get_world_size()
+        return count
 
     def _statistics(self, x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and floored standard deviation over the valid voxels of ``[B, cells, C, voxels]``."""

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -73,6 +73,18 @@ class Objective(ABC):
             A scalar, and further metrics for the log: detached scalars, by names that no other objective uses. The loss
             itself is logged under the objective's name, unless a metric here has that name.
         """
+
+    def share_step(self, targets: Sequence[dict[str, Any]], shares: Sequence[float]) -> list[dict[str, Any]]:  # noqa: ARG002 - for subclasses
+        """What a part of a step must know of the whole step: added to the target that `loss` gets of each part.
+
+        Called before the parts of a batch that is too large to be taken at once. The step's loss is the mean of the
+        parts' losses, weighted by their shares. That is right for a mean over crops, and nothing need be known.
+
+        Args:
+            targets: of the parts, as `loss` gets them.
+            shares: of the step's crops, that each part has.
+        """
+        return [{} for _ in targets]
 
 
 class ObjectiveSum(Protocol):

@@ -160,7 +160,7 @@ def _notes(item: Mapping[str, Any], result: Mapping[str, Any]) -> str:
 
 def _write(file: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
     with replace_file(file) as temporary, temporary.open("w", newline="", encoding="utf-8") as opened:
-        csv.writer(opened, lineterminator="\n").writerows([columns, *(_cells(columns, row) for row in rows)])
+        csv.writer(opened, lineterminator="\n").writerows([table_row(columns), *(_cells(columns, row) for row in rows)])
 
 
 def _cells(columns: Sequence[str], row: Mapping[str, Any]) -> list[Any]:

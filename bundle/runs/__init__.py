@@ -8,7 +8,7 @@ from bundle.runs.lock import release_folders
 from bundle.runs.run_settings import use_run_settings
 from bundle.runs.shipped_model import ShippedModel, find_trained
 from bundle.runs.start import start_run
-from bundle.runs.steps import training_steps
+from bundle.runs.steps import crops_per_process, training_steps
 from bundle.runs.trained_run import TrainedRun
 from bundle.runs.workflow import CheckedWorkflow
 
@@ -18,6 +18,7 @@ __all__ = [
     "ShippedModel",
     "TrainedRun",
     "autocast_dtype",
+    "crops_per_process",
     "find_trained",
     "open_run_folder",
     "pick_device",

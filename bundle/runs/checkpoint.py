@@ -14,7 +14,7 @@ from bundle.errors import UserError
 from bundle.runs.recorded_config import named_config, newest_config
 from bundle.weights import require_finite
 
-__all__ = ["config_of_checkpoint", "load_network", "read_checkpoint"]
+__all__ = ["config_of_checkpoint", "load_network", "peek", "read_checkpoint"]
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -46,6 +46,17 @@ def config_of_checkpoint(folder: Path, checkpoint: Path) -> Path | None:
         return named_config(folder, saved["config"])
     except Exception:  # noqa: BLE001 - whoever loads the weights says what is wrong with the file
         return newest_config(folder)
+
+
+def peek(checkpoint: Path, name: str) -> Any:
+    """One entry of a checkpoint, without its weights; None where it has none, or is damaged.
+
+    Whoever loads the weights says what is wrong with the file.
+    """
+    try:
+        return torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)[name]
+    except Exception:  # noqa: BLE001 - damaged files raise anything
+        return None
 
 
 def _require_intact(path: Path) -> None:

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import os
+import sys
+import time
 from datetime import timedelta
 from typing import Any
 
@@ -12,28 +14,55 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from bundle.runs.watch import Watch
+
 __all__ = ["broadcast", "gather", "is_main_rank", "start_distributed", "stop_distributed", "unwrap", "wrap"]
 
-#: the default of 10 minutes is over while one process prepares volumes
+#: the default of 10 minutes is over while one process prepares volumes; `Watch` notices much earlier that one is dead
 _PATIENCE = timedelta(hours=12)
+_watches: list[Watch] = []
 
 
 def start_distributed(device: torch.device) -> None:
     """Joins the process group that torchrun describes in the environment (WORLD_SIZE > 1); else does nothing.
 
     May be called again. The backend is NCCL for GPUs, else gloo. A process waits half a day for the others: one may
-    have to prepare larger volumes than they.
+    have to prepare larger volumes than they. When one of them dies, all end within a minute: see `Watch`.
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
+        if dist.is_initialized():
+            _watches.append(Watch.connect())
+            _watches[0].start()
 
 
 def stop_distributed() -> None:
-    """Leaves the process group, if this process is in one."""
+    """Leaves the process group, if this process is in one. All must call it; they end together.
+
+    Gloo's threads live until the process ends, and take Python's lock to let go of the tensors of the last exchange.
+    A thread that does so while the interpreter shuts down aborts the process (pytorch/pytorch#179291 tells how), so
+    they are given the time before.
+    """
     if dist.is_available() and dist.is_initialized():
+        if dist.get_backend() == "gloo":
+            _let_threads_finish()
+        while _watches:
+            _watches.pop().stop()
         dist.destroy_process_group()
+
+
+def _let_threads_finish(patience: float = 10.0) -> None:
+    """Waits until gloo's threads hold no tensor: several exchanges at once, so that each thread ends one."""
+    tensors = [torch.zeros(1) for _ in range(8)]
+    before = [sys.getrefcount(tensor) for tensor in tensors]
+    for work in [dist.all_reduce(tensor, async_op=True) for tensor in tensors]:
+        work.wait()
+    end = time.monotonic() + patience
+    while [sys.getrefcount(tensor) for tensor in tensors] != before and time.monotonic() < end:
+        time.sleep(0.01)
+    time.sleep(0.1)  # a thread may not yet have come to an older exchange's tensors
 
 
 def is_main_rank() -> bool:

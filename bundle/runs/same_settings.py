@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 import yaml
 
 from bundle.errors import UserError
@@ -29,35 +30,44 @@ FIXED = (
     "mask_weight",
     "sparse",
     "batch_size",
+    "global_batch",
     "steps_per_epoch",
     "val_fraction",
     "folds",
     "fold",
     "seed",
     "hash_names",
+    "balance",
+    "balance_weights",
     "pretrained",
     "init_from",
 )
+
+#: of these, what may change where a step of all processes takes as many crops as before
+_CROPS = ("batch_size", "global_batch")
 
 #: what pre-training's configs said before their null meant it
 _MEANT_BY_NULL: Mapping[str, Any] = {"ct_window": [-1000, 1000], "mr_percentiles": [0.5, 99.5]}
 
 
-def check_same_settings(recorded: Path, present: Mapping[str, Any]) -> None:
+def check_same_settings(recorded: Path, present: Mapping[str, Any], *, crops: int | None = None) -> None:
     """Compares a config with the one that a run was trained with. An id that one of them lacks is not compared.
 
     Args:
         recorded: the run's file of settings.
         present: the merged config of the resume.
+        crops: per step of all processes, that the run was trained on; None if that is not known.
 
     Raises:
         UserError: for the first of `FIXED` that differs.
     """
-    now = yaml.safe_load(config_text({name: present[name] for name in FIXED if name in present}))
+    alike = bool(crops) and crops == _crops(present)
+    fixed = [name for name in FIXED if not (alike and name in _CROPS)]
+    now = yaml.safe_load(config_text({name: present[name] for name in fixed if name in present}))
     before = read_config(recorded) if now else {}
     if present.get("init_from") is None and "pretrained" not in present:
         now, before = _without_null(now), _without_null(before)
-    for name in FIXED:
+    for name in fixed:
         if name in before and name in now and before[name] != now[name]:
             raise UserError(
                 f"{recorded.parent} was trained with --{name} {_shown(before[name])}, and this command has "
@@ -68,6 +78,15 @@ def check_same_settings(recorded: Path, present: Mapping[str, Any]) -> None:
 def _without_null(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a pre-training from scratch, with the values that null means."""
     return {name: _MEANT_BY_NULL.get(name) if value is None else value for name, value in settings.items()}
+
+
+def _crops(present: Mapping[str, Any]) -> int | None:
+    """Crops per step of all processes; None where the config does not say it in numbers."""
+    world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    whole, each = (present.get(name) for name in ("global_batch", "batch_size"))
+    if isinstance(whole, int):
+        return whole
+    return each * world if whole is None and isinstance(each, int) else None
 
 
 def _shown(value: Any) -> str:

@@ -1,12 +1,16 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
-"""How long a run lasts, counted in steps of the optimizer."""
+"""How long a run lasts, counted in steps of the optimizer, and how many crops a step takes."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sized
 
-__all__ = ["training_steps", "warmup_steps"]
+import torch.distributed as dist
+
+from bundle.errors import UserError
+
+__all__ = ["crops_per_process", "training_steps", "warmup_steps"]
 
 logger = logging.getLogger(__name__)
 
@@ -14,10 +18,35 @@ logger = logging.getLogger(__name__)
 def training_steps(loader: Sized, epochs: float) -> int:
     """The number of iterations in `epochs` epochs (0.5 is half of one), at least 1.
 
-    With `LrScheduleHandler(epoch_level=False)` the schedule moves once per iteration, so gradient accumulation does not
-    change this number.
+    An iteration is one step of the optimizer, also where its batch is taken in parts (`bundle.training.Accumulate`).
     """
     return max(1, round(len(loader) * epochs))
+
+
+def crops_per_process(*, batch_size: int, global_batch: int | None = None) -> int:
+    """The crops that this process takes in each step of the optimizer.
+
+    Args:
+        batch_size: crops that a process takes at a time.
+        global_batch: crops per step of all processes together, so that a step stays the same whatever their number;
+            None is `batch_size` of each.
+
+    Raises:
+        UserError: if the crops do not go round the processes evenly.
+
+    Examples:
+        >>> crops_per_process(batch_size=2), crops_per_process(batch_size=2, global_batch=16)
+        (2, 16)
+    """
+    if global_batch is None:
+        return batch_size
+    world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    if global_batch % world:
+        raise UserError(
+            f"--global_batch {global_batch} does not go round {world} processes evenly: give a multiple of {world}, or "
+            "start another number of processes"
+        )
+    return global_batch // world
 
 
 def warmup_steps(loader: Sized, epochs: float | None, total_epochs: float) -> int:

@@ -1,6 +1,7 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
 """What surrounds MONAI's trainer: starting a run, watching it, and keeping its state and its product."""
 
+from bundle.training.accumulation import Accumulate
 from bundle.training.batch_norm import ReestimateBatchNorm
 from bundle.training.checkpoint import RunCheckpoint
 from bundle.training.cost import CostReport
@@ -15,6 +16,7 @@ from bundle.training.panels import ReconstructionPanels
 from bundle.training.per_class import PerClass
 from bundle.training.progress import Progress
 from bundle.training.record import RecordConfig
+from bundle.training.same_data import earlier_split
 from bundle.training.sampling import SetSamplerEpoch
 from bundle.training.scalars import Scalars
 from bundle.training.summary import Summary
@@ -22,6 +24,7 @@ from bundle.training.tensorboard import TensorBoard
 from bundle.training.validation import ValidationLoss
 
 __all__ = [
+    "Accumulate",
     "AlignmentWarmUp",
     "ClipGradients",
     "CostReport",
@@ -44,6 +47,7 @@ __all__ = [
     "UpdateTeacher",
     "ValidationLoss",
     "WarmUpObjective",
+    "earlier_split",
     "parameter_groups",
     "warmup_cosine",
 ]

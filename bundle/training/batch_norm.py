@@ -39,7 +39,7 @@ class ReestimateBatchNorm:
 
     def __call__(self, engine: Engine) -> None:
         """Runs it."""
-        if self.batches == 0 or engine.state.epoch > 0:
+        if self.batches == 0 or engine.state.epoch > 0 or engine.state.iteration > 0:
             return
         images = (batch["image"].to(engine.state.device) for batch in itertools.islice(self.loader, self.batches))
         layers = reestimate_batch_norm(self.network, images)

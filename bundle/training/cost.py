@@ -65,8 +65,9 @@ class CostReport:
         masked_batch: as the trainer's.
         loss: as the trainer's.
         crop_size: voxels per axis.
-        batch_size: crops per step.
+        batch_size: crops that a process takes at a time.
         steps_per_epoch: steps.
+        crops_per_step: of this process, where a step is taken in parts.
     """
 
     def __init__(
@@ -78,9 +79,12 @@ class CostReport:
         crop_size: tuple[int, int, int],
         batch_size: int,
         steps_per_epoch: int,
+        crops_per_step: int | None = None,
     ) -> None:
         self.network, self.masked_batch, self.loss = unwrap(network), masked_batch, loss
-        self.crop_size, self.batch_size, self.steps_per_epoch = tuple(crop_size), batch_size, steps_per_epoch
+        self.crops_per_step = batch_size if crops_per_step is None else crops_per_step
+        self.crop_size, self.batch_size = tuple(crop_size), min(batch_size, self.crops_per_step)
+        self.steps_per_epoch = steps_per_epoch
 
     def attach(self, engine: Engine) -> None:
         """Registers with the trainer."""
@@ -92,18 +96,26 @@ class CostReport:
         for line in cost_lines(self.masked_batch.masking, self.crop_size):
             logger.info("%s", line)
         try:
-            with torch.random.fork_rng([device] if device.type == "cuda" else []):
-                seconds = min(self._seconds(device) for _ in range(2))
+            seconds = self.seconds(device) * self.crops_per_step / self.batch_size
         except KeyError as missing:
             logger.info("the time of a step is not measured: an objective reads %s, which noise does not have", missing)
             return
         logger.info(
             "a step of %d crops takes about %.2f s, an epoch of %d steps about %.1f min, loading and validation apart",
-            self.batch_size,
+            self.crops_per_step,
             seconds,
             self.steps_per_epoch,
             seconds * self.steps_per_epoch / 60,
         )
+
+    def seconds(self, device: torch.device) -> float:
+        """What a step takes on a device that the network is on, the shorter of two.
+
+        Raises:
+            KeyError: if an objective reads what noise does not have.
+        """
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            return min(self._seconds(device) for _ in range(2))
 
     def _seconds(self, device: torch.device) -> float:
         was_training = self.network.training

@@ -17,6 +17,7 @@ from bundle.errors import UserError
 from bundle.figures.curves import draw_curves
 from bundle.runs import RunFolder
 from bundle.runs.distributed import is_main_rank
+from bundle.training.partial_epoch import gathers
 
 __all__ = ["History", "clock", "on_training", "read_history"]
 
@@ -69,7 +70,7 @@ class History:
                 for label, lines in self.curves.items()
             }
         self.rows: list[dict[str, float]] = read_history(self.path) if run_folder.resumed else []
-        self._start = 0.0
+        self._start = self._before = 0.0
 
     def attach(self, engine: Engine) -> None:
         """Registers at the start and the end of each epoch of the trainer."""
@@ -77,9 +78,18 @@ class History:
             return
         engine.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._finish_epoch)
+        gathers(engine, "history", self)
+
+    def so_far(self) -> dict[str, float]:
+        """The time that the epoch has taken so far, for a checkpoint."""
+        return {"seconds": time.perf_counter() - self._start}
+
+    def take_up(self, states: Sequence[Mapping[str, float]]) -> None:
+        """The next epoch has taken this time already."""
+        self._before = max((state["seconds"] for state in states), default=0.0)
 
     def _start_epoch(self, engine: Engine) -> None:  # noqa: ARG002 - the signature of a handler
-        self._start = time.perf_counter()
+        self._start, self._before = time.perf_counter() - self._before, 0.0
 
     def _finish_epoch(self, engine: Engine) -> None:
         epoch, last_epoch = engine.state.epoch, engine.state.max_epochs

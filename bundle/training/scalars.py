@@ -16,6 +16,7 @@ from monai.utils.enums import CommonKeys
 from torch.optim import Optimizer
 
 from bundle.runs.distributed import gather
+from bundle.training.partial_epoch import gathers
 
 __all__ = ["Scalars", "latest_scalars"]
 
@@ -53,16 +54,38 @@ class Scalars:
         self._crops: dict[tuple[str, ...], int] = {}
         self._epoch, self._window = _Throughput(), _Throughput()
         self._learning_rate = 0.0
+        self._first = True
+        self._before: Sequence[Mapping[str, Any]] = ()
 
     def attach(self, engine: Engine) -> None:
         """Registers with a trainer or an evaluator."""
         engine.add_event_handler(Events.EPOCH_STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._finish)
+        if self.optimizer is not None:
+            gathers(engine, self.name, self)
 
-    def _start(self, engine: Engine) -> None:  # noqa: ARG002 - the signature of a handler
-        self._sums, self._crops = {}, {}
+    def so_far(self) -> dict[str, Any]:
+        """The sums of the epoch so far, for a checkpoint."""
+        sums = [[list(names), values.tolist(), self._crops[names]] for names, values in self._sums.items()]
+        return {"sums": sums, "learning_rate": self._learning_rate, "throughput": self._epoch.so_far()}
+
+    def take_up(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """The next epoch begins with these sums."""
+        self._before = states
+
+    def _start(self, engine: Engine) -> None:
+        self._sums, self._crops, self._first = {}, {}, True
         self._epoch, self._window = _Throughput(), _Throughput()
+        for state in self._before:
+            for names, values, crops in state["sums"]:
+                key = tuple(names)
+                summed = torch.tensor(values, dtype=torch.float64, device=engine.state.device)
+                self._sums[key] = self._sums.get(key, 0) + summed
+                self._crops[key] = self._crops.get(key, 0) + crops
+            self._learning_rate = state["learning_rate"]
+            self._epoch.take_up(**state["throughput"])
+        self._before = ()
 
     def _add(self, engine: Engine) -> None:
         pred = engine.state.output[CommonKeys.PRED]
@@ -73,7 +96,8 @@ class Scalars:
         values = torch.stack([terms[name].detach().double() for name in names])
         self._sums[names] = self._sums.get(names, 0) + values * crops
         self._crops[names] = self._crops.get(names, 0) + crops
-        first_of_epoch = self._epoch.crops == 0
+        first_of_epoch = self._first
+        self._first = False
         for throughput in (self._epoch, self._window):
             throughput.add(crops, image[:, 0].numel())
         if self.optimizer is not None:
@@ -125,6 +149,13 @@ class _Throughput:
     def add(self, crops: int, voxels: int) -> None:
         self.crops += crops
         self.voxels += voxels
+
+    def so_far(self) -> dict[str, Any]:
+        return {"crops": self.crops, "voxels": self.voxels, "seconds": time.perf_counter() - self.start}
+
+    def take_up(self, crops: int, voxels: int, seconds: float) -> None:
+        self.add(crops, voxels)
+        self.start = min(self.start, time.perf_counter() - seconds)  # of several processes: they ran at the same time
 
     def rates(self) -> dict[str, float]:
         seconds = time.perf_counter() - self.start

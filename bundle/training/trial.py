@@ -4,20 +4,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from monai.bundle import ConfigWorkflow
 from monai.inferers import sliding_window_inference
+from monai.metrics import compute_hausdorff_distance
+from monai.networks.utils import one_hot
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from bundle.runs import RunFolder
 from bundle.training.history import read_history
 
-__all__ = ["Trial", "dice", "evaluate", "run_trial"]
+__all__ = ["Trial", "dice", "evaluate", "hausdorff95", "run_trial"]
+
+#: of a prediction and a label map ``[D, H, W]``, the number of classes and the spacing in mm: one value per class
+Measure = Callable[[Tensor, Tensor, int, Tensor], list[float]]
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,7 @@ class Trial:
         skipped: volumes that could not be used.
         lr: the learning rate at its peak.
         cpu_seconds: of the processor, for the training alone.
+        hausdorff95: of each volume and class, in mm, if it was asked for.
     """
 
     names: list[str]
@@ -39,10 +45,17 @@ class Trial:
     skipped: list[str]
     lr: float
     cpu_seconds: float
+    hausdorff95: list[list[float]] | None = None
 
 
 def run_trial(
-    configs: Sequence[str], overrides: Mapping[str, Any], *, crop: Sequence[int], classes: int, shown: int = 1
+    configs: Sequence[str],
+    overrides: Mapping[str, Any],
+    *,
+    crop: Sequence[int],
+    classes: int,
+    shown: int = 1,
+    distances: bool = False,
 ) -> Trial:
     """Trains with a config of segmentation, and measures all validation volumes with the weights of the last step.
 
@@ -52,6 +65,7 @@ def run_trial(
         crop: voxels per axis of the sliding window.
         classes: how many, without the background.
         shown: how many of the volumes are validated in training, too, for learning curves.
+        distances: whether to measure distances of surfaces as well.
     """
     given = {
         "validate#dataset#data": f"$@volumes.validation[:{shown}]", "validate#additional_metrics": None, **overrides
@@ -63,7 +77,8 @@ def run_trial(
     seconds = time.process_time() - start
     get = flow.parser.get_parsed_content
     volumes = get("volumes")
-    rows = evaluate(get("transfer").network, volumes.validation, crop, classes)
+    measures: list[Measure] = [_dice, hausdorff95] if distances else [_dice]
+    rows, *further = measure(get("transfer").network, volumes.validation, crop, classes, measures)
     folder: RunFolder = get("run_folder")
     done = Trial(
         names=[volume.name for volume in volumes.validation],
@@ -72,6 +87,7 @@ def run_trial(
         skipped=[volume.name for volume in volumes.skipped],
         lr=float(get("peak_lr")),
         cpu_seconds=seconds,
+        hausdorff95=further[0] if further else None,
     )
     flow.finalize()
     return done
@@ -83,15 +99,40 @@ def dice(prediction: Tensor, label: Tensor, classes: int) -> list[float]:
     return [2 * int((p & q).sum()) / max(1, int(p.sum() + q.sum())) for p, q in pairs]
 
 
-@torch.no_grad()
+def hausdorff95(prediction: Tensor, label: Tensor, classes: int, spacing: Tensor) -> list[float]:
+    """95 % Hausdorff distance in mm of each class; the grid's diagonal where one of the two lacks it.
+
+    Where neither has the class it is 0.
+    """
+    pair = [one_hot(voxels[None, None].long(), classes + 1)[:, 1:] for voxels in (prediction, label)]
+    diagonal = float((torch.tensor(label.shape) * spacing).norm())
+    found = compute_hausdorff_distance(*pair, include_background=True, percentile=95, spacing=spacing.tolist())[0]
+    has = torch.stack([channels.flatten(2).any(2)[0] for channels in pair])
+    values = torch.where(has.all(0), found, torch.where(has.any(0), diagonal, 0.0))
+    return [float(value) for value in values]
+
+
+def _dice(prediction: Tensor, label: Tensor, classes: int, spacing: Tensor) -> list[float]:  # noqa: ARG001 - a Measure
+    return dice(prediction, label, classes)
+
+
 def evaluate(network: nn.Module, volumes: Sequence[Any], crop: Sequence[int], classes: int) -> list[list[float]]:
-    """Dice of every volume and class; the prepared label map holds all labelled voxels.
+    """Dice of every volume and class, as `measure` finds it."""
+    return measure(network, volumes, crop, classes, [_dice])[0]
+
+
+@torch.no_grad()
+def measure(
+    network: nn.Module, volumes: Sequence[Any], crop: Sequence[int], classes: int, measures: Sequence[Measure]
+) -> list[list[list[float]]]:
+    """Of every measure, volume and class; the prepared label map holds all labelled voxels.
 
     Args:
         network: from image to scores, of which the first is the finest; on the CPU or a GPU.
-        volumes: prepared ones, with `image` and `label`.
+        volumes: prepared ones, with `image` and `label`, and `spacing` in mm, without which it is 1.
         crop: voxels per axis of the sliding window.
         classes: how many, without the background.
+        measures: what to measure.
     """
     network.eval()
     device = next(network.parameters(), torch.empty(0)).device
@@ -100,11 +141,13 @@ def evaluate(network: nn.Module, volumes: Sequence[Any], crop: Sequence[int], cl
         output = network(image)
         return (output[0] if isinstance(output, (list, tuple)) else output).softmax(1)
 
-    rows = []
+    rows: list[list[list[float]]] = [[] for _ in measures]
     for volume in tqdm(volumes, desc="measuring", leave=False):
-        item = volume.load(keys=["image", "label"])
+        item = volume.load(keys=["image", "label", "spacing"])
         scores = sliding_window_inference(
             item["image"][None], crop, 8, finest, overlap=0.25, mode="gaussian", sw_device=device, device="cpu"
         )
-        rows.append(dice(scores[0].argmax(0), item["label"][0], classes))
+        prediction, spacing = scores[0].argmax(0), item.get("spacing", torch.ones(3))
+        for found, one in zip(rows, measures):
+            found.append(one(prediction, item["label"][0], classes, spacing))
     return rows

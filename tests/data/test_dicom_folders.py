@@ -57,13 +57,15 @@ def test_series_of_two_patients_with_one_uid_stay_two_volumes(tmp_path: Path) ->
     assert [volume.name for volume in find_volumes(tmp_path)] == ["patient1", "patient2"]
 
 
-@pytest.mark.parametrize("implicit", [True, False])
-def test_files_without_preamble_are_found(tmp_path: Path, implicit: bool) -> None:
+@pytest.mark.parametrize(("implicit", "little"), [(True, True), (False, True), (False, False)])
+def test_files_without_preamble_are_found(tmp_path: Path, implicit: bool, little: bool) -> None:
     folder = tmp_path / "scan"
     folder.mkdir()
     for k, one in enumerate(slices()):
         del one.file_meta
-        one.save_as(folder / f"{k}", enforce_file_format=False, implicit_vr=implicit, little_endian=True)
+        if not little:
+            one.PixelData = np.frombuffer(one.PixelData, "<u2").astype(">u2").tobytes()
+        one.save_as(folder / f"{k}", enforce_file_format=False, implicit_vr=implicit, little_endian=little)
     assert_one_whole_volume(folder, "scan")
 
 

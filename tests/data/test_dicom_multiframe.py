@@ -72,6 +72,17 @@ def test_stacks_that_are_no_regular_volume_are_refused(tmp_path: Path) -> None:
         read(images, tmp_path)
 
 
+def test_stacks_that_lie_between_one_another_are_refused(tmp_path: Path) -> None:
+    images = [enhanced(planes(), PLACES, stacks=["1", "2"] * 4)]
+    with pytest.raises(VolumeError, match=r"slices of 2 stacks that lie between one another; split it into one volume"):
+        read(images, tmp_path)
+
+
+def test_a_time_that_counts_the_slices_is_no_series_over_time(tmp_path: Path) -> None:
+    stored = planes()
+    assert_is(read([enhanced(stored, PLACES, times=range(1, COUNT + 1))], tmp_path), 2.0 * stored, right_affine())
+
+
 def test_frames_without_functional_groups_are_refused(tmp_path: Path) -> None:
     one = image(planes(1)[0], 0)
     one.NumberOfFrames, one.PixelData = COUNT, one.PixelData * COUNT

@@ -91,6 +91,14 @@ def test_spacing_that_changes_is_resampled_by_true_positions(tmp_path: Path) -> 
     assert volume.meta["notes"] == ("slices 1.5 to 3 mm apart, resampled to 1.5 mm",)
 
 
+def test_the_last_slice_keeps_its_place_where_the_finest_step_does_not_fit(tmp_path: Path) -> None:
+    heights = np.concatenate([[0], np.cumsum([3.0] * 4 + [1.25] * 5)])
+    volume = read_volume(save(of_field([up(height) for height in heights]), tmp_path), "series")
+    last = volume.affine.numpy() @ [0, 0, volume.shape[3] - 1, 1]
+    np.testing.assert_allclose(last[2], up(heights[-1])[2], atol=1e-4)
+    assert_holds_the_field(volume)
+
+
 def test_uneven_positions_are_interpolated(tmp_path: Path) -> None:
     heights = [0, 3.2, 6.1, 8.8, 12.3, 15, 17.9, 21]
     volume = read_volume(save(of_field([up(h) for h in heights]), tmp_path), "series")
@@ -150,9 +158,10 @@ def test_localizers_and_screen_saves_are_left_out_and_named(tmp_path: Path) -> N
     side.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
     saved = image(planes(1)[0], 91, SOPClassUID=SCREEN_SAVE)
     del saved.ImagePositionPatient, saved.ImageOrientationPatient, saved.PixelSpacing
-    volume = read_volume(save([*images, side, saved], tmp_path), "series")
+    report = image(planes(1)[0], 92, ImageType=["DERIVED", "SECONDARY", "SCREEN SAVE"])  # of the class of a scan
+    volume = read_volume(save([*images, side, saved, report], tmp_path), "series")
     np.testing.assert_array_equal(volume[0].numpy(), stored.transpose(2, 1, 0) - 1024)
-    assert sorted(volume.meta["notes"]) == ["1 image(s) left out: a localizer", "1 image(s) left out: a screen save"]
+    assert sorted(volume.meta["notes"]) == ["1 image(s) left out: a localizer", "2 image(s) left out: a screen save"]
 
 
 def test_a_few_slices_of_another_orientation_are_left_out_and_named(tmp_path: Path) -> None:
@@ -272,6 +281,21 @@ def test_acquisitions_that_interleave_are_one_volume_and_said(tmp_path: Path) ->
     volume = read_volume(save(images, tmp_path), "series")
     np.testing.assert_array_equal(volume[0].numpy(), stored.transpose(2, 1, 0) - 1024)
     assert volume.meta["notes"] == ("slices of 2 acquisitions lie between one another, read as one volume",)
+
+
+@pytest.mark.parametrize(
+    ("tag", "said"), [("TemporalPositionIdentifier", "2 temporal positions"), ("EchoNumbers", "2 echoes")]
+)
+def test_volumes_that_lie_between_one_another_are_refused(tmp_path: Path, tag: str, said: str) -> None:
+    images = [image(p, k, **{tag: 1 + k % 2}) for k, p in enumerate(planes())]
+    with pytest.raises(VolumeError, match=f"has slices of {said} that lie between one another; split it"):
+        read_volume(save(images, tmp_path), "series")
+
+
+def test_images_that_hold_many_slices_each_are_refused(tmp_path: Path) -> None:
+    images = [image(p, k, ImageType=["ORIGINAL", "PRIMARY", "M", "MOSAIC"]) for k, p in enumerate(planes())]
+    with pytest.raises(VolumeError, match="holds mosaics, many slices in one image; convert it to NIfTI"):
+        read_volume(save(images, tmp_path), "series")
 
 
 def test_a_result_refers_to_the_images_of_the_main_acquisition(tmp_path: Path) -> None:

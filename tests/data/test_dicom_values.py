@@ -67,6 +67,38 @@ def test_range_of_padding_is_background(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read(images, tmp_path), expected)
 
 
+@pytest.mark.parametrize(("signed", "value"), [(False, 63536), (True, -3024)])
+def test_padding_that_needs_more_bits_than_the_stored_ones_is_background(
+    tmp_path: Path, signed: bool, value: int
+) -> None:
+    stored = planes() - (1000 if signed else 0)
+    lowest = stored[:, 3:].min() - 1024
+    stored[:, :3] = value
+    images = [image(stored[k], k, signed=signed, BitsStored=12, HighBit=11) for k in range(COUNT)]
+    for one in images:
+        one.add_new("PixelPaddingValue", "SS" if signed else "US", value)
+    expected = stored - 1024
+    expected[:, :3] = lowest
+    np.testing.assert_array_equal(read(images, tmp_path), expected)
+
+
+def test_padding_with_a_value_between_the_others_is_background_and_said(tmp_path: Path) -> None:
+    stored = planes() - 1000
+    images = [image(stored[k], k, signed=True, intercept=0) for k in range(COUNT)]
+    for one in images:
+        one.add_new("PixelPaddingValue", "SS", int(stored[0, 0, 0]))
+    volume = read_volume(save(images, tmp_path), "series")
+    assert volume[0, 0, 0, 0] == stored.min()
+    said = f"the header's value of padding, {stored[0, 0, 0]}, lies between other values; it is taken as background"
+    assert volume.meta["notes"] == (said,)
+
+
+def test_values_in_the_highest_bits_are_moved_down(tmp_path: Path) -> None:
+    stored = planes()
+    images = [image(stored[k] << 4, k, BitsStored=12, HighBit=15) for k in range(COUNT)]
+    np.testing.assert_array_equal(read(images, tmp_path), stored - 1024)
+
+
 @pytest.mark.parametrize("signed", [False, True])
 def test_bits_above_the_stored_ones_are_no_part_of_a_value(tmp_path: Path, signed: bool) -> None:
     stored = planes() - (1000 if signed else 0)
@@ -200,4 +232,10 @@ def test_colour_images_are_refused(tmp_path: Path) -> None:
         one.SamplesPerPixel, one.PhotometricInterpretation, one.PlanarConfiguration = 3, "RGB", 0
         one.PixelData = one.PixelData * 3
     with pytest.raises(VolumeError, match="holds colours"):
+        read(images, tmp_path)
+
+
+def test_numbers_of_a_palettes_colours_are_no_values(tmp_path: Path) -> None:
+    images = [image(p, k, PhotometricInterpretation="PALETTE COLOR") for k, p in enumerate(planes())]
+    with pytest.raises(VolumeError, match="holds colours, not one value per voxel"):
         read(images, tmp_path)

@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pydicom
 import pytest
 
@@ -147,6 +150,37 @@ def test_unusable_json_is_one_clear_line(tmp_path: Path, content: str, complaint
     with pytest.raises(UserError, match=complaint) as raised:
         find_volumes(path)
     assert str(path) in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_what_cannot_be_opened_ends_no_search_and_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Permissions are feigned: the superuser of a container has all."""
+    write_dicom(tmp_path / "series", ct_phantom())
+    for name in ("ok.nii.gz", "locked.nii.gz", "closed/a.nii.gz", "listed/a.nii.gz"):
+        write_nifti(tmp_path / name, ct_phantom())
+    (tmp_path / "gone.nii.gz").symlink_to(tmp_path / "archive/gone.nii.gz")
+    (tmp_path / "slice").write_bytes(bytes(200))
+    scandir, access = os.scandir, os.access
+
+    def scan(path: str) -> Any:
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    hidden = (("listed", os.X_OK), ("locked.nii.gz", os.R_OK), ("slice", os.R_OK))
+    monkeypatch.setattr(os, "access", lambda path, mode: access(path, mode) and (Path(path).name, mode) not in hidden)
+    found = {volume.name: volume for volume in find_volumes(tmp_path, others=True)}
+    assert list(found) == ["closed (unreadable)", "locked.nii.gz", "ok.nii.gz", "series"]
+    said = "4 file(s), folder(s) or link(s) that cannot be opened, some in 3 other place(s)"
+    assert found["closed (unreadable)"].left_out == (said, "correct their permissions or remove them")
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    with pytest.raises(VolumeError, match="is constant"):  # what it is, not that it may not be read
+        read_volume([str(write_nifti(tmp_path / "b.nii", np.ones((4, 4, 4), np.int16)))], "b")
+    monkeypatch.setattr("bundle.data.read.read_by_nibabel", lambda *_: (tmp_path / "closed/none").read_bytes())
+    with pytest.raises(VolumeError, match=r"^a: may not be read; correct the permissions"):
+        read_volume(list(found["locked.nii.gz"].files), "a")
 
 
 def test_missing_folder_names_the_command_that_fetches_the_default_volumes(tmp_path: Path) -> None:

@@ -158,6 +158,21 @@ def test_origin_within_a_voxel_in_micrometres_is_one(tmp_path: Path, origin: lis
     np.testing.assert_allclose(volume.affine.numpy(), affine, atol=1e-5)
 
 
+@pytest.mark.parametrize("fov", [1, 12])  # one of a few mm, and one of a patient
+def test_any_origin_within_a_voxel_in_micrometres_is_one_unless_in_mm_it_is_around_the_centre(
+    tmp_path: Path, fov: int
+) -> None:
+    affine = np.diag([0.9 * fov, 0.8 * fov, 3 * fov, 1.0])
+    affine[:3, 3] = [-0.4, 0.3, 0.12]
+    image = nibabel.Nifti1Image(ct_phantom(), np.diag([1000, 1000, 1000, 1.0]) @ affine)
+    image.header.set_xyzt_units("micron")
+    nibabel.save(image, tmp_path / "a.nii")
+    volume = read_volume([str(tmp_path / "a.nii")], "a")
+    np.testing.assert_allclose(volume.affine.numpy(), affine, atol=1e-5)
+    said = "units are microns; its origin, less than a voxel, is taken so, too, but may be in mm"
+    assert volume.meta["notes"] == (said,)
+
+
 def test_sform_is_taken_where_the_qform_differs_and_said(tmp_path: Path) -> None:
     image = nibabel.Nifti1Image(ct_phantom(), AFFINE)
     image.set_sform(AFFINE, 1)

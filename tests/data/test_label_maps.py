@@ -185,11 +185,13 @@ def test_probabilities_are_refused_where_a_scan_on_their_grid_is_near_and_else_s
         read(file, from_folder=True)
 
 
-def test_a_label_map_alone_is_taken_and_said(tmp_path: Path) -> None:
+def test_a_label_map_alone_is_refused_with_the_way_to_force_it(tmp_path: Path) -> None:
     file = write_nifti(tmp_path / "all/case/a.nii.gz", ellipsoid((24, 20, 16)).astype(np.int16))
-    item = ReadVolumed()({"image": [str(file)], "name": "a", "from_folder": True})
-    (note,) = item["image"].meta["notes"]
-    assert note.startswith("looks like a label map: few whole numbers; taken as a scan")
+    with pytest.raises(
+        VolumeError, match=r"^a: looks like a label map: few whole numbers; if it is a scan, .*--include"
+    ):
+        ReadVolumed()({"image": [str(file)], "name": "a", "from_folder": True})
+    assert ReadVolumed()({"image": [str(file)], "name": "a"})["image"].max() == 1  # named by the user
 
 
 @pytest.mark.parametrize("ending", ["nii.gz", "nrrd"])
@@ -220,16 +222,15 @@ def test_a_label_map_is_refused_where_a_scan_on_its_grid_is_near(tmp_path: Path,
     labels = ellipsoid((24, 20, 16)).astype(np.int16)
     affine = np.diag([2.0, 1.0, 3.0, 1.0])
     file = write_nifti(tmp_path / "all/odd/case_7.nii.gz", labels, affine)
-    read(file, from_folder=True)  # alone, nothing says what it is
     write_nifti(tmp_path / "all/odd" / scan, mr_phantom(), affine)
-    with pytest.raises(VolumeError, match=r"looks like a label map.*--include"):
+    with pytest.raises(VolumeError, match=r"looks like a label map.*on the grid of another.*--include"):
         read(file, from_folder=True)
     read(file)  # named by the user
 
 
-def test_another_grid_is_no_reason_to_refuse(tmp_path: Path) -> None:
+def test_another_grid_is_no_reason_to_refuse_probabilities(tmp_path: Path) -> None:
     folder = tmp_path / "all/case"  # the folders above and beside are looked into, too
-    file = write_nifti(folder / "a.nii.gz", ellipsoid((24, 20, 16)).astype(np.int16))
+    file = write_nifti(folder / "a.nii.gz", smooth(ellipsoid((24, 20, 16)), 0.5))
     write_nifti(folder / "b.nii.gz", ct_phantom(), np.diag([2.0, 1, 1, 1]))
     write_nifti(folder / "c.nii.gz", ct_phantom((24, 20, 17)))
     (folder / "d.nii.gz").write_bytes(b"broken")

@@ -15,6 +15,7 @@ import torch.multiprocessing as mp
 from bundle.errors import UserError
 from bundle.losses import AlignmentLoss
 from bundle.networks import Pairs
+from bundle.runs import stop_distributed
 
 
 def example(rows: int = 6, seed: int = 0) -> Pairs:
@@ -87,7 +88,7 @@ def _rank(rank: int, port: int, folder: str) -> None:
         with torch.no_grad():
             alone = AlignmentLoss(temperature=0.5, across_ranks=True)([pair])[0].item()
     torch.save({"loss": loss.item(), "key": pair.key.grad is not None, "alone": alone}, Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
+    stop_distributed()
 
 
 def test_the_other_processes_keys_are_negatives_of_other_volumes(tmp_path: Path):

@@ -13,6 +13,7 @@ import torch.multiprocessing as mp
 from bundle.cells import from_cells, to_cells
 from bundle.errors import UserError
 from bundle.losses import ReconstructionLoss
+from bundle.runs import stop_distributed
 
 CELL = (4, 2, 4)
 
@@ -148,7 +149,7 @@ def _rank(rank: int, port: int, folder: str) -> None:
         with torch.no_grad():
             ReconstructionLoss()(**part)
     torch.save(found, Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
+    stop_distributed()
 
 
 def test_two_processes_share_the_loss_of_the_whole_batch(example, tmp_path: Path):

@@ -18,6 +18,8 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD
 
+from bundle.data import FoundVolume, find_scans
+from bundle.data.volume_set import listed_by_one
 from bundle.errors import UserError
 from bundle.runs.distributed import broadcast, is_main_rank, start_distributed, stop_distributed, wrap
 from bundle.runs.folder import RunFolder, open_run_folder
@@ -43,6 +45,15 @@ def process(rank: int, port: int, results: Path) -> None:
         open_run_folder(bundle_root=results, resume=True)
     except UserError as error:
         found["error"] = str(error)
+
+    # the second process would see one volume more; then a folder that cannot be used is one error for both
+    found["listed"] = [
+        volume.name for volume in listed_by_one(lambda: [FoundVolume(f"{n}", ()) for n in range(rank + 1)])
+    ]
+    try:
+        listed_by_one(lambda: find_scans(results / "missing") if rank == 0 else [])
+    except UserError as error:
+        found["nothing listed"] = str(error)
 
     network = wrap(ToyNetwork(), CPU)
     optimizer = SGD(network.parameters(), lr=0.1)
@@ -95,6 +106,11 @@ def test_all_ranks_agree_on_the_run_folder_or_on_the_error(found):
     assert found[0]["folder"] == found[1]["folder"]
     assert found[0]["error"] == found[1]["error"]
     assert "no run to resume" in found[0]["error"]
+
+
+def test_all_ranks_have_the_volumes_that_the_first_one_sees(found):
+    assert [process["listed"] for process in found] == [["0"], ["0"]]
+    assert all("missing does not exist" in process["nothing listed"] for process in found)
 
 
 def test_gradients_are_averaged(found):

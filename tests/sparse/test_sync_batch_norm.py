@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.multiprocessing.spawn import spawn
 
+from bundle.runs import stop_distributed
 from bundle.sparse import SparseVolume, sync_over_visible_sites
 from tests.sparse.examples import EXECUTORS
 
@@ -50,7 +51,7 @@ def process(rank: int, port: int, results: Path) -> None:
         sync_over_visible_sites(layer)
         found = forward_backward(layer, image[mine], visible[mine], weights(image)[mine], executor)
         torch.save(found, results / f"{executor}{rank}.pt")
-    dist.destroy_process_group()
+    stop_distributed()
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from bundle.data import PlainStore, PreparedVolume
 from bundle.errors import UserError
 from bundle.runs.folder import RunFolder
 from bundle.tasks import ExportBest
-from bundle.training import ExportEncoder, History, RecordConfig, RunCheckpoint, Summary
+from bundle.training import ExportEncoder, History, RecordConfig, RunCheckpoint, Summary, earlier_split
 
 from .toy import ToyNetwork, toy_loader, toy_trainer
 
@@ -37,7 +38,9 @@ def split(training=("a", "b"), validation=("c",)) -> SimpleNamespace:
     return SimpleNamespace(training=[volume(name) for name in training], validation=[volume(v) for v in validation])
 
 
-def train(path: Path, epochs: int = 2, *, resume: bool = False, kill: str = "", best: bool = False, volumes=None):
+def train(
+    path: Path, epochs: int = 2, *, resume: bool = False, kill: str = "", best: bool = False, volumes=None, **options
+):
     """Trains the toy; `kill` names the handler before which the last epoch ends."""
     folder, network = RunFolder(path / "run", resumed=resume), ToyNetwork()
     optimizer = SGD(network.parameters(), lr=0.1)
@@ -49,7 +52,7 @@ def train(path: Path, epochs: int = 2, *, resume: bool = False, kill: str = "", 
         "history": History(run_folder=folder),
         "checkpoint": RunCheckpoint(
             run_folder=folder, network=network, optimizer=optimizer,
-            lr_scheduler=WarmupCosineSchedule(optimizer, 1, 100), volumes=volumes,
+            lr_scheduler=WarmupCosineSchedule(optimizer, 1, 100), volumes=volumes, **options,
         ),
         "product": product,
         "summary": Summary(run_folder=folder, network=network),
@@ -157,6 +160,20 @@ def test_other_data_is_refused_by_name_and_the_run_stays_as_it_was(tmp_path: Pat
     assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
 
 
+def test_other_data_goes_on_with_a_report_where_asked(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    train(tmp_path, epochs=1, volumes=split())
+    trainer = train(tmp_path, resume=True, volumes=split(("a", "d")), volumes_may_change=True)
+    assert trainer.state.epoch == 2
+    assert "or on the other side of the split: d\n" in caplog.text and ": a\n" not in caplog.text
+    assert (
+        "of these 3 volumes 1 are new, changed or on the other side of the split; of the 3 before 1 are gone"
+        in caplog.text
+    )
+    caplog.clear()
+    train(tmp_path, 3, resume=True, volumes=split(("a", "d")), volumes_may_change=True)
+    assert "of the split" not in caplog.text, "the checkpoint knows the new ones by now"
+
+
 @pytest.mark.parametrize("change", [{"size": (8, 8, 9)}, {"modality": "MR"}], ids=["size", "modality"])
 def test_a_volume_that_was_prepared_otherwise_is_other_data(tmp_path: Path, change: dict):
     train(tmp_path, epochs=1, volumes=split())
@@ -183,6 +200,19 @@ def test_another_number_of_processes_is_refused(tmp_path: Path, monkeypatch: pyt
         UserError, match="was trained by 1 processes, and this command has 4: resume it with one process"
     ):
         train(tmp_path, resume=True)
+
+
+def test_as_many_crops_per_step_from_another_number_of_processes_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    train(tmp_path, epochs=1)
+    file = tmp_path / "run/checkpoints/last.pt"
+    checkpoint = torch.load(file, weights_only=True)
+    states = checkpoint["random_states"] * 2
+    torch.save({**checkpoint, "random_states": states, "crops_per_step": 2}, file)  # of two processes, one crop each
+    caplog.set_level(logging.INFO, logger="bundle")
+    assert train(tmp_path, resume=True).state.epoch == 2
+    assert "trained by 2 processes before, by 1 now, on 2 crops per step" in caplog.text
 
 
 def test_a_refused_resume_records_no_settings_and_an_accepted_one_does(tmp_path: Path):
@@ -261,3 +291,14 @@ def test_a_checkpoint_of_an_older_version_is_compared_without_the_content(tmp_pa
     torch.save(checkpoint, path)
     with pytest.raises(UserError, match="was trained on other data"):
         train(tmp_path, 4, resume=True, volumes=split(training=("a", "x")))
+
+
+def test_the_checkpoint_tells_the_part_of_each_volume_it_knows(tmp_path: Path):
+    assert earlier_split(run_folder=RunFolder(tmp_path / "run"), volumes_may_change=True) is None
+    train(tmp_path, epochs=1, volumes=split(("a", "b"), ("c",)))
+    resumed = RunFolder(tmp_path / "run", resumed=True)
+    assert earlier_split(run_folder=resumed) is None
+    for folder in (resumed, str(tmp_path / "run")):  # an evaluation has the path
+        part = earlier_split(run_folder=folder, volumes_may_change=True)
+        assert [part(volume(name)) for name in "abcd"] == ["training", "training", "validation", ""]
+        assert part(replace(volume("c"), content="0b")) == "validation", "also with other content"

@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from itertools import pairwise
 
 import numpy as np
 
 from bundle.data.dicom.frames import Frame
+from bundle.errors import VolumeError
 
-__all__ = ["count_lost", "main_acquisition", "notes_on_missing"]
+__all__ = ["check_not_mixed", "count_lost", "main_acquisition", "notes_on_missing"]
 
 #: at most this share of a series may be slices of other acquisitions that are left out
 _OTHER_SHARE = 0.1
@@ -46,11 +47,36 @@ def main_acquisition(frames: list[Frame], along: np.ndarray) -> tuple[list[Frame
     return kept, along[is_main], [f"{others} image(s) left out: of another acquisition"]
 
 
-def _note_on_mixed(kinds: Sequence[tuple[tuple[str, ...], str]]) -> list[str]:
+def check_not_mixed(frames: Sequence[Frame], name: str) -> None:
+    """Refuses slices of several volumes that lie between one another, though all of them make an even one.
+
+    Args:
+        frames: in the order of their positions, none of them twice.
+        name: what to call the series in an error.
+
+    Raises:
+        VolumeError: if several temporal positions, echoes or stacks lie so.
+    """
+    kinds = {
+        "temporal positions": [frame.time for frame in frames],
+        "echoes": [frame.echo for frame in frames],
+        "stacks": [frame.stack for frame in frames],
+    }
+    for kind, values in kinds.items():
+        if _interleave(values):
+            mixed = f"has slices of {len(set(values))} {kind} that lie between one another"
+            raise VolumeError(name, mixed, "split it into one volume each")
+
+
+def _note_on_mixed(kinds: Sequence[Hashable]) -> list[str]:
     """Of acquisitions that follow one another nothing is said; a scan of the chest and the abdomen is made so."""
-    changes = sum(one != other for one, other in pairwise(kinds))
-    count = len(set(kinds))
-    return [f"slices of {count} acquisitions lie between one another, read as one volume"] if changes >= count else []
+    if not _interleave(kinds):
+        return []
+    return [f"slices of {len(set(kinds))} acquisitions lie between one another, read as one volume"]
+
+
+def _interleave(kinds: Sequence[Hashable]) -> bool:
+    return sum(one != other for one, other in pairwise(kinds)) >= len(set(kinds))
 
 
 def count_lost(frames: Sequence[Frame], steps: np.ndarray) -> int:

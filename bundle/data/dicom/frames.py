@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bundle.data.dicom.folders import read_header
+from bundle.data.dicom.headers import read_header
+from bundle.data.dicom.padding import padding_range
 
 if TYPE_CHECKING:
     import pydicom
 
-__all__ = ["Frame", "read_frames"]
+__all__ = ["FRAME_TAGS", "Frame", "frames_from_header", "read_all_frames", "read_frames"]
 
-_TAGS = [
+#: what `frames_from_header` reads
+FRAME_TAGS = [
     "SOPClassUID",
     "ImageType",
     "Modality",
@@ -26,6 +28,7 @@ _TAGS = [
     "Rows",
     "Columns",
     "SamplesPerPixel",
+    "PhotometricInterpretation",
     "NumberOfFrames",
     "BitsAllocated",
     "PixelRepresentation",
@@ -44,6 +47,8 @@ _TAGS = [
     "PerFrameFunctionalGroupsSequence",
 ]
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+#: values of ImageType by what they make of an image
+_ODD_KINDS = {"LOCALIZER": "a localizer", "SCREEN SAVE": "a screen save", "MOSAIC": "a mosaic of slices"}
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,7 @@ class Frame:
         odd: what makes it no slice of a volume ("a localizer", ...), or "".
         modality: "CT", "MR" or "".
         number: InstanceNumber of a file with one image, or None.
+        echo: number of the echo, or "".
         acquisition: what the slices of one acquisition share: its number, echo and kind of image.
         between: mm between slices, as the header says, or None.
         table: the header with a Modality LUT, which then stands for slope and intercept; else None.
@@ -84,6 +90,7 @@ class Frame:
     odd: str
     modality: str
     number: int | None = None
+    echo: str = ""
     acquisition: tuple[str, ...] = ()
     between: float | None = None
     table: pydicom.Dataset | None = field(default=None, repr=False)
@@ -95,9 +102,22 @@ def read_frames(file: str) -> list[Frame]:
     Raises:
         ValueError: if it is no DICOM image.
     """
-    header = read_header(file, _TAGS)
+    header = read_header(file, FRAME_TAGS)
     if header is None or "Rows" not in header:
         raise ValueError("is no DICOM image")
+    return frames_from_header(header, file)
+
+
+def frames_from_header(header: pydicom.Dataset, file: str) -> list[Frame]:
+    """The images that a header describes.
+
+    Args:
+        header: of a DICOM image.
+        file: that it is of.
+
+    Raises:
+        ValueError: if it describes another number of images than it says; other errors if it is damaged.
+    """
     count = int(header.get("NumberOfFrames") or 1)
     shared = _items(header, "SharedFunctionalGroupsSequence")
     each = _items(header, "PerFrameFunctionalGroupsSequence")
@@ -125,12 +145,13 @@ def _frame(file: str, index: int, header: pydicom.Dataset, groups: list[pydicom.
         slope=1.0 if slope in (None, "") else float(slope),
         intercept=0.0 if intercept in (None, "") else float(intercept),
         units=_units(header, groups),
-        padding=_padding(header),
+        padding=padding_range(header),
         time=_time(groups),
         stack=str(_first(groups, "FrameContentSequence", "StackID") or ""),
         odd=_odd(header, groups),
         modality={"CT": "CT", "MR": "MR"}.get(str(header.get("Modality") or ""), ""),
         number=_whole(header.get("InstanceNumber")) if "NumberOfFrames" not in header else None,
+        echo=str(header.get("EchoNumbers") or ""),
         acquisition=(
             *(str(header.get(tag) or "") for tag in ("AcquisitionNumber", "EchoNumbers")),
             *(str(kind).upper() for kind in header.get("ImageType") or []),
@@ -188,27 +209,13 @@ def _pair(pixel: Any) -> tuple[float, float] | None:
     return (values[0], values[1]) if len(values) == 2 and min(values) > 0 else None
 
 
-def _padding(header: pydicom.Dataset) -> tuple[float, float] | None:
-    """The range of stored values that are padding; some writers give a signed value as unsigned, and vice versa."""
-    value, limit = header.get("PixelPaddingValue"), header.get("PixelPaddingRangeLimit")
-    if value is None or isinstance(value, bytes):
-        return None
-    bits, is_signed = int(header.get("BitsAllocated", 16)), bool(header.get("PixelRepresentation", 0))
-    ends = sorted(_wrapped(end, bits, is_signed) for end in (value, value if limit is None else limit))
-    return float(ends[0]), float(ends[1])
-
-
-def _wrapped(value: int, bits: int, is_signed: bool) -> int:
-    value = int(value) % 2**bits
-    return value - 2**bits if is_signed and value >= 2 ** (bits - 1) else value
-
-
 def _odd(header: pydicom.Dataset, groups: list[pydicom.Dataset]) -> str:
     kinds = [str(kind).upper() for kind in header.get("ImageType") or []]
-    if int(header.get("SamplesPerPixel") or 1) > 1:
+    has_palette = str(header.get("PhotometricInterpretation") or "").startswith("PALETTE")
+    if has_palette or int(header.get("SamplesPerPixel") or 1) > 1:
         return "in colour"
-    if "LOCALIZER" in kinds:
-        return "a localizer"
+    if found := [odd for kind, odd in _ODD_KINDS.items() if kind in kinds]:
+        return found[0]
     if str(header.get("SOPClassUID") or "").startswith(_SECONDARY_CAPTURE):
         return "a screen save"
     return "" if groups else "without a position"

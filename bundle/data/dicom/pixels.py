@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bundle.data.dicom.padding import keep_padding
+
 if TYPE_CHECKING:
     import pydicom
 
-__all__ = ["StoredValues", "UnknownCompressionError", "stored_frames", "through_table"]
+__all__ = ["StoredValues", "UnknownCompressionError", "stored_frames", "through_table", "unknown_compression"]
 
 _TAGS = [
     "Rows",
@@ -23,6 +25,8 @@ _TAGS = [
     "BitsStored",
     "HighBit",
     "PixelRepresentation",
+    "PixelPaddingValue",
+    "PixelPaddingRangeLimit",
     "NumberOfFrames",
     "ExtendedOffsetTable",
     "ExtendedOffsetTableLengths",
@@ -62,21 +66,32 @@ class StoredValues:
 def stored_frames(file: str) -> np.ndarray:
     """The images of a file, ``[frames, rows, columns]``; raises as `StoredValues`."""
     import pydicom  # noqa: PLC0415 - needed for DICOM only
-    from pydicom.uid import ImplicitVRLittleEndian, RLELossless  # noqa: PLC0415
+    from pydicom import uid  # noqa: PLC0415
 
     header = pydicom.dcmread(file, force=True, specific_tags=_TAGS)
     meta = header.file_meta
     if "TransferSyntaxUID" not in meta:  # a file without preamble
-        implicit = header.original_encoding[0]
-        meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else pydicom.uid.ExplicitVRLittleEndian
+        is_implicit, is_little = header.original_encoding
+        explicit = uid.ExplicitVRLittleEndian if is_little else uid.ExplicitVRBigEndian
+        meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian if is_implicit else explicit
     syntax = meta.TransferSyntaxUID
     if syntax in _BY_ITK:
         return _decoded_by_itk(header)
-    if syntax.is_encapsulated and syntax != RLELossless:
-        raise UnknownCompressionError(f"is compressed as {syntax.name}, which cannot be decoded here")
+    if reason := unknown_compression(syntax):
+        raise UnknownCompressionError(reason)
+    header.pixel_array_options(correct_unused_bits=False)  # the used ones may be the highest
     values = header.pixel_array
     frames = values if int(header.get("NumberOfFrames") or 1) > 1 else values[None]
     return _used_bits(frames, header) if "PixelData" in header else frames
+
+
+def unknown_compression(syntax: pydicom.uid.UID) -> str:
+    """Why the pixels of a transfer syntax cannot be decoded; "" if they can."""
+    from pydicom.uid import RLELossless  # noqa: PLC0415 - needed for DICOM only
+
+    if not syntax.is_encapsulated or syntax == RLELossless or syntax in _BY_ITK:
+        return ""
+    return f"is compressed as {syntax.name}, which cannot be decoded here"
 
 
 def through_table(stored: np.ndarray, header: pydicom.Dataset) -> np.ndarray:
@@ -100,7 +115,7 @@ def _used_bits(values: np.ndarray, header: pydicom.Dataset) -> np.ndarray:
     bits = values.astype(np.int64) >> max(0, shift) & (2**stored - 1)
     sign = 2 ** (stored - 1)
     used: np.ndarray = (bits ^ sign) - sign if header.get("PixelRepresentation", 0) else bits
-    return used
+    return keep_padding(used, values, header)
 
 
 def _decoded_by_itk(header: pydicom.Dataset) -> np.ndarray:

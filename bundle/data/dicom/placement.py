@@ -118,7 +118,8 @@ def lay_out(frames: Sequence[Frame], along: np.ndarray, name: str) -> Grid:
         return Grid(_affine(frames[0], start + way * first, way * even), len(along))
     runs = _runs(steps)
     step = float(min(steps)) if len(runs) > 1 and min(runs) >= _SHORTEST_RUN else float(steps.mean())
-    count = int(np.floor((along[-1] - along[0]) / step + 1e-3)) + 1
+    count = int(np.ceil((along[-1] - along[0]) / step - 0.01)) + 1
+    step = float(along[-1] - along[0]) / (count - 1)  # a little finer, so that the last slice keeps its place
     wanted = along[0] + step * np.arange(count)
     note = f"slices {steps.min():.3g} to {steps.max():.3g} mm apart, resampled to {step:.3g} mm"
     affine = _affine(frames[0], start + way * along[0], way * step)
@@ -230,6 +231,8 @@ def _difference(main: Frame, others: Sequence[Frame]) -> str:
 def _refuse_unusable(frames: Sequence[Frame], name: str) -> None:
     if any(frame.odd == "in colour" for frame in frames):
         raise VolumeError(name, "holds colours, not one value per voxel", "leave it out")
+    if any(frame.odd == "a mosaic of slices" for frame in frames):
+        raise VolumeError(name, "holds mosaics, many slices in one image", "convert it to NIfTI, as with dcm2niix")
     if any(frame.place is None for frame in frames):
         raise VolumeError(name, "has slices without a position", "leave it out")
     if any(frame.pixel is None for frame in frames):

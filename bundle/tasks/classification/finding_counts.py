@@ -33,7 +33,8 @@ class FindingCounts:
         pos_weight: for `MaskedBCEWithLogitsLoss`: negatives per positive, 100 at most; None without `balance`.
 
     Raises:
-        UserError: if no finding has both positives and negatives in validation: there is no best epoch then.
+        UserError: if no finding has both positives and negatives in validation: there is no best epoch then; or if
+            `balance` is a column, as pre-training takes one.
     """
 
     def __init__(
@@ -44,6 +45,8 @@ class FindingCounts:
         validation: Sequence[PreparedVolume],
         balance: bool = False,
     ) -> None:
+        if not isinstance(balance, bool):
+            raise UserError(f"--balance {balance} balances the draws of pre-training: give True or False here")
         counts = {"training": _count(training), "validation": _count(validation)}
         self.summary = {
             finding: {

@@ -56,7 +56,7 @@ class FitHeads:
 
     def __call__(self, engine: Engine) -> None:
         """Runs it."""
-        if self.batches == 0 or engine.state.epoch > 0:
+        if self.batches == 0 or engine.state.epoch > 0 or engine.state.iteration > 0:
             return
         batches = [
             {key: batch[key].to(engine.state.device) for key in ("image", "label")}

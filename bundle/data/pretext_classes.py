@@ -1,0 +1,203 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""Classes of voxels made from the scans themselves, for a pretext segmentation: nobody labels anything."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from monai.config import KeysCollection
+from monai.transforms import MapTransform
+from scipy.cluster.vq import kmeans2
+from scipy.ndimage import gaussian_filter, gaussian_gradient_magnitude
+from torch import Tensor
+from tqdm import tqdm
+
+from bundle.atomic import replace_file
+from bundle.data.crops import RandForegroundCropd
+from bundle.data.prepared_volume import PreparedVolume
+from bundle.errors import UserError
+
+__all__ = ["PretextClasses", "PretextClassesd", "fit_pretext_classes", "voxel_features"]
+
+logger = logging.getLogger(__name__)
+
+_SMOOTHED = (0.0, 1.0, 2.0, 4.0)  # deviations of the Gaussian, voxels
+_EDGES = (1.0, 2.0)
+_LEVELS = 64  # intensities at which a modality's distribution is kept
+_PLACE = "place"
+
+
+@dataclass(frozen=True)
+class PretextClasses:
+    """Classes of voxels: 0 outside the body, the others nearest to one of the centres of a k-means.
+
+    Attributes:
+        centres: ``[classes - 1][features]``, in deviations of the features.
+        mean: of each feature.
+        deviation: of each feature.
+        levels: evenly spaced quantiles of the intensities of the body, by modality: intensities are compared by rank.
+    """
+
+    centres: Sequence[Sequence[float]]
+    mean: Sequence[float]
+    deviation: Sequence[float]
+    levels: Mapping[str, Sequence[float]]
+
+    @property
+    def count(self) -> int:
+        """How many there are, the outside included."""
+        return len(self.centres) + 1
+
+    def classify(self, features: Tensor, foreground: Tensor) -> Tensor:
+        """Features ``[F, D, H, W]`` and the body ``[1, D, H, W]`` to classes, uint8 ``[1, D, H, W]``."""
+        mean, deviation = (torch.tensor(values)[:, None] for values in (self.mean, self.deviation))
+        scaled = (features.flatten(1) - mean) / deviation
+        centres = torch.tensor(self.centres)
+        # the square of the voxel's own features is the same for all centres
+        distance = centres.square().sum(1)[:, None] - 2 * centres @ scaled
+        nearest = (distance.argmin(0) + 1).reshape(foreground.shape)
+        return torch.where(foreground > 0, nearest, torch.zeros_like(nearest)).to(torch.uint8)
+
+
+def voxel_features(image: Tensor, levels: Sequence[float], place: Tensor) -> Tensor:
+    """What a voxel's class is made from.
+
+    The image by rank, smoothed at 0, 1, 2 and 4 voxels; the size of its gradient at 1 and 2; the place in the body.
+
+    Args:
+        image: ``[1, D, H, W]``, prepared.
+        levels: quantiles of the modality's intensities.
+        place: ``[3, 2]``, where the first and the last voxel of each axis lie in the body, from 0 to 1.
+
+    Returns:
+        ``[9, D, H, W]``.
+    """
+    ranks = np.searchsorted(levels, image[0].numpy()).astype(np.float32) / len(levels)
+    # the nearest voxel goes on beyond the crop's border: zeros would be dark tissue
+    smooth = [ranks if width == 0 else gaussian_filter(ranks, width, mode="nearest") for width in _SMOOTHED]
+    edges = [gaussian_gradient_magnitude(ranks, width, mode="nearest") for width in _EDGES]
+    ends = zip(place.tolist(), image.shape[1:])
+    axes = [np.linspace(first, last, size, dtype=np.float32) for (first, last), size in ends]
+    places = np.meshgrid(*axes, indexing="ij")
+    return torch.from_numpy(np.stack([*smooth, *edges, *places]))
+
+
+class PretextClassesd(MapTransform):
+    """Adds the class of every voxel of a crop, uint8 ``[1, D, H, W]``.
+
+    It belongs right behind the crop, before mirrors and changes of intensities: the class is that of the scan as it is.
+
+    Args:
+        keys: of the image.
+        classes: fitted ones.
+        name: key of the result.
+
+    Raises:
+        UserError: if the crop does not say where it lies.
+    """
+
+    def __init__(self, keys: KeysCollection = "image", *, classes: PretextClasses, name: str = "pretext_class") -> None:
+        super().__init__(keys)
+        self.classes, self.name = classes, name
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        if _PLACE not in item:
+            raise UserError("pretext classes need the place of the crop: set place_key: place in RandForegroundCropd")
+        features = voxel_features(
+            item[self.first_key(item)].as_subclass(Tensor), self.classes.levels[item["modality"]], item[_PLACE]
+        )
+        item[self.name] = self.classes.classify(features, item["foreground"].as_subclass(Tensor))
+        return item
+
+
+def fit_pretext_classes(
+    volumes: Sequence[PreparedVolume],
+    *,
+    crop_size: Sequence[int],
+    file: Path,
+    classes: int = 24,
+    crops_per_volume: int = 2,
+    voxels_per_crop: int = 1000,
+    seed: int = 0,
+) -> PretextClasses:
+    """Fits classes to crops of all volumes, or reads those that the run has already.
+
+    A k-means with `classes` - 1 centres on the features of voxels of the body. Under torchrun the first process fits
+    and hands the result to the others.
+
+    Args:
+        volumes: to train on.
+        crop_size: voxels per axis.
+        file: where the classes are kept; a resumed run reads them.
+        classes: how many, the outside included.
+        crops_per_volume: to draw voxels from.
+        voxels_per_crop: at most.
+        seed: of the draw and of the k-means.
+
+    Raises:
+        UserError: for less than three or more than 256 classes, or if the volumes have too few voxels for them.
+    """
+    if not 3 <= classes <= 256:
+        raise UserError(f"{classes} pretext classes cannot be: set pretext_classes#classes to 3 up to 256")
+    several = dist.is_available() and dist.is_initialized()
+    shared: list[Any] = [None]
+    if not several or dist.get_rank() == 0:
+        if not file.exists():
+            draw = RandForegroundCropd(
+                ["image", "foreground"], spatial_size=crop_size, min_foreground=0.3, place_key=_PLACE
+            )
+            fitted = _fit(_draw(volumes, draw, crops_per_volume, seed), classes, voxels_per_crop, seed)
+            with replace_file(file) as temporary:
+                temporary.write_text(json.dumps(asdict(fitted), indent=1))
+        shared = [PretextClasses(**json.loads(file.read_text()))]
+    if several:
+        dist.broadcast_object_list(shared, src=0)
+    found: PretextClasses = shared[0]
+    if found.count != classes:
+        raise UserError(f"{file} has {found.count} classes and the config asks for {classes}: set both alike")
+    return found
+
+
+def _draw(volumes: Sequence[PreparedVolume], draw: RandForegroundCropd, crops: int, seed: int) -> list[dict[str, Any]]:
+    """Crops of all volumes, the same ones for the same seed; a volume that cannot be read is left out."""
+    found = []
+    for number, volume in enumerate(tqdm(volumes, desc="crops for pretext classes")):
+        draw.set_random_state(seed=(seed * 1_000_003 + number) % 2**32)
+        try:
+            found += [draw.read(volume) for _ in range(crops)]
+        except (OSError, RuntimeError) as error:
+            logger.warning("%s is left out of the pretext classes: %s", volume.name, error)
+    return found
+
+
+def _fit(crops: Sequence[Mapping[str, Any]], classes: int, voxels: int, seed: int) -> PretextClasses:
+    generator = np.random.default_rng(seed)
+    body = [np.flatnonzero(crop["foreground"].numpy()) for crop in crops]
+    drawn = [generator.choice(place, min(voxels, len(place)), replace=False) for place in body]
+    values: dict[str, list[Tensor]] = {}
+    for crop, place in zip(crops, drawn):
+        values.setdefault(crop["modality"], []).append(crop["image"].flatten()[place])
+    steps = torch.linspace(0, 1, _LEVELS)
+    levels = {modality: torch.cat(found).quantile(steps).tolist() for modality, found in values.items()}
+    rows = [
+        voxel_features(crop["image"], levels[crop["modality"]], crop[_PLACE]).flatten(1).T[place].numpy()
+        for crop, place in zip(tqdm(crops, desc="features for pretext classes"), drawn)
+    ]
+    features = np.concatenate(rows) if rows else np.empty((0, 1))
+    if len(features) < 10 * classes:
+        raise UserError(
+            f"{len(features)} voxels of bodies are too few for {classes} pretext classes: give more volumes, or less "
+            "pretext_classes#classes"
+        )
+    mean, deviation = features.mean(0), features.std(0).clip(1e-6)
+    centres, _ = kmeans2((features - mean) / deviation, classes - 1, iter=30, minit="++", seed=seed)
+    return PretextClasses(centres.tolist(), mean.tolist(), deviation.tolist(), levels)

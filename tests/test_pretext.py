@@ -1,0 +1,63 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""A pretext segmentation trains from its config: classes are made once, learned, kept, read again, and handed on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow
+from monai.networks.nets.segresnet_ds import SegResNetDS
+
+from bundle.training.history import read_history
+from tests.tiny_run import DEV, ROOT, TINY, TRAIN, bundle_root
+
+CONFIGS = [TRAIN, DEV, *(str(ROOT / f"configs/{name}.yaml") for name in ("decoder_segres", "objective_pretext"))]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Path:
+    return bundle_root(tmp_path_factory.mktemp("pretext"), data_dir)
+
+
+def prepared(root: Path, **options) -> ConfigWorkflow:
+    given = {**TINY, "steps_per_epoch": 1, "pretext_classes#classes": 6, **options}
+    flow = ConfigWorkflow(CONFIGS, workflow_type="train", run_id="training", bundle_root=str(root), **given)
+    flow.initialize()
+    return flow
+
+
+def trained(flow: ConfigWorkflow) -> Path:
+    flow.run()
+    flow.finalize()
+    path: Path = flow.parser.get_parsed_content("run_folder").path
+    return path
+
+
+def test_it_trains_stops_and_goes_on_with_the_same_classes(root: Path, tmp_path: Path):
+    flow = prepared(root, output_dir=str(tmp_path / "run"), **{"train#trainer#max_epochs": 1})
+    batch = next(iter(flow.parser.get_parsed_content("train#dataloader")))
+    classes = batch["pretext_class"]
+    assert classes.shape == batch["image"].shape == batch["clean"].shape
+    assert set(classes.unique().tolist()) <= set(range(6)) and len(classes.unique()) > 2
+    assert (classes[~batch["foreground"]] == 0).float().mean() > 0.9  # moved alike, but for bodies' borders
+    assert not torch.equal(batch["image"], batch["clean"])
+    run = trained(flow)
+    kept = (run / "pretext_classes.json").read_text()
+
+    again = prepared(root, output_dir=str(run), resume=True)
+    assert trained(again) == run and (run / "pretext_classes.json").read_text() == kept
+    rows = read_history(run / "metrics.csv")
+    assert [row["epoch"] for row in rows] == [1, 2]
+    for row in rows:
+        assert row["train/pretext"] > 0 and 0 <= row["train/pretext_accuracy_hidden"] <= 1
+        assert row["validation/pretext"] > 0 and 0 < row["validation/pretext_accuracy_guess"] <= 1
+
+    network = SegResNetDS(init_filters=4, blocks_down=(1, 1, 1, 1, 1), norm=("instance", {"affine": True}))
+    encoder, decoder = (torch.load(run / f"{name}.pt", weights_only=True) for name in ("model", "model_decoder"))
+    network.encoder.load_state_dict(encoder, strict=True)
+    assert not any("pretext" in key for key in (*encoder, *decoder))
+    assert any(key.startswith("up_layers.") for key in decoder)
+    state = torch.load(run / "checkpoints/last.pt", weights_only=True)["network"]
+    assert state["pretext.classes.weight"].shape == (6, 4, 1, 1, 1)

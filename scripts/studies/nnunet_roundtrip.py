@@ -70,7 +70,7 @@ class Way:
         commands = Path(self.options.nnunet)
         folders = {f"nnUNet_{part}": str(self.work / part) for part in ("raw", "preprocessed", "results")}
         # nnU-Net takes all cores of a machine without a GPU; where others work there, threads only wait for each other
-        threads = dict.fromkeys(("OMP_NUM_THREADS", "OMP_THREAD_LIMIT"), str(self.options.threads))
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "SPARSE_MIM_THREADS"), str(self.options.threads))
         own = {
             "nnUNet_compile": "f",
             **threads,

@@ -6,8 +6,9 @@
         --weights models/model.pt runs/<date>/model.pt --steps 500 --output_dir runs/does_pretraining_help/liver
 
 Some people are held out first, and never trained on. Each seed draws labelled people from the rest. All arms then have
-the same people, crops, steps, network and preparation. The same command, with the same output_dir, goes on where it was
-stopped. docs/how-to/does_pretraining_help.md says how to read the page that it writes.
+the same people, crops and steps. Weights may be of different networks and origins, published ones among them: each is
+compared with a training from scratch of its own network, on volumes prepared alike. The same command, with the same
+output_dir, goes on where it was stopped. docs/how-to/does_pretraining_help.md says how to read the page that it writes.
 """
 
 from __future__ import annotations
@@ -34,15 +35,14 @@ from bundle.atomic import free_path, replace_file
 from bundle.data import FoundVolume
 from bundle.errors import UserError, install_excepthook
 from bundle.evaluation.arms import ArmComparison, compare_arms
+from bundle.evaluation.starts import Start, find_starts
 from bundle.figures.arms import draw_arms
 from bundle.reports import Report
 from bundle.tasks.segmentation import find_segmentations, pick_classes
 from bundle.training.trial import run_trial
-from bundle.weights import ModelFiles, ModelSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs/finetune_segmentation.yaml"
-SCRATCH = "scratch"
 _HELD_OUT_SEED = 7
 
 
@@ -95,43 +95,6 @@ def part_people(volumes: Sequence[FoundVolume], held_out: int | None, choosing: 
     return People(*({person: people[person] for person in part} for part in parts))
 
 
-def arm_name(weights: str) -> str:
-    """What to call weights: the file, and its folder where that says more."""
-    path = Path(weights)
-    return str(Path(path.parent.name, path.name)) if path.name == "model.pt" else path.name
-
-
-def preparation(options: argparse.Namespace) -> dict[str, Any]:
-    """What all arms have alike: the first weights' network and preparation.
-
-    Raises:
-        UserError: if the weights have no model.json, or another network than the first ones.
-    """
-    settings: list[ModelSettings] = []
-    for weights in options.weights:
-        found = ModelFiles(weights).read_settings()
-        if found is None or not found.encoder:
-            raise UserError(
-                f"{Path(weights).with_suffix('.json')} is missing or names no encoder: copy it from the run"
-            )
-        ModelFiles(weights).verify_weights()
-        settings.append(found)
-    first = settings[0]
-    for weights, other in zip(options.weights[1:], settings[1:]):
-        if dict(other.encoder) != dict(first.encoder):
-            raise UserError(
-                f"{weights} is of another network than {options.weights[0]}, so their difference would not be one of "
-                "pre-training: compare them one by one"
-            )
-    spacing = "own" if first.spacing is None else list(first.spacing)
-    return {
-        "encoder": {"_target_": "builtins.dict", **first.encoder},
-        "spacing": spacing if options.spacing is None else options.spacing,
-        "ct_window": list(first.ct_window),
-        "mr_percentiles": list(first.mr_percentiles),
-    }
-
-
 def key(arm: str, labels: int, seed: int, lr: float | None, purpose: str) -> str:
     """Which run it is."""
     return json.dumps([purpose, arm, labels, seed, lr])
@@ -148,10 +111,7 @@ class Experiment:
         volumes = find_segmentations(options.dataset_dir, "all")
         self.people = part_people(volumes, options.test_people, bool(options.lrs))
         self._check_enough()
-        self.alike = preparation(options)
-        self.arms: dict[str, str | None] = {SCRATCH: None, **{arm_name(w): w for w in options.weights}}
-        if len(self.arms) <= len(options.weights):
-            raise UserError("--weights names two files that are called alike: put them into folders with other names")
+        self.arms: dict[str, Start] = find_starts(options.weights)
         self.file = options.output_dir / "runs.jsonl"
         self._check_same()
         lines = self.file.read_text().splitlines() if self.file.is_file() else []
@@ -175,7 +135,7 @@ class Experiment:
             "batch_size": options.batch_size,
             "held_out": sorted(scan for scans in self.people.held_out.values() for scan in scans),
             "options": options.overrides,
-            **self.alike,
+            **self._preparations(),
         }
         if file.is_file():
             before = json.loads(file.read_text())
@@ -188,6 +148,13 @@ class Experiment:
             return
         with replace_file(file) as temporary:
             temporary.write_text(json.dumps(now, indent=1) + "\n")
+
+    def _preparations(self) -> dict[str, Any]:
+        """What each network and its volumes are, those of a single network by the names of its options."""
+        found = {
+            name: start.overrides(self.options.spacing) for name, start in self.arms.items() if name == start.scratch
+        }
+        return next(iter(found.values())) if len(found) == 1 else {"networks": found}
 
     def run(self) -> None:
         """Runs all arms; first, with --lrs, those that choose their learning rates."""
@@ -225,7 +192,7 @@ class Experiment:
         epochs = min(5, options.steps)
         with tempfile.TemporaryDirectory() as name, torch.random.fork_rng():
             overrides: dict[str, Any] = {
-                **self.alike,
+                **self.arms[arm].overrides(options.spacing),
                 "bundle_root": str(ROOT),
                 "dataset_dir": str(options.dataset_dir),
                 "output_dir": str(Path(name) / "run"),
@@ -234,7 +201,7 @@ class Experiment:
                 "in_channels": options.in_channels,
                 "crop_size": options.crop_size,
                 "batch_size": options.batch_size,
-                "pretrained": self.arms[arm],
+                "pretrained": self.arms[arm].weights,
                 "seed": seed,
                 "lr": lr,
                 "epochs": epochs,
@@ -253,8 +220,13 @@ class Experiment:
                 },
                 **options.overrides,
             }  # fmt: skip
+            more = [str(CONFIG.with_name(file))] if (file := self.arms[arm].config) else []
             done = run_trial(
-                [str(CONFIG)], overrides, crop=options.crop_size, classes=len(self.classes), shown=options.curve_people
+                [str(CONFIG), *more],
+                overrides,
+                crop=options.crop_size,
+                classes=len(self.classes),
+                shown=options.curve_people,
             )
         steps = options.steps // epochs
         return {
@@ -280,10 +252,10 @@ class Experiment:
         rows = self.measured()
         return [
             compare_arms(
-                [row for row in rows if row["labels"] == labels and row["arm"] in (SCRATCH, arm)],
-                first=SCRATCH, second=arm, labels=labels, person=person,
+                [row for row in rows if row["labels"] == labels and row["arm"] in (start.scratch, arm)],
+                first=start.scratch, second=arm, labels=labels, person=person,
             )
-            for labels in self.options.labels for arm in self.arms if arm != SCRATCH
+            for labels in self.options.labels for arm, start in self.arms.items() if arm != start.scratch
         ]  # fmt: skip
 
 
@@ -293,7 +265,7 @@ def _mean(row: Mapping[str, Any]) -> float:
 
 def table(experiment: Experiment) -> list[list[str]]:
     """The heading, and a row for each number of labelled people and arm."""
-    rows = [["labelled people", "arm", "Dice", "per seed", "per class", "learning rate"]]
+    rows = [["labelled people", "arm", "begins", "Dice", "per seed", "per class", "learning rate"]]
     measured = experiment.measured()
     for labels in experiment.options.labels:
         for arm in experiment.arms:
@@ -302,6 +274,7 @@ def table(experiment: Experiment) -> list[list[str]]:
             rows.append([
                 str(labels),
                 arm,
+                experiment.arms[arm].origin,
                 f"{np.mean([_mean(row) for row in here]):.3f}",
                 ", ".join(f"{_mean(row):.3f}" for row in here),
                 ", ".join(f"{name} {value:.3f}" for name, value in zip(experiment.classes, classes)),
@@ -323,13 +296,34 @@ def what_was_done(experiment: Experiment) -> list[str]:
         f"{len(people.pool)} people could be drawn",
         f"{options.seeds} seeds: each draws the labelled people, the same ones for all arms, and the order of crops",
         f"{options.steps} steps of {options.batch_size} crops of {options.crop_size}, measured after the last one",
-        f"all arms have the network of {options.weights[0]}, and its preparation",
-        f"Dice is measured on prepared volumes, of spacing {experiment.alike['spacing']}",
+        *_networks(experiment),
         f"learning rates: {rates}",
         "intervals: bootstrap over held-out people and seeds together; p: permutation test over the people",
         "the learning curves are of the first held-out people, and chose nothing",
         *([f"not used: {', '.join(skipped)}"] if skipped else []),
     ]
+
+
+def _networks(experiment: Experiment) -> list[str]:
+    """Which network each arm has, and on which grid it is measured."""
+    own = [start for start in experiment.arms.values() if start.weights is not None]
+    spacings = {start.name: start.overrides(experiment.options.spacing)["spacing"] for start in own}
+    if len({start.scratch for start in own}) == 1:
+        return [
+            f"all arms have the network of {experiment.options.weights[0]}, and its preparation",
+            f"Dice is measured on prepared volumes, of spacing {spacings[own[0].name]}",
+        ]
+    rows = [
+        f"{start.name}: a network with the encoder {start.settings.encoder['name']}, on volumes of spacing "
+        f"{spacings[start.name]}, compared with {start.scratch}"
+        for start in own
+    ]
+    if len({str(spacing) for spacing in spacings.values()}) > 1:
+        rows.append(
+            "Dice is measured on prepared volumes, and their spacings differ: networks compare with each other only "
+            "roughly; --spacing measures all on one grid"
+        )
+    return rows
 
 
 def write(experiment: Experiment) -> Path:
@@ -381,7 +375,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dataset_dir", type=Path, required=True, help="labelled scans, as for finetune_segmentation")
     parser.add_argument("--labels", type=int, nargs="+", default=[5, 10], help="numbers of labelled people")
     parser.add_argument("--seeds", type=int, default=3, help="draws of people (default: 3)")
-    parser.add_argument("--weights", nargs="+", default=[str(ROOT / "models/model.pt")], help="model.pt files")
+    parser.add_argument("--weights", nargs="+", default=[str(ROOT / "models/model.pt")],
+                        help="model.pt files and known published weights, of one network or several")  # fmt: skip
     parser.add_argument("--steps", type=int, default=500, help="of each training; a multiple of 5 (default: 500)")
     parser.add_argument("--classes", type=yaml.safe_load, default={}, help='such as "{liver: 1}"')
     parser.add_argument("--test_people", type=int, help="to hold out (default: the list's test, or a third, up to 40)")

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
 #
-# Sets up .venv, fetches the volumes and the browser that the tests need, and runs the tests. Options go to pytest:
+# Sets up .venv, fetches the volumes, the browser and the nnU-Net that the tests need, and runs the tests. Options go to pytest:
 #
 #   bash scripts/test.sh
 #   bash scripts/test.sh tests/sparse -k convolution
@@ -14,6 +14,7 @@ bash "$root/scripts/setup_env.sh" --dev
 "$python" "$root/scripts/fetch_data.py" --data_dir "$root/data" --all
 "$python" "$root/scripts/minkowski/build.py"
 "$python" "$root/scripts/fetch_browser.py"
+"$python" "$root/scripts/fetch_nnunet.py"
 cd "$root"
 # most tests compute little: threads would cost more than they gain, above all where several processes train at once
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"

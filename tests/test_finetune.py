@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 import nibabel
@@ -376,6 +377,18 @@ ALTERNATIVES = {
         (),
     ),
     "finetune_flexibleunet": Case("ResNetFeatures", {"model_name": "resnet10"}, ()),
+    "finetune_segresnet": Case("SegResNet", {"init_filters": 8, "blocks_down": [1, 1, 1], "blocks_up": [1, 1]}, ()),
+    "finetune_nnunet": Case(
+        "PlainConvUNet",
+        {
+            "n_stages": 3,
+            "features_per_stage": [4, 4, 8],
+            "kernel_sizes": [[3, 3, 1], [3, 3, 3], [3, 3, 3]],
+            "strides": [[1, 1, 1], [2, 2, 1], [2, 2, 2]],
+            "n_conv_per_stage": [1, 1, 1],
+        },
+        (),
+    ),
 }
 
 
@@ -392,7 +405,8 @@ def test_other_networks_take_the_weights_of_their_encoders(name: str, bundle_roo
     parameters = [key for key in given if not re.search("running_|num_batches", key)]
     assert all(torch.equal(given[key], after[f"{report.prefix}{key}"]) for key in parameters)
     arguments = json.loads((folder / "model.json").read_text())["network"]
-    getattr(nets, arguments.pop("name"))(**arguments).load_state_dict(after, strict=True)
+    made = arguments.pop("name")
+    (locate(made) if "." in made else getattr(nets, made))(**arguments).load_state_dict(after, strict=True)
 
 
 @pytest.mark.parametrize("name", ["finetune_segmentation", *ALTERNATIVES])

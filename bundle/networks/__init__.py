@@ -11,6 +11,7 @@ from bundle.networks.encoders.nnunet import nnunet_arguments
 from bundle.networks.feature_map import build_feature_map, total_stride
 from bundle.networks.level_pairs import VolumeLevelPairs
 from bundle.networks.nnunet_decoder import NnunetDecoder
+from bundle.networks.nnunet_segmentation import NnunetSegmentation
 from bundle.networks.objective import Objective, ObjectiveSum
 from bundle.networks.pairs import Pairs, View, find_pairs
 from bundle.networks.pretraining import PretrainingNetwork, PretrainingOutput
@@ -24,6 +25,7 @@ __all__ = [
     "EncoderDepthPairs",
     "Level",
     "NnunetDecoder",
+    "NnunetSegmentation",
     "Objective",
     "ObjectiveSum",
     "Pairs",

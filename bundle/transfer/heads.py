@@ -15,8 +15,8 @@ from bundle.probing import minimize
 
 __all__ = ["find_heads", "fit_heads", "is_head"]
 
-#: what MONAI's networks call the layers that make classes of features
-HEADS = {"head", "heads", "deep_supervision_heads", "output_block", "segmentation_head"}
+#: what MONAI's networks and nnU-Net's call the layers that make classes of features
+HEADS = {"head", "heads", "deep_supervision_heads", "output_block", "segmentation_head", "conv_final", "seg_layers"}
 
 
 def is_head(name: str) -> bool:

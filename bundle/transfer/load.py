@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from bundle.errors import UserError
+from bundle.transfer.heads import is_head
 from bundle.transfer.report import TransferReport
 from bundle.weights import ModelFiles, list_wrappers, require_finite, without_reconstruction
 
@@ -83,8 +84,9 @@ def load_decoder(
 ) -> TransferReport | None:
     """Copies the decoder's weights, too, where some lie beside the encoder's and `network` has that decoder.
 
-    Its last layer, which made intensities of features, and its mask tokens are left out. Where there are no weights, or
-    the network has another decoder, it stays untrained, and the log says so.
+    Of published weights without a `model.json` the decoder in the same file is taken, if it was trained. The last
+    layer, which made intensities of features, and the mask tokens are left out. Where there are no weights, or the
+    network has another decoder, it stays untrained, and the log says so.
 
     Args:
         network: that the encoder's weights were loaded into.
@@ -113,7 +115,7 @@ def load_decoder(
             logger.warning(
                 "%s is missing, so the decoder starts untrained: copy it beside %s", files.decoder, files.weights
             )
-        return None
+        return _load_published_decoder(network, files)
     if about is None:
         raise UserError(
             f"{files.settings} does not exist, so {files.decoder} may be another encoder's: copy it from the run "
@@ -129,6 +131,26 @@ def load_decoder(
     report.missing[:] = [key for key in report.missing if key.startswith(parts)]
     network.load_state_dict(current | fitted)
     logger.info("%s into %s:\n%s", files.decoder, type(network).__name__, report.table())
+    return report
+
+
+def _load_published_decoder(network: nn.Module, files: ModelFiles) -> TransferReport | None:
+    """The decoder of a whole network in a file of published weights, if all of the network's is there."""
+    published = files.read_published() if files.weights.is_file() else None
+    if published is None or not published.rest:
+        return None
+    current = network.state_dict()
+    inside = find_prefix(published.weights, current)
+    encoder = {f"{inside}{key}" for key in published.weights}
+    body = {key: value for key, value in current.items() if key not in encoder and not is_head(key)}
+    wrapper = find_prefix(body, published.rest)
+    found = {key: published.rest[f"{wrapper}{key}"] for key in body if f"{wrapper}{key}" in published.rest}
+    if not body or any(key not in found or found[key].shape != value.shape for key, value in body.items()):
+        logger.info("%s has another decoder than %s, so it starts untrained", type(network).__name__, files.weights)
+        return None
+    report = TransferReport("", loaded=list(found), missing=[key for key in current if is_head(key)])
+    network.load_state_dict(current | found)
+    logger.info("the decoder of %s into %s:\n%s", files.weights, type(network).__name__, report.table())
     return report
 
 

@@ -30,6 +30,8 @@ class PretrainedSettings:
         spacing: mm per axis, or None for the recorded one; "own" keeps each volume's own.
         ct_window: HU, lowest and highest, or None for the recorded one.
         mr_percentiles: of the foreground, or None for the recorded ones.
+        intensity_scheme: as for `bundle.data.normalization`, for a training from scratch that is to have the volumes
+            of some weights; None for the recorded one.
 
     Attributes:
         encoder: name and arguments of the encoder.
@@ -50,6 +52,7 @@ class PretrainedSettings:
         spacing: Sequence[float | None] | str | None = None,
         ct_window: Sequence[float] | None = None,
         mr_percentiles: Sequence[float] | None = None,
+        intensity_scheme: Any = None,
     ) -> None:
         if isinstance(pretrained, bool):
             raise UserError(f"--pretrained {pretrained} names no file: give weights, or --pretrained None for scratch")
@@ -67,6 +70,7 @@ class PretrainedSettings:
                 self.intensity_scheme,
             )
             self.intensity_scheme = None
+        self.intensity_scheme = intensity_scheme or self.intensity_scheme
         self.encoder: dict[str, Any] = dict(recorded.encoder or encoder)
 
     def argument(self, name: str, *default: Any) -> Any:

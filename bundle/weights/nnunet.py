@@ -31,6 +31,7 @@ _BLOCKS = {
     "PlainConvUNet": r"encoder\.stages\.(\d+)\.0\.convs\.(\d+)\.conv\.weight",
 }
 _COUNTS = {"ResidualEncoderUNet": "n_blocks_per_stage", "PlainConvUNet": "n_conv_per_stage"}
+_LAYER = re.compile(r"(.+)\.(conv|norm)\.(\w+)")
 #: arguments with a value for each axis, in a list with one for each stage
 _BY_AXIS = ("kernel_sizes", "strides")
 _TO = "RAS"
@@ -85,10 +86,12 @@ def find_nnunet(weights: _Weights, about: Mapping[str, Any]) -> NnunetEncoder | 
     turned = turn_kernels(inside, plan.axes, to=_TO)
     for key in _BY_AXIS:
         arguments[key] = [[step[axis] for axis in order] for step in arguments[key]]
+    dropout = arguments.get("dropout_op") is not None
+    named = _all_names(turned, dropout=dropout)
     return NnunetEncoder(
         encoder={"name": name, **arguments},
-        weights=_all_names(turned, dropout=arguments.get("dropout_op") is not None),
-        rest=turn_kernels(rest, plan.axes, to=_TO),
+        weights={**named, **{f"decoder.{key}": value for key, value in named.items()}},
+        rest=_all_names(turn_kernels(rest, plan.axes, to=_TO), dropout=dropout),
         plan=plan,
     )
 
@@ -153,14 +156,14 @@ def _decoder_strides(rest: _Weights, stages: int) -> list[list[int]] | None:
 
 
 def _all_names(weights: _Weights, *, dropout: bool) -> dict[str, Tensor]:
-    """The tensors under all names that they have in nnU-Net's network; no tensor is copied."""
+    """The tensors under both names that a block has for its layers; no tensor is copied."""
     places = {"conv": 0, "norm": 2 if dropout else 1}
     found = dict(weights)
     for key, value in weights.items():
-        block, layer, kind = key.rsplit(".", 2)
-        if layer in places:
-            found[f"{block}.all_modules.{places[layer]}.{kind}"] = value
-    return {**found, **{f"decoder.{key}": value for key, value in found.items()}}
+        named = _LAYER.fullmatch(key)
+        if named and named[2] in places:
+            found[f"{named[1]}.all_modules.{places[named[2]]}.{named[3]}"] = value
+    return found
 
 
 def _list(value: Any, count: int) -> list[Any]:

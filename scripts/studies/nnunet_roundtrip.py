@@ -27,7 +27,6 @@ from typing import Any
 import nibabel
 import numpy as np
 import torch
-from fetch_nnunet import find_nnunet
 
 from bundle.errors import UserError, install_excepthook
 from bundle.export import plain_model
@@ -35,6 +34,7 @@ from bundle.weights import without_reconstruction
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ("configs/train.yaml", "configs/nnunet.yaml", "configs/decoder_nnunet.yaml")
+FETCHED = ROOT / ".cache/nnunet/bin"
 PROBE = Path(__file__).resolve().parent / "nnunet_probe.py"
 CONFIGURATION, TRAINER = "3d_fullres", "nnUNetTrainerSparseMim"
 PLANS = {
@@ -70,7 +70,7 @@ class Way:
         commands = Path(self.options.nnunet)
         folders = {f"nnUNet_{part}": str(self.work / part) for part in ("raw", "preprocessed", "results")}
         # nnU-Net takes all cores of a machine without a GPU; where others work there, threads only wait for each other
-        threads = dict.fromkeys(("OMP_NUM_THREADS", "OMP_THREAD_LIMIT"), str(self.options.threads))
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "SPARSE_MIM_THREADS"), str(self.options.threads))
         own = {
             "nnUNet_compile": "f",
             **threads,
@@ -117,7 +117,7 @@ class Way:
         options = self.options
         self.call(
             "pre-train", "python", "-m", "monai.bundle", "run", "training", "--config_file", str(list(options.configs)),
-            "--dataset_dir", self.prepared / f"{self.plans}_{CONFIGURATION}", "--nnunet_plans", self.plans_file,
+            "--dataset_dir", self.prepared, "--nnunet_plans", self.plans_file,
             "--output_dir", self.run_folder, "--cache_dir", self.work / "cache", "--device", options.device,
             "--epochs", options.pretraining_epochs, "--steps_per_epoch", options.pretraining_steps,
             "--batch_size", 1, "--num_workers", 0, *options.pretraining_options,
@@ -193,8 +193,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit code: 1 if a step failed, or nnU-Net has other weights or features."""
     options = parse(arguments)
     try:
-        if options.nnunet is None:
-            raise UserError("there is no nnU-Net: run `python scripts/fetch_nnunet.py`, or give --nnunet its folder")
+        if not (options.nnunet / "nnUNetv2_train").is_file():
+            raise UserError(
+                f"there is no nnU-Net in {options.nnunet}: run `python scripts/fetch_nnunet.py`, or give --nnunet the "
+                "folder of nnUNetv2_train"
+            )
         way = Way(options)
         way.plan()
         way.pretrain()
@@ -217,7 +220,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="From raw data to a fine-tuned nnU-Net and its label maps.")
     parser.add_argument("--raw", type=Path, required=True, help="nnU-Net's DatasetXXX_name, with imagesTs to predict")
     parser.add_argument("--work_dir", type=Path, required=True, help="a new folder")
-    parser.add_argument("--nnunet", type=Path, default=find_nnunet(), help="folder of nnUNetv2_train")
+    parser.add_argument("--nnunet", type=Path, default=FETCHED, help="folder of nnUNetv2_train")
     parser.add_argument("--planner", choices=PLANS, default="nnUNetPlannerResEncM")
     parser.add_argument("--change_plan", type=json.loads, default={}, help="json: what of the plan is to be another")
     parser.add_argument("--epochs", type=int, default=2, help="of nnU-Net's training")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bundle.networks import build_encoder
+from bundle.networks import NnunetSegmentation, build_encoder
 from tests.networks.encoder_cases import Case
 
 
@@ -29,3 +29,23 @@ def write_model(folder: Path, case: Case, **settings: Any) -> tuple[Path, nn.Mod
     about = {"encoder": encoder.settings, **settings, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
     path.with_suffix(".json").write_text(json.dumps(about))
     return path, encoder.network.eval()
+
+
+def write_nnunet_checkpoint(folder: Path) -> Path:
+    """Writes a checkpoint as nnU-Net's training leaves it, of a small ResEnc network; its path."""
+    encoder = {
+        "name": "ResidualEncoderUNet",
+        "n_stages": 3,
+        "features_per_stage": [4, 6, 8],
+        "kernel_sizes": [[3, 3, 3]] * 3,
+        "strides": [[1, 1, 1], [2, 2, 2], [2, 2, 2]],
+        "n_blocks_per_stage": [1, 1, 1],
+    }
+    torch.manual_seed(12)
+    network = NnunetSegmentation(encoder=encoder)
+    configuration = {"spacing": [3, 2, 1], "normalization_schemes": ["ZScoreNormalization"]}
+    plans = {"dataset_name": "Dataset004_Hippocampus", "configurations": {"3d_fullres": configuration}}
+    folder.mkdir()
+    path = folder / "checkpoint_final.pth"
+    torch.save({"network_weights": network.state_dict(), "init_args": {"plans": plans}}, path)
+    return path

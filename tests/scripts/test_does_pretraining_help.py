@@ -13,7 +13,7 @@ from does_pretraining_help import main, part_people
 
 from bundle.data import FoundVolume
 from bundle.errors import UserError
-from tests.export.models import write_model
+from tests.export.models import write_model, write_nnunet_checkpoint
 from tests.networks.encoder_cases import Case
 
 ENCODER = {"init_filters": 4, "blocks_down": [1, 1, 1], "norm": ["instance", {"affine": True}]}
@@ -63,6 +63,27 @@ def test_arms_have_the_same_people_and_a_second_command_adds_what_is_missing(dat
     capsys.readouterr()
     assert main(command(dataset, "--steps", "4")) == 1
     assert "was begun with steps 2, and now it is 4: give the same" in capsys.readouterr().err
+
+
+def test_weights_of_two_networks_are_compared_each_with_its_own_scratch(dataset: Path, capsys):
+    folder = dataset.parent
+    (folder / "models").mkdir()
+    write_model(folder / "models", Case("SegResEncoder", ENCODER, ()), spacing=None, licence="Apache-2.0")
+    theirs = str(write_nnunet_checkpoint(folder / "theirs"))
+    words = command(dataset, "--seeds", "1", "--spacing", "own")
+    words.insert(words.index("--labels"), theirs)
+    assert main(words) == 0
+    rows = [json.loads(line) for line in (folder / "out/runs.jsonl").read_text().splitlines()]
+    second = "theirs/checkpoint_final.pth"
+    names = ["scratch, network of models/model.pt", "models/model.pt", f"scratch, network of {second}", second]
+    assert [row["arm"] for row in rows] == names
+    text = (folder / "out/report.md").read_text()
+    assert f"a verdict on {second}" in text and f"compared with {names[2]}" in text
+    assert "| nnunet; licence: not known, see where the file comes from |" in text and "| from scratch |" in text
+    assert "networks compare with each other only roughly" not in text, "they have one grid"
+    made = json.loads((folder / "out/settings.json").read_text())["networks"]
+    assert made[names[2]]["settings#intensity_scheme"] == {"kind": "z_score", "over": "nonzero_box"}
+    capsys.readouterr()
 
 
 def volumes(people: int, parts: tuple[str, ...] = ("",)) -> list[FoundVolume]:

@@ -15,6 +15,7 @@ These variables change the training; without them it is as nnU-Net trains from n
     SPARSE_MIM_WARMUP_EPOCHS  50     in which it rises, at most half of the epochs
     SPARSE_MIM_EPOCHS         1000
     SPARSE_MIM_STEPS          250    of an epoch
+    SPARSE_MIM_THREADS               of a training on a CPU; nnU-Net takes all cores
 """
 
 from __future__ import annotations
@@ -77,6 +78,8 @@ class nnUNetTrainerSparseMim(nnUNetTrainer):  # noqa: N801 - nnU-Net finds a tra
         self.num_val_iterations_per_epoch = min(self.num_val_iterations_per_epoch, self.num_iterations_per_epoch)
         self.warmup_epochs = min(int(_number("SPARSE_MIM_WARMUP_EPOCHS", 50)), self.num_epochs // 2)
         self.at_random: dict[str, str] = {}
+        if os.environ.get("SPARSE_MIM_THREADS"):
+            torch.set_num_threads(int(_number("SPARSE_MIM_THREADS", 1)))
 
     def initialize(self) -> None:
         """Builds the network, and keeps what its first weights are."""

@@ -170,5 +170,5 @@ def _check_overrides(files: Sequence[str], overrides: dict[str, Any], page: str,
         parser.update(overrides)
     except (KeyError, IndexError, ValueError) as error:
         raise BrokenCommand(f"no id for one of {', '.join(overrides)}: {error}") from error
-    check_overrides(ConfigSource(parser, tuple(paths)), base_names=("evaluate.yaml", "nnunet.yaml"))
+    check_overrides(ConfigSource(parser, tuple(paths)), base_names=("evaluate.yaml", "nnunet.yaml", "prepare.yaml"))
     return parser

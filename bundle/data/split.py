@@ -13,7 +13,7 @@ import numpy as np
 from bundle.errors import UserError
 
 if TYPE_CHECKING:
-    from bundle.data.volume_set import PreparedVolume
+    from bundle.data.prepared_volume import PreparedVolume
 
 __all__ = ["check_fold", "deal_folds", "split_volumes"]
 

@@ -1,5 +1,5 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
-"""Several processes on several nodes train as one does: gloo on the CPU stands for NCCL, two launchers for two nodes."""
+"""Several processes on several nodes train as one does: gloo stands for NCCL, two launchers for two nodes."""
 
 from __future__ import annotations
 

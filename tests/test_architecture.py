@@ -23,7 +23,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("losses", "transfer", "evaluation"),
     ("training", "export", "inference"),
     ("prediction",),
-    ("tasks", "reconstruction"),
+    ("tasks", "reconstruction", "archive"),
 )
 MAY_IMPORT = {
     room: {below for floor in FLOORS[:number] for below in floor}

@@ -43,6 +43,7 @@ class FoundVolume:
         annotations: what a data list says of it for fine-tuning, such as the file of its label map.
         channels: the file, or the files of the DICOM series, of each further image of the same grid.
         left_out: why the volume is not used, and what to do about it; two empty texts if it is used.
+        columns: what an index says of it, by the names of the index's columns; no transform gets it.
         from_folder: whether the file lies in a folder of scans and nobody named it: `ReadVolumed` then refuses it if it
             looks like a label map.
     """
@@ -56,6 +57,7 @@ class FoundVolume:
     channels: tuple[tuple[str, ...], ...] = ()
     left_out: tuple[str, str] = ("", "")
     from_folder: bool = False
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", printable(self.name))
@@ -77,35 +79,47 @@ class FoundVolume:
         return item
 
 
-def find_volumes(dataset_dir: str | os.PathLike[str], part: str = "", *, others: bool = False) -> list[FoundVolume]:
+def find_volumes(
+    dataset_dir: str | os.PathLike[str], part: str = "", *, others: bool = False, where: str = ""
+) -> list[FoundVolume]:
     """All volumes of a dataset, sorted by name.
 
     Args:
         dataset_dir: a folder, searched with its subfolders, or an MSD-style json: lists `training` and, optionally,
-            `validation`, of paths or of objects with `image` and optionally `modality`; paths are relative to it.
+            `validation`, of paths or of objects with `image` and optionally `modality`; paths are relative to it. Or
+            the index of a folder, a file that ends in .sqlite, which `configs/index.yaml` makes.
         part: which lists of a json to take: "training", "validation", "test" or "all"; "": all but `test`; "auto":
             `test` if there is one, else all. A folder has no parts.
         others: whether to list a folder's DICOM objects that are no images of CT or MR, too, as left out, and what
             cannot be opened.
+        where: a condition on the columns of an index, such as "modality == 'CT' and slices > 60"; "" takes all volumes.
 
     Raises:
         UserError: if there is no such folder or file, it holds no volume, the json cannot be used, or a folder is asked
             for a part.
     """
     root = Path(dataset_dir)
-    if root.is_dir() and check_part(part) in PARTS:
+    if where and root.suffix != ".sqlite":
         raise UserError(
-            f"--part {part} needs a json that lists it, and --dataset_dir {root} is a folder: give the json"
+            f"--where {shortened(where)} needs an index, and --dataset_dir {root} is none: make one with "
+            "configs/index.yaml, and give its index.sqlite"
         )
+    if (root.is_dir() or root.suffix == ".sqlite") and check_part(part) in PARTS:
+        kind = "a folder" if root.is_dir() else "an index"
+        raise UserError(f"--part {part} needs a json that lists it, and --dataset_dir {root} is {kind}: give the json")
     if root.is_file() and root.suffix == ".json":
         volumes = _from_json(root, part)
+    elif root.is_file() and root.suffix == ".sqlite":
+        from bundle.data.index.volumes import indexed_volumes  # noqa: PLC0415 - it makes what this module defines
+
+        volumes = indexed_volumes(root, where, others=others)
     elif root.is_dir():
         series, objects = find_dicom(root)
         volumes = [*_image_files(root), *_dicom_series(series, root)]
         if volumes and others:
-            volumes += _other_objects(objects, root)
+            volumes += other_objects(objects, root)
     elif root.is_file():
-        raise UserError(f"--dataset_dir {root} is a file: give its folder, or a json that lists volumes")
+        raise UserError(f"--dataset_dir {root} is a file: give its folder, a json that lists volumes, or an index")
     else:
         volumes = []
     if not volumes:
@@ -147,7 +161,7 @@ def _dicom_series(found: Sequence[Series], root: Path, prefix: str = "") -> Iter
             yield replace(volume, left_out=(reason, "remove one of the two folders"))
 
 
-def _other_objects(found: Mapping[tuple[Path, str], int], root: Path) -> Iterator[FoundVolume]:
+def other_objects(found: Mapping[tuple[Path, str], int], root: Path) -> Iterator[FoundVolume]:
     """A line of the report for each modality that is neither CT nor MR, and for all that cannot be opened."""
     modalities: dict[str, list[tuple[Path, int]]] = {}
     for (folder, modality), count in sorted(found.items()):

@@ -4,17 +4,29 @@
 from __future__ import annotations
 
 import gzip
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
 
-from bundle.data.header_texts import read_text_header
+from bundle.data.header_texts import TextHeader, read_text_header
 from bundle.data.sanity import check_affine, check_shape, check_size
 from bundle.errors import VolumeError
 
-__all__ = ["read_by_itk", "read_by_nibabel", "to_millimetres"]
+__all__ = [
+    "NIBABEL",
+    "FileHeader",
+    "itk_affine",
+    "read_by_itk",
+    "read_by_nibabel",
+    "read_file_header",
+    "to_millimetres",
+]
+
+#: what nibabel reads; an Analyze pair has the endings of a NIfTI pair
+NIBABEL = (".nii", ".nii.gz", ".mgz", ".mgh", ".hdr", ".img")
 
 #: mm per unit of a NIfTI header; most writers leave "unknown" where they mean mm
 _MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
@@ -25,6 +37,39 @@ _OFF_CENTRE = 50.0
 #: sform and qform differ if a corner lies farther apart, in voxels
 _APART = 0.5
 _GZIP, _CHUNK = b"\x1f\x8b", 2**20
+
+
+@dataclass(frozen=True)
+class FileHeader:
+    """What is known of a volume's file before its voxels are read.
+
+    Attributes:
+        shape: voxels per axis.
+        channels: of a NIfTI file whose fourth axis holds several, how many; else 1.
+        affine: ``[4, 4]``, from index to RAS mm.
+        notes: what is assumed, a sentence each.
+    """
+
+    shape: tuple[int, ...]
+    channels: int
+    affine: np.ndarray
+    notes: tuple[str, ...]
+
+
+def read_file_header(file: str, name: str, *, stacked: bool = False) -> FileHeader:
+    """Reads and checks the header of a file that holds one volume.
+
+    Args:
+        file: NIfTI, FreeSurfer, NRRD, MetaImage, or another one that ITK knows.
+        name: what to call the volume in an error.
+        stacked: as for `read_by_nibabel`.
+
+    Raises:
+        VolumeError: as `read_by_nibabel`; other errors if the header is damaged.
+    """
+    if file.lower().endswith(NIBABEL):
+        return _check_nibabel(nibabel.load(file), name, stacked)
+    return _check_itk(file, name)
 
 
 def read_by_nibabel(file: str, name: str, stacked: bool) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
@@ -42,6 +87,13 @@ def read_by_nibabel(file: str, name: str, stacked: bool) -> tuple[np.ndarray, np
         VolumeError: if it is not one 3D volume of plain numbers, or its size or voxel size cannot be true.
     """
     image = nibabel.load(file)
+    header = _check_nibabel(image, name, stacked)
+    array = np.asanyarray(_verified(image, file).dataobj, dtype=np.float32)  # header's slope and intercept applied
+    array = np.moveaxis(array, 3, 0) if header.channels > 1 else array.reshape(1, *header.shape)
+    return np.ascontiguousarray(array), header.affine, header.notes
+
+
+def _check_nibabel(image: Any, name: str, stacked: bool) -> FileHeader:
     _check_kind(image, name)
     shape = image.shape
     is_stack = stacked and len(shape) == 4 and shape[3] > 1
@@ -50,15 +102,28 @@ def read_by_nibabel(file: str, name: str, stacked: bool) -> tuple[np.ndarray, np
     notes += _doubts(image)
     check_affine(affine, shape[:3], name)
     check_size(shape, name)
-    array = np.asanyarray(_verified(image, file).dataobj, dtype=np.float32)  # header's slope and intercept applied
-    array = np.moveaxis(array, 3, 0) if is_stack else array.reshape(1, *shape[:3])
-    return np.ascontiguousarray(array), affine, notes
+    return FileHeader(shape[:3], shape[3] if is_stack else 1, affine, notes)
 
 
 def read_by_itk(file: str, name: str) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """Reads an NRRD or MetaImage file, or another one that ITK knows; returns and raises as `read_by_nibabel`."""
     import itk  # noqa: PLC0415 - large, and not needed for NIfTI
     from monai.data import ITKReader  # noqa: PLC0415
+
+    _, shape, header = _open_by_itk(file, name)
+    header.check_compressed()
+    # to float in ITK: it has no images of int8 or of 64-bit integers in Python
+    image = itk.imread(file, pixel_type=itk.F)
+    array, meta = ITKReader().get_data(image)
+    affine = np.array(meta["affine"], dtype=np.float64)
+    affine[:3] *= header.millimetres(name)
+    check_affine(affine, array.shape[:3], name)
+    return np.ascontiguousarray(array, dtype=np.float32).reshape(1, *shape[:3]), affine, header.notes
+
+
+def _open_by_itk(file: str, name: str) -> tuple[Any, tuple[int, ...], TextHeader]:
+    """ITK's object that has read the header, the checked shape, and what ITK does not read."""
+    import itk  # noqa: PLC0415
 
     kind = itk.ImageIOFactory.CreateImageIO(file, itk.CommonEnums.IOFileMode_ReadMode)
     if kind is None:
@@ -71,15 +136,24 @@ def read_by_itk(file: str, name: str) -> tuple[np.ndarray, np.ndarray, tuple[str
     shape = tuple(int(kind.GetDimensions(axis)) for axis in range(kind.GetNumberOfDimensions()))
     check_shape(shape, name)
     check_size(shape, name)
-    header = read_text_header(file)
-    header.check_compressed()
-    # to float in ITK: it has no images of int8 or of 64-bit integers in Python
-    image = itk.imread(file, pixel_type=itk.F)
-    array, meta = ITKReader().get_data(image)
-    affine = np.array(meta["affine"], dtype=np.float64)
+    return kind, shape, read_text_header(file)
+
+
+def _check_itk(file: str, name: str) -> FileHeader:
+    kind, shape, header = _open_by_itk(file, name)
+    affine = itk_affine(kind)
     affine[:3] *= header.millimetres(name)
-    check_affine(affine, array.shape[:3], name)
-    return np.ascontiguousarray(array, dtype=np.float32).reshape(1, *shape[:3]), affine, header.notes
+    check_affine(affine, shape[:3], name)
+    return FileHeader(shape[:3], 1, affine, header.notes)
+
+
+def itk_affine(header: Any) -> np.ndarray:
+    """The affine of a header that ITK has read, to RAS, in the header's unit, ``[4, 4]``."""
+    affine = np.eye(4)
+    for axis in range(3):
+        affine[:3, axis] = np.asarray(header.GetDirection(axis))[:3] * header.GetSpacing(axis)
+        affine[axis, 3] = header.GetOrigin(axis)
+    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # ITK's axes go to the left and to posterior
 
 
 def _check_kind(image: Any, name: str) -> None:

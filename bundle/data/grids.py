@@ -8,7 +8,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-from bundle.data.formats import to_millimetres
+from bundle.data.formats import itk_affine, to_millimetres
 from bundle.data.header_texts import read_text_header
 
 __all__ = ["Grid", "file_grid", "same_place"]
@@ -50,9 +50,6 @@ def _itk_grid(file: str) -> Grid | None:
     if header.GetNumberOfDimensions() != 3:
         return None
     shape = tuple(int(header.GetDimensions(axis)) for axis in range(3))
-    affine = np.eye(4)
-    for axis in range(3):
-        affine[:3, axis] = np.asarray(header.GetDirection(axis)) * header.GetSpacing(axis)
-        affine[axis, 3] = header.GetOrigin(axis)
+    affine = itk_affine(header)
     affine[:3] *= read_text_header(file).millimetres(file)
-    return shape, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # ITK's axes go to the left and to posterior
+    return shape, affine

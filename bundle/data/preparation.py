@@ -114,7 +114,7 @@ class Preparation:
             notes=header.notes,
             fingerprint=fingerprint(found.files),
             content=content,
-            columns={"folder": Path(found.name).parts[0] if len(Path(found.name).parts) > 1 else "."},
+            columns={**found.columns, "folder": Path(found.name).parts[0] if len(Path(found.name).parts) > 1 else "."},
         )
 
     def _key(self, item: dict[str, Any]) -> str:

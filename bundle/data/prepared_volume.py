@@ -37,7 +37,8 @@ class PreparedVolume:
         notes: what the reader left out or resampled, or "".
         fingerprint: by which its file is recognised, or "".
         content: a digest of the bytes of its files, and of its labels; it does not change where the files move.
-        columns: what else is known of it, by name, to balance the draws by: "folder" is the first one in its path.
+        columns: what else is known of it, by name, to balance the draws by: "folder" is the first one in its path; all
+            columns of an index.
         again: prepares the volume again, for a store that finds it damaged; None where that cannot be done.
     """
 

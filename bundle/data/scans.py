@@ -11,18 +11,19 @@ from pathlib import Path
 
 from bundle.data.dataset_json import first_modality, read_json
 from bundle.data.find import FoundVolume, find_volumes
+from bundle.data.index.database import indexed_folder, is_index
 from bundle.data.label_maps import check_include, is_included, label_map_by_path
 from bundle.data.printable import printable
 from bundle.errors import UserError
 
-__all__ = ["find_scans"]
+__all__ = ["find_scans", "json_modality"]
 
 #: so many label maps of one kind have a line each in the report; the others are counted
 _NAMED = 20
 
 
 def find_scans(
-    dataset_dir: str | os.PathLike[str], include: Sequence[str] | str = (), part: str = ""
+    dataset_dir: str | os.PathLike[str], include: Sequence[str] | str = (), part: str = "", where: str = ""
 ) -> list[FoundVolume]:
     """The volumes of a dataset as `bundle.data.find_volumes` finds them, without a folder's label maps.
 
@@ -34,6 +35,7 @@ def find_scans(
         dataset_dir: as for `find_volumes`.
         include: patterns of paths below the folder, such as "labels/*", that are scans in spite of their looks.
         part: as for `find_volumes`.
+        where: as for `find_volumes`.
 
     Raises:
         UserError: as `find_volumes`; also if a pattern of `include` fits no file.
@@ -41,15 +43,17 @@ def find_scans(
     patterns, root = check_include(include), Path(dataset_dir)
     if root.name in ("", ".."):  # a series that lies in "." itself has that folder's name
         root = root.resolve()
-    volumes = find_volumes(root, part, others=True)
+    volumes = find_volumes(root, part, others=True, where=where)
     if unused := [p for p in patterns if not any(is_included(volume.name, (p,)) for volume in volumes)]:
         raise UserError(
             f'--include "{unused[0]}" fits none of the {len(volumes)} volumes in --dataset_dir {root}: give paths '
             "below it, where * stands for any text"
         )
-    if not root.is_dir():
+    if is_index(root):
+        root = indexed_folder(root)
+    elif not root.is_dir():
         return volumes
-    json_modality = cache(_json_modality)
+    from_json = cache(json_modality)
     kinds: dict[tuple[str, str], list[FoundVolume]] = {}
     found = []
     for volume in volumes:
@@ -59,7 +63,7 @@ def find_scans(
         elif not included and (kind := label_map_by_path(volume.name)):
             kinds.setdefault(kind, []).append(volume)
         else:
-            modality = volume.modality or json_modality(Path(volume.files[0]).parent, root)
+            modality = volume.modality or from_json(Path(volume.files[0]).parent, root)
             found.append(replace(volume, modality=modality, from_folder=not included))
     left_out = [volume for kind, alike in kinds.items() for volume in _left_out(alike, *kind)]
     return sorted([*found, *left_out], key=lambda volume: volume.name)
@@ -77,7 +81,7 @@ def _left_out(volumes: Sequence[FoundVolume], reason: str, pattern: str) -> list
     return named
 
 
-def _json_modality(folder: Path, root: Path) -> str:
+def json_modality(folder: Path, root: Path) -> str:
     """What the nearest dataset.json says, from the folder up to the dataset's."""
     for place in (folder, *folder.parents):
         if (place / "dataset.json").is_file():

@@ -27,6 +27,7 @@ def list_volumes(
     *,
     hash_names: bool = False,
     include: Sequence[str] | str = (),
+    where: str = "",
     output: OutputFolder | None = None,
 ) -> list[FoundVolume]:
     """Finds volumes and names each by its path below the folder, or by a digest of that.
@@ -38,9 +39,10 @@ def list_volumes(
         hash_names: the first 16 digits of the path's sha256 instead of the path. The same path has the same digest,
             so whoever can guess a path can recognise it.
         include: as for `bundle.data.find_scans`.
+        where: as for `bundle.data.find_scans`.
         output: where the results go; none of their files is one of the volumes.
     """
-    found = find_scans(dataset_dir, include)
+    found = find_scans(dataset_dir, include, where=where)
     if hash_names:
         found = [replace(volume, name=name_digest(volume.name)) for volume in found]
     folders = () if output is None else (output.embedding, output.feature_map)

@@ -25,6 +25,7 @@ def list_scans(
     *,
     channels: int = 1,
     include: Sequence[str] | str = (),
+    where: str = "",
     part: str = "all",
     hash_names: bool = False,
     files: Callable[[str], Iterable[Path]] = lambda _: (),
@@ -35,6 +36,7 @@ def list_scans(
         dataset_dir: as for `find_scans_to_predict`.
         channels: as for `find_scans_to_predict`.
         include: as for `find_scans_to_predict`.
+        where: as for `find_scans_to_predict`.
         part: as for `find_scans_to_predict`.
         hash_names: a digest of the path instead of the path.
         files: what will be written under a name; none of it is a file that is read.
@@ -42,7 +44,7 @@ def list_scans(
     Returns:
         Scans whose names are paths below a folder of results, without an ending: see `bundle.data.result_names`.
     """
-    found = find_scans_to_predict(dataset_dir, channels=channels, include=include, part=part)
+    found = find_scans_to_predict(dataset_dir, channels=channels, include=include, where=where, part=part)
     if hash_names:
         found = [replace(volume, name=name_digest(volume.name)) for volume in found]
     names = result_names(found, files=files)
@@ -50,16 +52,22 @@ def list_scans(
 
 
 def find_scans_to_predict(
-    dataset_dir: str | os.PathLike[str], *, channels: int = 1, include: Sequence[str] | str = (), part: str = "all"
+    dataset_dir: str | os.PathLike[str],
+    *,
+    channels: int = 1,
+    include: Sequence[str] | str = (),
+    where: str = "",
+    part: str = "all",
 ) -> list[FoundVolume]:
     """Finds scans, with all of their channels.
 
     Args:
         dataset_dir: one file; a folder of NIfTI, NRRD or FreeSurfer files and DICOM series, with its subfolders, whose
-            label maps are left out; or an MSD-style json, with or without labels.
+            label maps are left out; the index of a folder; or an MSD-style json, with or without labels.
         channels: images per scan. With more than one, the files `<case>_0000`, `<case>_0001`, ... of a folder are the
             channels of one scan; a json lists them under `image`; a NIfTI file with a fourth axis holds them.
         include: patterns of paths below the folder that are scans in spite of their looks.
+        where: a condition on the columns of an index.
         part: of a json: training, validation, test or all; "auto": `test` if the json has such a list, else all.
 
     Raises:
@@ -70,7 +78,7 @@ def find_scans_to_predict(
         return [FoundVolume(name=path.name, files=(str(path),))]
     if path.is_file() and path.suffix == ".json":
         return sorted(find_unlabelled(path, check_part(part)), key=lambda volume: volume.name)
-    found = find_scans(path, include)
+    found = find_scans(path, include, where=where)
     return found if channels == 1 else _with_channels(found)
 
 

@@ -57,12 +57,15 @@ class WholeVolume:
         return "HU" if self.modality == "CT" else "intensity"
 
 
-def find_inputs(dataset_dir: str | os.PathLike[str], include: Sequence[str] | str = ()) -> list[FoundVolume]:
+def find_inputs(
+    dataset_dir: str | os.PathLike[str], include: Sequence[str] | str = (), where: str = ""
+) -> list[FoundVolume]:
     """The volumes of a folder or an MSD-style json, as for training, or a single file.
 
     Args:
         dataset_dir: as for `bundle.data.find_scans`, or a file.
         include: as for `bundle.data.find_scans`.
+        where: as for `bundle.data.find_scans`.
 
     Raises:
         UserError: if there is none.
@@ -70,7 +73,7 @@ def find_inputs(dataset_dir: str | os.PathLike[str], include: Sequence[str] | st
     path = Path(dataset_dir)
     if path.is_file() and path.name.lower().endswith(VOLUME_SUFFIXES):
         return [FoundVolume(name=path.name, files=(str(path),))]
-    return find_scans(path, include)
+    return find_scans(path, include, where=where)
 
 
 def prepare_volume(found: FoundVolume, prepare: Compose) -> WholeVolume:

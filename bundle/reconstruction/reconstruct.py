@@ -49,6 +49,7 @@ class Reconstruct:
         panels: whether to draw pictures.
         hash_names: whether a volume's name is `bundle.data.names.name_digest` of it, in files, tables and pictures.
         include: as for `bundle.data.find_scans`.
+        where: as for `bundle.data.find_scans`.
 
     Raises:
         UserError: when run, if `output_dir` holds files, or no volume can be used.
@@ -66,15 +67,16 @@ class Reconstruct:
         panels: bool = True,
         hash_names: bool = False,
         include: Sequence[str] | str = (),
+        where: str = "",
     ) -> None:
         self.trained, self.dataset_dir, self.prepare, self.tiles = trained, dataset_dir, prepare, tiles
         self.output_dir = None if output_dir is None else Path(output_dir)
         self.overwrite, self.panels, self.hash_names = overwrite, panels, hash_names
-        self.include = include
+        self.include, self.where = include, where
 
     def run(self) -> Path:
         """Reconstructs all volumes; returns the folder of the results."""
-        found = find_inputs(self.dataset_dir, self.include)
+        found = find_inputs(self.dataset_dir, self.include, self.where)
         if self.hash_names:
             found = [replace(volume, name=name_digest(volume.name)) for volume in found]
         folder = self._folder()

@@ -96,8 +96,7 @@ class CostReport:
         for line in cost_lines(self.masked_batch.masking, self.crop_size):
             logger.info("%s", line)
         try:
-            with torch.random.fork_rng([device] if device.type == "cuda" else []):
-                seconds = min(self._seconds(device) for _ in range(2)) * self.crops_per_step / self.batch_size
+            seconds = self.seconds(device) * self.crops_per_step / self.batch_size
         except KeyError as missing:
             logger.info("the time of a step is not measured: an objective reads %s, which noise does not have", missing)
             return
@@ -108,6 +107,15 @@ class CostReport:
             self.steps_per_epoch,
             seconds * self.steps_per_epoch / 60,
         )
+
+    def seconds(self, device: torch.device) -> float:
+        """What a step takes on a device that the network is on, the shorter of two.
+
+        Raises:
+            KeyError: if an objective reads what noise does not have.
+        """
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            return min(self._seconds(device) for _ in range(2))
 
     def _seconds(self, device: torch.device) -> float:
         was_training = self.network.training

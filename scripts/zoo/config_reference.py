@@ -30,6 +30,7 @@ PAGE = Path("docs/reference/configs.md")
 #: the configs that a command starts from, in the order of the page, and what each is for
 _MAIN = {
     "train.yaml": "Pre-training",
+    "index.yaml": "Index of an archive",
     "prepare.yaml": "Preparation apart from a training",
     "finetune_segmentation.yaml": "Fine-tuning: segmentation",
     "finetune_classification.yaml": "Fine-tuning: classification",

@@ -4,46 +4,22 @@
 from __future__ import annotations
 
 import filecmp
-import hashlib
 import logging
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bundle.data.dicom.pixels import stored_frames
-from bundle.data.files import is_locked, walk_folders
+from bundle.data.dicom.slices import UNREADABLE, Slice, read_slice
+from bundle.data.files import walk_folders
 
-if TYPE_CHECKING:
-    import pydicom
-
-__all__ = ["UNREADABLE", "Series", "find_dicom", "find_series", "numbered", "read_header"]
+__all__ = ["Series", "find_dicom", "find_series", "join_folders", "numbered"]
 
 logger = logging.getLogger(__name__)
-
-_TAGS = [
-    "Modality",
-    "PatientID",
-    "StudyInstanceUID",
-    "SeriesInstanceUID",
-    "SOPInstanceUID",
-    "ImagePositionPatient",
-    "ImageOrientationPatient",
-    "Rows",
-    "RescaleSlope",
-    "RescaleIntercept",
-]
-#: files of these kinds are no DICOM; their first bytes need not be read
-_OTHER_KINDS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".json", ".txt", ".csv", ".png", ".jpg")
-_MODALITIES = ("CT", "MR", "MRI", "", None)
-#: stands for a modality of files and folders that cannot be opened
-UNREADABLE = "unreadable"
-#: two slices are at one place if they are nearer than this, in mm
-_SAME_PLACE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -65,27 +41,6 @@ class Series:
     copies: Path | None = None
 
 
-@dataclass(frozen=True)
-class _Slice:
-    """What must be known of a file to give it to a series."""
-
-    file: Path
-    series: str
-    study: str
-    instance: str
-    modality: str
-    group: str
-    place: tuple[float, ...]  # position and orientation, or nothing
-    taken: object  # what no two slices of one volume share
-    scaling: tuple[str, str]  # slope and intercept, as they are written
-
-    @property
-    def along(self) -> float:
-        """Position along the normal of the slice."""
-        position, row, column = np.reshape(self.place, (3, 3))
-        return float(np.dot(np.cross(row, column), position))
-
-
 def find_series(root: Path) -> list[Series]:
     """The series that `find_dicom` finds."""
     return find_dicom(root)[0]
@@ -104,10 +59,10 @@ def find_dicom(root: Path) -> tuple[list[Series], dict[tuple[Path, str], int]]:
     """
     locked: list[Path] = []
     others: Counter[tuple[Path, str]] = Counter()
-    by_folder: dict[str, dict[Path, list[_Slice]]] = defaultdict(lambda: defaultdict(list))
+    by_folder: dict[str, dict[Path, list[Slice]]] = defaultdict(lambda: defaultdict(list))
     for folder, files in walk_folders(root, locked):
         for file in files:
-            found = _slice(file)
+            found = read_slice(file)
             if isinstance(found, str):
                 others[file if found == UNREADABLE else folder, found] += 1
             elif found is not None:
@@ -115,87 +70,22 @@ def find_dicom(root: Path) -> tuple[list[Series], dict[tuple[Path, str], int]]:
     others.update((path, UNREADABLE) for path in locked)
     if count := sum(files for (_, modality), files in others.items() if modality == UNREADABLE):
         logger.warning("left out %d file(s), folder(s) or link(s) that cannot be opened: correct them", count)
-    parts = [_series(*part) for uid in sorted(by_folder) for part in _joined(by_folder[uid])]
+    parts = [series for uid in sorted(by_folder) for series in join_folders(by_folder[uid])]
     return sorted(parts, key=lambda series: str(series.folder)), dict(others)
 
 
-def read_header(file: str | os.PathLike[str], tags: Sequence[str] | None = None) -> pydicom.Dataset | None:
-    """The header of a DICOM file, with or without a preamble; None for any other file.
-
-    Args:
-        file: to read; the pixels are not read.
-        tags: the only ones to read; None reads all.
-    """
-    import pydicom  # noqa: PLC0415 - needed for DICOM only
-
-    try:
-        with Path(file).open("rb") as stream:
-            if not _looks_like_dicom(stream.read(132)):
-                return None
-            stream.seek(0)
-            return pydicom.dcmread(stream, stop_before_pixels=True, force=True, specific_tags=tags)
-    except Exception:  # noqa: BLE001  a damaged header raises anything, and is none
-        return None
+def join_folders(folders: Mapping[Path, list[Slice]]) -> list[Series]:
+    """The series that the slices of one name are, which lie in one or several folders, as `find_dicom` says."""
+    return [_series(*part) for part in _joined(folders)]
 
 
-def _looks_like_dicom(start: bytes) -> bool:
-    """Whether a file begins as DICOM does, or as an old one without preamble: with an element of group 2 or 8."""
-    if start[128:132] == b"DICM":
-        return True
-    if len(start) < 132:
-        return False
-    for order in ("little", "big"):
-        group, element = int.from_bytes(start[:2], order), int.from_bytes(start[2:4], order)
-        known = (group == 2 and element <= 0x0010) or (group == 8 and element <= 0x0018)
-        if known and (start[4:6].isalpha() or (order == "little" and int.from_bytes(start[4:8], order) <= 64)):
-            return True
-    return False
-
-
-def _slice(file: Path) -> _Slice | str | None:
-    """None for what is no DICOM; the modality of a report, a plan, a segmentation, a dose, a PET or another object."""
-    if file.name.lower().endswith(_OTHER_KINDS):
-        return None
-    header = read_header(file, _TAGS)
-    if header is None:
-        return UNREADABLE if is_locked(file) else None
-    # an anonymiser may have emptied the tag: such an image stays, and its intensities tell
-    modality = header.get("Modality")
-    if "Rows" not in header or modality not in _MODALITIES:
-        return str(modality or "") or None  # the index of a CD has none
-    person = str(header.get("PatientID") or header.get("StudyInstanceUID") or "")
-    uid, patient = str(header.get("SeriesInstanceUID") or ""), str(header.get("PatientID") or "")
-    place, instance = _place(header), str(header.get("SOPInstanceUID") or file)
-    return _Slice(
-        file=file,
-        # careless anonymisers give one UID to the series of several patients
-        series=f"{uid} {patient}" if uid else "",
-        study=str(header.get("StudyInstanceUID") or ""),
-        instance=instance,
-        modality=str(modality or ""),
-        group=hashlib.sha256(person.encode()).hexdigest() if person else "",
-        place=place,
-        taken=tuple(round(value / _SAME_PLACE) for value in place) or instance,
-        scaling=(str(header.get("RescaleSlope")), str(header.get("RescaleIntercept"))),
-    )
-
-
-def _place(header: pydicom.Dataset) -> tuple[float, ...]:
-    try:
-        values: list[Any] = [header.get("ImagePositionPatient"), header.get("ImageOrientationPatient")]
-        place = tuple(float(value) for part in values for value in part or ())
-    except (TypeError, ValueError):
-        return ()
-    return place if len(place) == 9 and np.isfinite(place).all() else ()
-
-
-def _joined(folders: dict[Path, list[_Slice]]) -> list[tuple[list[_Slice], Path | None]]:
+def _joined(folders: Mapping[Path, list[Slice]]) -> list[tuple[list[Slice], Path | None]]:
     """The slices of one series by the volumes that they belong to: a folder that adds new places joins the first.
 
     For a folder that holds a copy of each image of a volume, the second value is the volume's folder.
     """
-    volumes: list[list[_Slice]] = []
-    copies: list[tuple[list[_Slice], Path | None]] = []
+    volumes: list[list[Slice]] = []
+    copies: list[tuple[list[Slice], Path | None]] = []
     for _, slices in sorted(folders.items()):
         alike = [volume for volume in volumes if len(volume) == len(slices) and not _without_copies(slices, volume)]
         if alike:
@@ -205,7 +95,7 @@ def _joined(folders: dict[Path, list[_Slice]]) -> list[tuple[list[_Slice], Path 
     return [*((volume, None) for volume in volumes), *copies]
 
 
-def _joins(slices: list[_Slice], volume: list[_Slice]) -> bool:
+def _joins(slices: list[Slice], volume: list[Slice]) -> bool:
     """Adds the slices of another folder to a volume, if they are its missing ones or stray copies."""
     if slices[0].study != volume[0].study:
         return False
@@ -216,12 +106,12 @@ def _joins(slices: list[_Slice], volume: list[_Slice]) -> bool:
     return fits
 
 
-def _without_copies(slices: list[_Slice], volume: list[_Slice]) -> list[_Slice]:
+def _without_copies(slices: list[Slice], volume: list[Slice]) -> list[Slice]:
     files = {other.instance: other for other in volume}
     return [new for new in slices if new.instance not in files or not _are_copies(new, files[new.instance])]
 
 
-def _are_copies(one: _Slice, other: _Slice) -> bool:
+def _are_copies(one: Slice, other: Slice) -> bool:
     """Whether two files of one instance are equal, or hold equal pixels: archives change tags and compress."""
     if filecmp.cmp(one.file, other.file, shallow=False):
         return True
@@ -233,7 +123,7 @@ def _are_copies(one: _Slice, other: _Slice) -> bool:
         return False
 
 
-def _series(slices: list[_Slice], copies: Path | None) -> Series:
+def _series(slices: list[Slice], copies: Path | None) -> Series:
     ordered = sorted(slices, key=lambda one: one.file)
     if all(one.place for one in slices):
         ordered.sort(key=lambda one: one.along)
@@ -241,7 +131,7 @@ def _series(slices: list[_Slice], copies: Path | None) -> Series:
     return Series(_folder(slices), files, ordered[0].modality, ordered[0].group, copies)
 
 
-def _folder(slices: list[_Slice]) -> Path:
+def _folder(slices: list[Slice]) -> Path:
     return Path(os.path.commonpath([one.file.parent for one in slices]))
 
 

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bundle.data.dicom.folders import read_header
+from bundle.data.dicom.headers import read_header
 from bundle.data.dicom.padding import padding_range
 
 if TYPE_CHECKING:
     import pydicom
 
-__all__ = ["Frame", "read_frames"]
+__all__ = ["FRAME_TAGS", "Frame", "frames_from_header", "read_all_frames", "read_frames"]
 
-_TAGS = [
+#: what `frames_from_header` reads
+FRAME_TAGS = [
     "SOPClassUID",
     "ImageType",
     "Modality",
@@ -101,9 +102,22 @@ def read_frames(file: str) -> list[Frame]:
     Raises:
         ValueError: if it is no DICOM image.
     """
-    header = read_header(file, _TAGS)
+    header = read_header(file, FRAME_TAGS)
     if header is None or "Rows" not in header:
         raise ValueError("is no DICOM image")
+    return frames_from_header(header, file)
+
+
+def frames_from_header(header: pydicom.Dataset, file: str) -> list[Frame]:
+    """The images that a header describes.
+
+    Args:
+        header: of a DICOM image.
+        file: that it is of.
+
+    Raises:
+        ValueError: if it describes another number of images than it says; other errors if it is damaged.
+    """
     count = int(header.get("NumberOfFrames") or 1)
     shared = _items(header, "SharedFunctionalGroupsSequence")
     each = _items(header, "PerFrameFunctionalGroupsSequence")

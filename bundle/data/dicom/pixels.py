@@ -14,7 +14,7 @@ from bundle.data.dicom.padding import keep_padding
 if TYPE_CHECKING:
     import pydicom
 
-__all__ = ["StoredValues", "UnknownCompressionError", "stored_frames", "through_table"]
+__all__ = ["StoredValues", "UnknownCompressionError", "stored_frames", "through_table", "unknown_compression"]
 
 _TAGS = [
     "Rows",
@@ -77,12 +77,21 @@ def stored_frames(file: str) -> np.ndarray:
     syntax = meta.TransferSyntaxUID
     if syntax in _BY_ITK:
         return _decoded_by_itk(header)
-    if syntax.is_encapsulated and syntax != uid.RLELossless:
-        raise UnknownCompressionError(f"is compressed as {syntax.name}, which cannot be decoded here")
+    if reason := unknown_compression(syntax):
+        raise UnknownCompressionError(reason)
     header.pixel_array_options(correct_unused_bits=False)  # the used ones may be the highest
     values = header.pixel_array
     frames = values if int(header.get("NumberOfFrames") or 1) > 1 else values[None]
     return _used_bits(frames, header) if "PixelData" in header else frames
+
+
+def unknown_compression(syntax: pydicom.uid.UID) -> str:
+    """Why the pixels of a transfer syntax cannot be decoded; "" if they can."""
+    from pydicom.uid import RLELossless  # noqa: PLC0415 - needed for DICOM only
+
+    if not syntax.is_encapsulated or syntax == RLELossless or syntax in _BY_ITK:
+        return ""
+    return f"is compressed as {syntax.name}, which cannot be decoded here"
 
 
 def through_table(stored: np.ndarray, header: pydicom.Dataset) -> np.ndarray:

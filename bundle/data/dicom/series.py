@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ from bundle.data.dicom.placement import Grid, choose_slices, in_order, lay_out
 from bundle.data.sanity import check_size
 from bundle.errors import VolumeError
 
-__all__ = ["DicomVolume", "read_series"]
+__all__ = ["DicomVolume", "Slices", "arrange", "read_series"]
 
 #: two slices are at one place if they are nearer than this share of the usual step
 _SAME_PLACE = 0.01
@@ -48,11 +48,52 @@ def read_series(files: Sequence[str], name: str) -> DicomVolume:
     Raises:
         VolumeError: if they are not one regular volume, or cannot be made one without a guess.
     """
-    frames, notes = choose_slices(list(read_all_frames(list(files))), name)
+    stored = StoredValues()
+    slices = arrange(list(read_all_frames(list(files))), name, stored)
+    values, doubts = _rescaled(slices.frames, stored)
+    if slices.grid.at is not None:
+        values = _between(values, slices.grid)
+    notes = (*slices.notes, *doubts)
+    return DicomVolume(np.ascontiguousarray(values.transpose(2, 1, 0)), slices.grid.affine, notes)
+
+
+@dataclass(frozen=True)
+class Slices:
+    """The slices that are a volume, without their pixels.
+
+    Attributes:
+        frames: in the order of their positions, none of them twice.
+        grid: on which they are, or between whose slices they are.
+        notes: what was left out or is to be resampled, a sentence each.
+    """
+
+    frames: list[Frame]
+    grid: Grid
+    notes: tuple[str, ...]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Columns, rows and slices of the volume."""
+        rows, columns = self.frames[0].size
+        return columns, rows, self.grid.count
+
+
+def arrange(frames: list[Frame], name: str, stored: Callable[[str, int], np.ndarray]) -> Slices:
+    """Chooses and orders the images of a series that are a volume.
+
+    Args:
+        frames: all images of the series, in any order.
+        name: what to call the series in an error.
+        stored: gives the stored values of an image, by its file and its number there. Of two images at one place they
+            are compared.
+
+    Raises:
+        VolumeError: as `read_series`.
+    """
+    frames, notes = choose_slices(frames, name)
     if len(frames) < 2:
         raise VolumeError(name, "is a DICOM series of one slice", "leave it out: volumes are needed")
     _check_values_mean_the_same(frames, name)
-    stored = StoredValues()
     frames, along = in_order(frames)
     frames, along, more = main_acquisition(frames, along)
     notes += more
@@ -63,12 +104,7 @@ def read_series(files: Sequence[str], name: str) -> DicomVolume:
     grid = lay_out(frames, along, name)
     notes += notes_on_missing(frames, along)
     check_size((*frames[0].size, max(grid.count, len(frames))), name)
-    values, more = _rescaled(frames, stored)
-    notes += more
-    if grid.at is not None:
-        values = _between(values, grid)
-        notes.append(grid.note)
-    return DicomVolume(np.ascontiguousarray(values.transpose(2, 1, 0)), grid.affine, tuple(notes))
+    return Slices(frames, grid, tuple([*notes, grid.note] if grid.at is not None else notes))
 
 
 def _check_values_mean_the_same(frames: Sequence[Frame], name: str) -> None:
@@ -82,7 +118,7 @@ def _check_values_mean_the_same(frames: Sequence[Frame], name: str) -> None:
 
 
 def _each_once(
-    frames: list[Frame], along: np.ndarray, stored: StoredValues, name: str
+    frames: list[Frame], along: np.ndarray, stored: Callable[[str, int], np.ndarray], name: str
 ) -> tuple[list[Frame], np.ndarray, int]:
     """Without the equal copies of slices, and how many these were."""
     steps = np.diff(along)
@@ -103,7 +139,7 @@ def _refuse_several(name: str) -> None:
     raise VolumeError(name, "has several slices at one position (a 4D series?)", "split it into 3D volumes")
 
 
-def _are_copies(one: Frame, other: Frame, stored: StoredValues) -> bool:
+def _are_copies(one: Frame, other: Frame, stored: Callable[[str, int], np.ndarray]) -> bool:
     if one.time != other.time or one.place is None or other.place is None:
         return False
     is_near = bool(np.abs(one.place[0] - other.place[0]).max() < 0.1 * min(one.pixel or (1.0,)))

@@ -1,0 +1,127 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""What preparing the volumes of an index and training on them will take on this machine, measured on a sample."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser
+
+from bundle.errors import UserError, user_error_in
+
+__all__ = ["Estimate"]
+
+logger = logging.getLogger(__name__)
+
+#: crops that are cut, for the time of one
+_CROPS = 8
+
+
+class Estimate:
+    """Prepares a few volumes as a training would, and times a step of it.
+
+    Args:
+        training: config files of the training, the base first.
+        bundle_root: of the training.
+        device: that the step is timed on.
+        overrides: values of the training's config by their ids, such as {"crop_size": [64, 64, 64]}.
+    """
+
+    def __init__(
+        self,
+        *,
+        training: Sequence[str],
+        bundle_root: str = ".",
+        device: str = "auto",
+        overrides: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.training = [training] if isinstance(training, str) else list(training)
+        self.bundle_root, self.overrides = bundle_root, {"device": device, **(overrides or {})}
+
+    def __call__(self, index: Path, sample: Sequence[Mapping[str, Any]], voxels: int) -> dict[str, Any]:
+        """The figures, by name; with the one entry `problem` if they cannot be measured.
+
+        Args:
+            index: file of the index.
+            sample: the volumes to prepare, by the columns of the index, with `id`.
+            voxels: of all volumes that can be used.
+        """
+        try:
+            with tempfile.TemporaryDirectory(prefix="index_sample_") as cache:
+                return self._measure(self._parser(index, sample, cache), sample, voxels, Path(cache))
+        except Exception as error:
+            known = user_error_in(error)
+            if known is None:
+                raise
+            return {"problem": str(known)}
+
+    def _parser(self, index: Path, sample: Sequence[Mapping[str, Any]], cache: str) -> ConfigParser:
+        if missing := [file for file in self.training if not Path(file).is_file()]:
+            raise UserError(f"--training {missing[0]} does not exist: give the config files of the training")
+        parser = ConfigParser()
+        parser.read_config(list(self.training))
+        given = {
+            "bundle_root": self.bundle_root,
+            "val_fraction": 0,
+            **self.overrides,
+            "dataset_dir": str(index),
+            "where": f"id IN ({', '.join(str(volume['id']) for volume in sample)})",
+            "cache_dir": cache,
+        }
+        for name, value in given.items():
+            parser.set(value, name)
+        return parser
+
+    def _measure(
+        self, parser: ConfigParser, sample: Sequence[Mapping[str, Any]], voxels: int, cache: Path
+    ) -> dict[str, Any]:
+        get = parser.get_parsed_content
+        start = time.perf_counter()
+        volumes = get("volumes")
+        seconds = time.perf_counter() - start
+        skipped = {volume.name for volume in volumes.skipped}
+        prepared = [v for v in sample if v["name"] not in skipped]
+        share = voxels / sum(v["columns"] * v["rows"] * v["slices"] for v in prepared)
+        kept = sum(file.stat().st_size for file in cache.rglob("*") if file.is_file())
+        dataset, batch, workers = get("train#dataset"), get("batch_size"), max(1, get("num_workers"))
+        start = time.perf_counter()
+        for draw in range(_CROPS):
+            dataset[draw]
+        crop = (time.perf_counter() - start) / _CROPS
+        device = torch.device(get("run_device"))
+        step = self._step(get, device)
+        return {
+            "sample": len(prepared),
+            "sample_skipped": len(skipped),
+            "sample_voxels": sum(v["columns"] * v["rows"] * v["slices"] for v in prepared),
+            "sample_megabytes": round(kept / 1e6, 2),
+            "sample_seconds": round(seconds, 2),
+            "disk_gigabytes": round(kept * share / 1e9, 3),
+            "preparation_hours": round(seconds * share / 3600, 3),
+            "device": str(device),
+            "crop_size": list(get("checked_crop_size")),
+            "batch_size": batch,
+            "num_workers": workers,
+            "seconds_per_crop": round(crop, 4),
+            "seconds_per_step": round(step, 4),
+            "steps_per_second": round(1 / max(step, batch * crop / workers), 4),
+        }
+
+    def _step(self, get: Any, device: torch.device) -> float:
+        from bundle.training.cost import CostReport  # noqa: PLC0415 - all of training, which a second start does not need
+
+        cost = CostReport(
+            network=get("network"),
+            masked_batch=get("masked_batch"),
+            loss=get("loss"),
+            crop_size=get("checked_crop_size"),
+            batch_size=get("batch_size"),
+            steps_per_epoch=1,
+        )
+        return cost.seconds(device)

@@ -1,0 +1,178 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""The page and the json that tell of an index."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bundle.archive.estimate import Estimate
+from bundle.archive.facts import AXES, count_volumes, read_volumes
+from bundle.archive.folder import IndexFolder
+from bundle.archive.mosaic import draw_mosaic, draw_sample
+from bundle.atomic import replace_file
+from bundle.data.index.database import open_to_read, root_folder, volume_paths
+from bundle.figures.histograms import draw_histograms
+from bundle.reports import Report
+
+__all__ = ["IndexReport"]
+
+logger = logging.getLogger(__name__)
+
+_TILES = 48
+_LABELS = {"columns": "columns", "rows": "rows", "slices": "slices", "spacing_x": "between columns (mm)",
+           "spacing_y": "between rows (mm)", "spacing_z": "between slices (mm)"}  # fmt: skip
+
+
+class IndexReport:
+    """Writes `report.html` and `index.json` beside an index, unless they say already what they would.
+
+    Args:
+        folder: of the index.
+        estimate: measures what preparation and training will take; None: nothing is measured.
+        sample: volumes to measure on; 0: nothing is measured.
+        mosaic: whether to show middle slices of volumes.
+        hash_names: whether to show digests of the volumes' paths instead of the paths.
+    """
+
+    def __init__(
+        self,
+        folder: IndexFolder,
+        *,
+        estimate: Estimate | None = None,
+        sample: int = 4,
+        mosaic: bool = True,
+        hash_names: bool = False,
+    ) -> None:
+        self.folder, self.estimate, self.sample = folder, estimate, sample
+        self.mosaic, self.hash_names = mosaic, hash_names
+
+    def write(self) -> None:
+        """Writes both files."""
+        volumes, about = read_volumes(self.folder.index, hash_names=self.hash_names)
+        settings: dict[str, Any] = {"mosaic": self.mosaic, "hash_names": self.hash_names, "sample": self.sample}
+        if self.estimate is not None:
+            settings |= {"training": self.estimate.training, "overrides": self.estimate.overrides}
+        made_from = hashlib.sha256(repr((volumes, about, settings)).encode(errors="replace")).hexdigest()[:16]
+        if self.folder.report.is_file() and self._before() == made_from:
+            logger.info("%s says what is there already", self.folder.report)
+            return
+        facts = {**about, **count_volumes(volumes)}
+        pictures = self._draw(volumes) if self.mosaic else None
+        if self.estimate is not None and self.sample and facts["usable"]:
+            measured, _ = read_volumes(self.folder.index)  # a training has the names themselves
+            facts["estimate"] = self.estimate(
+                self.folder.index, draw_sample(measured, self.sample), int(facts["voxels"])
+            )
+        self._page(volumes, facts, pictures).write(self.folder.report)
+        with replace_file(self.folder.facts) as temporary:
+            temporary.write_text(json.dumps({**facts, "made_from": made_from}, indent=2) + "\n")
+        logger.info(
+            "%d volumes can be used, %d are left out: %s", facts["usable"], facts["left_out"], self.folder.report
+        )
+
+    def _before(self) -> str:
+        """What the json was made from, or ""."""
+        try:
+            return str(json.loads(self.folder.facts.read_text())["made_from"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return ""
+
+    def _draw(self, volumes: Sequence[Mapping[str, Any]]) -> Any:
+        drawn = draw_sample(volumes, _TILES)
+        with open_to_read(self.folder.index) as connection:
+            root = root_folder(connection)
+            files = [volume_paths(connection, root, volume["id"]) for volume in drawn]
+        return draw_mosaic(list(zip(drawn, files, strict=True)), self.folder.num_workers) if drawn else None
+
+    def _page(self, volumes: Sequence[Mapping[str, Any]], facts: Mapping[str, Any], pictures: Any) -> Report:
+        usable = [volume for volume in volumes if volume["usable"]]
+        lead = f"{facts['usable']} volumes can be used, {facts['left_out']} are left out."
+        report = Report("Index of an archive", lead=lead)
+        _what(report, facts)
+        _histograms(report, usable)
+        if pictures is not None:
+            report.section("Middle slices").picture(pictures, caption="A sample of the volumes that can be used")
+        if "estimate" in facts:
+            _takes(report, facts["estimate"], usable)
+        _left_out(report, volumes, facts)
+        start = f"--dataset_dir {self.folder.index} --where \"modality == 'CT' and slices > 60\""
+        report.section("Start from it").paragraph(
+            "Training, embedding, reconstruction and prediction start from the index."
+        ).code(f"python -m monai.bundle run training --config_file configs/train.yaml {start}")
+        return report
+
+
+def _what(report: Report, facts: Mapping[str, Any]) -> None:
+    files = facts["files"]
+    told = {
+        "archive": facts["archive"],
+        "files": files["all"],
+        "DICOM images": files.get("slice", 0),
+        "files with one volume each": files.get("volume", 0),
+        "DICOM objects that are no images": files.get("object", 0),
+        "begin as DICOM, and cannot be read": files.get("damaged", 0),
+        "cannot be opened": files.get("locked", 0),
+        "of another kind": files.get("other", 0),
+        "patients (by DICOM)": facts["patients"],
+        "volumes of unknown patients": facts["without_patient"],
+        "gigabytes of usable volumes": round(facts["megabytes"] / 1000, 3),
+    }
+    section = report.section("What is there").facts({name: value for name, value in told.items() if value != ""})
+    for name in ("modality", "format", "site"):
+        section.table([name, "usable volumes"], list(facts[name].items()), file="index.json")
+    if files["objects"]:
+        section.table(["DICOM objects by modality", "files"], list(files["objects"].items()))
+
+
+def _histograms(report: Report, usable: Sequence[Mapping[str, Any]]) -> None:
+    if not usable:
+        return
+    kinds = sorted({volume["modality"] for volume in usable})
+    section = report.section("Sizes and spacings")
+    for names in (list(AXES), list(AXES.values())):
+        quantities = {
+            _LABELS[name]: {
+                kind or "not known": [volume[name] for volume in usable if volume["modality"] == kind] for kind in kinds
+            }
+            for name in names
+        }
+        section.picture(draw_histograms(quantities), alt=f"histograms of {', '.join(names)}")
+
+
+def _takes(report: Report, estimate: Mapping[str, Any], usable: Sequence[Mapping[str, Any]]) -> None:
+    section = report.section("What it will take on this machine")
+    if "problem" in estimate:
+        section.paragraph(f"It could not be measured: {estimate['problem']}")
+        return
+    crop = "x".join(map(str, estimate["crop_size"]))
+    section.paragraph(
+        f"Measured on {estimate['sample']} of {len(usable)} volumes, and scaled by the number of voxels."
+    ).facts(
+        {
+            "disk for the prepared volumes": f"{estimate['disk_gigabytes']:.3g} GB",
+            f"preparation, {estimate['num_workers']} at a time": f"{estimate['preparation_hours']:.3g} h",
+            f"steps of {estimate['batch_size']} crops of {crop} on {estimate['device']}": (
+                f"{estimate['steps_per_second']:.3g} per second"
+            ),
+            "one step, loading apart": f"{estimate['seconds_per_step']:.3g} s",
+            "one crop, read by one process from files just written": f"{estimate['seconds_per_crop']:.3g} s",
+        }
+    )
+
+
+def _left_out(report: Report, volumes: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> None:
+    if facts["left_out"]:
+        section = report.section(f"Left out: {facts['left_out']}")
+        section.table(["why", "volumes"], list(facts["reasons"].items()), file="index.json")
+        rows = [[volume["name"], volume["problem"], volume["remedy"]] for volume in volumes if not volume["usable"]]
+        report.section("Left out, one by one", folded=True).table(["volume", "why", "what to do"], rows)
+    if facts["duplicate_volumes"]:
+        section = report.section(f"Duplicates: {facts['duplicate_volumes']}")
+        section.table(["left out", "equal to"], list(facts["duplicates"].items()), file="index.json")
+    if facts["noted"]:
+        section = report.section("Used in part or resampled", folded=True)
+        section.table(["what the reader will do", "volumes"], list(facts["noted"].items()))

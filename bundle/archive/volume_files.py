@@ -1,0 +1,69 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""What an index keeps of a file that holds one volume."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+
+from bundle.archive.records import Record, Salt
+from bundle.data.find import VOLUME_SUFFIXES
+from bundle.data.fingerprints import fingerprint
+from bundle.data.formats import read_file_header
+from bundle.errors import VolumeError
+
+__all__ = ["holds_a_volume", "volume_record"]
+
+_FORMATS = {".nrrd": "NRRD", ".nhdr": "NRRD", ".mha": "MetaImage", ".mhd": "MetaImage", ".mgz": "FreeSurfer",
+            ".mgh": "FreeSurfer"}  # fmt: skip
+
+
+def holds_a_volume(path: Path) -> bool:
+    """Whether a file's name says that it holds one volume: as `bundle.data.find.volume_files` tells."""
+    name = path.name.lower()
+    return name.endswith(VOLUME_SUFFIXES) or (name.endswith(".hdr") and path.with_suffix(".img").exists())
+
+
+def volume_record(path: Path, stamp: tuple[int, int], salt: Salt) -> Record:
+    """Reads the header of a file that holds a volume, and enough of it to recognise it again.
+
+    Args:
+        path: of the file.
+        stamp: its size and time of change.
+        salt: of the index.
+
+    Raises:
+        OSError: if the file cannot be opened.
+    """
+    path.open("rb").close()
+    header: dict[str, Any] = {"format": _FORMATS.get(path.suffix.lower(), "NIfTI"), "channels": 1}
+    header |= {"shape": None, "spacing": None, "notes": [], "fault": "", "remedy": ""}
+    try:
+        found = read_file_header(str(path), path.name, stacked=True)
+        if path.name.lower().endswith(".nii"):
+            _check_end(path, stamp[0])
+    except VolumeError as error:
+        header |= {"fault": error.problem, "remedy": error.remedy}
+    except Exception as error:  # noqa: BLE001 - readers raise anything on a broken file
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].replace(str(path), path.name)
+        header |= {"fault": f"cannot be read ({reason})", "remedy": "copy it again or leave it out"}
+    else:
+        header |= {"shape": [int(n) for n in found.shape], "channels": int(found.channels), "notes": found.notes}
+        header["spacing"] = [float(value) for value in np.linalg.norm(found.affine[:3, :3], axis=0)]
+    header["content"] = fingerprint([str(path)])
+    record = Record(os.fsencode(path.name), *stamp, "volume")
+    return replace(record, series=salt(str(path)), header=json.dumps(header))
+
+
+def _check_end(path: Path, size: int) -> None:
+    """Raises a `ValueError` if the file ends before its voxels do."""
+    image: Any = nibabel.load(path)
+    needed = int(image.dataobj.offset) + int(np.prod(image.shape)) * image.get_data_dtype().itemsize
+    if size < needed:
+        raise ValueError(f"ends after {size} of {needed} bytes")

@@ -1,5 +1,5 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
-"""Several processes on several nodes train as one does: gloo on the CPU stands for NCCL, two agents for two nodes."""
+"""Several processes on several nodes train as one does: gloo stands for NCCL, two launchers for two nodes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def free_port() -> int:
 
 
 def two_nodes(folder: Path, configs: list[str], options: dict) -> list[tuple[int, str]]:
-    """Two agents with two processes each, that meet over loopback; exit code and stderr of each."""
+    """Two launchers with two processes each, that meet over loopback; exit code and stderr of each."""
     launcher = [
         sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=2", "--rdzv_backend=c10d",
         f"--rdzv_endpoint=localhost:{free_port()}", "--rdzv_id=test", "--local_addr=localhost", "-m",

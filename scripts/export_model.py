@@ -50,6 +50,8 @@ def real_images(model: PlainModel, volume: Path) -> list[Tensor]:
     Raises:
         UserError: if the volume cannot be used.
     """
+    if (channels := model.network.in_channels) != 1:
+        raise UserError(f"--input is one image, and the model takes {channels} channels: leave it out")
     cell = model.network.strides[-1]
     crop = model.settings.get("crop_size") or [4 * step for step in cell]
     half = [max(2, size // step // 2) * step for size, step in zip(crop, cell)]
@@ -143,7 +145,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--formats", nargs="+", choices=FORMATS, help="default: all that can hold the encoder")
     parser.add_argument("--output_dir", type=Path, help="default: the model's folder")
     parser.add_argument("--input", type=Path, help="a volume to compare on as well: NIfTI, NRRD, or a DICOM folder")
-    parser.add_argument("--input_channels", type=int, default=1, help="nnunet: of the network that nnU-Net trains")
+    parser.add_argument("--input_channels", type=int, help="nnunet: of your data set; default: as pre-trained")
     parser.add_argument("--nnunet_plans", type=Path, help="nnunet: your nnUNetPlans.json, where its network is another")
     parser.add_argument("--nnunet_configuration", default="3d_fullres", help="nnunet: of that plan")
     parser.add_argument("--replace", action="store_true", help="write files anew that are there already")
@@ -160,7 +162,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     rows, failed = [], False
-    if options.input_channels != 1:
+    if options.input_channels is not None:
         write = partial(write_nnunet, input_channels=options.input_channels)
         FORMATS["nnunet"] = replace(FORMATS["nnunet"], write=write)
     for name in (bar := tqdm(dict.fromkeys(names), desc="exporting", unit="format")):

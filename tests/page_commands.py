@@ -15,6 +15,7 @@ from typing import Any
 import monai.bundle
 from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser
+from torch.distributed.run import get_args_parser
 
 from bundle.runs.config_source import ConfigSource
 from bundle.runs.overrides import check_overrides
@@ -60,8 +61,14 @@ def check_command(line: str, page: str, folder: Path) -> None:
             pass
         case ["bash", script, *rest]:
             _check_shell_script(script, rest, page, folder)
-        case ["python", *rest] | ["torchrun", "--standalone", _, *rest]:
+        case ["python", *rest]:
             _check_python(rest, page, folder)
+        case ["torchrun", *rest] if "-m" in rest:
+            launcher = rest[: rest.index("-m")]
+            _require(
+                get_args_parser().parse_known_args([*launcher, "script"])[1] == [], f"torchrun knows no {launcher}"
+            )
+            _check_python(rest[len(launcher) :], page, folder)
         case ["make", target]:
             _require(f"\n{target}:" in (ROOT / "Makefile").read_text(), f"no {target} in the Makefile")
         case _:
@@ -163,5 +170,5 @@ def _check_overrides(files: Sequence[str], overrides: dict[str, Any], page: str,
         parser.update(overrides)
     except (KeyError, IndexError, ValueError) as error:
         raise BrokenCommand(f"no id for one of {', '.join(overrides)}: {error}") from error
-    check_overrides(ConfigSource(parser, tuple(paths)), base_names=("evaluate.yaml", "nnunet.yaml"))
+    check_overrides(ConfigSource(parser, tuple(paths)), base_names=("evaluate.yaml", "nnunet.yaml", "prepare.yaml"))
     return parser

@@ -16,7 +16,7 @@ FINE_TUNING = [ROOT / f"configs/finetune_{task}.yaml" for task in ("segmentation
 LONG = [ROOT / "configs/train.yaml", *FINE_TUNING]
 WITH_FIRST_PART = [
     *LONG,
-    *(ROOT / f"configs/{name}.yaml" for name in ("evaluate", "reconstruct", "inference", "index")),
+    *(ROOT / f"configs/{name}.yaml" for name in ("evaluate", "prepare", "reconstruct", "inference", "index")),
     *(ROOT / f"configs/predict_{task}.yaml" for task in ("segmentation", "classification", "detection")),
 ]
 BORDER = "# You need not read below this line."

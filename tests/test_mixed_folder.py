@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -32,6 +33,8 @@ def other_object(folder: Path, modality: str, sop_class: str, *, pixels: bool = 
 def fill(root: Path) -> None:
     """Scans, masks, and what else lies in a folder of patients."""
     write_nifti(root / "nifti/ct scan.nii.gz", ct_phantom(SIZE))
+    latin = os.fsencode(root) + b"/nifti/J\xe9r\xf4me.nii.gz"
+    os.rename(write_nifti(root / "nifti/plain.nii.gz", mr_phantom(SIZE)), latin)  # noqa: PTH104 - bytes are no Path
     write_nifti(root / "nifti/labels/ct scan.nii.gz", ellipsoid(SIZE).astype(np.uint8))
     write_nifti(root / "nifti/organ.nii.gz", ellipsoid(SIZE, 0.4).astype(np.int16))
     write_nifti(root / "nifti/liver.nii.gz", gaussian_filter(ellipsoid(SIZE).astype(np.float32), 0.5))
@@ -58,14 +61,28 @@ def fill(root: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def summary(tmp_path_factory: pytest.TempPathFactory) -> str:
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("mixed")
     fill(folder / "data/volumes")
-    run = train(folder, epochs=1, steps_per_epoch=1, spacing=None, val_fraction=0)
+    before = os.umask(0o077)
+    try:
+        return train(folder, epochs=1, steps_per_epoch=1, spacing=None, val_fraction=0)
+    finally:
+        os.umask(before)
+
+
+@pytest.fixture(scope="module")
+def summary(run: Path) -> str:
     return (run / "summary.md").read_text()
 
 
-TAKEN = ["hospital/p1/chest", "hospital/p2/head", "hospital/p3/enhanced", "nifti/ct scan.nii.gz"]
+TAKEN = [
+    "hospital/p1/chest",
+    "hospital/p2/head",
+    "hospital/p3/enhanced",
+    "nifti/J\\udce9r\\udcf4me.nii.gz",
+    "nifti/ct scan.nii.gz",
+]
 LEFT = {
     "hospital/p1/chest again": "holds copies of the DICOM images in hospital/p1/chest; remove one of the two folders",
     "hospital/p1 (RTSTRUCT)": "1 DICOM file(s) with no image of CT or MR; nothing is to be done",
@@ -80,7 +97,7 @@ LEFT = {
 
 
 def test_the_report_says_what_was_taken(summary: str) -> None:
-    assert f"- training: 4 volumes (3 CT, 1 MR)\n  - {', '.join(TAKEN)}\n" in summary
+    assert f"- training: 5 volumes (3 CT, 2 MR)\n  - {', '.join(TAKEN)}\n" in summary
 
 
 def test_the_report_says_what_was_left_out_and_why_and_nothing_else(summary: str) -> None:
@@ -95,6 +112,11 @@ def test_the_report_says_what_was_left_out_and_why_and_nothing_else(summary: str
 def test_the_report_says_what_was_resampled(summary: str) -> None:
     tilt = "slices are tilted against the long axis, resampled onto a grid with right angles"
     assert f"- used in part or resampled: 1\n  - hospital/p2/head: {tilt}\n" in summary
+
+
+def test_nobody_else_may_read_what_a_run_writes_where_the_users_umask_says_so(run: Path) -> None:
+    written = [file for folder in run.parents[1].iterdir() if folder.name != "data" for file in folder.rglob("*")]
+    assert len(written) > 10 and not [str(file) for file in written if file.stat().st_mode & 0o077]
 
 
 def test_the_report_names_no_patient(summary: str) -> None:

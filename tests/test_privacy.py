@@ -140,7 +140,7 @@ def test_no_run_leaves_a_name_or_anything_of_a_header(series: tuple[Path, list[b
     )  # fmt: skip
     names = {file.name for file in tmp_path.rglob("*") if file.is_file()}
     assert {"model.pt", "last.pt", "summary.md", "config.yaml", "manifest.csv", "epoch_0001.png", "errors.csv"} <= names
-    assert len(list((tmp_path / ".cache/volumes").glob("*.pt"))) == 2
+    assert len(list((tmp_path / ".cache/volumes").glob("*.b2v"))) == 2
     assert leaks(tmp_path, secrets) == []
 
 

@@ -1,21 +1,25 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
 """From files to crops: find, read and check, prepare once, split, crop."""
 
+from bundle.data.blosc2_store import Blosc2Store
 from bundle.data.crops import CropDataset, DrawSampler, PlacedCropd, RandForegroundCropd, make_loader
 from bundle.data.find import FoundVolume, find_volumes
 from bundle.data.geometry import OptionalSpacingd, PadToCropd, ToPlainTensorsd, crop_size
 from bundle.data.intensity import Foregroundd, Modalityd, NormalizeByModalityd
 from bundle.data.intensity_scheme import NormalizeBySchemed, normalization
 from bundle.data.mirrors import mirrored_axes, random_mirrors
+from bundle.data.prepare_archive import prepare_archive
+from bundle.data.prepared_volume import PreparedVolume, SkippedVolume, skipped_because
 from bundle.data.pretext_classes import PretextClasses, PretextClassesd, fit_pretext_classes
 from bundle.data.read import ReadVolumed, read_volume
 from bundle.data.safe_names import result_names, table_row
 from bundle.data.scans import find_scans
 from bundle.data.store import PlainStore, Store
-from bundle.data.volume_set import PreparedVolume, SkippedVolume, VolumeSet, skipped_because
+from bundle.data.volume_set import VolumeSet
 from bundle.data.weight_map import WeightMapd
 
 __all__ = [
+    "Blosc2Store",
     "CropDataset",
     "DrawSampler",
     "Foregroundd",
@@ -44,6 +48,7 @@ __all__ = [
     "make_loader",
     "mirrored_axes",
     "normalization",
+    "prepare_archive",
     "random_mirrors",
     "read_volume",
     "result_names",

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,8 +14,8 @@ from monai.transforms import Compose, MapTransform, Randomizable
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from bundle.data.draws import InOrder, ShuffledOrder, VolumeOrder, balanced_order
-from bundle.data.store import Crop
-from bundle.data.volume_set import PreparedVolume
+from bundle.data.prepared_volume import PreparedVolume
+from bundle.data.store import Crop, DamagedVolumeError
 from bundle.errors import UserError
 
 __all__ = ["CropDataset", "DrawSampler", "PlacedCropd", "RandForegroundCropd", "make_loader"]
@@ -26,16 +27,18 @@ _CROP_STREAM = 0
 class PlacedCropd(Randomizable, MapTransform):
     """A random crop that draws its place first, from a few tensors, so that of the others only the crop is read.
 
-    A subclass says in `place_keys` which tensors it must see whole, and draws from them in `draw_place`.
+    A subclass says in `place_keys` which tensors it must see, and draws from them in `draw_place`. It sees them whole,
+    unless it says by `looks_at_places` that it only takes places from them, ``tensor[:, place, place, place]``.
     """
 
     place_keys: tuple[str, ...] = ()
+    looks_at_places = False
 
     def draw_place(self, item: Mapping[Any, Any], size: Sequence[int]) -> Crop:
         """Draws where to crop.
 
         Args:
-            item: the tensors `place_keys`, whole.
+            item: the tensors `place_keys`.
             size: of the volume, voxels per axis.
         """
         raise NotImplementedError
@@ -54,7 +57,16 @@ class PlacedCropd(Randomizable, MapTransform):
 
     def read(self, volume: PreparedVolume) -> dict[Any, Any]:
         """The crop that `__call__` would make of the whole volume, read from its store as a crop."""
-        place = self.draw_place(volume.load(keys=self.place_keys), volume.size)
+        if self.looks_at_places:
+            state = self.R.get_state()
+            try:
+                place = self.draw_place(volume.look(self.place_keys), volume.size)
+            except DamagedVolumeError as error:
+                volume.prepare_again(error)
+                self.R.set_state(state)  # draws what it would have drawn
+                place = self.draw_place(volume.look(self.place_keys), volume.size)
+        else:
+            place = self.draw_place(volume.load(keys=self.place_keys), volume.size)
         item = volume.load(crop=place)
         list(self.key_iterator(item))  # an error for a key that is not there
         return self.finish(item, place)
@@ -73,6 +85,8 @@ class RandForegroundCropd(PlacedCropd):
         place_key: if given, the crop has under it where it lies: float ``[3, 2]``, the first and the last voxel of each
             axis as a share of the volume.
     """
+
+    looks_at_places = True
 
     def __init__(
         self,
@@ -275,4 +289,10 @@ def make_loader(
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),
         collate_fn=collate_fn,
+        worker_init_fn=_leave_group if num_workers > 0 else None,
     )
+
+
+def _leave_group(worker: int) -> None:  # noqa: ARG001 - what a loader calls in each loading process
+    """A signal that torchrun sends to the group of a process does not end its loading processes before the step."""
+    os.setpgid(0, 0)

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from bundle.data.volume_set import PreparedVolume
+from bundle.data.prepared_volume import PreparedVolume
 from bundle.errors import UserError
 
 __all__ = ["BalancedOrder", "InOrder", "ShuffledOrder", "VolumeOrder", "balanced_order", "volume_columns"]

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from bundle.atomic import replace_file
 from bundle.data.crops import RandForegroundCropd
-from bundle.data.volume_set import PreparedVolume
+from bundle.data.prepared_volume import PreparedVolume
 from bundle.errors import UserError
 
 __all__ = ["PretextClasses", "PretextClassesd", "fit_pretext_classes", "voxel_features"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy as np
 from bundle.errors import UserError
 
 if TYPE_CHECKING:
-    from bundle.data.volume_set import PreparedVolume
+    from bundle.data.prepared_volume import PreparedVolume
 
 __all__ = ["check_fold", "deal_folds", "split_volumes"]
 
@@ -39,7 +39,13 @@ def check_fold(folds: int | None, fold: int) -> None:
 
 
 def split_volumes(
-    volumes: Sequence[PreparedVolume], *, val_fraction: float, seed: int, folds: int | None = None, fold: int = 0
+    volumes: Sequence[PreparedVolume],
+    *,
+    val_fraction: float,
+    seed: int,
+    folds: int | None = None,
+    fold: int = 0,
+    earlier: Callable[[PreparedVolume], str] | None = None,
 ) -> tuple[list[PreparedVolume], list[PreparedVolume]]:
     """The volumes to train on and those to validate on.
 
@@ -52,6 +58,8 @@ def split_volumes(
         seed: of the draw; folds do not depend on it.
         folds: number of folds.
         fold: the one that is validated, from 0.
+        earlier: the part that a volume had before, "" for a new one. What was drawn then stays, with the volumes of one
+            group; `val_fraction` is drawn of the others.
 
     Raises:
         UserError: if nothing is left to train or to validate on, or there are fewer patients than folds.
@@ -67,7 +75,9 @@ def split_volumes(
         logger.warning("val_fraction is 0: validation takes all volumes, those to train on as well")
         return list(volumes), list(volumes)
     else:
-        held_out = _draw_groups(volumes, val_fraction, seed)
+        before = {} if earlier is None else {v.group: part for v in volumes if (part := earlier(v))}
+        held_out = _draw_groups([v for v in volumes if v.group not in before], val_fraction, seed)
+        held_out |= {group for group, part in before.items() if part == "validation"}
     return _both(
         [v for v in volumes if v.group not in held_out],
         [v for v in volumes if v.group in held_out],

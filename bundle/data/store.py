@@ -1,7 +1,7 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
 """Where prepared volumes live. No other file of the package opens one.
 
-To add a store, write a class here or in a file beside this one, and give it a name in `STORES`.
+To add a store, write a class here or in a file beside this one, and give it a name in `open_store`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 
 from bundle.errors import UserError
 
-__all__ = ["STORES", "Crop", "Header", "PlainStore", "Store", "cut", "open_store"]
+__all__ = ["STORES", "Crop", "DamagedVolumeError", "Header", "PlainStore", "Store", "cut", "open_store"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +30,10 @@ Crop = tuple[slice, slice, slice]
 
 #: folders that this process has cleaned
 _swept: set[Path] = set()
+
+
+class DamagedVolumeError(Exception):
+    """A store cannot give a volume as it was written: bits have changed, or it is gone. It must be prepared again."""
 
 
 class Header(NamedTuple):
@@ -71,6 +75,10 @@ class Store(ABC):
     def describe(self, key: str) -> Header | None:
         """The header of a volume; None if it is not there or is damaged, so that it is prepared again."""
 
+    def verify(self, key: str) -> bool:
+        """Whether a volume is there as it was written, by reading all of it if the store has checksums."""
+        return self.describe(key) is not None
+
     @abstractmethod
     def read(self, key: str, crop: Crop | None = None, keys: Collection[str] | None = None) -> dict[str, Any]:
         """Reads a volume.
@@ -80,22 +88,45 @@ class Store(ABC):
             crop: the part to read of all tensors on the image's grid; None reads them whole. Boxes, labels and other
                 tensors are not cut.
             keys: names of the tensors to read, where they are there; None reads all.
+
+        Raises:
+            DamagedVolumeError: if the volume is not as it was written, where the store can tell.
         """
+
+    def look(self, key: str, keys: Collection[str]) -> Mapping[str, Any]:
+        """Tensors to look at some places of: what is returned may read a place when it is asked for it.
+
+        Here they are read whole. A store that reads a crop faster than a volume should give something that reads late.
+
+        Args:
+            key: that the volume was written under.
+            keys: names of tensors on the image's grid.
+        """
+        return self.read(key, keys=keys)
 
     @abstractmethod
     def write(self, key: str, tensors: Mapping[str, Any]) -> None:
         """Keeps a volume as a whole, or raises an error and keeps nothing."""
+
+    @staticmethod
+    def report_damage(file: Path, error: Exception) -> None:
+        """Says in the log that a volume will be prepared again."""
+        logger.warning("%s is damaged (%s): preparing its volume again", file, error)
 
 
 @dataclass(frozen=True)
 class PlainStore(Store):
     """One uncompressed file of torch for each volume, mapped into memory: of a crop only its pages are read.
 
+    It has no checksums: only damage to its header is seen.
+
     Args:
         folder: of the files; it is made if it is missing.
+        memory_map: False reads the whole file for each crop, where a file system cannot map files well.
     """
 
     folder: Path
+    memory_map: bool = True
 
     def file(self, key: str) -> Path:
         """The file of a volume."""
@@ -106,12 +137,12 @@ class PlainStore(Store):
             return None
         try:
             return Header.from_tensors(self.read(key))
-        except Exception:  # noqa: BLE001  flipped bits in a pickle raise anything
-            logger.warning("%s is damaged: preparing its volume again", self.file(key))
+        except Exception as error:  # noqa: BLE001  flipped bits in a pickle raise anything
+            self.report_damage(self.file(key), error)
             return None
 
     def read(self, key: str, crop: Crop | None = None, keys: Collection[str] | None = None) -> dict[str, Any]:
-        tensors: dict[str, Any] = torch.load(self.file(key), mmap=True, weights_only=True)
+        tensors: dict[str, Any] = torch.load(self.file(key), mmap=self.memory_map, weights_only=True)
         wanted = {name: value for name, value in tensors.items() if keys is None or name in keys}
         return wanted if crop is None else cut(wanted, crop, tensors["image"].shape[1:])
 
@@ -150,8 +181,8 @@ def _is_on_grid(value: object, size: Sequence[int]) -> bool:
     return isinstance(value, torch.Tensor) and value.ndim == 4 and tuple(value.shape[1:]) == tuple(size)
 
 
-#: stores by the names that `VolumeSet` takes; each is made with the folder of the cache
-STORES = {"plain": PlainStore}
+#: names that `VolumeSet` takes
+STORES = ("blosc2", "plain")
 
 
 def open_store(store: str | Store, folder: Path) -> Store:
@@ -164,8 +195,10 @@ def open_store(store: str | Store, folder: Path) -> Store:
     Raises:
         UserError: if there is no store of that name.
     """
+    from bundle.data.blosc2_store import Blosc2Store  # noqa: PLC0415 - it is made of what this file holds
+
     if isinstance(store, Store):
         return store
     if store not in STORES:
-        raise UserError(f"--volumes#store {store!r} is not known: choose one of {', '.join(STORES)}")
-    return STORES[store](folder)
+        raise UserError(f"--store {store!r} is not known: choose one of {', '.join(STORES)}")
+    return Blosc2Store(folder) if store == "blosc2" else PlainStore(folder)

@@ -3,89 +3,27 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 import torch.distributed as dist
-from monai.data.utils import pickle_hashing
-from monai.transforms import Compose
-from tqdm import tqdm
 
 from bundle.data.find import FoundVolume
-from bundle.data.fingerprints import fingerprint
 from bundle.data.names import name_digest, without_paths
-from bundle.data.printable import printable
+from bundle.data.preparation import Preparation, prepare_all
+from bundle.data.prepared_volume import PreparedVolume, SkippedVolume
 from bundle.data.scans import find_scans
 from bundle.data.split import check_fold, split_volumes
-from bundle.data.store import Crop, Header, Store, open_store
-from bundle.errors import UserError, VolumeError, user_error_in
+from bundle.data.store import Store, open_store
+from bundle.errors import UserError
 
-__all__ = ["PreparedVolume", "SkippedVolume", "VolumeSet", "listed_by_one", "skipped_because"]
+__all__ = ["VolumeSet", "hashed", "listed_by_one"]
 
 logger = logging.getLogger(__name__)
-
-#: to be raised when the transforms' code changes what they compute: their settings are in the key, their code is not
-_CACHE_VERSION = 2
-#: what is kept with a volume's tensors, for the run and not for the network
-_NOT_LOADED = ("notes", "content")
-
-
-@dataclass(frozen=True)
-class PreparedVolume:
-    """A volume whose tensors are in a store.
-
-    Attributes:
-        name: its path below the dataset's folder.
-        store: where its tensors are.
-        key: under which they are there.
-        modality: "CT" or "MR".
-        size: voxels per axis, padding included.
-        padded: whether the volume was smaller than the crop.
-        group: volumes of one group stay on one side of the split.
-        part: "training" or "validation" where a data list tells, else "".
-        notes: what the reader left out or resampled, or "".
-        fingerprint: by which its file is recognised, or "".
-        content: a digest of the bytes of its files, and of its labels; it does not change where the files move.
-        columns: what else is known of it, by name, to balance the draws by: "folder" is the first one in its path; all
-            columns of an index.
-    """
-
-    name: str
-    store: Store
-    key: str
-    modality: str
-    size: tuple[int, ...]
-    padded: bool = False
-    group: str = ""
-    part: str = ""
-    notes: str = ""
-    fingerprint: str = ""
-    content: str = ""
-    columns: Mapping[str, Any] = field(default_factory=dict, compare=False)
-
-    def load(self, crop: Crop | None = None, keys: Collection[str] | None = None) -> dict[str, Any]:
-        """The tensors: `image` float32, `foreground` and `valid` uint8, ``[C, D, H, W]``, `spacing` ``[3]`` in mm, ...
-
-        Args:
-            crop: the part to read, a slice of voxels for each axis; None reads the whole volume.
-            keys: names of the tensors to read, where they are there; None reads all.
-        """
-        return {name: value for name, value in self.store.read(self.key, crop, keys).items() if name not in _NOT_LOADED}
-
-
-class SkippedVolume(NamedTuple):
-    """A volume that the run does without, and why."""
-
-    name: str
-    problem: str
-    remedy: str
 
 
 class VolumeSet:
@@ -106,12 +44,15 @@ class VolumeSet:
         cache_dir: folder of a store that is given by name.
         val_fraction: share of volumes for validation, unless a data list names them.
         seed: of the split.
-        workers: volumes prepared at a time.
+        workers: volumes prepared at a time; in processes, if there is much to prepare.
+        memory_gb: that these processes together may take; None sets no bound.
         find: what finds the volumes; their annotations are handed to `transform` under their own names.
         hash_names: from here on a volume's name is `name_digest` of it; `transform` still gets the name itself.
-        store: where prepared volumes are kept: a name in `bundle.data.store.STORES`, or a `Store`.
+        store: where prepared volumes are kept: "blosc2", which compresses, or "plain", or a
+            `Store`.
         folds: number of folds of a cross-validation; `val_fraction`, and the lists of a data list, are then not used.
         fold: which of them to validate, from 0.
+        earlier: as for `split_volumes`.
 
     Attributes:
         training: volumes to train on.
@@ -119,7 +60,8 @@ class VolumeSet:
         skipped: volumes that cannot be used.
 
     Raises:
-        UserError: if there is nothing to train on, or nothing to validate on, or fewer patients than folds.
+        UserError: if there is nothing to train on, or nothing to validate on, or fewer patients than folds; or if the
+            store takes no more, as where a disk is full.
 
     Example:
         Two small volumes are prepared, and one of them is held out for validation.
@@ -156,22 +98,24 @@ class VolumeSet:
         val_fraction: float = 0.2,
         seed: int = 0,
         workers: int = 1,
+        memory_gb: float | None = None,
         find: Callable[[str | os.PathLike[str]], list[FoundVolume]] = find_scans,
         hash_names: bool = False,
-        store: str | Store = "plain",
+        store: str | Store = "blosc2",
         folds: int | None = None,
         fold: int = 0,
+        earlier: Callable[[PreparedVolume], str] | None = None,
     ) -> None:
         check_fold(folds, fold)
         if not 0 <= val_fraction < 1:
             raise UserError(f"--val_fraction {val_fraction} does not fit: give a share from 0 to below 1, such as 0.2")
         self.folds, self.fold = folds, fold
-        self.transform, self.store = transform, open_store(store, Path(cache_dir))
+        self.preparation = Preparation(transform, open_store(store, Path(cache_dir)))
         listed = listed_by_one(lambda: find(dataset_dir))
         found = [volume for volume in listed if volume.part != "test"]  # neither trained nor validated on
-        results = self._prepare(found, workers)
+        results = self._prepare(found, workers, memory_gb)
         if hash_names:
-            results = [_hashed(result, found) for result in results]
+            results = [hashed(result, found) for result in results]
         self.skipped = [result for result in results if isinstance(result, SkippedVolume)]
         for skipped in self.skipped:
             logger.warning("skipped %s: %s; %s", skipped.name, skipped.problem, skipped.remedy)
@@ -187,7 +131,7 @@ class VolumeSet:
                 f"{self.skipped[0].name} {self.skipped[0].problem}; {self.skipped[0].remedy}"
             )
         self.training, self.validation = split_volumes(
-            usable, val_fraction=val_fraction, seed=seed, folds=folds, fold=fold
+            usable, val_fraction=val_fraction, seed=seed, folds=folds, fold=fold, earlier=earlier
         )
 
     @property
@@ -208,63 +152,26 @@ class VolumeSet:
         parts = {"training": self.training, "validation": self.validation}
         return {part: sorted({v.fingerprint for v in vs if v.fingerprint}) for part, vs in parts.items()}
 
-    def _prepare(self, found: Sequence[FoundVolume], workers: int) -> list[PreparedVolume | SkippedVolume]:
+    def _prepare(
+        self, found: Sequence[FoundVolume], workers: int, memory_gb: float | None
+    ) -> list[PreparedVolume | SkippedVolume]:
         rank, world = (dist.get_rank(), dist.get_world_size()) if _distributed() else (0, 1)
-        share = found[rank::world]
-        with ThreadPoolExecutor(max(1, workers)) as pool:
-            bar = tqdm(pool.map(self._prepare_one, share), total=len(share), desc="preparing volumes", disable=rank > 0)
-            results = list(bar)
+        results: list[PreparedVolume | SkippedVolume] | UserError
+        try:
+            results, _ = prepare_all(
+                found[rank::world], self.preparation, workers=workers, memory_gb=memory_gb, quiet=rank > 0
+            )
+        except UserError as error:  # the other processes must not wait for this one
+            results = error
+        shared: list[Any] = [results]
         if world > 1:
-            shared: list[Any] = [None] * world
+            shared = [None] * world
             dist.all_gather_object(shared, results)
-            results = [result for part in shared for result in part]
+        for part in shared:
+            if isinstance(part, UserError):
+                raise part
+        results = [result for part in shared for result in part]
         return sorted(results, key=lambda result: result.name)
-
-    def _prepare_one(self, found: FoundVolume) -> PreparedVolume | SkippedVolume:
-        try:
-            item = found.to_item()
-            key = self._key(item)
-            header = self.store.describe(key)
-            if header is None:
-                tensors = self.transform(item)
-                tensors["content"] = torch.tensor(list(_content(item).encode()), dtype=torch.uint8)
-                header = Header.from_tensors(tensors)
-                self._keep(key, tensors, found.name)
-            content = header.content or _content(item)  # a store of the user's may not keep it
-        except Exception as error:  # noqa: BLE001  one broken volume must not end the run
-            return skipped_because(found.name, error)
-        return PreparedVolume(
-            name=found.name,
-            store=self.store,
-            key=key,
-            modality=header.modality,
-            size=header.size,
-            padded=header.padded,
-            group=found.group or found.name,
-            part=found.part,
-            notes=header.notes,
-            fingerprint=fingerprint(found.files),
-            content=content,
-            columns={**found.columns, "folder": _first_folder(found.name)},
-        )
-
-    def _keep(self, key: str, tensors: dict[str, Any], name: str) -> None:
-        try:
-            self.store.write(key, tensors)
-        except (OSError, RuntimeError) as error:  # torch's writer raises the second where the disk is full
-            reason = str(error).splitlines()[0]
-            raise VolumeError(
-                name, f"is prepared but cannot be kept ({reason})", "make room in --cache_dir, or give another one"
-            ) from error
-
-    def _key(self, item: dict[str, Any]) -> str:
-        annotations = _annotations(item)
-        files = [Path(file).absolute() for file in _files(item)]
-        stamp = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-        # the steps of a Compose, not itself: it holds a random state, another one in each process
-        steps = self.transform.flatten().transforms if isinstance(self.transform, Compose) else self.transform
-        more_settings = [annotations] if annotations else []
-        return pickle_hashing([_CACHE_VERSION, stamp, item["modality"], steps, *more_settings]).decode()
 
 
 def listed_by_one(find: Callable[[], list[FoundVolume]]) -> list[FoundVolume]:
@@ -284,74 +191,18 @@ def listed_by_one(find: Callable[[], list[FoundVolume]]) -> list[FoundVolume]:
     return listed
 
 
-def _first_folder(name: str) -> str:
-    return Path(name).parts[0] if len(Path(name).parts) > 1 else "."
+def hashed(result: PreparedVolume | SkippedVolume, found: Sequence[FoundVolume]) -> PreparedVolume | SkippedVolume:
+    """A result under a digest of its volume's name, without the paths of its files.
 
-
-def _annotations(item: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in item.items() if key not in ("image", "name", "modality")}
-
-
-def _files(item: Mapping[str, Any]) -> list[str]:
-    """All files of a volume: its image, those that its annotations name, its further channels."""
-    named = [file for key, value in _annotations(item).items() for file in _annotated(item["name"], key, value)]
-    return [*item["image"], *named, *(file for files in item.get("channels", ()) for file in files)]
-
-
-def _content(item: Mapping[str, Any]) -> str:
-    """A digest of the bytes of all files, and of the annotations that are none."""
-    digest = hashlib.blake2b(digest_size=8)
-    for file in _files(item):
-        with Path(file).open("rb") as stream:
-            while part := stream.read(2**20):
-                digest.update(part)
-    for key, value in sorted(_annotations(item).items()):
-        if key not in ("channels", "from_folder") and not _annotated(item["name"], key, value):
-            digest.update(repr((key, value)).encode())
-    return digest.hexdigest()
-
-
-def _annotated(name: str, key: str, value: object) -> list[str]:
-    """The files of an annotation: one, or one of each class.
-
-    Raises:
-        VolumeError: for one that is not there, which is not the volume's own fault.
+    Args:
+        result: of one volume.
+        found: all volumes.
     """
-    values = list(value.values()) if isinstance(value, Mapping) else [value]
-    files = [str(file) for file in values if isinstance(file, str)]
-    for file in files:
-        if not Path(file).exists():
-            raise VolumeError(
-                name, f"lacks its {key}: {file} does not exist", "correct the data list or put the file there"
-            )
-    return files
-
-
-def _hashed(result: PreparedVolume | SkippedVolume, found: Sequence[FoundVolume]) -> PreparedVolume | SkippedVolume:
     name = name_digest(result.name)
     if isinstance(result, PreparedVolume):
         return replace(result, name=name)
     volume = next(volume for volume in found if volume.name == result.name)
     return SkippedVolume(name, *(without_paths(text, volume, name) for text in (result.problem, result.remedy)))
-
-
-def skipped_because(name: str, error: Exception) -> SkippedVolume:
-    """What to tell the user of a volume whose reading or preparation has raised `error`."""
-    return SkippedVolume(*map(printable, _skipped(name, error)))
-
-
-def _skipped(name: str, error: Exception) -> tuple[str, str, str]:
-    known = user_error_in(error)
-    if isinstance(known, VolumeError):
-        return name, known.problem, known.remedy
-    if isinstance(error, FileNotFoundError):
-        file = Path(error.filename or name).name
-        lacks = "does not exist" if file == Path(name).name else f"lacks {file}, which does not exist"
-        return name, lacks, "correct the data list or put the file there"
-    root: BaseException = error  # MONAI wraps what a transform raises
-    while root.__cause__ is not None:
-        root = root.__cause__
-    return name, f"cannot be prepared ({type(root).__name__}: {root})", "inspect it or leave it out"
 
 
 def _distributed() -> bool:

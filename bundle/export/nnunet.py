@@ -69,19 +69,21 @@ def architecture(settings: Mapping[str, Any]) -> dict[str, Any]:
     return given
 
 
-def write_nnunet(model: PlainModel, path: Path, input_channels: int = 1) -> str:
+def write_nnunet(model: PlainModel, path: Path, input_channels: int | None = None) -> str:
     """Writes a checkpoint that `nnUNetv2_train -pretrained_weights` takes; says how in a few words.
 
     Args:
         model: the encoder is one of nnU-Net's.
         path: of the file.
-        input_channels: of the network that nnU-Net trains; the stem's weights are repeated and divided by their number.
+        input_channels: of the network that nnU-Net trains, by default of the pre-trained one; where they differ, the
+            stem's weights are averaged, repeated and divided by their number.
 
     Raises:
         UserError: if the encoder is none of nnU-Net's.
     """
     arguments = architecture(model.settings)
-    weights = _whole_network(model, arguments, input_channels).state_dict()
+    channels = model.network.in_channels if input_channels is None else input_channels
+    weights = _whole_network(model, arguments, channels).state_dict()
     torch.save(
         {
             "network_weights": {key: value.detach() for key, value in weights.items()},
@@ -133,7 +135,7 @@ def verify_nnunet(path: Path, name: str, model: PlainModel, images: Sequence[Ten
     plain = plain_network({"encoder": {"name": model.settings["encoder"]["name"], **arguments}}, turned)
     order = axis_order(_orientation(model.settings), _target(model.settings))
     difference = relative = 0.0
-    for image in images if channels == 1 else ():
+    for image in images if channels == model.network.in_channels else ():
         apart, share = _compare(network, plain, image.permute(0, 1, *(2 + axis for axis in order)))
         difference, relative = max(difference, apart), max(relative, share)
     if not relative <= _ROUNDING:

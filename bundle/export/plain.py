@@ -29,6 +29,7 @@ class PlainEncoder(nn.Module):
     Attributes:
         channels: of each level, finest first.
         strides: voxels per site on each axis, of each level.
+        in_channels: of the image.
     """
 
     def __init__(self, encoder: Encoder) -> None:
@@ -36,12 +37,14 @@ class PlainEncoder(nn.Module):
         self.stages = nn.ModuleList(nn.Sequential(*stage.modules) for stage in encoder.stages)
         self.channels = [level.channels for level in encoder.levels]
         self.strides = [level.stride for level in encoder.levels]
+        # the first convolution reads the image
+        self.in_channels = next((int(weight.shape[1]) for weight in self.parameters() if weight.ndim == 5), 1)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Features of every level, finest first.
 
         Args:
-            image: float32 ``[B, 1, D, H, W]``, prepared as in pre-training; each size a multiple of the last stride.
+            image: float32 ``[B, C, D, H, W]``, prepared as in pre-training; each size a multiple of the last stride.
         """
         features: list[Tensor] = []
         for stage in self.stages:

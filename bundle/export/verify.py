@@ -54,9 +54,9 @@ def compare_features(read: Callable[[Path], Readable], allowed: float = 1e-5) ->
 
 
 def example_image(model: PlainModel, cells: tuple[int, int, int] = (2, 3, 4), batch: int = 2) -> Tensor:
-    """Noise, the same at each call, of so many cells of the encoder's total stride: ``[batch, 1, D, H, W]``."""
+    """Noise, the same at each call, of so many cells of the encoder's total stride: ``[batch, C, D, H, W]``."""
     size = [n * step for n, step in zip(cells, model.network.strides[-1])]
-    return torch.randn(batch, 1, *size, generator=torch.Generator().manual_seed(0))
+    return torch.randn(batch, model.network.in_channels, *size, generator=torch.Generator().manual_seed(0))
 
 
 def settings_text(model: PlainModel) -> str:

@@ -14,7 +14,7 @@ from bundle.errors import UserError
 from bundle.runs.recorded_config import named_config, newest_config
 from bundle.weights import require_finite
 
-__all__ = ["config_of_checkpoint", "crops_of_checkpoint", "load_network", "read_checkpoint"]
+__all__ = ["config_of_checkpoint", "load_network", "peek", "read_checkpoint"]
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -48,12 +48,14 @@ def config_of_checkpoint(folder: Path, checkpoint: Path) -> Path | None:
         return newest_config(folder)
 
 
-def crops_of_checkpoint(checkpoint: Path) -> int | None:
-    """The crops per step, of all processes, that a checkpoint was trained on; None where it does not tell."""
+def peek(checkpoint: Path, name: str) -> Any:
+    """One entry of a checkpoint, without its weights; None where it has none, or is damaged.
+
+    Whoever loads the weights says what is wrong with the file.
+    """
     try:
-        saved = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)  # reads no weights yet
-        return int(saved["crops_per_step"]) or None
-    except Exception:  # noqa: BLE001 - whoever loads the weights says what is wrong with the file
+        return torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)[name]
+    except Exception:  # noqa: BLE001 - damaged files raise anything
         return None
 
 

@@ -14,22 +14,28 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from bundle.runs.watch import Watch
+
 __all__ = ["broadcast", "gather", "is_main_rank", "start_distributed", "stop_distributed", "unwrap", "wrap"]
 
-#: the default of 10 minutes is over while one process prepares volumes
+#: the default of 10 minutes is over while one process prepares volumes; `Watch` notices much earlier that one is dead
 _PATIENCE = timedelta(hours=12)
+_watches: list[Watch] = []
 
 
 def start_distributed(device: torch.device) -> None:
     """Joins the process group that torchrun describes in the environment (WORLD_SIZE > 1); else does nothing.
 
     May be called again. The backend is NCCL for GPUs, else gloo. A process waits half a day for the others: one may
-    have to prepare larger volumes than they.
+    have to prepare larger volumes than they. When one of them dies, all end within a minute: see `Watch`.
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
+        if dist.is_initialized():
+            _watches.append(Watch.connect())
+            _watches[0].start()
 
 
 def stop_distributed() -> None:
@@ -42,6 +48,8 @@ def stop_distributed() -> None:
     if dist.is_available() and dist.is_initialized():
         if dist.get_backend() == "gloo":
             _let_threads_finish()
+        while _watches:
+            _watches.pop().stop()
         dist.destroy_process_group()
 
 

@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from bundle.atomic import free_path, replace_file
 from bundle.errors import UserError
-from bundle.runs.checkpoint import config_of_checkpoint, crops_of_checkpoint
+from bundle.runs.checkpoint import config_of_checkpoint, peek
 from bundle.runs.config_source import calling_config
 from bundle.runs.lock import lock_folder
 from bundle.runs.same_settings import check_same_settings
@@ -59,7 +59,7 @@ class RunFolder:
 
     @property
     def last_checkpoint(self) -> Path:
-        """The state at the end of the last whole epoch."""
+        """The whole state, after the last epoch or, where one was asked for within an epoch, after the last step."""
         return self.path / "checkpoints" / "last.pt"
 
     @property
@@ -169,7 +169,7 @@ def _open(
     existed = output_dir is not None and Path(output_dir).exists()
     folder = _pick(runs, output_dir, resume)
     if folder.resumed and (recorded := config_of_checkpoint(folder.path, folder.last_checkpoint)) is not None:
-        check_same_settings(recorded, present, crops=crops_of_checkpoint(folder.last_checkpoint))
+        check_same_settings(recorded, present, crops=peek(folder.last_checkpoint, "crops_per_step"))
     lock_folder(folder.path, made=not folder.resumed and not existed)
     if output_dir is None or folder.resumed:
         return folder

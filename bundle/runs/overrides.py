@@ -19,7 +19,7 @@ from bundle.runs.config_source import ConfigSource
 __all__ = ["PRESETS_WITH_OPTIONS", "check_overrides", "check_parents"]
 
 #: files of the bundle's that are merged onto a config and add options of their own
-PRESETS_WITH_OPTIONS = ("nnunet.yaml",)
+PRESETS_WITH_OPTIONS = ("nnunet.yaml", "prepare.yaml")
 # ids that MONAI itself adds: the metadata, and what `--tracking mlflow` sets
 _ADDED_BY_MONAI = {ConfigParser.meta_key, *DEFAULT_MLFLOW_SETTINGS["configs"]}
 
@@ -39,7 +39,7 @@ def check_overrides(source: ConfigSource, base_names: Sequence[str] = ()) -> Non
     """
     if not source.files:
         return
-    base = _load([file for number, file in enumerate(source.files) if number == 0 or file.name in base_names])
+    base = _load(_base_files(source, base_names))
     merged = {key: value for key, value in source.parser.get().items() if key in base or key not in _ADDED_BY_MONAI}
     unknown, siblings = next(_unknown_ids(base, merged), ("", []))
     if not unknown:
@@ -208,6 +208,21 @@ def _nearest(unknown: str, siblings: list[str], ids: list[str]) -> str | None:
 
 def _by_last_part(ids: list[str]) -> dict[str, str]:
     return {known.rpartition("#")[2]: known for known in reversed(ids)}  # of equal ones, the first id
+
+
+def _base_files(source: ConfigSource, names: Sequence[str]) -> list[Path]:
+    """The first file, those with these names, and a preset that adds options and is merged though no file tells.
+
+    MONAI names files on the command line only, and the recorded config of a run that is evaluated has no names.
+    """
+    first, *others = source.files
+    files = [first, *(file for file in others if file.name in names)]
+    for name in PRESETS_WITH_OPTIONS:
+        file = first.parent / name
+        if name in names and file not in files and file.is_file():
+            own = [key for key in ConfigParser.load_config_file(file) if "#" not in key]
+            files += [file] if all(key in source.parser.get() for key in own) else []
+    return files
 
 
 def _preset_with(unknown: str, folder: Path, names: Sequence[str]) -> Path | None:

@@ -61,7 +61,7 @@ def check_same_settings(recorded: Path, present: Mapping[str, Any], *, crops: in
     Raises:
         UserError: for the first of `FIXED` that differs.
     """
-    alike = crops is not None and crops == _crops(present)
+    alike = bool(crops) and crops == _crops(present)
     fixed = [name for name in FIXED if not (alike and name in _CROPS)]
     now = yaml.safe_load(config_text({name: present[name] for name in fixed if name in present}))
     before = read_config(recorded) if now else {}

@@ -16,6 +16,7 @@ from bundle.training.panels import ReconstructionPanels
 from bundle.training.per_class import PerClass
 from bundle.training.progress import Progress
 from bundle.training.record import RecordConfig
+from bundle.training.same_data import earlier_split
 from bundle.training.sampling import SetSamplerEpoch
 from bundle.training.scalars import Scalars
 from bundle.training.summary import Summary
@@ -46,6 +47,7 @@ __all__ = [
     "UpdateTeacher",
     "ValidationLoss",
     "WarmUpObjective",
+    "earlier_split",
     "parameter_groups",
     "warmup_cosine",
 ]

@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from bundle.data import PreparedVolume
 from bundle.errors import UserError
+from bundle.runs import RunFolder
+from bundle.runs.checkpoint import peek
 
-__all__ = ["SplitVolumes", "check_same_volumes", "report_changes", "volume_digests"]
+__all__ = ["SplitVolumes", "check_same_volumes", "earlier_split", "report_changes", "volume_digests"]
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +85,34 @@ def report_changes(checkpoint: Path, saved: Sequence[str], present: dict[str, st
             "of these %d volumes %d are new, changed or on the other side of the split; of the %d before %d are gone"
         )
         logger.warning(total, len(present), len(new), len(saved), gone)
+
+
+def earlier_split(
+    *, run_folder: RunFolder | str, volumes_may_change: bool = False
+) -> Callable[[PreparedVolume], str] | None:
+    """The part of the split that each volume had when the run's last checkpoint was written.
+
+    So a resume with other volumes validates on none that it was trained on.
+
+    Args:
+        run_folder: of the run, which may be resumed, or of one that is evaluated.
+        volumes_may_change: False needs no such part: the same volumes have the same split.
+
+    Returns:
+        The part of a volume, "" for a new one; None where there is no checkpoint to tell it.
+    """
+    if not volumes_may_change:
+        return None
+    folder = run_folder if isinstance(run_folder, RunFolder) else RunFolder(Path(run_folder), resumed=True)
+    digests = peek(folder.last_checkpoint, "volumes") if folder.resumed else None
+    if not digests:
+        return None
+    known = {digest.split("-")[0] for digest in digests}
+
+    def part(volume: PreparedVolume) -> str:
+        return next((part for part in ("training", "validation") if _digest(part, volume) in known), "")
+
+    return part
 
 
 def _changes(saved: Sequence[str], present: dict[str, str]) -> tuple[list[str], int]:

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -20,6 +21,8 @@ __all__ = ["StopRequest", "Wanted"]
 
 #: what Slurm and others send before they take the machine away, and what torchrun hands on
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+#: seconds in which further signals are echoes of the first: the scheduler and torchrun may each send one
+_ECHO = 10.0
 
 
 class Wanted(NamedTuple):
@@ -33,8 +36,9 @@ class StopRequest:
     """Notes SIGTERM and SIGUSR1 while a training runs, and when the next checkpoint by time is due.
 
     A signal may reach one process only, or the processes in different steps. So after every step all processes agree on
-    what to do, with one small message; the clock is that of the first one. The message goes over gloo, so that no GPU
-    is waited for. A second signal of the same kind ends the process at once.
+    what to do, with one small message; the clock is that of the first one. On GPUs they act on the message of the step
+    before, so that the host waits for that step only, and queues the next one in the meantime. Another signal, at least
+    10 s after the first, ends the process at once.
 
     Args:
         save_minutes: time between two checkpoints, in minutes; None asks for none by time.
@@ -44,17 +48,15 @@ class StopRequest:
         self.save_minutes = save_minutes
         self.received: signal.Signals | None = None
         self._previous: dict[signal.Signals, Any] = {}
-        self._saved = time.monotonic()
-        self._group: Any = None
+        self._saved = self._since = time.monotonic()
+        self._pending: Callable[[], list[int]] | None = None
         self._process = os.getpid()
 
     def start(self) -> None:
         """Takes the signals, in the main thread. Every process must call it."""
-        self.received, self._saved = None, time.monotonic()
+        self.received, self._saved, self._pending = None, time.monotonic(), None
         if threading.current_thread() is threading.main_thread():
             self._previous = {number: signal.signal(number, self._note) for number in _SIGNALS}
-        if _several() and dist.get_backend() != "gloo":
-            self._group = dist.new_group(backend="gloo")
 
     def end(self, *, deaf: bool = False) -> None:
         """Gives the signals back.
@@ -64,18 +66,30 @@ class StopRequest:
         """
         for number, handler in self._previous.items():
             signal.signal(number, signal.SIG_IGN if deaf else handler)
-        self._previous, self._group = {}, None
+        self._previous = {}
 
     def agree(self) -> Wanted:
         """What all processes do after this step. Every one must call it."""
         minutes = (time.monotonic() - self._saved) / 60
         due = is_main_rank() and self.save_minutes is not None and minutes >= self.save_minutes
+        if due:
+            self._saved = time.monotonic()
         save, stop = due, self.received is not None
         if _several():
-            wanted = torch.tensor([int(save), int(stop)])
-            dist.all_reduce(wanted, dist.ReduceOp.MAX, group=self._group)
-            save, stop = (bool(value) for value in wanted.tolist())
+            save, stop = self._exchange(save, stop)
         return Wanted(save or stop, stop)
+
+    def _exchange(self, save: bool, stop: bool) -> tuple[bool, bool]:
+        """What any process wants, now or, on GPUs, in the step before."""
+        cuda = dist.get_backend() == "nccl"
+        wanted = torch.tensor([int(save), int(stop)], device="cuda" if cuda else "cpu")
+        dist.all_reduce(wanted, dist.ReduceOp.MAX)
+        if cuda:
+            before, self._pending = self._pending, _copy(wanted)
+            found = [0, 0] if before is None else before()
+        else:
+            found = wanted.tolist()
+        return bool(found[0]), bool(found[1])
 
     def saved(self) -> None:
         """A checkpoint was written just now."""
@@ -84,16 +98,33 @@ class StopRequest:
     def wait_for_all(self) -> None:
         """Returns when all processes are here: none ends while another one still writes."""
         if _several():
-            dist.all_reduce(torch.zeros(1), group=self._group)
+            dist.barrier()
 
     def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signature of a handler
-        if self.received != number:
-            self.received = signal.Signals(number)  # a forked loading process goes on: the step needs its crops
+        now = time.monotonic()
+        if self.received is None:
+            self.received, self._since = signal.Signals(number), now
+        elif now - self._since < _ECHO:
+            pass  # a forked loading process goes on, too: the step needs its crops
         elif os.getpid() == self._process:
             raise Terminated
         else:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
+
+
+def _copy(values: torch.Tensor) -> Callable[[], list[int]]:
+    """Begins to copy from the GPU. What it returns waits for the copy, not for what is queued after it."""
+    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    host.copy_(values, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+
+    def read() -> list[int]:
+        copied.synchronize()
+        return [int(value) for value in host]
+
+    return read
 
 
 def _several() -> bool:

@@ -17,6 +17,7 @@ from bundle.errors import UserError
 from bundle.networks import Encoder, build_encoder
 from bundle.transfer.finetuned import heads_loaded, load_rest, read_meanings, say_what_was_taken, split_encoder
 from bundle.transfer.load import find_prefix, load_decoder, load_encoder
+from bundle.transfer.perturb import check_share, shrink_and_perturb
 from bundle.transfer.report import TransferReport
 from bundle.weights import ModelFiles
 
@@ -46,6 +47,8 @@ class Transfer:
         pretrained_decoder: whether to load the decoder's weights as well, see `load_decoder`; None takes a fine-tuned
             network's only.
         classes: what the outputs of `network` mean, in their order.
+        perturb: share of random weights mixed into those of a pre-training, see `shrink_and_perturb`; 0 takes them as
+            they are. Not for a fine-tuned network's.
 
     Attributes:
         network: the same network, loaded.
@@ -70,7 +73,9 @@ class Transfer:
         min_matched: float = 0.9,
         pretrained_decoder: bool | None = None,
         classes: Sequence[str] = (),
+        perturb: float = 0.0,
     ) -> None:
+        check_share(perturb)
         if schedule not in SCHEDULES:
             raise UserError(f"--schedule {schedule!r} is not known: choose one of {', '.join(SCHEDULES)}")
         self.network = network
@@ -81,7 +86,7 @@ class Transfer:
             plain = build_encoder(**encoder)
         weights = plain.network_state_dict()
         if pretrained is not None:
-            self._load(str(pretrained), weights, min_matched, pretrained_decoder, list(classes))
+            self._load(str(pretrained), weights, min_matched, pretrained_decoder, list(classes), perturb)
         prefix = find_prefix(weights, network.state_dict()) if self.report is None else self.report.prefix
         self.levels, self.total_stride = len(plain.stages), plain.total_stride
         self.depths = {f"{prefix}{key}": depth for key, depth in _depths(plain).items()}
@@ -101,12 +106,23 @@ class Transfer:
             self._freeze()
 
     def _load(
-        self, file: str, encoder: Mapping[str, Tensor], min_matched: float, decoder: bool | None, classes: list[str]
+        self,
+        file: str,
+        encoder: Mapping[str, Tensor],
+        min_matched: float,
+        decoder: bool | None,
+        classes: list[str],
+        perturb: float,
     ) -> None:
         meanings = read_meanings(file)
         if meanings is None:
+            fresh = {name: tensor.clone() for name, tensor in self.network.state_dict().items()} if perturb else {}
             self.report = load_encoder(self.network, file, min_matched=min_matched)
             self.decoder_report = load_decoder(self.network, file, min_matched=min_matched) if decoder else None
+            if perturb:
+                reports = [report for report in (self.report, self.decoder_report) if report is not None]
+                loaded = [name for report in reports for name in report.names]
+                shrink_and_perturb(self.network, fresh, loaded, perturb)
             return
         inside, rest = split_encoder(ModelFiles(file).read_weights(), encoder)
         self.report = load_encoder(self.network, inside, min_matched=min_matched)

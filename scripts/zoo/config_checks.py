@@ -13,7 +13,7 @@ from monai.bundle import ConfigWorkflow
 from monai.bundle.properties import InferProperties, TrainProperties
 
 #: what is merged onto train.yaml, and must keep its ids
-_OVERRIDES = ("evaluate.yaml", "multi_gpu_train.yaml")
+_OVERRIDES = ("evaluate.yaml", "prepare.yaml", "multi_gpu_train.yaml")
 _HANDLERS = ("train#handlers", "validate#handlers")
 
 

@@ -31,6 +31,7 @@ PAGE = Path("docs/reference/configs.md")
 _MAIN = {
     "train.yaml": "Pre-training",
     "index.yaml": "Index of an archive",
+    "prepare.yaml": "Preparation apart from a training",
     "finetune_segmentation.yaml": "Fine-tuning: segmentation",
     "finetune_classification.yaml": "Fine-tuning: classification",
     "finetune_detection.yaml": "Fine-tuning: detection",

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -230,6 +231,13 @@ def test_less_to_validate_on_than_processes_is_one_line(
     with pytest.raises(UserError, match="1 crops or volumes to validate on do not go round 2 processes"):
         make_loader(dataset, batch_size=1, crops_per_volume=1)
     assert len(make_loader(dataset, batch_size=1, crops_per_volume=2)) == 1
+
+
+def test_a_signal_to_the_group_of_the_process_does_not_reach_its_workers(volumes: list[PreparedVolume]) -> None:
+    loader = make_loader(dataset(volumes), batch_size=1, steps=1, num_workers=1)
+    list(loader)
+    (worker,) = loader._iterator._workers
+    assert os.getpgid(worker.pid) == worker.pid != os.getpgid(0)
 
 
 def test_a_pass_within_an_epoch_takes_the_draws_that_are_left() -> None:

@@ -233,3 +233,9 @@ def test_colour_images_are_refused(tmp_path: Path) -> None:
         one.PixelData = one.PixelData * 3
     with pytest.raises(VolumeError, match="holds colours"):
         read(images, tmp_path)
+
+
+def test_numbers_of_a_palettes_colours_are_no_values(tmp_path: Path) -> None:
+    images = [image(p, k, PhotometricInterpretation="PALETTE COLOR") for k, p in enumerate(planes())]
+    with pytest.raises(VolumeError, match="holds colours, not one value per voxel"):
+        read(images, tmp_path)

@@ -112,3 +112,19 @@ def test_the_volumes_of_a_lists_test_are_in_no_fold(tmp_path: Path):
     assert [one.summary["fold"] for one in folds] == [0, 1] and folds[0].summary["folds"] == 2
     with pytest.raises(UserError, match="--folds 5 needs 5 patients"):
         volume_set(tmp_path / "volumes", folds=5, **options)
+
+
+def test_volumes_that_come_leave_the_others_on_their_sides():
+    old = prepared({"CT": [1] * 9 + [3], "MR": [2] * 5})
+    training, validation = split_volumes(old, val_fraction=0.3, seed=4)
+    sides = {v.name: part for part, held in (("training", training), ("validation", validation)) for v in held}
+    new = prepared({"CT": [1] * 19 + [3], "MR": [2] * 12})
+    every = [*old, *(v for v in new if v.name not in sides)]
+    assert len(every) > len(old)
+    redrawn = split_volumes(every, val_fraction=0.3, seed=4)
+    assert any(sides.get(v.name) == "training" for v in redrawn[1]), "without the earlier sides some would change"
+    after = split_volumes(every, val_fraction=0.3, seed=4, earlier=lambda volume: sides.get(volume.name, ""))
+    for part, held in zip(("training", "validation"), after):
+        assert all(sides.get(v.name, part) == part for v in held)
+        assert any(v.name not in sides for v in held), "of the new ones some are on this side"
+    assert not {v.group for v in after[0]} & {v.group for v in after[1]}

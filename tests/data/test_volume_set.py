@@ -130,12 +130,13 @@ def test_modality_told_by_the_list_is_part_of_the_key(folder: Path) -> None:
         assert [volume.modality for volume in volumes.training] == [modality]
 
 
-def test_damaged_cache_is_prepared_again(folder: Path) -> None:
-    volume = volume_set(folder).training[0]
-    file = folder.parent / f"cache/{volume.key}.pt"
+@pytest.mark.parametrize(("store", "ending"), [("plain", "pt"), ("blosc2", "b2v")])
+def test_damaged_cache_is_prepared_again(store: str, ending: str, folder: Path) -> None:
+    volume = volume_set(folder, store=store).training[0]
+    file = folder.parent / f"cache/{volume.key}.{ending}"
     content = file.read_bytes()
     file.write_bytes(content[: len(content) // 2])
-    assert volume in volume_set(folder).training
+    assert volume in volume_set(folder, store=store).training
     assert len(Counted.passed) == 6
     assert volume.load()["image"].shape[1:] == volume.size
 
@@ -147,21 +148,21 @@ def test_nothing_half_written_stays_behind(folder: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(torch, "save", fails)
     with pytest.raises(UserError, match="No space left on device"):
-        volume_set(folder)
+        volume_set(folder, store="plain")
     assert list((folder.parent / "cache").iterdir()) == []
 
 
 def test_a_damaged_header_in_the_cache_is_prepared_again(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    volume = volume_set(folder).training[0]
+    volume = volume_set(folder, store="plain").training[0]
     file = folder.parent / f"cache/{volume.key}.pt"
     file.write_bytes(file.read_bytes().replace(b"modality", b"modalitz"))
-    again = volume_set(folder)
+    again = volume_set(folder, store="plain")
     assert volume in again.training and again.skipped == [] and len(Counted.passed) == 6
     assert "is damaged" in caplog.text and volume.load()["modality"] == volume.modality
 
 
-def test_a_volume_that_cannot_be_kept_is_skipped_with_the_reason(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_a_store_that_takes_no_more_ends_the_preparation_and_keeps_what_is_done(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save = torch.save
 
@@ -171,11 +172,14 @@ def test_a_volume_that_cannot_be_kept_is_skipped_with_the_reason(
         save(content, file)
 
     monkeypatch.setattr(torch, "save", fails_once)
-    volumes = volume_set(folder)
-    ((name, problem, remedy),) = volumes.skipped
-    assert name == "ct_1.nii" and problem.startswith("is prepared but cannot be kept (") and "\n" not in problem
-    assert "--cache_dir" in remedy and f"skipped {name}: {problem}" in caplog.text
-    assert len(volumes.training + volumes.validation) == 4
+    with pytest.raises(
+        UserError, match=r"^--cache_dir takes no more prepared volumes \(\[enforce fail .* 0\): make room"
+    ):
+        volume_set(folder, store="plain")
+    assert len(list((folder.parent / "cache").iterdir())) == 1, "a training on the others would be another one"
+    monkeypatch.undo()
+    assert volume_set(folder, store="plain").skipped == []
+    assert Counted.passed == ["ct_0.nii", "ct_1.nii", "ct_1.nii", "ct_2.nii", "mr_0.nii", "mr_1.nii"]
 
 
 def test_unusable_volumes_are_skipped_and_reported(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -21,7 +21,7 @@ from bundle.data import PlainStore, PreparedVolume
 from bundle.errors import UserError
 from bundle.runs.folder import RunFolder
 from bundle.tasks import ExportBest
-from bundle.training import ExportEncoder, History, RecordConfig, RunCheckpoint, Summary
+from bundle.training import ExportEncoder, History, RecordConfig, RunCheckpoint, Summary, earlier_split
 
 from .toy import ToyNetwork, toy_loader, toy_trainer
 
@@ -171,7 +171,7 @@ def test_other_data_goes_on_with_a_report_where_asked(tmp_path: Path, caplog: py
     )
     caplog.clear()
     train(tmp_path, 3, resume=True, volumes=split(("a", "d")), volumes_may_change=True)
-    assert "volumes" not in caplog.text, "the checkpoint knows the new ones by now"
+    assert "of the split" not in caplog.text, "the checkpoint knows the new ones by now"
 
 
 @pytest.mark.parametrize("change", [{"size": (8, 8, 9)}, {"modality": "MR"}], ids=["size", "modality"])
@@ -291,3 +291,14 @@ def test_a_checkpoint_of_an_older_version_is_compared_without_the_content(tmp_pa
     torch.save(checkpoint, path)
     with pytest.raises(UserError, match="was trained on other data"):
         train(tmp_path, 4, resume=True, volumes=split(training=("a", "x")))
+
+
+def test_the_checkpoint_tells_the_part_of_each_volume_it_knows(tmp_path: Path):
+    assert earlier_split(run_folder=RunFolder(tmp_path / "run"), volumes_may_change=True) is None
+    train(tmp_path, epochs=1, volumes=split(("a", "b"), ("c",)))
+    resumed = RunFolder(tmp_path / "run", resumed=True)
+    assert earlier_split(run_folder=resumed) is None
+    for folder in (resumed, str(tmp_path / "run")):  # an evaluation has the path
+        part = earlier_split(run_folder=folder, volumes_may_change=True)
+        assert [part(volume(name)) for name in "abcd"] == ["training", "training", "validation", ""]
+        assert part(replace(volume("c"), content="0b")) == "validation", "also with other content"

@@ -131,15 +131,27 @@ def test_in_the_last_step_of_an_epoch_it_is_validated_first(tmp_path: Path, whol
 def test_loading_processes_that_get_the_signal_too_still_load_the_step(tmp_path: Path, whole: Any) -> None:
     def to_all() -> None:
         for child in torch.multiprocessing.active_children():
-            os.kill(child.pid, signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(child.pid, signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGUSR1)
 
     with pytest.raises(Preempted):
         train(tmp_path, at={6: to_all}, workers=1)
     assert_goes_on_as_if_never_stopped(tmp_path, whole, 7, workers=1)
 
 
-def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
+def test_the_schedulers_signal_and_torchruns_are_one(tmp_path: Path, whole: Any) -> None:
+    def twice() -> None:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Preempted, match="stopped by SIGUSR1 in"):
+        train(tmp_path, at={6: twice})
+    assert_goes_on_as_if_never_stopped(tmp_path, whole, 7)
+
+
+def test_a_later_signal_ends_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bundle.training.stop_request._ECHO", 0.0)
+
     def twice() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)

@@ -28,6 +28,7 @@ FRAME_TAGS = [
     "Rows",
     "Columns",
     "SamplesPerPixel",
+    "PhotometricInterpretation",
     "NumberOfFrames",
     "BitsAllocated",
     "PixelRepresentation",
@@ -210,7 +211,8 @@ def _pair(pixel: Any) -> tuple[float, float] | None:
 
 def _odd(header: pydicom.Dataset, groups: list[pydicom.Dataset]) -> str:
     kinds = [str(kind).upper() for kind in header.get("ImageType") or []]
-    if int(header.get("SamplesPerPixel") or 1) > 1:
+    has_palette = str(header.get("PhotometricInterpretation") or "").startswith("PALETTE")
+    if has_palette or int(header.get("SamplesPerPixel") or 1) > 1:
         return "in colour"
     if found := [odd for kind, odd in _ODD_KINDS.items() if kind in kinds]:
         return found[0]

@@ -1,0 +1,74 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""bundle/data/processes.py: work goes on whatever happens to one process, and memory is bounded."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bundle.data.processes import Lost, NoProcessesError, run_in_processes
+from bundle.errors import UserError
+
+
+class Work:
+    """Does what a task says."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, task: Any) -> Any:
+        what, value = task
+        with (self.folder / f"{what}_{value}").open("a") as file:
+            file.write("x")
+        if what == "killed" or (what == "killed once" and (self.folder / f"{what}_{value}").stat().st_size == 1):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if what == "exit":
+            os._exit(3)
+        if what == "full":
+            raise UserError("the disk is full: make room")
+        if what == "memory":
+            kept = np.ones(value * 2**17)
+            signal.pause()
+            return len(kept)
+        return os.getpid(), torch.get_num_threads(), value
+
+
+def test_a_killed_process_costs_no_other_task_anything(tmp_path: Path) -> None:
+    tasks = [("fine", 0), ("killed", 1), ("killed once", 2), ("exit", 3), *(("fine", n) for n in range(4, 12))]
+    results = dict(run_in_processes(Work(tmp_path), tasks, processes=2, memory_gb=4))
+    assert sorted(results) == list(range(12))
+    fine = [results[n] for n in (0, 2, *range(4, 12))]
+    assert [value for _, _, value in fine] == [0, 2, *range(4, 12)] and {threads for _, threads, _ in fine} == {1}
+    assert os.getpid() not in {process for process, _, _ in fine}
+    assert isinstance(results[1], Lost) and results[1].problem.endswith("was killed by SIGKILL, twice")
+    assert isinstance(results[3], Lost) and results[3].problem.endswith("ended with exit code 3, twice")
+    assert {(tmp_path / f"fine_{n}").read_text() for n in (0, *range(4, 12))} == {"x"}, "done once"
+
+
+def test_a_task_that_needs_more_memory_than_allowed_is_lost_and_the_others_are_done(tmp_path: Path) -> None:
+    tasks = [("memory", 1500), *(("fine", n) for n in range(4))]
+    results = dict(run_in_processes(Work(tmp_path), tasks, processes=2, memory_gb=1.2))
+    assert [results[n][2] for n in range(1, 5)] == [0, 1, 2, 3]
+    assert results[0] == Lost("needs more than --memory_gb 1.2", "raise it or leave the volume out")
+
+
+def test_an_error_that_ends_all_is_raised(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the disk is full"):
+        dict(run_in_processes(Work(tmp_path), [("full", 0), ("fine", 1)], processes=2))
+
+
+def test_work_that_cannot_be_sent_is_left_to_the_caller() -> None:
+    with pytest.raises(NoProcessesError, match="pickle"):
+        dict(run_in_processes(lambda task: task, [1], processes=2))
+
+
+@pytest.mark.parametrize("memory_gb", [0, -1])
+def test_no_memory_at_all_is_refused(memory_gb: float, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--memory_gb"):
+        dict(run_in_processes(Work(tmp_path), [("fine", 0)], processes=1, memory_gb=memory_gb))

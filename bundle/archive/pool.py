@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import threading
@@ -109,9 +110,15 @@ class Pool:
     def _start(self, processes: int) -> ProcessPoolExecutor:
         # forked: a new process would import torch for seconds, and hold 300 MB of its own; it leaves the connection to
         # an index, which it inherits, alone
-        return ProcessPoolExecutor(
+        executor = ProcessPoolExecutor(
             processes, multiprocessing.get_context("fork"), initializer=_end_with, initargs=(os.getpid(),)
         )
+        gc.freeze()  # so that the collector of a new process leaves pages alone that it shares with this one
+        try:
+            executor.submit(int).result()  # the processes start
+        finally:
+            gc.unfreeze()
+        return executor
 
 
 def _end_with(parent: int) -> None:

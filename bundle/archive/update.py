@@ -84,6 +84,8 @@ def update_index(
     file, root = Path(file), Path(os.path.abspath(dataset_dir))  # noqa: PTH100 - links in the path stay as they are
     if not root.is_dir():
         raise UserError(f"--dataset_dir {dataset_dir} is no folder: give the folder of an archive")
+    import pydicom.filereader  # noqa: F401, PLC0415 - once here, so that the processes share it
+
     salt = _prepare(file, root, salt_file)
     pool = Pool(processes)
     try:

@@ -1,7 +1,6 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
 """From files to crops: find, read and check, prepare once, split, crop."""
 
-from bundle.data.blosc2_store import Blosc2Store
 from bundle.data.crops import CropDataset, DrawSampler, PlacedCropd, RandForegroundCropd, make_loader
 from bundle.data.find import FoundVolume, find_volumes
 from bundle.data.geometry import OptionalSpacingd, PadToCropd, ToPlainTensorsd, crop_size
@@ -14,9 +13,10 @@ from bundle.data.pretext_classes import PretextClasses, PretextClassesd, fit_pre
 from bundle.data.read import ReadVolumed, read_volume
 from bundle.data.safe_names import result_names, table_row
 from bundle.data.scans import find_scans
-from bundle.data.store import PlainStore, Store
 from bundle.data.volume_set import VolumeSet
 from bundle.data.weight_map import WeightMapd
+from bundle.stores.blosc2_store import Blosc2Store
+from bundle.stores.store import PlainStore, Store
 
 __all__ = [
     "Blosc2Store",

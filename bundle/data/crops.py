@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from bundle.data.draws import InOrder, ShuffledOrder, VolumeOrder, balanced_order
 from bundle.data.prepared_volume import PreparedVolume
-from bundle.data.store import Crop, DamagedVolumeError
 from bundle.errors import UserError
+from bundle.stores.store import Crop, DamagedVolumeError
 
 __all__ = ["CropDataset", "DrawSampler", "PlacedCropd", "RandForegroundCropd", "make_loader"]
 

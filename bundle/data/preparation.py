@@ -21,8 +21,8 @@ from bundle.data.find import FoundVolume
 from bundle.data.fingerprints import fingerprint
 from bundle.data.prepared_volume import PreparedVolume, SkippedVolume, skipped_because
 from bundle.data.processes import Lost, NoProcessesError, run_in_processes
-from bundle.data.store import Header, Store
 from bundle.errors import UserError, VolumeError
+from bundle.stores.store import Header, Store
 
 __all__ = ["Preparation", "prepare_all"]
 

@@ -19,9 +19,9 @@ from bundle.data.find import FoundVolume
 from bundle.data.preparation import Preparation, prepare_all
 from bundle.data.prepared_volume import SkippedVolume
 from bundle.data.scans import find_scans
-from bundle.data.store import Store, open_store
 from bundle.data.volume_set import hashed
 from bundle.errors import UserError
+from bundle.stores.store import Store, open_store
 
 __all__ = ["prepare_archive"]
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bundle.data.printable import printable
-from bundle.data.store import Crop, DamagedVolumeError, Store
 from bundle.errors import UserError, VolumeError, user_error_in
+from bundle.stores.store import Crop, DamagedVolumeError, Store
 
 __all__ = ["PreparedVolume", "SkippedVolume", "skipped_because"]
 

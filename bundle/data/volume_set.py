@@ -18,8 +18,8 @@ from bundle.data.preparation import Preparation, prepare_all
 from bundle.data.prepared_volume import PreparedVolume, SkippedVolume
 from bundle.data.scans import find_scans
 from bundle.data.split import check_fold, split_volumes
-from bundle.data.store import Store, open_store
 from bundle.errors import UserError
+from bundle.stores.store import Store, open_store
 
 __all__ = ["VolumeSet", "hashed", "listed_by_one"]
 

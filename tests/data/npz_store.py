@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bundle.data.store import Crop, Header, Store, cut
+from bundle.stores.store import Crop, Header, Store, cut
 
 
 class NpzStore(Store):

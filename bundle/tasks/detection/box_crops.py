@@ -13,7 +13,7 @@ from monai.data.box_utils import spatial_crop_boxes
 from torch.utils.data import default_collate
 
 from bundle.data import PlacedCropd
-from bundle.data.store import Crop
+from bundle.stores.store import Crop
 
 __all__ = ["RandBoxCropd", "collate_boxes"]
 

@@ -195,7 +195,7 @@ def open_store(store: str | Store, folder: Path) -> Store:
     Raises:
         UserError: if there is no store of that name.
     """
-    from bundle.data.blosc2_store import Blosc2Store  # noqa: PLC0415 - it is made of what this file holds
+    from bundle.stores.blosc2_store import Blosc2Store  # noqa: PLC0415 - it is made of what this file holds
 
     if isinstance(store, Store):
         return store

@@ -1,5 +1,5 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
-"""bundle/data/blosc2_store.py: what comes back, what is read of it, and that no bit changes unseen."""
+"""bundle/stores/blosc2_store.py: what comes back, what is read of it, and that no bit changes unseen."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import torch
 from monai.transforms import Compose
 
 from bundle.data import Blosc2Store, CropDataset, PlainStore, PreparedVolume, RandForegroundCropd, Store, VolumeSet
-from bundle.data.chunk_file import ChunkFile
-from bundle.data.store import DamagedVolumeError
+from bundle.stores.chunk_file import ChunkFile
+from bundle.stores.store import DamagedVolumeError
 from tests.data.volumes import ct_phantom, mr_phantom, preparation, write_nifti
 
 SIZE, KEYS = (80, 48, 31), ("image", "foreground", "valid")

@@ -1,5 +1,5 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
-"""bundle/data/store.py: the plain store, and one written outside the package that does the same."""
+"""bundle/stores/store.py: the plain store, and one written outside the package that does the same."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from bundle.data import (
     VolumeSet,
     make_loader,
 )
-from bundle.data.store import Header, open_store
 from bundle.errors import UserError
+from bundle.stores.store import Header, open_store
 from bundle.tasks.detection import RandBoxCropd
 from tests.data.npz_store import NpzStore
 from tests.data.volumes import ROOT, ct_phantom, mr_phantom, preparation, write_nifti
@@ -201,7 +201,7 @@ def test_a_key_that_the_volume_lacks_is_an_error_also_when_a_crop_is_read(tmp_pa
 
 
 #: the files that may open what torch has saved: prepared volumes, weights, checkpoints
-_OPENERS = {"data/store.py", "weights/read.py", "runs/checkpoint.py", "runs/recorded_config.py"}
+_OPENERS = {"stores/store.py", "weights/read.py", "runs/checkpoint.py", "runs/recorded_config.py"}
 
 
 def test_no_other_file_of_the_package_opens_a_prepared_volume() -> None:
@@ -214,7 +214,7 @@ def test_no_other_file_of_the_package_opens_a_prepared_volume() -> None:
             by_import = isinstance(node, ast.ImportFrom) and node.module in ("torch", "torch.serialization")
             if by_attribute or (by_import and any(alias.name == "load" for alias in node.names)):
                 found.add(file.relative_to(ROOT / "bundle").as_posix())
-    assert "data/store.py" in found and found <= _OPENERS
+    assert "stores/store.py" in found and found <= _OPENERS
 
 
 def test_what_a_killed_writer_left_long_ago_goes_with_the_next_volume(tmp_path: Path) -> None:

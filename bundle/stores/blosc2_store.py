@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from bundle.atomic import replace_file
-from bundle.data.chunk_file import ChunkFile, DamagedFileError, write_chunk_file
-from bundle.data.codings import Coding, encode
-from bundle.data.store import Crop, DamagedVolumeError, Header, Store
+from bundle.stores.chunk_file import ChunkFile, DamagedFileError, write_chunk_file
+from bundle.stores.codings import Coding, encode
+from bundle.stores.store import Crop, DamagedVolumeError, Header, Store
 
 __all__ = ["Blosc2Store"]
 

@@ -112,7 +112,8 @@ class _Pool:
         self.tried: set[int] = set()
         self.workers: list[_Worker] = []
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["bundle.data.preparation"])
+        # not this package: the server does not know the path that this process has found it on
+        self.context.set_forkserver_preload(["torch", "monai.transforms"])
         try:
             self.packed = pickle.dumps(function)
         except Exception as error:

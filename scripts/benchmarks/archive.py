@@ -30,7 +30,10 @@ from bundle.atomic import replace_file
 from bundle.errors import UserError, install_excepthook
 
 #: what can be measured, by the name of its module in archive_parts/
-PARTS = {"index": "index of 100,000 DICOM files in 1,000 series"}
+PARTS = {
+    "index": "index of 100,000 DICOM files in 1,000 series",
+    "store": "prepared volumes: bytes, crops a second, bytes read, processes, memory",
+}
 
 
 def main() -> None:

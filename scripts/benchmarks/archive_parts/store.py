@@ -1,16 +1,12 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
 """The stores of prepared volumes against each other: bytes, crops a second, bytes that come from the disk.
 
-    python scripts/benchmarks/archive_parts/store.py --dataset_dir data/volumes --folder /tmp/stores --cores 2
-
 Times are those of the processor, so that what else runs on the machine matters less. Bytes from the disk are those that
 the system says this process has made it read (/proc/self/io), after the files were dropped from the page cache.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import shutil
 import time
@@ -18,20 +14,24 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import torch
+from archive_parts.context import Context
 from monai.bundle import ConfigParser
 
 from bundle.data import Blosc2Store, CropDataset, PlainStore, Store, VolumeSet, find_scans
 from bundle.data.preparation import Preparation, prepare_all
-from bundle.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[3]
+__all__ = ["run"]
+
+_ROOT = Path(__file__).resolve().parents[3]
+_STORES: dict[str, Callable[[Path], Store]] = {"plain": PlainStore, "blosc2": Blosc2Store}
 
 
 def transforms_of_training(crop: int) -> tuple[Any, Any]:
     """What configs/train.yaml does to a volume once, and to each crop."""
-    parser = ConfigParser(ConfigParser.load_config_file(ROOT / "configs/train.yaml"))
+    parser = ConfigParser(ConfigParser.load_config_file(_ROOT / "configs/train.yaml"))
     parser["crop_size"] = [crop] * 3
     return parser.get_parsed_content("prepare"), parser.get_parsed_content("train#preprocessing")
 
@@ -48,6 +48,11 @@ def bytes_from_disk() -> int:
     """That this process has made the system read so far."""
     lines = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
     return int(lines["read_bytes"])
+
+
+def resident_bytes() -> int:
+    """Of this process."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -84,43 +89,47 @@ def measure_preparation(dataset_dir: Path, folder: Path, transform: Any, process
     return time.monotonic() - started
 
 
-def main() -> None:
-    """Prints what is measured as json."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset_dir", type=Path, default=ROOT / "data/volumes")
-    parser.add_argument("--folder", type=Path, required=True, help="for the prepared volumes; must not exist")
-    parser.add_argument("--crop", type=int, default=96)
-    parser.add_argument("--draws", type=int, default=110)
-    parser.add_argument("--cores", type=int, default=0, help="also prepare with 1 and with so many processes")
-    options = parser.parse_args()
-    if options.folder.exists():
-        raise UserError(f"--folder {options.folder} is there already: give a new one")
+def measure_stores(
+    dataset_dir: Path, folder: Path, *, crop: int = 96, draws: int = 110, processes: int = 0
+) -> dict[str, Any]:
+    """Both stores of the volumes of a folder, their ratio and, if asked, what several processes gain."""
     torch.set_num_threads(1)
-    transform, of_crops = transforms_of_training(options.crop)
-    stores: dict[str, Store] = {name: kind(options.folder / name) for name, kind in _STORES.items()}
+    transform, of_crops = transforms_of_training(crop)
+    stores: dict[str, Store] = {name: kind(folder / name) for name, kind in _STORES.items()}
     datasets, sizes = [], {}
     for name, store in stores.items():
-        volumes = VolumeSet(
-            dataset_dir=options.dataset_dir, transform=transform, cache_dir=options.folder, store=store, val_fraction=0
-        )
-        datasets.append((CropDataset(data=volumes.training, transform=of_crops), options.folder / name))
-        sizes[name] = sum(file.stat().st_size for file in (options.folder / name).iterdir())
+        volumes = VolumeSet(dataset_dir=dataset_dir, transform=transform, cache_dir=folder, store=store, val_fraction=0)
+        datasets.append((CropDataset(data=volumes.training, transform=of_crops), folder / name))
+        sizes[name] = sum(file.stat().st_size for file in (folder / name).iterdir())
     measured = {
-        name: {"bytes": sizes[name], **row}
-        for name, row in zip(stores, measure_reading(datasets, options.draws), strict=True)
+        name: {"bytes": sizes[name], **row} for name, row in zip(stores, measure_reading(datasets, draws), strict=True)
     }
     plain, packed = measured["plain"], measured["blosc2"]
     result: dict[str, Any] = {**measured, "ratio": {key: packed[key] / plain[key] for key in plain}}
-    if options.cores:
-        runs = [
-            measure_preparation(options.dataset_dir, options.folder / "again", transform, processes)
-            for processes in (1, options.cores)
-        ]
+    if processes:
+        runs = [measure_preparation(dataset_dir, folder / "again", transform, count) for count in (1, processes)]
         result["preparation"] = {"seconds": runs, "speed_up": runs[0] / runs[1], "load": os.getloadavg()[0]}
-    print(json.dumps(result, indent=2))
+    return result
 
 
-_STORES: dict[str, Callable[[Path], Store]] = {"plain": PlainStore, "blosc2": Blosc2Store}
+def measure_memory(folder: Path, count: int) -> dict[str, float]:
+    """Megabytes that this process holds after a tenth of so many small volumes, and after all of them."""
+    random = np.random.default_rng(0)
+    for number in range(count):
+        part = folder / ("first" if number < count // 10 else "rest")
+        part.mkdir(parents=True, exist_ok=True)
+        values = random.integers(-1000, 1000, (48, 48, 48)).astype(np.int16)
+        nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), part / f"ct_{number:04d}.nii.gz")
+    preparation = Preparation(transforms_of_training(32)[0], Blosc2Store(folder / "store"))
+    held = []
+    for part in ("first", "rest"):
+        prepare_all(find_scans(folder / part), preparation, workers=1, quiet=True)
+        held.append(resident_bytes() / 1e6)
+    return {"volumes": count, "after a tenth, MB": held[0], "after all, MB": held[1], "growth": held[1] / held[0] - 1}
 
-if __name__ == "__main__":
-    main()
+
+def run(context: Context) -> dict[str, Any]:
+    """The figures of `archive.py`."""
+    draws = max(11, round(110 * context.scale))
+    figures = measure_stores(_ROOT / "data/volumes", context.work / "stores", draws=draws, processes=context.processes)
+    return {**figures, "memory": measure_memory(context.work / "many", max(20, round(1000 * context.scale)))}

@@ -111,7 +111,7 @@ def _chunks(
         new = []
         for path in files:
             try:
-                stat = path.stat()
+                stat = os.stat(path)  # noqa: PTH116 - a Path's own costs more
             except OSError:  # gone since it was listed
                 continue
             name = os.fsencode(path.name)

@@ -42,10 +42,10 @@ def walk_folders(root: Path, locked: list[Path] | None = None) -> Iterator[tuple
                 closed.append(Path(folder))
                 continue
             waiting += [Path(folder, name) for name in below if Path(folder, name).is_symlink()]
-            paths = [Path(folder, name) for name in sorted(names) if not name.startswith(".")]
-            modes = {path: _mode(path) for path in paths}
-            closed += [path for path, mode in modes.items() if mode is None]
-            yield Path(folder), [path for path, mode in modes.items() if mode is not None and stat.S_ISREG(mode)]
+            shown = [name for name in sorted(names) if not name.startswith(".")]
+            modes = [(name, _mode(os.path.join(folder, name))) for name in shown]  # noqa: PTH118 - a Path costs more
+            closed += [Path(folder, name) for name, mode in modes if mode is None]
+            yield Path(folder), [Path(folder, name) for name, mode in modes if mode is not None and stat.S_ISREG(mode)]
 
 
 def is_locked(path: Path) -> bool:
@@ -53,9 +53,9 @@ def is_locked(path: Path) -> bool:
     return _mode(path) is not None and not os.access(path, os.R_OK)
 
 
-def _mode(path: Path) -> int | None:
+def _mode(path: str | Path) -> int | None:
     """What kind of file a path leads to; None for a link that leads nowhere, or where the user may not look."""
     try:
-        return path.stat().st_mode
+        return os.stat(path).st_mode  # noqa: PTH116 - of a text, too
     except OSError:
         return None

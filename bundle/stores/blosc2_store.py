@@ -107,10 +107,16 @@ class Blosc2Store(Store):
         path = self.file(key)
         try:
             with closing(ChunkFile(path, kept)) as file:
-                wanted = {*file.facts["values"], *file.facts["tensors"]}
+                lists: dict[str, int] = file.facts.get("lists", {})
+                wanted = {*file.facts["values"], *file.facts["tensors"], *lists}
                 wanted = wanted if keys is None else wanted & set(keys)
                 values = {name: value for name, value in file.facts["values"].items() if name in wanted}
                 names = [name for name in file.facts["tensors"] if name in wanted]
+                values |= {
+                    name: [torch.from_numpy(file.read(f"{name}/item/{i}")) for i in range(count)]
+                    for name, count in lists.items()
+                    if name in wanted
+                }
                 return values | {name: _read_tensor(file, name, crop) for name in names}
         except (DamagedFileError, FileNotFoundError) as error:
             raise DamagedVolumeError(f"{path}: {error}") from error
@@ -123,17 +129,22 @@ class Blosc2Store(Store):
         header = Header.from_tensors(tensors)
         arrays: dict[str, np.ndarray] = {}
         described: dict[str, Any] = {}
+        lists: dict[str, int] = {}  # of tensors on no grid, such as the places of each class
         for name, value in tensors.items():
             if isinstance(value, torch.Tensor):
                 on_grid = value.ndim == 4 and tuple(value.shape[1:]) == header.size
                 exact = name != "image" or header.modality in self.exact
                 described[name] = _add(arrays, name, value.numpy(), on_grid=on_grid, exact=exact)
+            elif isinstance(value, list) and value and all(isinstance(item, torch.Tensor) for item in value):
+                arrays |= {f"{name}/item/{i}": item.numpy() for i, item in enumerate(value)}
+                lists[name] = len(value)
         written = int(time.time()) // 2 * 2  # whole, even seconds: every file system can keep them
         facts = {
             **header._asdict(),
             "written": written,
-            "values": {name: value for name, value in tensors.items() if name not in described},
+            "values": {name: value for name, value in tensors.items() if name not in described | lists},
             "tensors": described,
+            "lists": lists,
         }
         with replace_file(self.file(key)) as temporary:
             with temporary.open("wb") as stream:

@@ -63,6 +63,18 @@ def test_the_two_stores_give_the_same_volume(modality: str, resampled: bool, tmp
     assert stores[1].file("a").stat().st_size < 0.7 * stores[0].file("a").stat().st_size
 
 
+def test_a_list_of_tensors_comes_back_as_it_was(tmp_path: Path) -> None:
+    """Such as the places of each class, which segmentation draws its crops from; a class may have none."""
+    places = [torch.arange(5), torch.zeros(0, dtype=torch.int64), torch.tensor([7])]
+    store = Blosc2Store(tmp_path)
+    store.write("a", {**content(), "label_cls_indices": places})
+    for read in (store.read("a"), store.read("a", keys=["label_cls_indices"])):
+        found = read["label_cls_indices"]
+        assert isinstance(found, list) and len(found) == 3
+        assert all(torch.equal(one, other) and one.dtype == other.dtype for one, other in zip(found, places))
+    assert "label_cls_indices" not in store.read("a", keys=["image"])
+
+
 def test_a_resampled_mr_is_off_by_no_more_than_the_error_that_is_stated(tmp_path: Path) -> None:
     store, tensors = Blosc2Store(tmp_path), content("MR", resampled=True)
     store.write("a", tensors)

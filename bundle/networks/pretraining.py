@@ -251,10 +251,11 @@ class PretrainingNetwork(nn.Module):
         Args:
             images: those that `encoder_state_dict` was given, so that the two fit.
         """
-        if isinstance(self.decoder, Decoder):
+        rescaled = getattr(self.decoder, "rescaled_state_dict", None)
+        if rescaled is None:
             return {}
         factors = self._encoder_for(images).unit_factors(images) if images else [1.0] * len(self.encoder.levels)
-        return _on_cpu(self.decoder.rescaled_state_dict(factors))
+        return _on_cpu(rescaled(factors))
 
     def _encoder_for(self, images: Sequence[Tensor]) -> Encoder:
         """The encoder, or a copy whose BatchNorms have the statistics of these images."""

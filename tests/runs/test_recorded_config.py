@@ -16,14 +16,14 @@ SETTINGS = {
     "spacing": [3, 3, 3], "modality": "CT", "ct_window": [-1000, 1000], "mr_percentiles": [0.5, 99.5],
     "mask_ratio": 0.6, "mask_weight": None, "sparse": True, "batch_size": 2, "steps_per_epoch": 10,
     "val_fraction": 0.2, "folds": 5, "fold": 0, "seed": 0, "hash_names": False, "pretrained": "models/model.pt",
-    "init_from": None,
+    "init_from": None, "global_batch": None, "balance": None, "balance_weights": None,
 }  # fmt: skip
 OTHER = {
     "classes": {"liver": 2}, "findings": ["aneurysm"], "in_channels": 2, "input": "crop", "crop_size": [32, 32, 48],
     "spacing": None, "modality": "MR", "ct_window": [-160, 240], "mr_percentiles": [1, 99],
     "mask_ratio": [0.5, 0.7], "mask_weight": "foreground", "sparse": False, "batch_size": 4, "steps_per_epoch": 20,
     "val_fraction": 0.5, "folds": None, "fold": 3, "seed": 1, "hash_names": True, "pretrained": None,
-    "init_from": "runs/one",
+    "init_from": "runs/one", "global_batch": 8, "balance": "modality", "balance_weights": {"CT": 1, "MR": 2},
 }  # fmt: skip
 
 

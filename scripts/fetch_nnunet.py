@@ -29,35 +29,31 @@ PINNED = (
     "acvl-utils==0.2.6",
     "dynamic-network-architectures==0.4.4",
 )
-#: what these need, and the bundle does not; the newest that this Python can have
+#: what these need, and the bundle does not (it brings blosc2); they are installed without what they need themselves
 OTHERS = (
-    "SimpleITK",
-    "blosc2",
-    "charset-normalizer",
-    "cloudpickle",
-    "connected-components-3d",
-    "einops",
-    "future",
-    "graphviz",
-    "idna",
-    "imagecodecs",
-    "imageio",
-    "joblib",
-    "lazy-loader",
-    "msgpack",
-    "narwhals",
-    "ndindex",
-    "numexpr",
-    "pandas",
-    "pytz",
-    "requests",
-    "scikit-image",
-    "scikit-learn",
-    "seaborn",
-    "threadpoolctl",
-    "tifffile",
-    "urllib3",
-    "yacs",
+    "SimpleITK==2.5.7",
+    "charset-normalizer==3.5.3",
+    "cloudpickle==3.1.3",
+    "connected-components-3d==4.1.1",
+    "einops==0.8.2",
+    "future==1.0.0",
+    "graphviz==0.21",
+    "idna==3.20",
+    "imagecodecs==2026.3.6",
+    "imageio==2.38.1",
+    "joblib==1.6.0",
+    "lazy-loader==0.6",
+    "narwhals==2.29.0",
+    "pandas==3.1.1",
+    "pytz==2026.6",
+    "requests==2.34.2",
+    "scikit-image==0.26.0",
+    "scikit-learn==1.9.1",
+    "seaborn==0.13.2",
+    "threadpoolctl==3.8.0",
+    "tifffile==2026.3.3",
+    "urllib3==2.8.0",
+    "yacs==0.1.8",
 )
 
 
@@ -77,7 +73,9 @@ def fetch(folder: Path = FOLDER) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         made = Path(temporary) / "made"
         options = ["--quiet", "--quiet", "--no-deps", "--disable-pip-version-check", "--target", str(made)]
-        subprocess.run([sys.executable, "-m", "pip", "install", *options, *PINNED, *OTHERS], check=True)
+        # some of these versions are for Python 3.11 and later only
+        others = OTHERS if sys.version_info >= (3, 11) else [name.partition("==")[0] for name in OTHERS]
+        subprocess.run([sys.executable, "-m", "pip", "install", *options, *PINNED, *others], check=True)
         shutil.rmtree(made / "nnunetv2/training/nnUNetTrainer/primus", ignore_errors=True)
         shutil.rmtree(folder, ignore_errors=True)
         made.rename(folder)

@@ -77,7 +77,10 @@ def measure_reading(datasets: Sequence[tuple[CropDataset, Path]], draws: int) ->
     for number in range(times.shape[1]):
         for row, (dataset, _) in enumerate(datasets):
             times[row, number] = seconds(lambda dataset=dataset: [dataset[draw] for draw in range(draws)])
-    return [{"crops_per_cpu_second": draws / best, "mb_from_disk": c / 1e6} for best, c in zip(times.min(axis=1), cold)]
+    return [
+        {"crops_per_cpu_second": draws / float(best), "mb_from_disk": c / 1e6}
+        for best, c in zip(times.min(axis=1), cold)
+    ]
 
 
 def measure_preparation(dataset_dir: Path, folder: Path, transform: Any, processes: int) -> float:

@@ -73,7 +73,7 @@ def draw_people(options: argparse.Namespace, case: Case) -> tuple[list[str], lis
 def train(case: Case, options: argparse.Namespace) -> Trial:
     """Fine-tunes and measures one case."""
     people, measured = draw_people(options, case)
-    alone = case.arm.endswith(ENCODER)
+    name, alone = start_of(case.arm), case.arm.endswith(ENCODER)
     epoch = min(case.steps, options.steps_per_epoch)
     with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
         lists = [list_files(options, names) for names in (people, measured)]
@@ -87,7 +87,7 @@ def train(case: Case, options: argparse.Namespace) -> Trial:
             "classes": options.classes,
             "spacing": "own",  # the grid of the files
             "crop_size": options.crop,
-            "pretrained": pick_weights(case, options),
+            "pretrained": None if name == "scratch" else str(pick_weights(name, case.draw, options)),
             "pretrained_decoder": not alone,
             "seed": case.draw,
             "lr": case.rate,
@@ -120,13 +120,14 @@ def is_unlabelled(arm: str) -> bool:
 
 def start_of(arm: str) -> str:
     """What an arm starts from: a name of --weights, or scratch."""
-    return arm.removesuffix(ENCODER).removesuffix(f", {UNLABELLED}").replace(UNLABELLED, "scratch")
+    name = arm.removesuffix(ENCODER).removesuffix(f", {UNLABELLED}")
+    return "scratch" if name == UNLABELLED else name
 
 
-def pick_weights(case: Case, options: argparse.Namespace) -> str | None:
-    """The pre-training that a case starts from; of several with one name each draw takes the next one."""
-    folders: list[Path] = options.pretrained.get(start_of(case.arm), [])
-    return str(folders[case.draw % len(folders)]) if folders else None
+def pick_weights(name: str, draw: int, options: argparse.Namespace) -> Path:
+    """The pre-training of that name that a draw starts from; several take turns."""
+    folders: list[Path] = options.pretrained[name]
+    return folders[draw % len(folders)]
 
 
 class Results:
@@ -153,13 +154,13 @@ class Results:
             return row
         start = time.monotonic()
         done = train(case, self.options)
-        weights = pick_weights(case, self.options)
+        name = start_of(case.arm)
         data, people = self._about()
         row = {
             "data": data,
             "people": people,
             **case._asdict(),
-            "pretraining": "" if weights is None else Path(weights).parent.name,
+            "pretraining": "" if name == "scratch" else pick_weights(name, case.draw, self.options).parent.name,
             "dice": _class_means(done.dice),
             "hausdorff95": None if done.hausdorff95 is None else _class_means(done.hausdorff95),
             "seconds": round(time.monotonic() - start),

@@ -88,6 +88,6 @@ def supervise_regions(loss: nn.Module, *, weight: Callable[[], float]) -> nn.Mod
     """
     if isinstance(loss, DeepSupervisionLoss):
         deep = deepcopy(loss)
-        deep.loss = RegionLoss(deep.loss, weight)  # type: ignore[assignment]  # it takes the same
+        deep.loss = RegionLoss(deep.loss, weight)
         return deep
     return RegionLoss(loss, weight)

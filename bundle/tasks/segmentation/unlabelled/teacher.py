@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from bundle.errors import UserError
 from bundle.runs.distributed import unwrap
@@ -90,6 +90,5 @@ class MeanTeacher:
     def _update(self, *_: Any) -> None:
         self._average.update_parameters(self._student)
 
-    def _move(self, averages: Sequence[Tensor], weights: Sequence[Tensor], averaged: Tensor | int) -> None:
-        keep = min(1 - 1 / (int(averaged) + 1), self.decay)
-        torch._foreach_lerp_(list(averages), list(weights), 1 - keep)
+    def _move(self, averages: Any, weights: Any, averaged: Any) -> None:
+        get_ema_multi_avg_fn(min(1 - 1 / (self.steps + 1), self.decay))(averages, weights, averaged)

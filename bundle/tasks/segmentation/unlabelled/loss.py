@@ -66,7 +66,7 @@ class RegionLoss(nn.Module):
             target: of `CopyPaste`, ``[B, 2, D, H, W]``.
         """
         label, region = target[:, 0], target[:, 1]
-        total = input.sum() * 0  # a gradient, even if no voxel counts
+        total = input.flatten()[0] * 0  # a gradient, even if no voxel counts
         for number, weight in ((LABELLED, 1.0), (UNLABELLED, self.weight())):
             chosen = region == number
             if weight > 0 and chosen.any():

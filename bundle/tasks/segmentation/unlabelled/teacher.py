@@ -31,7 +31,9 @@ class MeanTeacher:
     Args:
         network: the student, wrapped or not.
         optimizer: whose steps move the average.
-        decay: share of the average that a step keeps, at most.
+        decay: share of the average that a step keeps, at most. None remembers a tenth of the training, and at most 100
+            steps: 1 - 10 / `steps`, at most 0.99, the papers' value. In a short training that would lag far behind.
+        steps: of the whole training, where the decay is None.
 
     Raises:
         UserError: if the decay is not from 0 to below 1.
@@ -40,7 +42,11 @@ class MeanTeacher:
         network: the averaged network.
     """
 
-    def __init__(self, *, network: nn.Module, optimizer: Optimizer, decay: float = 0.99) -> None:
+    def __init__(
+        self, *, network: nn.Module, optimizer: Optimizer, decay: float | None = 0.99, steps: float = 1000
+    ) -> None:
+        if decay is None:
+            decay = max(0.0, min(0.99, 1 - 10 / steps))
         if not 0 <= decay < 1:
             raise UserError(f"--teacher_decay {decay} does not fit: give 0 to below 1, such as 0.99")
         self.decay, self._student = decay, unwrap(network)

@@ -80,12 +80,12 @@ class UnlabelledVolumes:
             raise UserError("--unlabelled_dir is not given: name a folder, an index or a json of scans without labels")
         if held_out not in _HELD_OUT:
             raise UserError(f"--unlabelled_held_out {held_out!r} is not known: choose one of {', '.join(_HELD_OUT)}")
-        self.found = listed_by_one(lambda: _find(unlabelled_dir, channels))
+        found = listed_by_one(lambda: _find(unlabelled_dir, channels))
         results = prepare_together(
-            self.found, Preparation(transform, open_store(store, Path(cache_dir))), workers=workers
+            found, Preparation(transform, open_store(store, Path(cache_dir))), workers=workers
         )
         if hash_names:
-            results = [hashed(result, self.found) for result in results]
+            results = [hashed(result, found) for result in results]
         self.skipped = [result for result in results if isinstance(result, SkippedVolume)]
         for skipped in self.skipped:
             logger.warning("skipped unlabelled %s: %s; %s", skipped.name, skipped.problem, skipped.remedy)
@@ -93,7 +93,7 @@ class UnlabelledVolumes:
         if not usable:
             first = self.skipped[0]
             raise UserError(
-                f"none of the {len(self.found)} volumes in --unlabelled_dir {unlabelled_dir} can be used; the first: "
+                f"none of the {len(found)} volumes in --unlabelled_dir {unlabelled_dir} can be used; the first: "
                 f"{first.name} {first.problem}; {first.remedy}"
             )
         self._labelled, self._held_out = _Recognised(volumes.training), _Recognised(volumes.validation)
@@ -105,7 +105,7 @@ class UnlabelledVolumes:
         self.transductive = [volume.name for volume in marked] if held_out == "use" else []
         self.training = [volume for volume in kept if held_out == "use" or volume not in marked]
         self.counts = {
-            "found": len(self.found),
+            "found": len(found),
             "used": len(self.training),
             "not usable": len(self.skipped),
             "labelled and trained on": len(usable) - len(kept),
@@ -198,9 +198,10 @@ def _test_scans(dataset_dir: str | os.PathLike[str]) -> list[FoundVolume]:
     root = Path(dataset_dir)
     listed = root / "dataset.json" if (root / "dataset.json").is_file() else root
     found: list[FoundVolume] = []
-    with suppress(UserError):  # it has no such list, or the folder is empty
+    with suppress(UserError):  # an empty folder
         if (root / "imagesTs").is_dir():
             found += find_scans_to_predict(root / "imagesTs")
+    with suppress(UserError):  # no such list
         if listed.is_file() and listed.suffix == ".json":
             found += find_unlabelled(listed, "test")
     return found

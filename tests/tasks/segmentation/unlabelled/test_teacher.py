@@ -84,6 +84,13 @@ def test_a_decay_that_cannot_be_is_refused(decay: float):
         MeanTeacher(network=network, optimizer=torch.optim.SGD(network.parameters(), lr=1.0), decay=decay)
 
 
+def test_without_a_decay_the_teacher_remembers_a_tenth_of_the_training():
+    network = student()
+    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+    made = [MeanTeacher(network=network, optimizer=optimizer, decay=None, steps=s).decay for s in (5, 100, 500, 9000)]
+    assert made == pytest.approx([0, 0.9, 0.98, 0.99])
+
+
 def test_the_weight_of_the_unlabelled_rises_as_the_papers_sigmoid():
     network = student()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01)

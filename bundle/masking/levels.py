@@ -17,6 +17,7 @@ from torch import Tensor
 
 from bundle.cells import Triple, triple
 from bundle.errors import UserError
+from bundle.masking.places import place_centre, place_inside
 from bundle.masking.sampler import BatchMask, MaskSampler, make_generator
 
 __all__ = ["ChildLevel", "LevelBatch", "MaskInMask", "Parents"]
@@ -35,6 +36,8 @@ class ChildLevel:
         extent: voxels of the parent's that a child covers on each axis; None takes `size`. Another than `size` is
             resampled, so that children show more or less detail than the parent.
         extent_mm: the same in mm, on all axes or on each, rounded to voxels of the parent's; instead of `extent`.
+        inside: children lie in hidden cells with all that they cover, where there is such a place. False, and where
+            there is none: with their centres.
 
     Raises:
         UserError: if a size does not fit.
@@ -48,6 +51,7 @@ class ChildLevel:
         size: Sequence[int] = (32, 32, 32),
         extent: Sequence[int] | None = None,
         extent_mm: float | Sequence[float] | None = None,
+        inside: bool = False,
     ) -> None:
         cell = masking.cell
         if len(size) != 3 or any(s <= 0 or s % c for s, c in zip(size, cell)) or tuple(size) == tuple(cell):
@@ -59,7 +63,7 @@ class ChildLevel:
             raise UserError(f"children {children} does not fit: give at least 1, or leave the level out")
         if extent is not None and extent_mm is not None:
             raise UserError("a child has both extent and extent_mm: give one of them")
-        self.masking, self.children, self.size = masking, children, triple(size)
+        self.masking, self.children, self.size, self.inside = masking, children, triple(size), inside
         self.extent = None if extent is None else triple(extent)
         self.extent_mm: tuple[float, ...] | None = None
         if extent_mm is not None:
@@ -214,7 +218,9 @@ class MaskInMask:
             extent = level.find_extent(parents.spacing[row].tolist(), size)
             generator = make_generator(self.masking.seed, _PLACE_STREAM, number, draw)
             for child in range(level.children):
-                corner = _place(hidden[row, 0], valid[row, 0], cell, size, extent, generator)
+                corner = place_inside(hidden[row, 0], cell, size, extent, generator) if level.inside else None
+                if corner is None:
+                    corner = place_centre(hidden[row, 0], valid[row, 0], cell, size, extent, generator)
                 place = [slice(c, c + e) for c, e in zip(corner, extent)]
                 window = (row, slice(None), place[0], place[1], place[2])
                 for name, image in parents.images.items():
@@ -275,42 +281,6 @@ class Parents(NamedTuple):
 
 def _in_voxels_of_the_parent(voxels: Tensor, grain: Triple) -> Tensor:
     return voxels if max(grain) == 1 else voxels.double() / torch.tensor(grain)
-
-
-def _place(
-    hidden: Tensor, valid: Tensor, cell: Sequence[int], size: Triple, extent: Triple, generator: torch.Generator
-) -> Triple:
-    """The first corner of a child that lies in the parent and has its centre in a hidden cell.
-
-    Where no hidden cell can hold a centre, because all lie too near the border, one of them changes places with a
-    visible one that can: the tensor `hidden` is changed.
-    """
-    # per axis and cell: the corners that put the centre, corner + extent / 2, into it
-    ranges = []
-    for voxels, wide, width in zip(size, extent, cell):
-        first = torch.arange(0, voxels, width)
-        low = (first - wide / 2).ceil().clamp(min=0).long()
-        high = ((first + width - wide / 2).ceil().long() - 1).clamp(max=voxels - wide)
-        ranges.append((low, high))
-    can = [high >= low for low, high in ranges]
-    possible = can[0][:, None, None] & can[1][:, None] & can[2]
-    if not (hidden & possible).any():
-        if not (valid & possible).any():  # a volume of a few voxels in the corner of its crop: as near as can be
-            middle = hidden.nonzero()[0] * torch.tensor(cell) + torch.tensor(cell) // 2 - torch.tensor(extent) // 2
-            return triple(middle.clamp(min=0).minimum(torch.tensor(size) - torch.tensor(extent)).tolist())
-        hidden[_draw_one(hidden, generator)] = False
-        hidden[_draw_one(valid & possible, generator)] = True
-    corner = []
-    for (low, high), index in zip(ranges, _draw_one(hidden & possible, generator)):
-        least, most = int(low[index]), int(high[index])
-        corner.append(least + int(torch.randint(most - least + 1, (1,), generator=generator)))
-    return triple(corner)
-
-
-def _draw_one(cells: Tensor, generator: torch.Generator) -> Triple:
-    """The place of one of the cells that are True, drawn evenly."""
-    places = cells.nonzero()
-    return triple(places[int(torch.randint(len(places), (1,), generator=generator))].tolist())
 
 
 def _resized(x: Tensor, size: Triple) -> Tensor:

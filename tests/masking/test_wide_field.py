@@ -47,13 +47,14 @@ def blocks(x: torch.Tensor, field: tuple[int, int, int]):
 @pytest.mark.parametrize("field", FIELDS)
 def test_the_first_level_is_the_mean_of_valid_voxels_and_masks_go_by_majority(field):
     generator = torch.Generator().manual_seed(0)
-    item = crop(field)
-    item["image"] = torch.randn(item["image"].shape, dtype=torch.float64, generator=generator)
+    size = (8, 4, 4)
+    item = {"valid": torch.ones(1, *(s * f for s, f in zip(size, field))), "spacing": SPACING, "draw": 0}
+    item["image"] = torch.randn(2, *item["valid"].shape[1:], dtype=torch.float64, generator=generator)
     item["weight_map"] = torch.rand(item["valid"].shape, dtype=torch.float64, generator=generator)
     item["valid"] = torch.rand(item["valid"].shape, generator=generator) > 0.4
     item["foreground"] = torch.rand(item["valid"].shape, generator=generator) > 0.5
-    seen = WideField(masking=masking(), size=SIZE)(item)
-    assert seen["image"].shape[1:] == seen["valid"].shape[1:] == SIZE
+    seen = WideField(masking=MaskInMask(masking=sampler(0.5)), size=size)(item)
+    assert seen["image"].shape[1:] == seen["valid"].shape[1:] == size
     inside = dict(blocks(item["valid"], field))
     for name in ("image", "weight_map"):
         for place, block in blocks(item[name], field):

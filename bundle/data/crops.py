@@ -43,6 +43,9 @@ class PlacedCropd(Randomizable, MapTransform):
         """
         raise NotImplementedError
 
+    def report(self, volumes: Sequence[PreparedVolume]) -> None:
+        """Says in the log what a user should know of crops of these volumes; here nothing."""
+
     def finish(self, item: dict[Any, Any], place: Crop) -> dict[Any, Any]:  # noqa: ARG002 - for subclasses
         """Changes what is not on the image's grid, boxes for example; here nothing."""
         return item
@@ -190,6 +193,8 @@ class CropDataset(Dataset[dict[str, Any]]):
                 "that adds it, such as objective_pretext.yaml, or the one that sets train#dataset#last_step, such as "
                 "levels_wide.yaml"
             )
+        if self.transform.transforms and isinstance(first := self.transform.transforms[0], PlacedCropd):
+            first.report(self.data)
         self.order: VolumeOrder
         if balance is not None:
             self.order = balanced_order(self.data, balance, balance_weights, seed)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,10 +13,13 @@ from torch import Tensor
 
 from bundle.cells import Triple
 from bundle.data.crops import RandForegroundCropd
+from bundle.data.prepared_volume import PreparedVolume
 from bundle.errors import UserError
 from bundle.stores.store import Crop
 
 __all__ = ["RandWideCropd", "field_of_view"]
+
+logger = logging.getLogger(__name__)
 
 _WIDEST = 8
 
@@ -57,6 +61,18 @@ class RandWideCropd(RandForegroundCropd):
         """Voxels per axis of the crop of a volume of `size` voxels."""
         each = zip(size, self.spatial_size, self.field)
         return tuple(c * min(field, max(1, (2 * s + c) // (2 * c))) for s, c, field in each)
+
+    def report(self, volumes: Sequence[PreparedVolume]) -> None:
+        """Says how many volumes are smaller than the field."""
+        wanted = tuple(c * f for c, f in zip(self.spatial_size, self.field))
+        narrower = sum(self.find_width(volume.size) != wanted for volume in volumes)
+        if narrower:
+            logger.info(
+                "%d of %d volumes are smaller than the field of %s voxels: on some axes theirs is narrower",
+                narrower,
+                len(volumes),
+                "x".join(map(str, wanted)),
+            )
 
     def draw_place(self, item: Mapping[Any, Any], size: Sequence[int]) -> Crop:
         """As `RandForegroundCropd` does; the part of the crop that lies in the volume."""

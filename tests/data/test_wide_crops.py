@@ -108,6 +108,15 @@ def dataset(volumes: list[PreparedVolume], **options: Any) -> CropDataset:
     )
 
 
+def test_it_says_how_many_volumes_are_smaller(volumes: list[PreparedVolume], caplog: pytest.LogCaptureFixture):
+    with caplog.at_level("INFO", logger="bundle"):
+        dataset(volumes)
+        assert "1 of 3 volumes are smaller than the field of 32x32x32 voxels" in caplog.text
+        caplog.clear()
+        dataset([volumes[0], volumes[2]])
+    assert not caplog.text
+
+
 def test_a_draw_gives_the_same_levels_in_any_process_and_order(volumes: list[PreparedVolume]):
     alone, workers = (list(make_loader(dataset(volumes), batch_size=2, steps=3, num_workers=n)) for n in (0, 2))
     for one, other in zip(alone, workers, strict=True):

@@ -3,6 +3,7 @@
 
 from bundle.losses.alignment import AlignmentLoss
 from bundle.losses.decorrelation import Decorrelation, effective_dimensions
+from bundle.losses.distillation import Distillation
 from bundle.losses.histogram import Histogram
 from bundle.losses.objectives import Alignment, Reconstruction
 from bundle.losses.pretext_segmentation import PretextSegmentation
@@ -13,6 +14,7 @@ __all__ = [
     "Alignment",
     "AlignmentLoss",
     "Decorrelation",
+    "Distillation",
     "Histogram",
     "PretextSegmentation",
     "PretrainingLoss",

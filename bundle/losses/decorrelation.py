@@ -24,7 +24,7 @@ class Decorrelation(Objective):
     The loss of a level is the logarithm of its channels over their `effective_dimensions`: 0 where no two channels
     are correlated, and ``log(channels)`` where all are the same. Reconstruction and a teacher's targets say nothing
     against that. (The covariance term of VICReg, Bardes et al. 2022, arXiv:2105.04906, made free of scale.) It covers
-    the encoder's levels, at their visible sites, and the decoder's last features.
+    the encoder's levels, at their visible sites, and the decoder's.
 
     Args:
         weight: of the loss in the sum.
@@ -35,29 +35,30 @@ class Decorrelation(Objective):
         >>> from bundle.sparse import SparseVolume
         >>> objective, visible = Decorrelation(weight=0.3), torch.ones(1, 1, 2, 2, 2, dtype=torch.bool)
         >>> same = torch.randn(1, 1, 4, 4, 4).expand(1, 8, 4, 4, 4)
-        >>> view = View([SparseVolume.from_dense(same, visible)], None, torch.ones(1, 3), torch.zeros(1), torch.zeros(1, 3))
+        >>> levels, corner = [SparseVolume.from_dense(same, visible)], torch.zeros(1, 3)
+        >>> view = View(levels, None, torch.ones(1, 3), torch.zeros(1), corner)
         >>> loss, terms = objective.loss([view], {})
         >>> round(loss.exp().item(), 3), round(terms["dimensions_level0"].item(), 3)
         (8.0, 1.0)
     """
 
-    def __init__(self, *, weight: float = 0.2) -> None:
+    needs_decoded = True
+
+    def __init__(self, *, weight: float = 0.5) -> None:
         super().__init__(weight=weight)
 
     def loss(self, made: Sequence[View], target: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:  # noqa: ARG002
         """The mean over the levels of all views.
 
         Returns:
-            The loss, and the effective dimensions of each of the encoder's levels and of the decoder's last features in
-            the crops.
+            The loss, and the effective dimensions of each of the encoder's and of the decoder's levels in the crops.
         """
         losses, terms = [], {}
         for number, view in enumerate(made):
             levels = [F.instance_norm(level).to_dense() for level in view.features]  # absent sites are 0
             names = [f"dimensions_level{level}" for level in range(len(levels))]
-            if view.decoded is not None:
-                levels.append(F.instance_norm(view.decoded))
-                names.append("dimensions_decoder")
+            levels += [F.instance_norm(decoding) for decoding in view.decodings]
+            names += [f"dimensions_decoder{level}" for level in range(len(view.decodings))]
             for name, level in zip(names, levels, strict=True):
                 dimensions = effective_dimensions(level)
                 losses.append(level.shape[1] / dimensions)

@@ -81,9 +81,7 @@ class UnlabelledVolumes:
         if held_out not in _HELD_OUT:
             raise UserError(f"--unlabelled_held_out {held_out!r} is not known: choose one of {', '.join(_HELD_OUT)}")
         found = listed_by_one(lambda: _find(unlabelled_dir, channels))
-        results = prepare_together(
-            found, Preparation(transform, open_store(store, Path(cache_dir))), workers=workers
-        )
+        results = prepare_together(found, Preparation(transform, open_store(store, Path(cache_dir))), workers=workers)
         if hash_names:
             results = [hashed(result, found) for result in results]
         self.skipped = [result for result in results if isinstance(result, SkippedVolume)]

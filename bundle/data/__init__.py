@@ -16,6 +16,7 @@ from bundle.data.safe_names import result_names, table_row
 from bundle.data.scans import find_scans
 from bundle.data.volume_set import VolumeSet
 from bundle.data.weight_map import WeightMapd
+from bundle.data.wide_crops import RandWideCropd
 from bundle.stores.blosc2_store import Blosc2Store
 from bundle.stores.store import PlainStore, Store
 
@@ -37,6 +38,7 @@ __all__ = [
     "PretextClassesd",
     "RandForegroundCropd",
     "RandRegionAppearanced",
+    "RandWideCropd",
     "ReadVolumed",
     "SkippedVolume",
     "Store",

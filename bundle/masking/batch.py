@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bundle.errors import UserError
 from bundle.masking.levels import MaskInMask
+from bundle.masking.wide_field import DRAWN, unpack_levels
 
 __all__ = ["MaskedBatch"]
 
@@ -29,7 +29,7 @@ class MaskedBatch:
     def __call__(
         self, batch: dict[str, Any], device: torch.device | str | None = None, non_blocking: bool = False, **to: Any
     ) -> tuple[Tensor, dict[str, Any], tuple[()], dict[str, Any]]:
-        """Moves a batch to `device` and masks it.
+        """Moves a batch to `device` and masks it, unless `WideField` has done so in the loader.
 
         Args:
             batch: `image` float ``[B, 1, D, H, W]``, bool `valid` and `foreground` alike, int64 ``[B]`` `draw` and
@@ -45,16 +45,11 @@ class MaskedBatch:
         Raises:
             UserError: if the batch has no map of weights though the masking asks for one.
         """
-        weight = None
-        if self.masking.weight is not None:
-            if self.masking.weight not in batch:
-                raise UserError(
-                    f"mask_in_mask#weight asks for {self.masking.weight!r}, which the crops do not have: choose "
-                    "foreground, or give --weight_maps"
-                )
-            weight = batch[self.masking.weight]
-        wanted = {key: batch[key] for key in ("image", "valid", "foreground", "draw", "spacing")}
-        mask, levels = self.masking(**wanted, weight=weight)
+        if DRAWN in batch:  # by the loader, from what it has not handed on
+            batch, mask, levels = unpack_levels(batch, self.masking)
+        else:
+            wanted = {key: batch[key] for key in ("image", "valid", "foreground", "draw", "spacing")}
+            mask, levels = self.masking(**wanted, weight=self.masking.find_weight(batch), clean=batch.get("clean"))
         tensors = {key: value for key, value in batch.items() if isinstance(value, Tensor)}
         options = {"device": device, "non_blocking": non_blocking, **to}
         moved: dict[str, Any] = {k: v.to(**options) for k, v in tensors.items()}

@@ -70,7 +70,7 @@ class Children(Protocol):
         hidden: bool ``[N, 1, d, h, w]`` on cells.
         spacing: ``[N, 3]``, voxel size in mm.
         parent: int64 ``[N]``, the row of the level before that a child was cut from.
-        corner: ``[N, 3]``, the child's first corner in voxels of that parent.
+        corner: ``[N, 3]``, the child's first corner in voxels of that parent, not always whole ones.
     """
 
     image: Tensor

@@ -135,7 +135,7 @@ def test_what_nnunets_tools_for_nnssls_files_read_is_there(tmp_path: Path):
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize("case", [ONE_WAY, PLAIN], ids=lambda case: case.name)
 def test_nnunets_loader_of_nnssls_files_takes_encoder_and_stem(case: Case, channels: int, tmp_path: Path):
-    """As its PretrainedTrainer: the parts that the network's class names get, strictly, what is below the file's keys."""
+    """As its PretrainedTrainer: the parts that the network's class names get, strictly, what lies below the keys."""
     file, _ = write_model(tmp_path, case, orientation="SPL")
     FORMATS["nnunet"].write(plain_model(file), tmp_path / "out.pth", channels)
     content = torch.load(tmp_path / "out.pth", weights_only=True)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,10 +20,11 @@ class MaskedBatch:
 
     Args:
         masking: draws masks and cuts children, on the CPU, from the number of each sample's draw.
+        teacher_keys: of the image that a teacher sees: the first one that the batch has, else `image`.
     """
 
-    def __init__(self, masking: MaskInMask) -> None:
-        self.masking = masking
+    def __init__(self, masking: MaskInMask, teacher_keys: Sequence[str] = ()) -> None:
+        self.masking, self.teacher_keys = masking, tuple(teacher_keys)
 
     def __call__(
         self, batch: dict[str, Any], device: torch.device | str | None = None, non_blocking: bool = False, **to: Any
@@ -53,4 +55,6 @@ class MaskedBatch:
         moved: dict[str, Any] = {k: v.to(**options) for k, v in tensors.items()}
         moved["children"] = [level.to(**options) for level in levels]
         further = {"spacing": moved["spacing"], "children": moved["children"]}
+        for key in [key for key in self.teacher_keys if key in moved][:1]:
+            further["teacher_image"] = moved[key]
         return moved["image"], moved, (), {**mask._asdict(), **further}

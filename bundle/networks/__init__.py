@@ -15,6 +15,7 @@ from bundle.networks.nnunet_segmentation import NnunetSegmentation
 from bundle.networks.objective import Objective, ObjectiveSum
 from bundle.networks.pairs import Pairs, View, find_pairs
 from bundle.networks.pretraining import PretrainingNetwork, PretrainingOutput
+from bundle.networks.prototypes import PlacePrototypes, PrototypeHeads
 from bundle.networks.segres_decoder import SegResDecoder
 from bundle.networks.site_features import SiteFeatures, read_site_features
 from bundle.networks.teacher import Teacher
@@ -29,8 +30,10 @@ __all__ = [
     "Objective",
     "ObjectiveSum",
     "Pairs",
+    "PlacePrototypes",
     "PretrainingNetwork",
     "PretrainingOutput",
+    "PrototypeHeads",
     "SegResDecoder",
     "SiteFeatures",
     "Stage",

@@ -45,6 +45,9 @@ class View:
         parent: int64 ``[N]``, the row of the level before that each was cut from; None for the crops themselves.
         decoded: ``[N, C, d, h, w]``, the decoder's last features, of hidden places as well, on its finest grid; None
             before the decoder has run.
+        decodings: what the decoder made at each of its levels, finest first; the first one is `decoded`. Empty where
+            no heads ask for it.
+        full_decodings: the same by the teacher, of all that has data; None where no heads ask for it, and of children.
     """
 
     features: Sequence[SparseVolume]
@@ -54,6 +57,8 @@ class View:
     origin: Tensor
     parent: Tensor | None = None
     decoded: Tensor | None = None
+    decodings: Sequence[Tensor] = ()
+    full_decodings: Sequence[Tensor] | None = None
 
 
 class Children(Protocol):

@@ -4,11 +4,14 @@
     python scripts/benchmarks/speed.py                                        the encoder and the whole step, all sizes
     python scripts/benchmarks/speed.py --sizes 96 --ratios 0.6 0.75 --repeats 7
     python scripts/benchmarks/speed.py --what encoder --candidates cells dense
+    python scripts/benchmarks/speed.py --what encoder --encoder ResidualEncoderUNet --sizes 128 --ratios 0.6 0.75 \
+        --candidates cells dense "dense channels-last"
 
 Candidates: the executors of SparseVolume (`cells`, `masked`, `minkowski`), the plain dense encoder in both memory
-formats (the faster one counts), and SparK's masked dense convolutions (spark_baseline.py). Forward and backward
-of MONAI's SegResEncoder; for the whole step also decoder, loss and optimizer. Machines are noisy: a candidate's time is
-its median, and ratios are between medians of the same run. Peak memory is that of a fresh process per candidate.
+formats (the faster one counts), and SparK's masked dense convolutions (spark_baseline.py), which need BatchNorm.
+Forward and backward of MONAI's SegResEncoder, or of another encoder of `build_encoder`; for the whole step also
+decoder, loss and optimizer. Machines are noisy: a candidate's time is its median, and ratios are between medians of the
+same run. Peak memory is that of a fresh process per candidate.
 
 Writes the figures as JSON and a plot; on a GPU uses CUDA events and bf16.
 """
@@ -32,7 +35,6 @@ from typing import Any
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from monai.networks.nets.segresnet_ds import SegResEncoder
 from spark_baseline import SparKStep, make_spark
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -41,12 +43,15 @@ from tqdm import tqdm
 from bundle.atomic import replace_file
 from bundle.cells import Triple
 from bundle.losses import AlignmentLoss, PretrainingLoss, ReconstructionLoss
-from bundle.networks import Decoder, PretrainingNetwork, build_encoder
+from bundle.networks import Decoder, Encoder, PretrainingNetwork, build_encoder
 from bundle.sparse import CellLayout, SparseVolume, Window
 from bundle.sparse.convolution import methods
 
 ENCODER = {"init_filters": 32, "blocks_down": (1, 2, 2, 4, 4), "norm": "batch"}
 CELL = 16
+USUAL = "SegResEncoder"
+#: arguments of other encoders than SegResEncoder; one that is not here has its own defaults
+ARGUMENTS: dict[str, dict[str, Any]] = {}
 ENCODERS = ("cells", "auto", "masked", "minkowski", "dense", "dense channels-last", "spark")
 #: of the whole step: also our network with a decoder to half the resolution instead of a quarter, with the two finest
 #: levels computed again in the backward pass, and with the decoder compiled
@@ -55,17 +60,24 @@ CANDIDATES = list(dict.fromkeys((*ENCODERS, *STEPS)))
 
 
 class Case:
-    """A batch of one size and mask ratio."""
+    """A batch of one size and mask ratio, in cells of the encoder's total stride."""
 
-    def __init__(self, size: int, ratio: float, batch: int, device: torch.device) -> None:
+    def __init__(self, size: int, ratio: float, batch: int, device: torch.device, encoder: str = USUAL) -> None:
         generator = torch.Generator().manual_seed(0)
-        grid = size // CELL
-        keep = round(grid**3 * (1 - ratio))
-        order = torch.stack([torch.randperm(grid**3, generator=generator) for _ in range(batch)])
-        self.drawn = (order < keep).view(batch, 1, grid, grid, grid)  # stays on the CPU, as in training
+        self.encoder = encoder
+        cells = (CELL,) * 3 if encoder == USUAL else self.make_encoder().total_stride
+        grid = [size // cell for cell in cells]
+        keep = round(math.prod(grid) * (1 - ratio))
+        order = torch.stack([torch.randperm(math.prod(grid), generator=generator) for _ in range(batch)])
+        self.drawn = (order < keep).view(batch, 1, *grid)  # stays on the CPU, as in training
         self.visible = self.drawn.to(device)
         self.image = torch.randn(batch, 1, size, size, size, generator=generator).to(device)
         self.device = device
+
+    def make_encoder(self) -> Encoder:
+        """The encoder that is measured, with the same weights each time."""
+        torch.manual_seed(0)
+        return build_encoder(self.encoder, **(ENCODER if self.encoder == USUAL else ARGUMENTS.get(self.encoder, {})))
 
 
 @contextmanager
@@ -87,8 +99,7 @@ def convolve_by(method: str) -> Iterator[None]:
 
 def encoder_pass(candidate: str, case: Case) -> Callable[[], None]:
     """Forward and backward of the encoder."""
-    torch.manual_seed(0)
-    network = SegResEncoder(**ENCODER).to(case.device)
+    network: nn.Module = case.make_encoder().to(case.device)
     executor, _, method = candidate.partition(" ")
     if executor in {"cells", "auto"} or candidate == "dense channels-last":
         network = network.to(memory_format=torch.channels_last_3d)
@@ -115,8 +126,7 @@ def encoder_pass(candidate: str, case: Case) -> Callable[[], None]:
 
 def training_step(candidate: str, case: Case) -> Callable[[], None]:
     """Forward, loss, backward and optimizer of the whole pre-training network."""
-    torch.manual_seed(0)
-    encoder = build_encoder("SegResEncoder", **ENCODER)
+    encoder = case.make_encoder()
     reconstruction = ReconstructionLoss()
     everywhere = torch.ones_like(case.image, dtype=torch.bool)
     target = {"image": case.image, "valid": everywhere, "foreground": everywhere}
@@ -203,7 +213,7 @@ def measure(
 ) -> list[dict[str, Any]]:
     """Times the candidates of one case in turns."""
     device = torch.device(options["device"])
-    case = Case(options["size"], options["ratio"], options["batch"], device)
+    case = Case(options["size"], options["ratio"], options["batch"], device, options.get("encoder", USUAL))
     steps = {candidate: WHAT[what](candidate, case) for candidate in candidates}
     for step in steps.values():
         step()  # warm-up: builds tables, allocates
@@ -227,7 +237,7 @@ def measure(
 def with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Adds how many times as long as `cells` each row takes, and its share of the memory; dense counts once."""
     for row in rows:
-        same = [r for r in rows if all(r[k] == row[k] for k in ("what", "size", "ratio", "batch"))]
+        same = [r for r in rows if all(r.get(k) == row.get(k) for k in ("what", "encoder", "size", "ratio", "batch"))]
         cells = next((r for r in same if r["candidate"] == "cells"), None)
         if cells is not None:
             row["times_cells"] = row["seconds"] / cells["seconds"]
@@ -313,6 +323,9 @@ def main() -> None:
     """Runs the command."""
     parser = argparse.ArgumentParser(description="Times sparse execution against the alternatives.")
     parser.add_argument("--what", nargs="+", choices=WHAT, default=list(WHAT))
+    parser.add_argument(
+        "--encoder", default=USUAL, help="as for build_encoder, such as ResidualEncoderUNet, nnU-Net's ResEnc L"
+    )
     parser.add_argument("--sizes", nargs="+", type=int, default=[64, 96, 128])
     parser.add_argument("--ratios", nargs="+", type=float, default=[0.6, 0.75, 0.9])
     parser.add_argument("--candidates", nargs="+", choices=CANDIDATES, default=CANDIDATES)
@@ -320,16 +333,22 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--flops", action="store_true", help="count floating-point operations too")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--output", type=Path, default=Path("docs/figures/benchmark"), help="path without extension")
+    parser.add_argument(
+        "--output", type=Path, help="path without extension; docs/figures/benchmark, or benchmark_ENCODER"
+    )
     parser.add_argument("--add", action="store_true", help="keep the cases that the output file has already")
     options = parser.parse_args()
 
     cases = [(w, s, r) for w in options.what for s in options.sizes for r in options.ratios]
-    figures = options.output.with_suffix(".json")
+    name = "benchmark" if options.encoder == USUAL else f"benchmark_{options.encoder}"
+    output: Path = options.output or Path("docs/figures") / name
+    figures = output.with_suffix(".json")
     rows: list[dict[str, Any]] = json.loads(figures.read_text())["rows"] if options.add and figures.exists() else []
     for what, size, ratio in tqdm(cases, desc="cases"):
         candidates = [c for c in options.candidates if c in (ENCODERS if what == "encoder" else STEPS)]
         case = {"size": size, "ratio": ratio, "batch": options.batch, "device": options.device}
+        if options.encoder != USUAL:
+            case["encoder"] = options.encoder
         rows = [r for r in rows if (r["what"], r["size"], r["ratio"]) != (what, size, ratio)]
         rows += measure(what, candidates, case, options.repeats, options.flops)
         rows = with_ratios(sorted(rows, key=lambda r: (r["what"], r["size"], r["ratio"])))
@@ -337,7 +356,7 @@ def main() -> None:
         with replace_file(figures) as part:  # after each case: a long run that is cut off keeps what it has
             part.write_text(json.dumps(content, indent=1))
     print(machine(torch.device(options.device)), table(rows), *growth(rows), sep="\n\n")
-    plot(rows, options.output.with_suffix(".png"))
+    plot(rows, output.with_suffix(".png"))
 
 
 if __name__ == "__main__":

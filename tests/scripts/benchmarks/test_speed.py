@@ -77,3 +77,21 @@ def test_every_candidate_runs_and_is_measured(what: str, monkeypatch: pytest.Mon
     flops = {row["candidate"]: row["gflop"] for row in rows}
     assert flops["cells"] < flops["masked"], "the sparse one must do less work"
     assert "| cells |" in benchmark.table(rows)
+
+
+def test_another_encoder_is_measured_in_cells_of_its_own(monkeypatch: pytest.MonkeyPatch):
+    tiny = {
+        "n_stages": 2,
+        "features_per_stage": [4, 8],
+        "kernel_sizes": [[1, 3, 3], [3, 3, 3]],
+        "strides": [[1, 1, 1], [1, 2, 2]],
+        "n_blocks_per_stage": [1, 1],
+    }
+    monkeypatch.setattr(benchmark, "ARGUMENTS", {"ResidualEncoderUNet": tiny})
+    monkeypatch.setattr(benchmark, "peak_memory", lambda *_: 1.0)
+    case = benchmark.Case(4, 0.75, 1, torch.device("cpu"), "ResidualEncoderUNet")
+    assert (tuple(case.drawn.shape), int(case.drawn.sum())) == ((1, 1, 4, 2, 2), 4)
+    options = {"size": 8, "ratio": 0.5, "batch": 1, "device": "cpu", "encoder": "ResidualEncoderUNet"}
+    cells, dense = benchmark.measure("encoder", ["cells", "dense"], options, repeats=1, flops=True)
+    assert cells["encoder"] == "ResidualEncoderUNet"
+    assert cells["gflop"] < dense["gflop"]

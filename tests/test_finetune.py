@@ -25,6 +25,7 @@ from nibabel.processing import resample_to_output
 
 from bundle.errors import user_error_in
 from bundle.training import History
+from bundle.weights import checksum
 from tests.export.models import write_model
 from tests.networks.encoder_cases import Case
 
@@ -372,6 +373,7 @@ def test_the_command_line_takes_classes_and_trains_from_scratch(bundle_root: Pat
     assert done.returncode == 0, done.stderr[-3000:]
     about = json.loads((tmp_path / "run/model.json").read_text())
     assert about["pretrained"] is None and about["classes"] == CLASSES
+    assert about["licence"] is None and about["origin"] == []
     recorded = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
     assert recorded["pretrained"] is None and recorded["classes"] == CLASSES
 
@@ -446,6 +448,7 @@ def test_a_fine_tuned_run_is_gone_on_from_with_its_heads_and_nothing_is_called_v
     )
     before, after = weights(finished / "model.pt"), weights(folder / "model.pt")
     assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+    assert json.loads((folder / "model.json").read_text())["origin"][-1]["sha256"] == checksum(finished / "model.pt")
     assert flow.parser.get_parsed_content("transfer").report.prefix == "encoder."
     text = (folder / "summary.md").read_text()
     assert "| Dice of the training volumes, mean of the classes |" in text and "No volume was held out" in text

@@ -26,7 +26,7 @@ __all__ = ["UnlabelledVolumes"]
 logger = logging.getLogger(__name__)
 
 _HELD_OUT = ("leave_out", "use")
-_NAMED = 3
+_NAMED = 50  # so many scans are named
 
 
 class UnlabelledVolumes:
@@ -88,6 +88,9 @@ class UnlabelledVolumes:
         for skipped in self.skipped:
             logger.warning("skipped unlabelled %s: %s; %s", skipped.name, skipped.problem, skipped.remedy)
         usable = [result for result in results if isinstance(result, PreparedVolume)]
+        for volume in usable:
+            if volume.notes:
+                logger.warning("unlabelled %s: %s", volume.name, volume.notes)
         if not usable:
             first = self.skipped[0]
             raise UserError(
@@ -122,7 +125,12 @@ class UnlabelledVolumes:
         """For the run's summary."""
         left = [f"{count} {name}" for name, count in self.counts.items() if count and name not in ("found", "used")]
         more = f"; of {self.counts['found']} found: {', '.join(left)}" if left else ""
-        return {"unlabelled": f"{len(self.training)} volumes{more}"}
+        facts = {"unlabelled": f"{len(self.training)} volumes{more}"}
+        if self.transductive:
+            facts["trained on without labels though held out"] = _listed(self.transductive)
+        if self.skipped:
+            facts["unlabelled, not usable"] = _listed([f"{one.name} ({one.problem})" for one in self.skipped])
+        return facts
 
     def summary(self, volumes: VolumeSet) -> dict[str, Any]:
         """As `VolumeSet.summary`, with what became of the unlabelled scans."""
@@ -153,7 +161,7 @@ class UnlabelledVolumes:
     def _report(self, marked: Sequence[PreparedVolume], volumes: VolumeSet) -> None:
         logger.info("scans without labels: %s", self.facts["unlabelled"])
         if marked:
-            names = ", ".join(volume.name for volume in marked[:_NAMED])
+            names = _listed([volume.name for volume in marked])
             done = "TRAINED ON without their labels (transductive)" if self.transductive else "left out"
             logger.warning(
                 "%d unlabelled scans are held out for validation or test, and %s: %s", len(marked), done, names
@@ -164,7 +172,7 @@ class UnlabelledVolumes:
                 "%d unlabelled scans have the names of validation volumes, but other bytes: make sure that they are of "
                 "other people: %s",
                 len(alike),
-                ", ".join(alike[:_NAMED]),
+                _listed(alike),
             )
         if new := {v.modality for v in self.training} - {v.modality for v in volumes.training}:
             logger.warning(
@@ -203,6 +211,12 @@ def _test_scans(dataset_dir: str | os.PathLike[str]) -> list[FoundVolume]:
         if listed.is_file() and listed.suffix == ".json":
             found += find_unlabelled(listed, "test")
     return found
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = f", and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
 
 
 def _stem(volume: PreparedVolume) -> str:

@@ -32,7 +32,6 @@ from typing import Any
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from monai.networks.nets.segresnet_ds import SegResEncoder
 from spark_baseline import SparKStep, make_spark
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -45,13 +44,36 @@ from bundle.networks import Decoder, PretrainingNetwork, build_encoder
 from bundle.sparse import CellLayout, SparseVolume, Window
 from bundle.sparse.convolution import methods
 
-ENCODER = {"init_filters": 32, "blocks_down": (1, 2, 2, 4, 4), "norm": "batch"}
+#: arguments of `build_encoder`, and the voxels of a cell, which is its total stride: see `use_encoder`
+ENCODER: dict[str, Any] = {
+    "name": "SegResEncoder",
+    "init_filters": 32,
+    "blocks_down": (1, 2, 2, 4, 4),
+    "norm": "batch",
+}
 CELL = 16
 ENCODERS = ("cells", "auto", "masked", "minkowski", "dense", "dense channels-last", "spark")
 #: of the whole step: also our network with a decoder to half the resolution instead of a quarter, with the two finest
 #: levels computed again in the backward pass, and with the decoder compiled
 STEPS = ("cells", "cells to half", "cells recomputing", "cells compiled", "auto", "masked", "minkowski", "spark")
 CANDIDATES = list(dict.fromkeys((*ENCODERS, *STEPS)))
+
+
+def use_encoder(**encoder: Any) -> None:
+    """Times this encoder from here on.
+
+    Args:
+        encoder: arguments of `build_encoder`.
+    """
+    global ENCODER, CELL  # noqa: PLW0603 - the candidates are functions of a name and a case
+    ENCODER = dict(encoder)
+    with torch.device("meta"):  # neither memory nor random numbers
+        CELL = max(build_encoder(**ENCODER).total_stride)
+
+
+def half_precision(device: torch.device) -> torch.dtype | None:
+    """The type of the arithmetic: bfloat16 on a GPU; None, which is float32, on a CPU."""
+    return torch.bfloat16 if device.type == "cuda" else None
 
 
 class Case:
@@ -88,11 +110,12 @@ def convolve_by(method: str) -> Iterator[None]:
 def encoder_pass(candidate: str, case: Case) -> Callable[[], None]:
     """Forward and backward of the encoder."""
     torch.manual_seed(0)
-    network = SegResEncoder(**ENCODER).to(case.device)
+    network = build_encoder(**ENCODER).to(case.device)
     executor, _, method = candidate.partition(" ")
     if executor in {"cells", "auto"} or candidate == "dense channels-last":
         network = network.to(memory_format=torch.channels_last_3d)
     mask = make_spark(network) if candidate == "spark" else None
+    half = half_precision(case.device)
 
     def forward() -> list[Any]:
         if candidate == "spark":
@@ -105,7 +128,7 @@ def encoder_pass(candidate: str, case: Case) -> Callable[[], None]:
 
     def step() -> None:
         network.zero_grad(set_to_none=True)
-        with torch.autocast(case.device.type, torch.bfloat16, enabled=case.device.type == "cuda"):
+        with torch.autocast(case.device.type, half, enabled=half is not None):
             features = [f.features if isinstance(f, SparseVolume) else f for f in forward()]
         # as from half a sum of squares of what each stores: in the features' own layout, none of it on absent sites
         torch.autograd.backward(features, [f.detach() for f in features])
@@ -116,7 +139,7 @@ def encoder_pass(candidate: str, case: Case) -> Callable[[], None]:
 def training_step(candidate: str, case: Case) -> Callable[[], None]:
     """Forward, loss, backward and optimizer of the whole pre-training network."""
     torch.manual_seed(0)
-    encoder = build_encoder("SegResEncoder", **ENCODER)
+    encoder, half = build_encoder(**ENCODER), half_precision(case.device)
     reconstruction = ReconstructionLoss()
     everywhere = torch.ones_like(case.image, dtype=torch.bool)
     target = {"image": case.image, "valid": everywhere, "foreground": everywhere}
@@ -125,7 +148,8 @@ def training_step(candidate: str, case: Case) -> Callable[[], None]:
         network = SparKStep(encoder, [level.channels for level in encoder.levels]).to(case.device)
 
         def loss() -> Tensor:
-            output = network(case.image, case.visible)
+            with torch.autocast(case.device.type, half, enabled=half is not None):
+                output = network(case.image, case.visible)
             return reconstruction(output.float(), case.image, everywhere, ~case.visible, everywhere)[0]
     else:
         executor, _, variant = candidate.partition(" ")
@@ -135,6 +159,7 @@ def training_step(candidate: str, case: Case) -> Callable[[], None]:
             executor=executor,
             recompute_levels=2 if variant == "recomputing" else 0,
             compile_decoder=variant == "compiled",
+            autocast=half,  # its own: it switches off one around it
         ).to(case.device)
         whole = PretrainingLoss(reconstruction=reconstruction, alignment=AlignmentLoss())
         spacing = torch.ones(len(case.image), 3, device=case.device)
@@ -148,9 +173,7 @@ def training_step(candidate: str, case: Case) -> Callable[[], None]:
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(case.device.type, torch.bfloat16, enabled=case.device.type == "cuda"):
-            value = loss()
-        value.backward()
+        loss().backward()
         optimizer.step()
 
     return step

@@ -123,7 +123,8 @@ def _kernels(context: Context, events: Any) -> list[dict[str, Any]]:
     on_gpu = context.device.type == "cuda"
     rows = []
     for event in events:
-        if on_gpu and event.device_type != DeviceType.CUDA:
+        # an annotation, such as that of the optimizer's step, has the time of the kernels within it once more
+        if on_gpu and (event.device_type != DeviceType.CUDA or event.is_user_annotation):
             continue
         ms = (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1000 / STEPS
         if ms > 0:

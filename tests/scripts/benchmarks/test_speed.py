@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 import speed as benchmark
 import torch
+import torch.utils._python_dispatch
 from monai.networks.nets.segresnet_ds import SegResEncoder
 from spark_baseline import SparKStep, make_spark
 
@@ -67,7 +68,8 @@ def test_ratios_are_within_a_case():
 
 @pytest.mark.parametrize("what", ["encoder", "step"])
 def test_every_candidate_runs_and_is_measured(what: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(benchmark, "ENCODER", {"init_filters": 4, "blocks_down": (1, 1, 1, 1, 1), "norm": "batch"})
+    encoder = {"name": "SegResEncoder", "init_filters": 4, "blocks_down": (1, 1, 1, 1, 1), "norm": "batch"}
+    monkeypatch.setattr(benchmark, "ENCODER", encoder)
     monkeypatch.setattr(benchmark, "peak_memory", lambda *_: 1.0)  # in a process of its own, at full size
     candidates = benchmark.ENCODERS if what == "encoder" else benchmark.STEPS
     options = {"size": 32, "ratio": 0.5, "batch": 1, "device": "cpu"}
@@ -77,3 +79,39 @@ def test_every_candidate_runs_and_is_measured(what: str, monkeypatch: pytest.Mon
     flops = {row["candidate"]: row["gflop"] for row in rows}
     assert flops["cells"] < flops["masked"], "the sparse one must do less work"
     assert "| cells |" in benchmark.table(rows)
+
+
+def test_all_candidates_compute_in_one_precision(monkeypatch: pytest.MonkeyPatch):
+    """A network that autocasts by itself switches off an autocast around it, so it must be told."""
+    monkeypatch.setattr(benchmark, "half_precision", lambda _: torch.bfloat16)
+    encoder = {"name": "SegResEncoder", "init_filters": 4, "blocks_down": (1, 1, 1), "norm": "batch"}
+    monkeypatch.setattr(benchmark, "ENCODER", encoder)
+    monkeypatch.setattr(benchmark, "CELL", 4)
+    case = benchmark.Case(8, 0.5, 1, torch.device("cpu"))
+    for what, pass_of in benchmark.WHAT.items():
+        for candidate in ("cells", "masked", "spark"):
+            types: set[torch.dtype] = set()
+            step = pass_of(candidate, case)
+            with Types(types):
+                step()
+            assert types == {torch.bfloat16}, (what, candidate)
+
+
+class Types(torch.utils._python_dispatch.TorchDispatchMode):
+    """Notes the types that convolutions compute in."""
+
+    def __init__(self, found: set[torch.dtype]) -> None:
+        super().__init__()
+        self.found = found
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.convolution.default:
+            self.found.add(args[0].dtype)
+        return func(*args, **(kwargs or {}))
+
+
+def test_another_encoder_brings_its_own_cells(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(benchmark, "ENCODER", benchmark.ENCODER)
+    monkeypatch.setattr(benchmark, "CELL", benchmark.CELL)
+    benchmark.use_encoder(name="ResidualEncoderUNet")
+    assert benchmark.CELL == 32 and benchmark.Case(64, 0.5, 1, torch.device("cpu")).drawn.shape == (1, 1, 2, 2, 2)

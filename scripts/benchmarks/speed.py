@@ -45,16 +45,12 @@ from bundle.sparse import CellLayout, SparseVolume, Window
 from bundle.sparse.convolution import methods
 
 #: arguments of `build_encoder`, and the voxels of a cell, which is its total stride: see `use_encoder`
-ENCODER: dict[str, Any] = {
-    "name": "SegResEncoder",
-    "init_filters": 32,
-    "blocks_down": (1, 2, 2, 4, 4),
-    "norm": "batch",
-}
+ENCODER: dict[str, Any] = {"name": "SegResEncoder", "init_filters": 32, "blocks_down": (1, 2, 2, 4, 4), "norm": "batch"}
 CELL = 16
 ENCODERS = ("cells", "auto", "masked", "minkowski", "dense", "dense channels-last", "spark")
 #: of the whole step: also our network with a decoder to half the resolution instead of a quarter, with the two finest
-#: levels computed again in the backward pass, and with the decoder compiled
+#: levels computed again in the backward pass, and with the decoder compiled. On a GPU, gpu.py also times "cells
+#: graphed", with the decoder in CUDA graphs
 STEPS = ("cells", "cells to half", "cells recomputing", "cells compiled", "auto", "masked", "minkowski", "spark")
 CANDIDATES = list(dict.fromkeys((*ENCODERS, *STEPS)))
 
@@ -161,6 +157,8 @@ def training_step(candidate: str, case: Case) -> Callable[[], None]:
             compile_decoder=variant == "compiled",
             autocast=half,  # its own: it switches off one around it
         ).to(case.device)
+        if variant == "graphed":
+            _graph_decoder(network.decoder, case)
         whole = PretrainingLoss(reconstruction=reconstruction, alignment=AlignmentLoss())
         spacing = torch.ones(len(case.image), 3, device=case.device)
 
@@ -177,6 +175,19 @@ def training_step(candidate: str, case: Case) -> Callable[[], None]:
         optimizer.step()
 
     return step
+
+
+def _graph_decoder(decoder: Any, case: Case) -> None:
+    """Makes each block of the decoder one CUDA graph: its sizes never change, as those of the sparse encoder do."""
+    half = half_precision(case.device)
+    blocks, samples = [], []
+    for level, block in reversed([*zip(decoder.levels, decoder.refine)]):  # as they run
+        size = [voxels // step for voxels, step in zip(case.image.shape[2:], level.stride)]
+        shape = (len(case.image), next(block.parameters()).shape[1], *size)
+        blocks.append(block)
+        samples.append((torch.randn(shape, device=case.device, dtype=half or torch.float32, requires_grad=True),))
+    with torch.autocast(case.device.type, half, enabled=half is not None, cache_enabled=False):
+        torch.cuda.make_graphed_callables(tuple(blocks), tuple(samples))  # in place
 
 
 WHAT = {"encoder": encoder_pass, "step": training_step}

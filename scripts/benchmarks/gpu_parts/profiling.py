@@ -22,7 +22,7 @@ from bundle.sparse import CellLayout
 from bundle.sparse.convolution.methods import METHODS, applicable, convolve
 from bundle.sparse.windows import Window
 
-__all__ = ["run"]
+__all__ = ["profile_cells", "run"]
 
 STEPS = 3
 #: of the method fused, to be compared with what it chooses
@@ -60,15 +60,21 @@ WAITS = (
 
 def run(context: Context) -> None:
     """Profiles the encoder and the whole step, then times every way to convolve at every level."""
+    speed.use_encoder(**context.settings.encoder)
+    case = profile_cells(context)
+    context.table("ms of each way to convolve, forward and backward", _methods(context, case))
+    if METHODS["fused"].runs_on(context.device):
+        context.table("ms of fused by its tiles (sites, channels out, in), forward", _tiles(context, case))
+
+
+def profile_cells(context: Context) -> speed.Case:
+    """Profiles the encoder that speed.py was told, and the whole step with it; the case that it did so on."""
     choose_kernels("benchmark")
-    speed.ENCODER = dict(context.settings.encoder)
     case = speed.Case(context.settings.sizes[0], context.settings.ratios[0], context.settings.batch, context.device)
     for what, pass_of in speed.WHAT.items():
         _profile(context, what, pass_of("cells", case))
         context.say(f"{what} profiled")
-    context.table("ms of each way to convolve, forward and backward", _methods(context, case))
-    if METHODS["fused"].runs_on(context.device):
-        context.table("ms of fused by its tiles (sites, channels out, in), forward", _tiles(context, case))
+    return case
 
 
 def _profile(context: Context, what: str, step: Callable[[], None]) -> None:

@@ -1,11 +1,11 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
-"""Part b: the time and memory of the encoder and of the whole step, the candidates taking turns."""
+"""Parts b and g: the time and memory of the encoder and of the whole step, the candidates taking turns."""
 
 from __future__ import annotations
 
 import gc
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import limits
@@ -15,7 +15,7 @@ from gpu_parts.context import Context
 
 from bundle.sparse.convolution.methods import METHODS
 
-__all__ = ["choose_kernels", "run"]
+__all__ = ["choose_kernels", "run", "time_cases"]
 
 #: how many times as long as `cells` the dense encoder should take at 128^3, by the share that is masked
 GOALS = {0.6: 1.8, 0.75: 3.0}
@@ -28,7 +28,31 @@ COMPILING = 75
 
 def run(context: Context) -> None:
     """Times case after case while there is time, the most telling first."""
-    speed.ENCODER = dict(context.settings.encoder)
+    speed.use_encoder(**context.settings.encoder)
+    slowest = time_cases(context, _cases(context), ENCODERS, STEPS)
+    if context.remaining() > slowest:
+        context.table("choice of cuDNN's kernels", _modes(context))
+    case = speed.Case(context.settings.sizes[0], context.settings.ratios[0], context.settings.batch, context.device)
+    if not context.dry and context.remaining() > 2 * slowest:
+        context.table("decoder in a CUDA graph", _time(context, "step", ("cells", "cells graphed"), case))
+    if not context.dry and context.remaining() > COMPILING:
+        context.table("decoder compiled", _time(context, "step", ("cells", "cells compiled"), case))
+
+
+def time_cases(
+    context: Context, cases: Iterable[tuple[str, int, float]], encoders: Sequence[str], steps: Sequence[str]
+) -> float:
+    """Times the encoder that speed.py was told, case after case while there is time.
+
+    Args:
+        context: of the part.
+        cases: "encoder" or "step", voxels per axis, and the share that is masked.
+        encoders: candidates for the encoder.
+        steps: candidates for the whole step.
+
+    Returns:
+        Seconds that the slowest case took.
+    """
     rows: list[dict[str, Any]] = []
     if METHODS["fused"].runs_on(context.device):
         _compile_fused(context)
@@ -37,24 +61,18 @@ def run(context: Context) -> None:
     ceilings = _ceilings(context)
     context.table("what the device can do", [ceilings])
     slowest = 0.0
-    for what, size, ratio in _cases(context):
+    for what, size, ratio in cases:
         if context.remaining() < 1.5 * slowest:
             context.note(f"no time for {what}, {size}^3, {ratio:.0%} masked, and what follows")
             break
         before = context.remaining()
-        rows += _measure(context, what, size, ratio)
+        rows += _measure(context, what, size, ratio, encoders if what == "encoder" else steps)
         slowest = max(slowest, before - context.remaining())
         context.table("times", rows)
         context.table("dense ÷ cells", _compare(rows))
-        context.table(
-            "distance to the limits on paper (scripts/benchmarks/limits.py)", _distances(context, rows, ceilings)
-        )
+        context.table("distance to the limits on paper (scripts/benchmarks/limits.py)", _distances(rows, ceilings))
         context.say(f"{what}, {size}^3, {ratio:.0%} masked timed")
-    if context.remaining() > slowest:
-        context.table("choice of cuDNN's kernels", _modes(context))
-    if not context.dry and context.remaining() > COMPILING:
-        case = speed.Case(context.settings.sizes[0], context.settings.ratios[0], context.settings.batch, context.device)
-        context.table("decoder compiled", _time(context, "step", ("cells", "cells compiled"), case))
+    return slowest
 
 
 def _compile_fused(context: Context) -> None:
@@ -80,16 +98,13 @@ def _cases(context: Context) -> Iterator[tuple[str, int, float]]:
         yield from (("step", size, ratio) for ratio in ratios[:1])
 
 
-def _measure(context: Context, what: str, size: int, ratio: float) -> list[dict[str, Any]]:
+def _measure(context: Context, what: str, size: int, ratio: float, candidates: Sequence[str]) -> list[dict[str, Any]]:
     """One row for each candidate; one that cannot run has its error for a time."""
     choose_kernels("benchmark")
     case = speed.Case(size, ratio, context.settings.batch, context.device)
     about = {"size": size, "masked": ratio, "batch": context.settings.batch}
-    candidates = [
-        candidate
-        for candidate in (ENCODERS if what == "encoder" else STEPS)
-        if candidate != "cells fused" or METHODS["fused"].runs_on(context.device)
-    ]
+    runs_fused = METHODS["fused"].runs_on(context.device)
+    candidates = [candidate for candidate in candidates if candidate != "cells fused" or runs_fused]
     return [{**about, **row} for row in _time(context, what, candidates, case)]
 
 
@@ -172,10 +187,9 @@ def _ceilings(context: Context) -> dict[str, float]:
     return {"TB/s": bandwidth / 1e12, "TFLOP/s in bfloat16": rate / 1e12}
 
 
-def _distances(context: Context, rows: Sequence[dict[str, Any]], ceilings: dict[str, float]) -> list[dict[str, Any]]:
+def _distances(rows: Sequence[dict[str, Any]], ceilings: dict[str, float]) -> list[dict[str, Any]]:
     """How many times as long as their least time on this device the encoder's candidates take."""
-    encoder = context.settings.encoder
-    layers = limits.segres_encoder(encoder["init_filters"], tuple(encoder["blocks_down"]))
+    layers = limits.layers(speed.ENCODER)
     rates = ceilings["TB/s"] * 1e12, ceilings["TFLOP/s in bfloat16"] * 1e12
     table = []
     for row in rows:

@@ -13,7 +13,7 @@ from gpu_parts.data import BODIES
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
 
-__all__ = ["CONFIGS", "StepClock", "finish", "make_workflow"]
+__all__ = ["CONFIGS", "StepClock", "finish", "make_workflow", "take_stored_bodies"]
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 
@@ -33,12 +33,23 @@ def make_workflow(context: Context, files: list[str], **overrides: Any) -> Confi
         num_workers=context.workers,
         **overrides,
     )
-    steps = flow.parser.get("prepare#transforms")
-    place = next(i for i, step in enumerate(steps) if str(step.get("_target_", "")).endswith("Foregroundd"))
-    stored = {"_target_": "gpu_parts.data.StoredBodyd", "keys": "image", "folder": str(context.data / BODIES)}
-    flow.parser.set(stored, f"prepare#transforms#{place}")
+    take_stored_bodies(flow, "prepare#transforms", context.data)
     flow.initialize()
     return flow
+
+
+def take_stored_bodies(flow: ConfigWorkflow, transforms: str, data: Path) -> None:
+    """Puts the bodies that lie beside the crops in place of the step that finds them, which needs ITK.
+
+    Args:
+        flow: not yet initialized.
+        transforms: id of the list that has the step.
+        data: folder that `--make_data` has written.
+    """
+    steps = flow.parser.get(transforms)
+    place = next(i for i, step in enumerate(steps) if str(step.get("_target_", "")).endswith("Foregroundd"))
+    stored = {"_target_": "gpu_parts.data.StoredBodyd", "keys": "image", "folder": str(data / BODIES)}
+    flow.parser.set(stored, f"{transforms}#{place}")
 
 
 def finish(flow: ConfigWorkflow) -> Path:

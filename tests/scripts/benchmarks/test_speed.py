@@ -115,3 +115,23 @@ def test_another_encoder_brings_its_own_cells(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(benchmark, "CELL", benchmark.CELL)
     benchmark.use_encoder(name="ResidualEncoderUNet")
     assert benchmark.CELL == 32 and benchmark.Case(64, 0.5, 1, torch.device("cpu")).drawn.shape == (1, 1, 2, 2, 2)
+
+
+def test_the_decoders_graphs_are_made_for_what_its_blocks_get(monkeypatch: pytest.MonkeyPatch):
+    encoder = {"name": "SegResEncoder", "init_filters": 4, "blocks_down": (1, 1, 1, 1), "norm": "batch"}
+    monkeypatch.setattr(benchmark, "ENCODER", encoder)
+    monkeypatch.setattr(benchmark, "CELL", 8)
+    monkeypatch.setattr(benchmark, "half_precision", lambda _: torch.bfloat16)
+    got: list[tuple[torch.nn.Module, torch.Tensor]] = []
+    given: list[tuple[torch.nn.Module, torch.Tensor]] = []
+
+    def graph(blocks: tuple[torch.nn.Module, ...], samples: tuple[tuple[torch.Tensor], ...]) -> None:
+        assert torch.is_autocast_enabled("cpu") and not torch.is_autocast_cache_enabled()
+        for block, (sample,) in zip(blocks, samples, strict=True):
+            given.append((block, sample))
+            block.register_forward_pre_hook(lambda block, inputs: got.append((block, inputs[0])))
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", graph)
+    benchmark.training_step("cells graphed", benchmark.Case(16, 0.5, 2, torch.device("cpu")))()
+    facts = [[(id(b), x.shape, x.dtype, x.requires_grad) for b, x in pairs] for pairs in (given, got)]
+    assert facts[0] == facts[1] and len(given) == 2

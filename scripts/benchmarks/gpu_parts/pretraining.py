@@ -26,7 +26,7 @@ RECIPE = {
     "batch_size": 4,
     "lr": 5.0e-4,
 }
-EPOCHS = 6
+EPOCHS = 3
 #: of the time left: the rest is for the validation and the files at the end
 SHARE = 0.75
 

@@ -103,6 +103,6 @@ DRY = Settings(
     predict={"num_workers": 0, "overlap": 0.25},
     recipe={**_TINY, "spacing": [4, 4, 4]},
     trial_steps=3,
-    most_steps=12,
+    most_steps=6,
     workers=0,
 )

@@ -139,7 +139,7 @@ def test_it_fine_tunes_predicts_and_leaves_weights(parts: dict[str, Any], result
     assert parts["e"]["tables"]["sliding-window prediction"][0]["volumes a minute"] > 0
     weights = torch.load(results / "model.pt", weights_only=True)
     assert weights and (results / "model.json").exists()
-    assert parts["f"]["tables"]["weights"][0]["steps"] == 12
+    assert parts["f"]["tables"]["weights"][0]["steps"] == 6
 
 
 def test_the_page_holds_every_part_and_no_path_of_the_machine(results: Path):

@@ -3,19 +3,24 @@
 
 Beforehand, on any machine where the bundle is installed and the volumes lie (the whole bundle's packages, ITK too):
 
-    python scripts/benchmarks/gpu.py --make_data gpu_data          about 18 MB of real crops, 160^3 voxels at most
+    python scripts/benchmarks/gpu.py --make_data gpu_data          about 11 MB of real crops, 160^3 voxels at most
 
-On the machine with the GPU, which needs this repository, gpu_data, and no network, compiler, ITK or pydicom:
+On the machine with the GPU, which needs this repository (41 MB of files that git knows; no git), gpu_data, and no
+network, compiler, ITK or pydicom:
 
     python -m pip install --no-index --no-deps wheels/*.whl
     python scripts/benchmarks/gpu.py --minutes 8 --data gpu_data --output results
     python scripts/benchmarks/gpu.py --minutes 3 --parts a b --output results          some parts only
 
-Python 3.10 to 3.12, torch 2.11 to 2.13 with CUDA, and these packages. Where torch is installed, all but the first three
-usually are, too; the versions are those of constraints.txt:
+Python 3.10 to 3.12, torch 2.11 to 2.13 with CUDA, and these packages, in the versions of constraints.txt where they are
+there. Usually to be carried as wheels, 13 MB in all (`pip download --no-deps`, for the GPU machine's Python):
 
-    monai 1.7 MB, pytorch-ignite 0.4 MB, nibabel 3.3 MB (pure Python: `pip download --no-deps`)
-    numpy, scipy, matplotlib, tensorboard, PyYAML, safetensors, tqdm, packaging
+    monai 1.7 MB, pytorch-ignite 0.4 MB, nibabel 3.3 MB        without these no part runs
+    blosc2 6.5 MB, ndindex 0.6 MB, numexpr 0.5 MB              without these part d keeps volumes uncompressed
+    dynamic-network-architectures 0.1 MB                       without it there is no nnU-Net in parts a and g
+
+Usually there already where torch is: numpy, scipy, matplotlib, tensorboard, PyYAML, safetensors, tqdm, packaging;
+msgpack and threadpoolctl for blosc2; einops for dynamic-network-architectures.
 
 Triton, which comes with torch's builds for CUDA, needs a C compiler to start its programs. Without one the method fused
 is left out with a note, and the compiled decoder has an error for a time.
@@ -131,7 +136,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--make_data", type=Path, metavar="FOLDER", help="write crops there, and do nothing else")
     parser.add_argument("--volumes", type=Path, default=Path("data/volumes"), help="to make crops from")
     parser.add_argument("--edge", type=int, default=160, help="voxels per axis of a crop, at most")
-    parser.add_argument("--limit_mb", type=float, default=18, help="MB of all crops together")
+    parser.add_argument("--limit_mb", type=float, default=11, help="MB of all crops together")
     return parser.parse_args()
 
 

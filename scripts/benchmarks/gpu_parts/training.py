@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,8 @@ def run(context: Context) -> None:
     context.keep("losses", losses)
     context.say(f"{clock.step_ms(1):.0f} ms a step, loss {first:.3f} to {last:.3f}")
     _resume(context)
-    context.table("loading alone", [_load(context, store) for store in STORES])
+    stores = [store for store in STORES if store == "plain" or find_spec("blosc2") is not None]
+    context.table("loading alone", [_load(context, store) for store in stores])
 
 
 def _load(context: Context, store: str) -> dict[str, Any]:

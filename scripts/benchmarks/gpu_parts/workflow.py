@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,12 @@ CONFIGS = Path(__file__).parents[3] / "configs"
 def make_workflow(context: Context, files: list[str], **overrides: Any) -> ConfigWorkflow:
     """A workflow of these configs that writes below the part's folder and takes the bodies that lie beside the crops.
 
-    Every id and component is the config's own but for the step that finds the body, which would need ITK.
+    Every id and component is the config's own but for the step that finds the body, which would need ITK, and for the
+    store, where blosc2 is not installed.
     """
     assert context.data is not None  # parts without data are not started
+    if find_spec("blosc2") is None:
+        overrides["store"] = "plain"
     flow = ConfigWorkflow(
         [str(CONFIGS / file) for file in files],
         workflow_type="train",

@@ -30,7 +30,7 @@ Parts, the most worth first; each runs in a process of its own, within its share
     a  parity on the device, leaks, every encoder      d  pre-training with configs/preset_prod.yaml, resume, loading
     b  time and memory beside the alternatives         g  b and c for nnU-Net's ResEnc-L
     c  where the time goes, method by method           e  fine-tuning; prediction, the network's and a user's
-                                                       f  weights by the recipe of the day, with the time that is left
+    h  Triton's method fused, auto, graphs, compiling  f  weights by the recipe of the day, with the time that is left
 
 results/ gets results.json and results.md after every part, and at last model.pt with its model.json. A part that fails
 is reported with its traceback, one that outlasts its time with what it had found, and the next one runs. Parts d, e and
@@ -85,13 +85,14 @@ class Part:
 
 
 PARTS = {
-    "a": Part("parity on the device", "parity", 0.15),
-    "b": Part("time and memory", "timing", 0.28),
-    "c": Part("where the time goes", "profiling", 0.11),
-    "d": Part("pre-training with preset_prod.yaml", "training", 0.19, needs_data=True),
+    "a": Part("parity on the device", "parity", 0.13),
+    "b": Part("time and memory", "timing", 0.22),
+    "c": Part("where the time goes", "profiling", 0.08),
+    "h": Part("the method fused, auto, graphs, the decoder compiled", "kernels", 0.16),
+    "d": Part("pre-training with preset_prod.yaml", "training", 0.18, needs_data=True),
     "g": Part("nnU-Net's ResEnc-L: time, memory and where it goes", "resenc", 0.1),
-    "e": Part("fine-tuning and prediction", "finetuning", 0.11, needs_data=True),
-    "f": Part("weights by the recipe of the day", "pretraining", 0.06, needs_data=True),
+    "e": Part("fine-tuning and prediction", "finetuning", 0.09, needs_data=True),
+    "f": Part("weights by the recipe of the day", "pretraining", 0.04, needs_data=True),
 }
 #: seconds that a part may take beyond its time before it is ended
 GRACE = 15

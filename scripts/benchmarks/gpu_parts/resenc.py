@@ -13,8 +13,8 @@ from gpu_parts.timing import time_cases
 __all__ = ["run"]
 
 #: SparK is not among them: it knows BatchNorm, and this encoder has InstanceNorm
-ENCODERS = ("cells", "cells fused", "dense", "dense channels-last", "masked", "auto")
-STEPS = ("cells", "cells fused", "masked")
+ENCODERS = ("cells", "dense", "dense channels-last", "masked")
+STEPS = ("cells", "masked")
 
 
 def run(context: Context) -> None:

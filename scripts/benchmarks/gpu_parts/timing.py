@@ -1,5 +1,8 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
-"""Parts b and g: the time and memory of the encoder and of the whole step, the candidates taking turns."""
+"""Part b: the time and memory of the encoder and of the whole step, the candidates taking turns.
+
+Nothing here needs Triton or a compiler, whose faults could end the process: see part h.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +16,13 @@ import speed
 import torch
 from gpu_parts.context import Context
 
-from bundle.sparse.convolution.methods import METHODS
-
-__all__ = ["choose_kernels", "run", "time_cases"]
+__all__ = ["choose_kernels", "run", "take_turns", "time_cases"]
 
 #: how many times as long as `cells` the dense encoder should take at 128^3, by the share that is masked
 GOALS = {0.6: 1.8, 0.75: 3.0}
-ENCODERS = ("cells", "cells fused", "dense", "dense channels-last", "spark", "masked", "auto", "minkowski")
-STEPS = ("cells", "cells fused", "spark", "masked", "auto", "cells to half", "cells recomputing")
+ENCODERS = ("cells", "dense", "dense channels-last", "spark", "masked", "minkowski")
+STEPS = ("cells", "spark", "masked", "cells to half", "cells recomputing")
 MODES = ("benchmark", "default", "deterministic")
-#: seconds that compiling the decoder may take
-COMPILING = 75
 
 
 def run(context: Context) -> None:
@@ -32,11 +31,6 @@ def run(context: Context) -> None:
     slowest = time_cases(context, _cases(context), ENCODERS, STEPS)
     if context.remaining() > slowest:
         context.table("choice of cuDNN's kernels", _modes(context))
-    case = speed.Case(context.settings.sizes[0], context.settings.ratios[0], context.settings.batch, context.device)
-    if not context.dry and context.remaining() > 2 * slowest:
-        context.table("decoder in a CUDA graph", _time(context, "step", ("cells", "cells graphed"), case))
-    if not context.dry and context.remaining() > COMPILING:
-        context.table("decoder compiled", _time(context, "step", ("cells", "cells compiled"), case))
 
 
 def time_cases(
@@ -54,10 +48,6 @@ def time_cases(
         Seconds that the slowest case took.
     """
     rows: list[dict[str, Any]] = []
-    if METHODS["fused"].runs_on(context.device):
-        _compile_fused(context)
-    else:
-        context.note("no method fused: Triton is not there or does not work here")
     ceilings = _ceilings(context)
     context.table("what the device can do", [ceilings])
     slowest = 0.0
@@ -75,19 +65,6 @@ def time_cases(
     return slowest
 
 
-def _compile_fused(context: Context) -> None:
-    """Compiles what the first cases need, so that no case seems to take longer than the next ones will."""
-    choose_kernels("default")
-    try:
-        for ratio in (context.settings.ratios[0], context.settings.ratios[-1]):
-            case = speed.Case(context.settings.sizes[0], ratio, context.settings.batch, context.device)
-            speed.WHAT["encoder"]("cells fused", case)()
-    except RuntimeError as error:
-        context.note(f"cells fused: {_first_line(error)}")
-    _free(context)
-    context.say("fused compiled")
-
-
 def _cases(context: Context) -> Iterator[tuple[str, int, float]]:
     first, *others = context.settings.sizes
     ratios = context.settings.ratios
@@ -103,12 +80,11 @@ def _measure(context: Context, what: str, size: int, ratio: float, candidates: S
     choose_kernels("benchmark")
     case = speed.Case(size, ratio, context.settings.batch, context.device)
     about = {"size": size, "masked": ratio, "batch": context.settings.batch}
-    runs_fused = METHODS["fused"].runs_on(context.device)
-    candidates = [candidate for candidate in candidates if candidate != "cells fused" or runs_fused]
-    return [{**about, **row} for row in _time(context, what, candidates, case)]
+    return [{**about, **row} for row in take_turns(context, what, candidates, case)]
 
 
-def _time(context: Context, what: str, candidates: Sequence[str], case: speed.Case) -> list[dict[str, Any]]:
+def take_turns(context: Context, what: str, candidates: Sequence[str], case: speed.Case) -> list[dict[str, Any]]:
+    """One row for each candidate: median, fastest and slowest of its passes, and its peak memory, or its error."""
     rows: dict[str, dict[str, Any]] = {}
     steps: dict[str, Callable[[], None]] = {}
     for candidate in candidates:

@@ -27,16 +27,13 @@ import bundle.sparse.layout
 from bundle.sparse import CellLayout
 
 DEVICE = torch.device("lazy:0")
-TINY = {"device": "cpu", "encoder#init_filters": 4, "encoder#blocks_down": [1, 1, 1, 1, 1], "decoder#width": 8}
+TINY = {"device": "cpu", "encoder#init_filters": 4, "encoder#blocks_down": [1, 1, 1], "decoder#width": 8}
 PRETEXT = {"_target_": "bundle.losses.PretextSegmentation", "channels": 4, "classes": 5}
 #: files beside train.yaml, and options
 STEPS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "cells": ([], {}),
     "dense": ([], {"sparse": False}),
-    "children and a teacher": (
-        ["mask_in_mask.yaml", "alignment_levels.yaml"],
-        {"mask_in_mask#levels#0#size": [32] * 3},
-    ),
+    "children and a teacher": (["mask_in_mask.yaml", "alignment_levels.yaml"], {"mask_in_mask#levels#0#size": [8] * 3}),
     "pretext": (["decoder_segres.yaml"], {"objectives#pretext": PRETEXT, "decoder#width": None}),
 }
 
@@ -109,8 +106,7 @@ def test_a_step_of_pretraining_runs_on_the_device_alone(step: str, device: Devic
     if options.get("decoder#width", 0) is None:
         del parser["decoder"]["width"]
     network, loss = parser.get_parsed_content("network_def"), parser.get_parsed_content("loss")
-    size = (64, 64, 64) if "mask_in_mask.yaml" in files else (32, 32, 32)
-    image, target, _, arguments = parser.get_parsed_content("masked_batch")(crops(size), torch.device("cpu"))
+    image, target, _, arguments = parser.get_parsed_content("masked_batch")(crops(), torch.device("cpu"))
     with device.mode:
         device.send_network(network)
         children = target.pop("children")
@@ -122,16 +118,20 @@ def test_a_step_of_pretraining_runs_on_the_device_alone(step: str, device: Devic
         output = network(device.send(image), **{**arguments, "spacing": device.send(arguments["spacing"])})
         for level in children:
             level.hidden = device.send(level.hidden)
-        value = loss(output, {**device.send(target), "children": children})
+        target = {**device.send(target), "children": children}
+        shared = loss.share_step([{**target, "visible": arguments["visible"], "hidden": arguments["hidden"]}], [1.0])
+        value = loss(output, target)
         value.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
+    assert {total.device for total in shared[0]["hidden_totals"]} == {DEVICE}
     assert {value.device, *(term.device for term in output["terms"].values())} == {DEVICE}
     assert {p.grad.device for p in trained if p.grad is not None} == {DEVICE}
     assert sum(p.grad is not None for p in trained) > len(trained) / 2
 
 
-def crops(size: tuple[int, int, int]) -> dict[str, Tensor]:
+def crops() -> dict[str, Tensor]:
+    size = (16, 16, 16)
     everywhere = torch.ones(2, 1, *size, dtype=torch.bool)
     image = torch.randn(2, 1, *size)
     more = {"clean": image, "pretext_class": torch.zeros(2, 1, *size, dtype=torch.uint8), "draw": torch.arange(2)}

@@ -4,11 +4,14 @@
     python scripts/benchmarks/speed.py                                        the encoder and the whole step, all sizes
     python scripts/benchmarks/speed.py --sizes 96 --ratios 0.6 0.75 --repeats 7
     python scripts/benchmarks/speed.py --what encoder --candidates cells dense
+    python scripts/benchmarks/speed.py --what encoder --encoder ResidualEncoderUNet --sizes 128 --ratios 0.6 0.75 \
+        --candidates cells dense "dense channels-last"
 
 Candidates: the executors of SparseVolume (`cells`, `masked`, `minkowski`), the plain dense encoder in both memory
-formats (the faster one counts), and SparK's masked dense convolutions (spark_baseline.py). Forward and backward
-of MONAI's SegResEncoder; for the whole step also decoder, loss and optimizer. Machines are noisy: a candidate's time is
-its median, and ratios are between medians of the same run. Peak memory is that of a fresh process per candidate.
+formats (the faster one counts), and SparK's masked dense convolutions (spark_baseline.py), which need BatchNorm.
+Forward and backward of MONAI's SegResEncoder, or of another encoder of `build_encoder`; for the whole step also
+decoder, loss and optimizer. Machines are noisy: a candidate's time is its median, and ratios are between medians of the
+same run. Peak memory is that of a fresh process per candidate.
 
 Writes the figures as JSON and a plot; on a GPU uses CUDA events and bf16.
 """
@@ -40,13 +43,16 @@ from tqdm import tqdm
 from bundle.atomic import replace_file
 from bundle.cells import Triple
 from bundle.losses import AlignmentLoss, PretrainingLoss, ReconstructionLoss
-from bundle.networks import Decoder, PretrainingNetwork, build_encoder
+from bundle.networks import Decoder, Encoder, PretrainingNetwork, build_encoder
 from bundle.sparse import CellLayout, SparseVolume, Window
 from bundle.sparse.convolution import methods
 
-#: arguments of `build_encoder`, and the voxels of a cell, which is its total stride: see `use_encoder`
-ENCODER: dict[str, Any] = {"name": "SegResEncoder", "init_filters": 32, "blocks_down": (1, 2, 2, 4, 4), "norm": "batch"}
+#: the encoder that is timed where a case names none, its arguments, and the voxels of a cell: see `use_encoder`
+USUAL = "SegResEncoder"
+ENCODER: dict[str, Any] = {"init_filters": 32, "blocks_down": (1, 2, 2, 4, 4), "norm": "batch"}
 CELL = 16
+#: arguments of other encoders than SegResEncoder; one that is not here has its own defaults
+ARGUMENTS: dict[str, dict[str, Any]] = {}
 ENCODERS = ("cells", "auto", "masked", "minkowski", "dense", "dense channels-last", "spark")
 #: of the whole step: also our network with a decoder to half the resolution instead of a quarter, with the two finest
 #: levels computed again in the backward pass, and with the decoder compiled. On a GPU, gpu.py also times "cells
@@ -55,16 +61,12 @@ STEPS = ("cells", "cells to half", "cells recomputing", "cells compiled", "auto"
 CANDIDATES = list(dict.fromkeys((*ENCODERS, *STEPS)))
 
 
-def use_encoder(**encoder: Any) -> None:
-    """Times this encoder from here on.
-
-    Args:
-        encoder: arguments of `build_encoder`.
-    """
-    global ENCODER, CELL  # noqa: PLW0603 - the candidates are functions of a name and a case
-    ENCODER = dict(encoder)
+def use_encoder(name: str, **arguments: Any) -> None:
+    """Times this encoder from here on where a case names none; name and arguments are those of `build_encoder`."""
+    global USUAL, ENCODER, CELL  # noqa: PLW0603 - the candidates are functions of a name and a case
     with torch.device("meta"):  # neither memory nor random numbers
-        CELL = max(build_encoder(**ENCODER).total_stride)
+        CELL = max(build_encoder(name, **arguments).total_stride)
+    USUAL, ENCODER = name, arguments
 
 
 def half_precision(device: torch.device) -> torch.dtype | None:
@@ -73,17 +75,24 @@ def half_precision(device: torch.device) -> torch.dtype | None:
 
 
 class Case:
-    """A batch of one size and mask ratio."""
+    """A batch of one size and mask ratio, in cells of the encoder's total stride."""
 
-    def __init__(self, size: int, ratio: float, batch: int, device: torch.device) -> None:
+    def __init__(self, size: int, ratio: float, batch: int, device: torch.device, encoder: str = "") -> None:
         generator = torch.Generator().manual_seed(0)
-        grid = size // CELL
-        keep = round(grid**3 * (1 - ratio))
-        order = torch.stack([torch.randperm(grid**3, generator=generator) for _ in range(batch)])
-        self.drawn = (order < keep).view(batch, 1, grid, grid, grid)  # stays on the CPU, as in training
+        self.encoder = encoder or USUAL
+        cells = (CELL,) * 3 if self.encoder == USUAL else self.make_encoder().total_stride
+        grid = [size // cell for cell in cells]
+        keep = round(math.prod(grid) * (1 - ratio))
+        order = torch.stack([torch.randperm(math.prod(grid), generator=generator) for _ in range(batch)])
+        self.drawn = (order < keep).view(batch, 1, *grid)  # stays on the CPU, as in training
         self.visible = self.drawn.to(device)
         self.image = torch.randn(batch, 1, size, size, size, generator=generator).to(device)
         self.device = device
+
+    def make_encoder(self) -> Encoder:
+        """The encoder that is measured, with the same weights each time."""
+        torch.manual_seed(0)
+        return build_encoder(self.encoder, **(ENCODER if self.encoder == USUAL else ARGUMENTS.get(self.encoder, {})))
 
 
 @contextmanager
@@ -105,8 +114,7 @@ def convolve_by(method: str) -> Iterator[None]:
 
 def encoder_pass(candidate: str, case: Case) -> Callable[[], None]:
     """Forward and backward of the encoder."""
-    torch.manual_seed(0)
-    network = build_encoder(**ENCODER).to(case.device)
+    network: nn.Module = case.make_encoder().to(case.device)
     executor, _, method = candidate.partition(" ")
     if executor in {"cells", "auto"} or candidate == "dense channels-last":
         network = network.to(memory_format=torch.channels_last_3d)
@@ -134,8 +142,7 @@ def encoder_pass(candidate: str, case: Case) -> Callable[[], None]:
 
 def training_step(candidate: str, case: Case) -> Callable[[], None]:
     """Forward, loss, backward and optimizer of the whole pre-training network."""
-    torch.manual_seed(0)
-    encoder, half = build_encoder(**ENCODER), half_precision(case.device)
+    encoder, half = case.make_encoder(), half_precision(case.device)
     reconstruction = ReconstructionLoss()
     everywhere = torch.ones_like(case.image, dtype=torch.bool)
     target = {"image": case.image, "valid": everywhere, "foreground": everywhere}
@@ -237,7 +244,7 @@ def measure(
 ) -> list[dict[str, Any]]:
     """Times the candidates of one case in turns."""
     device = torch.device(options["device"])
-    case = Case(options["size"], options["ratio"], options["batch"], device)
+    case = Case(options["size"], options["ratio"], options["batch"], device, options.get("encoder", USUAL))
     steps = {candidate: WHAT[what](candidate, case) for candidate in candidates}
     for step in steps.values():
         step()  # warm-up: builds tables, allocates
@@ -261,7 +268,7 @@ def measure(
 def with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Adds how many times as long as `cells` each row takes, and its share of the memory; dense counts once."""
     for row in rows:
-        same = [r for r in rows if all(r[k] == row[k] for k in ("what", "size", "ratio", "batch"))]
+        same = [r for r in rows if all(r.get(k) == row.get(k) for k in ("what", "encoder", "size", "ratio", "batch"))]
         cells = next((r for r in same if r["candidate"] == "cells"), None)
         if cells is not None:
             row["times_cells"] = row["seconds"] / cells["seconds"]
@@ -347,6 +354,9 @@ def main() -> None:
     """Runs the command."""
     parser = argparse.ArgumentParser(description="Times sparse execution against the alternatives.")
     parser.add_argument("--what", nargs="+", choices=WHAT, default=list(WHAT))
+    parser.add_argument(
+        "--encoder", default=USUAL, help="as for build_encoder, such as ResidualEncoderUNet, nnU-Net's ResEnc L"
+    )
     parser.add_argument("--sizes", nargs="+", type=int, default=[64, 96, 128])
     parser.add_argument("--ratios", nargs="+", type=float, default=[0.6, 0.75, 0.9])
     parser.add_argument("--candidates", nargs="+", choices=CANDIDATES, default=CANDIDATES)
@@ -354,16 +364,22 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--flops", action="store_true", help="count floating-point operations too")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--output", type=Path, default=Path("docs/figures/benchmark"), help="path without extension")
+    parser.add_argument(
+        "--output", type=Path, help="path without extension; docs/figures/benchmark, or benchmark_ENCODER"
+    )
     parser.add_argument("--add", action="store_true", help="keep the cases that the output file has already")
     options = parser.parse_args()
 
     cases = [(w, s, r) for w in options.what for s in options.sizes for r in options.ratios]
-    figures = options.output.with_suffix(".json")
+    name = "benchmark" if options.encoder == USUAL else f"benchmark_{options.encoder}"
+    output: Path = options.output or Path("docs/figures") / name
+    figures = output.with_suffix(".json")
     rows: list[dict[str, Any]] = json.loads(figures.read_text())["rows"] if options.add and figures.exists() else []
     for what, size, ratio in tqdm(cases, desc="cases"):
         candidates = [c for c in options.candidates if c in (ENCODERS if what == "encoder" else STEPS)]
         case = {"size": size, "ratio": ratio, "batch": options.batch, "device": options.device}
+        if options.encoder != USUAL:
+            case["encoder"] = options.encoder
         rows = [r for r in rows if (r["what"], r["size"], r["ratio"]) != (what, size, ratio)]
         rows += measure(what, candidates, case, options.repeats, options.flops)
         rows = with_ratios(sorted(rows, key=lambda r: (r["what"], r["size"], r["ratio"])))
@@ -371,7 +387,7 @@ def main() -> None:
         with replace_file(figures) as part:  # after each case: a long run that is cut off keeps what it has
             part.write_text(json.dumps(content, indent=1))
     print(machine(torch.device(options.device)), table(rows), *growth(rows), sep="\n\n")
-    plot(rows, options.output.with_suffix(".png"))
+    plot(rows, output.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -165,7 +165,7 @@ def _ceilings(context: Context) -> dict[str, float]:
 
 def _distances(rows: Sequence[dict[str, Any]], ceilings: dict[str, float]) -> list[dict[str, Any]]:
     """How many times as long as their least time on this device the encoder's candidates take."""
-    layers = limits.layers(speed.ENCODER)
+    layers = limits.layers({"name": speed.USUAL, **speed.ENCODER})
     rates = ceilings["TB/s"] * 1e12, ceilings["TFLOP/s in bfloat16"] * 1e12
     table = []
     for row in rows:

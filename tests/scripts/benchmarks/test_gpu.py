@@ -42,7 +42,7 @@ def command(*options: str, lacking: tuple[str, ...] = ()) -> subprocess.Complete
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=3600,  # beside other work it takes ten times as long
         check=False,
     )
 

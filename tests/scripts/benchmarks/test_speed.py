@@ -68,8 +68,7 @@ def test_ratios_are_within_a_case():
 
 @pytest.mark.parametrize("what", ["encoder", "step"])
 def test_every_candidate_runs_and_is_measured(what: str, monkeypatch: pytest.MonkeyPatch):
-    encoder = {"name": "SegResEncoder", "init_filters": 4, "blocks_down": (1, 1, 1, 1, 1), "norm": "batch"}
-    monkeypatch.setattr(benchmark, "ENCODER", encoder)
+    monkeypatch.setattr(benchmark, "ENCODER", {"init_filters": 4, "blocks_down": (1, 1, 1, 1, 1), "norm": "batch"})
     monkeypatch.setattr(benchmark, "peak_memory", lambda *_: 1.0)  # in a process of its own, at full size
     candidates = benchmark.ENCODERS if what == "encoder" else benchmark.STEPS
     options = {"size": 32, "ratio": 0.5, "batch": 1, "device": "cpu"}
@@ -81,10 +80,28 @@ def test_every_candidate_runs_and_is_measured(what: str, monkeypatch: pytest.Mon
     assert "| cells |" in benchmark.table(rows)
 
 
+def test_another_encoder_is_measured_in_cells_of_its_own(monkeypatch: pytest.MonkeyPatch):
+    tiny = {
+        "n_stages": 2,
+        "features_per_stage": [4, 8],
+        "kernel_sizes": [[1, 3, 3], [3, 3, 3]],
+        "strides": [[1, 1, 1], [1, 2, 2]],
+        "n_blocks_per_stage": [1, 1],
+    }
+    monkeypatch.setattr(benchmark, "ARGUMENTS", {"ResidualEncoderUNet": tiny})
+    monkeypatch.setattr(benchmark, "peak_memory", lambda *_: 1.0)
+    case = benchmark.Case(4, 0.75, 1, torch.device("cpu"), "ResidualEncoderUNet")
+    assert (tuple(case.drawn.shape), int(case.drawn.sum())) == ((1, 1, 4, 2, 2), 4)
+    options = {"size": 8, "ratio": 0.5, "batch": 1, "device": "cpu", "encoder": "ResidualEncoderUNet"}
+    cells, dense = benchmark.measure("encoder", ["cells", "dense"], options, repeats=1, flops=True)
+    assert cells["encoder"] == "ResidualEncoderUNet"
+    assert cells["gflop"] < dense["gflop"]
+
+
 def test_all_candidates_compute_in_one_precision(monkeypatch: pytest.MonkeyPatch):
     """A network that autocasts by itself switches off an autocast around it, so it must be told."""
     monkeypatch.setattr(benchmark, "half_precision", lambda _: torch.bfloat16)
-    encoder = {"name": "SegResEncoder", "init_filters": 4, "blocks_down": (1, 1, 1), "norm": "batch"}
+    encoder = {"init_filters": 4, "blocks_down": (1, 1, 1), "norm": "batch"}
     monkeypatch.setattr(benchmark, "ENCODER", encoder)
     monkeypatch.setattr(benchmark, "CELL", 4)
     case = benchmark.Case(8, 0.5, 1, torch.device("cpu"))
@@ -111,14 +128,14 @@ class Types(torch.utils._python_dispatch.TorchDispatchMode):
 
 
 def test_another_encoder_brings_its_own_cells(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(benchmark, "ENCODER", benchmark.ENCODER)
-    monkeypatch.setattr(benchmark, "CELL", benchmark.CELL)
-    benchmark.use_encoder(name="ResidualEncoderUNet")
+    for name in ("USUAL", "ENCODER", "CELL"):
+        monkeypatch.setattr(benchmark, name, getattr(benchmark, name))
+    benchmark.use_encoder("ResidualEncoderUNet")
     assert benchmark.CELL == 32 and benchmark.Case(64, 0.5, 1, torch.device("cpu")).drawn.shape == (1, 1, 2, 2, 2)
 
 
 def test_the_decoders_graphs_are_made_for_what_its_blocks_get(monkeypatch: pytest.MonkeyPatch):
-    encoder = {"name": "SegResEncoder", "init_filters": 4, "blocks_down": (1, 1, 1, 1), "norm": "batch"}
+    encoder = {"init_filters": 4, "blocks_down": (1, 1, 1, 1), "norm": "batch"}
     monkeypatch.setattr(benchmark, "ENCODER", encoder)
     monkeypatch.setattr(benchmark, "CELL", 8)
     monkeypatch.setattr(benchmark, "half_precision", lambda _: torch.bfloat16)

@@ -70,11 +70,13 @@ class PretextSegmentation(Objective):
         loss = (each * weight).sum() / weight.sum().clamp(min=1e-6)
         with torch.no_grad():
             right = (logits.argmax(1) == classes).float()
-            counts = torch.bincount(classes[valid].flatten().long())
+            # sums in place of a count of those picked out, for which a GPU would wait for the host
+            counts = each.new_zeros(logits.shape[1], dtype=torch.float64)
+            counts.scatter_add_(0, classes.flatten().long(), valid.flatten().double())
             terms = {
                 "pretext_accuracy": _mean(right, valid),
                 "pretext_accuracy_hidden": _mean(right, valid & hidden),
-                "pretext_accuracy_guess": counts.max() / counts.sum() if len(counts) else each.new_zeros(()),
+                "pretext_accuracy_guess": (counts.max() / counts.sum().clamp(min=1)).to(each.dtype),
             }
         return loss, terms
 

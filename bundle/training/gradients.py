@@ -98,6 +98,8 @@ class ScaleLoss:
         # MONAI makes its own scaler when a run starts, for CUDA alone, and autocasts the loss as well
         engine.amp, engine.amp_kwargs = True, {"enabled": False}
         engine.scaler = torch.amp.GradScaler(self.device.type)
+        # a fused optimizer would divide by the scale within its step: too late for `ClipGradients`, which acts before
+        engine.optimizer._step_supports_amp_scaling = False  # noqa: SLF001 - there is no public way
 
     def _check(self, engine: Engine) -> None:
         if engine.scaler.get_scale() < 1:

@@ -3,28 +3,34 @@
 
 Beforehand, on any machine where the bundle is installed and the volumes lie (the whole bundle's packages, ITK too):
 
-    python scripts/benchmarks/gpu.py --make_data gpu_data          about 18 MB of real crops, 160^3 voxels at most
+    python scripts/benchmarks/gpu.py --make_data gpu_data          about 11 MB of real crops, 160^3 voxels at most
 
-On the machine with the GPU, which needs this repository, gpu_data, and no network, compiler, ITK or pydicom:
+On the machine with the GPU, which needs this repository (41 MB of files that git knows; no git), gpu_data, and no
+network, compiler, ITK or pydicom:
 
     python -m pip install --no-index --no-deps wheels/*.whl
     python scripts/benchmarks/gpu.py --minutes 8 --data gpu_data --output results
     python scripts/benchmarks/gpu.py --minutes 3 --parts a b --output results          some parts only
 
-Python 3.10 to 3.12, torch 2.11 to 2.13 with CUDA, and these packages. Where torch is installed, all but the first three
-usually are, too; the versions are those of constraints.txt:
+Python 3.10 to 3.12, torch 2.11 to 2.13 with CUDA, and these packages, in the versions of constraints.txt where they are
+there. Usually to be carried as wheels, 13 MB in all (`pip download --no-deps`, for the GPU machine's Python):
 
-    monai 1.7 MB, pytorch-ignite 0.4 MB, nibabel 3.3 MB (pure Python: `pip download --no-deps`)
-    numpy, scipy, matplotlib, tensorboard, PyYAML, safetensors, tqdm, packaging
+    monai 1.7 MB, pytorch-ignite 0.4 MB, nibabel 3.3 MB        without these no part runs
+    blosc2 6.5 MB, ndindex 0.6 MB, numexpr 0.5 MB              without these part d keeps volumes uncompressed
+    dynamic-network-architectures 0.1 MB                       without it there is no nnU-Net in parts a and g
+
+Usually there already where torch is: numpy, scipy, matplotlib, tensorboard, PyYAML, safetensors, tqdm, packaging;
+msgpack and threadpoolctl for blosc2; einops for dynamic-network-architectures.
 
 Triton, which comes with torch's builds for CUDA, needs a C compiler to start its programs. Without one the method fused
 is left out with a note, and the compiled decoder has an error for a time.
 
 Parts, the most worth first; each runs in a process of its own, within its share of the minutes:
 
-    a  parity on the device, leaks, every encoder      d  pre-training with configs/preset_prod.yaml, resume
-    b  time and memory beside the alternatives         e  fine-tuning and sliding-window prediction
-    c  where the time goes, method by method           f  weights by the shipped recipe, with the time that is left
+    a  parity on the device, leaks, every encoder      d  pre-training with configs/preset_prod.yaml, resume, loading
+    b  time and memory beside the alternatives         g  b and c for nnU-Net's ResEnc-L
+    c  where the time goes, method by method           e  fine-tuning; prediction, the network's and a user's
+    h  Triton's method fused, auto, graphs, compiling  f  weights by the recipe of the day, with the time that is left
 
 results/ gets results.json and results.md after every part, and at last model.pt with its model.json. A part that fails
 is reported with its traceback, one that outlasts its time with what it had found, and the next one runs. Parts d, e and
@@ -79,12 +85,14 @@ class Part:
 
 
 PARTS = {
-    "a": Part("parity on the device", "parity", 0.15),
-    "b": Part("time and memory", "timing", 0.33),
-    "c": Part("where the time goes", "profiling", 0.12),
-    "d": Part("pre-training with preset_prod.yaml", "training", 0.22, needs_data=True),
-    "e": Part("fine-tuning and prediction", "finetuning", 0.11, needs_data=True),
-    "f": Part("weights by the shipped recipe", "pretraining", 0.07, needs_data=True),
+    "a": Part("parity on the device", "parity", 0.13),
+    "b": Part("time and memory", "timing", 0.22),
+    "c": Part("where the time goes", "profiling", 0.08),
+    "h": Part("the method fused, auto, graphs, the decoder compiled", "kernels", 0.16),
+    "d": Part("pre-training with preset_prod.yaml", "training", 0.18, needs_data=True),
+    "g": Part("nnU-Net's ResEnc-L: time, memory and where it goes", "resenc", 0.1),
+    "e": Part("fine-tuning and prediction", "finetuning", 0.09, needs_data=True),
+    "f": Part("weights by the recipe of the day", "pretraining", 0.04, needs_data=True),
 }
 #: seconds that a part may take beyond its time before it is ended
 GRACE = 15
@@ -129,7 +137,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--make_data", type=Path, metavar="FOLDER", help="write crops there, and do nothing else")
     parser.add_argument("--volumes", type=Path, default=Path("data/volumes"), help="to make crops from")
     parser.add_argument("--edge", type=int, default=160, help="voxels per axis of a crop, at most")
-    parser.add_argument("--limit_mb", type=float, default=18, help="MB of all crops together")
+    parser.add_argument("--limit_mb", type=float, default=11, help="MB of all crops together")
     return parser.parse_args()
 
 

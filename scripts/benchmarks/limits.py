@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -84,6 +84,19 @@ def resenc_l(
         layers += [Layer(f"{level} block", width, width, 2**level)] * (2 * count - 1)
         before = width
     return layers
+
+
+def layers(encoder: Mapping[str, Any]) -> list[Layer]:
+    """The convolutions of an encoder, given as for `bundle.networks.build_encoder`: a SegResEncoder or a ResEnc.
+
+    Raises:
+        ValueError: for another network.
+    """
+    if encoder["name"] == "SegResEncoder":
+        return segres_encoder(encoder["init_filters"], tuple(encoder["blocks_down"]))
+    if encoder["name"] == "ResidualEncoderUNet":
+        return resenc_l(tuple(encoder["features_per_stage"]), tuple(encoder["n_blocks_per_stage"]))
+    raise ValueError(f"no limits for {encoder['name']}: give a SegResEncoder or a ResidualEncoderUNet")
 
 
 ENCODERS = {"SegResEncoder": (segres_encoder(), 16), "ResEnc-L": (resenc_l(), 32)}

@@ -47,25 +47,40 @@ from bundle.networks import Decoder, Encoder, PretrainingNetwork, build_encoder
 from bundle.sparse import CellLayout, SparseVolume, Window
 from bundle.sparse.convolution import methods
 
-ENCODER = {"init_filters": 32, "blocks_down": (1, 2, 2, 4, 4), "norm": "batch"}
-CELL = 16
+#: the encoder that is timed where a case names none, its arguments, and the voxels of a cell: see `use_encoder`
 USUAL = "SegResEncoder"
+ENCODER: dict[str, Any] = {"init_filters": 32, "blocks_down": (1, 2, 2, 4, 4), "norm": "batch"}
+CELL = 16
 #: arguments of other encoders than SegResEncoder; one that is not here has its own defaults
 ARGUMENTS: dict[str, dict[str, Any]] = {}
 ENCODERS = ("cells", "auto", "masked", "minkowski", "dense", "dense channels-last", "spark")
 #: of the whole step: also our network with a decoder to half the resolution instead of a quarter, with the two finest
-#: levels computed again in the backward pass, and with the decoder compiled
+#: levels computed again in the backward pass, and with the decoder compiled. On a GPU, gpu.py also times "cells
+#: graphed", with the decoder in CUDA graphs
 STEPS = ("cells", "cells to half", "cells recomputing", "cells compiled", "auto", "masked", "minkowski", "spark")
 CANDIDATES = list(dict.fromkeys((*ENCODERS, *STEPS)))
+
+
+def use_encoder(name: str, **arguments: Any) -> None:
+    """Times this encoder from here on where a case names none; name and arguments are those of `build_encoder`."""
+    global USUAL, ENCODER, CELL  # noqa: PLW0603 - the candidates are functions of a name and a case
+    with torch.device("meta"):  # neither memory nor random numbers
+        CELL = max(build_encoder(name, **arguments).total_stride)
+    USUAL, ENCODER = name, arguments
+
+
+def half_precision(device: torch.device) -> torch.dtype | None:
+    """The type of the arithmetic: bfloat16 on a GPU; None, which is float32, on a CPU."""
+    return torch.bfloat16 if device.type == "cuda" else None
 
 
 class Case:
     """A batch of one size and mask ratio, in cells of the encoder's total stride."""
 
-    def __init__(self, size: int, ratio: float, batch: int, device: torch.device, encoder: str = USUAL) -> None:
+    def __init__(self, size: int, ratio: float, batch: int, device: torch.device, encoder: str = "") -> None:
         generator = torch.Generator().manual_seed(0)
-        self.encoder = encoder
-        cells = (CELL,) * 3 if encoder == USUAL else self.make_encoder().total_stride
+        self.encoder = encoder or USUAL
+        cells = (CELL,) * 3 if self.encoder == USUAL else self.make_encoder().total_stride
         grid = [size // cell for cell in cells]
         keep = round(math.prod(grid) * (1 - ratio))
         order = torch.stack([torch.randperm(math.prod(grid), generator=generator) for _ in range(batch)])
@@ -104,6 +119,7 @@ def encoder_pass(candidate: str, case: Case) -> Callable[[], None]:
     if executor in {"cells", "auto"} or candidate == "dense channels-last":
         network = network.to(memory_format=torch.channels_last_3d)
     mask = make_spark(network) if candidate == "spark" else None
+    half = half_precision(case.device)
 
     def forward() -> list[Any]:
         if candidate == "spark":
@@ -116,7 +132,7 @@ def encoder_pass(candidate: str, case: Case) -> Callable[[], None]:
 
     def step() -> None:
         network.zero_grad(set_to_none=True)
-        with torch.autocast(case.device.type, torch.bfloat16, enabled=case.device.type == "cuda"):
+        with torch.autocast(case.device.type, half, enabled=half is not None):
             features = [f.features if isinstance(f, SparseVolume) else f for f in forward()]
         # as from half a sum of squares of what each stores: in the features' own layout, none of it on absent sites
         torch.autograd.backward(features, [f.detach() for f in features])
@@ -126,7 +142,7 @@ def encoder_pass(candidate: str, case: Case) -> Callable[[], None]:
 
 def training_step(candidate: str, case: Case) -> Callable[[], None]:
     """Forward, loss, backward and optimizer of the whole pre-training network."""
-    encoder = case.make_encoder()
+    encoder, half = case.make_encoder(), half_precision(case.device)
     reconstruction = ReconstructionLoss()
     everywhere = torch.ones_like(case.image, dtype=torch.bool)
     target = {"image": case.image, "valid": everywhere, "foreground": everywhere}
@@ -135,7 +151,8 @@ def training_step(candidate: str, case: Case) -> Callable[[], None]:
         network = SparKStep(encoder, [level.channels for level in encoder.levels]).to(case.device)
 
         def loss() -> Tensor:
-            output = network(case.image, case.visible)
+            with torch.autocast(case.device.type, half, enabled=half is not None):
+                output = network(case.image, case.visible)
             return reconstruction(output.float(), case.image, everywhere, ~case.visible, everywhere)[0]
     else:
         executor, _, variant = candidate.partition(" ")
@@ -145,7 +162,10 @@ def training_step(candidate: str, case: Case) -> Callable[[], None]:
             executor=executor,
             recompute_levels=2 if variant == "recomputing" else 0,
             compile_decoder=variant == "compiled",
+            autocast=half,  # its own: it switches off one around it
         ).to(case.device)
+        if variant == "graphed":
+            _graph_decoder(network.decoder, case)
         whole = PretrainingLoss(reconstruction=reconstruction, alignment=AlignmentLoss())
         spacing = torch.ones(len(case.image), 3, device=case.device)
 
@@ -158,12 +178,23 @@ def training_step(candidate: str, case: Case) -> Callable[[], None]:
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(case.device.type, torch.bfloat16, enabled=case.device.type == "cuda"):
-            value = loss()
-        value.backward()
+        loss().backward()
         optimizer.step()
 
     return step
+
+
+def _graph_decoder(decoder: Any, case: Case) -> None:
+    """Makes each block of the decoder one CUDA graph: its sizes never change, as those of the sparse encoder do."""
+    half = half_precision(case.device)
+    blocks, samples = [], []
+    for level, block in reversed([*zip(decoder.levels, decoder.refine)]):  # as they run
+        size = [voxels // step for voxels, step in zip(case.image.shape[2:], level.stride)]
+        shape = (len(case.image), next(block.parameters()).shape[1], *size)
+        blocks.append(block)
+        samples.append((torch.randn(shape, device=case.device, dtype=half or torch.float32, requires_grad=True),))
+    with torch.autocast(case.device.type, half, enabled=half is not None, cache_enabled=False):
+        torch.cuda.make_graphed_callables(tuple(blocks), tuple(samples))  # in place
 
 
 WHAT = {"encoder": encoder_pass, "step": training_step}

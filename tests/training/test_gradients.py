@@ -86,9 +86,11 @@ class Half(nn.Module):
         return self.factor * (x.half() * self.weight.half()).float()
 
 
-def float16_trainer(factor: float, dtype: torch.dtype | None, batches: int = 1, **options) -> SupervisedTrainer:
+def float16_trainer(
+    factor: float, dtype: torch.dtype | None, batches: int = 1, *, fused: bool = False, **options
+) -> SupervisedTrainer:
     network = Half(factor)
-    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+    optimizer = torch.optim.SGD(network.parameters(), lr=1.0, fused=fused)
     data = [{"image": torch.full((1,), 0.5), "label": torch.zeros(1)} for _ in range(batches)]
     clip = ClipGradients(optimizer=optimizer, max_norm=1e9)
     return SupervisedTrainer(
@@ -98,9 +100,10 @@ def float16_trainer(factor: float, dtype: torch.dtype | None, batches: int = 1, 
     )  # fmt: skip
 
 
-def test_a_gradient_below_float16_is_not_lost():
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_gradient_below_float16_is_not_lost(fused: bool):
     """The gradient of the weight passes 1e-9 in float16, whose smallest number is 6e-8."""
-    plain, scaled = float16_trainer(1e-9, None), float16_trainer(1e-9, torch.float16)
+    plain, scaled = float16_trainer(1e-9, None), float16_trainer(1e-9, torch.float16, fused=fused)
     before = [engine.network.weight.item() for engine in (plain, scaled)]
     grads = []
     for engine in (plain, scaled):
@@ -110,12 +113,13 @@ def test_a_gradient_below_float16_is_not_lost():
     assert grads[1] == pytest.approx(0.5e-9, rel=1e-2), "divided by the scale again before the step"
 
 
-def test_a_step_that_overflows_is_skipped_and_the_next_is_not():
-    engine = float16_trainer(8.0, torch.float16, batches=4)
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_that_overflows_is_skipped_and_the_next_is_not(fused: bool):
+    engine = float16_trainer(8.0, torch.float16, batches=4, fused=fused)
     engine.run()
     assert engine.scaler.get_scale() == 65536 / 2**4  # 8 * scale is beyond float16's 65504 four times
     assert engine.network.weight.item() == 1
-    engine = float16_trainer(8.0, torch.float16, batches=6)
+    engine = float16_trainer(8.0, torch.float16, batches=6, fused=fused)
     engine.run()
     assert engine.network.weight.item() == pytest.approx(1 - 2 * 4.0)
 

@@ -40,7 +40,7 @@ class StoredBodyd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
         image = item[self.first_key(item)]
-        file = str(Path(self.folder) / str(item["name"]))
+        file = str(Path(self.folder) / f"{without_ending(str(item['name']))}.nii.gz")  # predictions' names have none
         body = read_volume([file], str(item["name"]), constant=True)
         if body.shape[1:] != image.shape[1:]:  # the image was resampled
             body = ResampleToMatch(mode="nearest")(body, img_dst=image)

@@ -1,5 +1,5 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
-"""Part e: fine-tuning in steps per second, and sliding-window prediction in volumes per minute."""
+"""Part e: fine-tuning in steps per second, and prediction in volumes per minute: the network's part, and all of it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import torch
 from gpu_parts.context import Context
-from gpu_parts.workflow import StepClock, finish, make_workflow
+from gpu_parts.data import IMAGES
+from gpu_parts.workflow import CONFIGS, StepClock, finish, make_workflow, take_stored_bodies
 from monai.bundle import ConfigWorkflow
 
 __all__ = ["run"]
@@ -18,7 +20,7 @@ WEIGHTS = Path(__file__).parents[3] / "models/model.pt"
 
 
 def run(context: Context) -> None:
-    """Fine-tunes the shipped weights to find the body, then predicts every crop."""
+    """Fine-tunes the shipped weights to find the body, then predicts the crops as training does, and as a user does."""
     assert context.data is not None
     given: dict[str, Any] = {"pretrained": str(WEIGHTS) if WEIGHTS.exists() else None, **context.settings.finetune}
     flow = make_workflow(
@@ -37,13 +39,44 @@ def run(context: Context) -> None:
     )
     clock = StepClock(context)
     clock.attach(flow.parser.get_parsed_content("train#trainer"))
-    finish(flow)
+    folder = finish(flow)
     losses, milliseconds = clock.loss(), clock.step_ms(1)
     row = {"pretrained": bool(given["pretrained"]), "steps": len(losses), "steps a second": 1000 / milliseconds}
     row |= {"ms a step": milliseconds, "share of the host waiting for data": clock.waiting(1)}
     context.table("fine-tuning", [row | {"first loss": losses[0], "last loss": losses[-1]}])
     context.say(f"{1000 / milliseconds:.1f} steps a second")
     context.table("sliding-window prediction", [_predict(context, flow)])
+    context.table("configs/predict_segmentation.yaml, with reading and writing", [_predict_files(context, folder)])
+
+
+def _predict_files(context: Context, model: Path) -> dict[str, Any]:
+    """Predicts the crops' files by the command of a user; compares the label maps with the bodies."""
+    assert context.data is not None
+    output = context.work / "predicted"
+    flow = ConfigWorkflow(
+        str(CONFIGS / "predict_segmentation.yaml"),
+        workflow_type="infer",
+        bundle_root=str(context.work),
+        model=str(model),
+        dataset_dir=str(context.data / IMAGES),
+        output_dir=str(output),
+        device=context.device.type,
+        report_scans=0,
+        **context.settings.predict,
+    )
+    take_stored_bodies(flow, "preprocessing#transforms", context.data)
+    flow.initialize()
+    begin = time.perf_counter()
+    flow.run()
+    seconds = time.perf_counter() - begin
+    flow.finalize()
+    maps = sorted((output / "label_maps").glob("*.nii.gz"))
+    same = [
+        nibabel.load(file).shape == nibabel.load(context.data / IMAGES / file.name).shape  # type: ignore[attr-defined]
+        for file in maps
+    ]
+    row: dict[str, Any] = {"volumes": len(maps), "volumes a minute": 60 * len(maps) / seconds}
+    return row | {"seconds in all": seconds, "on the files' own grids": all(same) and bool(same)}
 
 
 def _predict(context: Context, flow: ConfigWorkflow) -> dict[str, Any]:

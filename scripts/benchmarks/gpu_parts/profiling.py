@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import speed
@@ -16,27 +16,13 @@ from gpu_parts.timing import choose_kernels
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from bundle.kernels import launch
-from bundle.kernels.launch import Tiles
 from bundle.sparse import CellLayout
-from bundle.sparse.convolution.methods import METHODS, applicable, convolve
+from bundle.sparse.convolution.methods import METHODS, convolve
 from bundle.sparse.windows import Window
 
-__all__ = ["run"]
+__all__ = ["profile_cells", "random_blocks", "run", "time_methods"]
 
 STEPS = 3
-#: of the method fused, to be compared with what it chooses
-TILES = (
-    Tiles(64, 32, 32),
-    Tiles(128, 32, 32, stages=4),
-    Tiles(256, 32, 32, warps=8),
-    Tiles(128, 64, 32),
-    Tiles(128, 64, 64, warps=8),
-    Tiles(256, 64, 32, warps=8),
-    Tiles(64, 128, 64),
-    Tiles(128, 128, 64, warps=8),
-    Tiles(128, 128, 32, warps=8, stages=4),
-)
 #: kind of work by the name of a kernel (or of an operation on a CPU); the first that fits counts
 KINDS = {
     "gathers": r"index|gather|scatter|nonzero|embedding|DeviceSelect",
@@ -60,15 +46,20 @@ WAITS = (
 
 def run(context: Context) -> None:
     """Profiles the encoder and the whole step, then times every way to convolve at every level."""
+    speed.use_encoder(**context.settings.encoder)
+    case = profile_cells(context)
+    methods = [name for name in METHODS if name != "fused"]  # its faults could end the process: part h has it
+    context.table("ms of each way to convolve, forward and backward", time_methods(context, case, methods))
+
+
+def profile_cells(context: Context) -> speed.Case:
+    """Profiles the encoder that speed.py was told, and the whole step with it; the case that it did so on."""
     choose_kernels("benchmark")
-    speed.ENCODER = dict(context.settings.encoder)
     case = speed.Case(context.settings.sizes[0], context.settings.ratios[0], context.settings.batch, context.device)
     for what, pass_of in speed.WHAT.items():
         _profile(context, what, pass_of("cells", case))
         context.say(f"{what} profiled")
-    context.table("ms of each way to convolve, forward and backward", _methods(context, case))
-    if METHODS["fused"].runs_on(context.device):
-        context.table("ms of fused by its tiles (sites, channels out, in), forward", _tiles(context, case))
+    return case
 
 
 def _profile(context: Context, what: str, step: Callable[[], None]) -> None:
@@ -123,7 +114,8 @@ def _kernels(context: Context, events: Any) -> list[dict[str, Any]]:
     on_gpu = context.device.type == "cuda"
     rows = []
     for event in events:
-        if on_gpu and event.device_type != DeviceType.CUDA:
+        # an annotation, such as that of the optimizer's step, has the time of the kernels within it once more
+        if on_gpu and (event.device_type != DeviceType.CUDA or event.is_user_annotation):
             continue
         ms = (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1000 / STEPS
         if ms > 0:
@@ -135,8 +127,8 @@ def _kind(name: str) -> str:
     return next((kind for kind, pattern in KINDS.items() if re.search(pattern, name, re.IGNORECASE)), "other")
 
 
-def _methods(context: Context, case: speed.Case) -> list[dict[str, Any]]:
-    """One row for each kind of layer of the encoder; the best method is what `auto` should find."""
+def time_methods(context: Context, case: speed.Case, methods: Sequence[str]) -> list[dict[str, Any]]:
+    """One row for each kind of layer of the encoder; the best method is what `auto` should find among them."""
     layout = CellLayout(case.drawn, case.device)
     dtype = torch.bfloat16 if context.device.type == "cuda" else torch.float32
     filters, levels = context.settings.encoder["init_filters"], len(context.settings.encoder["blocks_down"])
@@ -148,11 +140,13 @@ def _methods(context: Context, case: speed.Case) -> list[dict[str, Any]]:
                 continue
             window = Window((3, 3, 3), (stride,) * 3, (1, 1, 1), (1, 1, 1))
             block = (sites, sites, sites)
-            blocks = _random(context, dtype, len(layout), channels, *block)
-            weight = _random(context, dtype, outputs, channels, 3, 3, 3)
+            blocks = random_blocks(context, dtype, len(layout), channels, *block)
+            weight = random_blocks(context, dtype, outputs, channels, 3, 3, 3)
             row: dict[str, Any] = {"level": level, "channels": f"{channels} to {outputs}", "block": sites}
             times = {}
-            for method in applicable(dtype, block, window, 1, context.device):
+            for method in methods:
+                if not METHODS[method].applies(dtype, block, window):
+                    continue
                 if context.remaining() < 2:
                     return rows
                 times[method] = _time(
@@ -165,53 +159,10 @@ def _methods(context: Context, case: speed.Case) -> list[dict[str, Any]]:
     return rows
 
 
-def _random(context: Context, dtype: torch.dtype, *shape: int) -> torch.Tensor:
+def random_blocks(context: Context, dtype: torch.dtype, *shape: int) -> torch.Tensor:
     """Random numbers, channels last, that want a gradient."""
     x = torch.randn(shape, device=context.device, dtype=dtype)
     return x.contiguous(memory_format=torch.channels_last_3d).requires_grad_()
-
-
-def _tiles(context: Context, case: speed.Case) -> list[dict[str, Any]]:
-    """One row for each level's layers without stride, while there is time: compiling takes seconds."""
-    layout, window = CellLayout(case.drawn, case.device), Window((3, 3, 3), padding=(1, 1, 1))
-    dtype = torch.bfloat16 if context.device.type == "cuda" else torch.float32
-    usual, rows = launch.choose_tiles, []
-    for level in range(len(context.settings.encoder["blocks_down"])):
-        channels, sites = context.settings.encoder["init_filters"] * 2**level, speed.CELL // 2**level
-        blocks = _random(context, dtype, len(layout), channels, sites, sites, sites)
-        weight = _random(context, dtype, channels, channels, 3, 3, 3)
-        row: dict[str, Any] = {"level": level, "channels": channels, "block": sites}
-        chosen = launch.choose_tiles(len(layout) * sites**3, channels, channels, dtype)
-        for tiles in dict.fromkeys((chosen, *TILES)):
-            if context.remaining() < 4:
-                return rows
-            if tiles.out > max(16, channels) or tiles.into > max(32, channels):
-                continue
-            launch.choose_tiles = lambda *_, tiles=tiles: tiles
-            name = f"{tiles.sites}x{tiles.out}x{tiles.into}, {tiles.warps} warps, {tiles.stages} stages"
-            try:
-                row[name] = _time_forward(context, blocks.detach(), weight.detach(), layout, window)
-            except RuntimeError as error:  # more shared memory than there is
-                context.note(f"fused by tiles of {name}: {str(error).splitlines()[0][:200]}")
-            finally:
-                launch.choose_tiles = usual
-        rows.append({**row, "chosen": f"{chosen.sites}x{chosen.out}x{chosen.into}"})
-    return rows
-
-
-def _time_forward(
-    context: Context, blocks: torch.Tensor, weight: torch.Tensor, layout: CellLayout, window: Window
-) -> float:
-    """Median ms of a forward pass of the method fused."""
-    block = (blocks.shape[2], blocks.shape[3], blocks.shape[4])
-
-    def forward() -> None:
-        METHODS["fused"].function(blocks, weight, None, layout, block, window, 1)
-
-    for _ in range(2):
-        forward()
-    repeats = max(1, context.settings.repeats // 2)
-    return 1000 * statistics.median(speed.seconds(forward, context.device) for _ in range(repeats))
 
 
 def _time(

@@ -1,11 +1,14 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
-"""Part b: the time and memory of the encoder and of the whole step, the candidates taking turns."""
+"""Part b: the time and memory of the encoder and of the whole step, the candidates taking turns.
+
+Nothing here needs Triton or a compiler, whose faults could end the process: see part h.
+"""
 
 from __future__ import annotations
 
 import gc
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import limits
@@ -13,61 +16,53 @@ import speed
 import torch
 from gpu_parts.context import Context
 
-from bundle.sparse.convolution.methods import METHODS
-
-__all__ = ["choose_kernels", "run"]
+__all__ = ["choose_kernels", "run", "take_turns", "time_cases"]
 
 #: how many times as long as `cells` the dense encoder should take at 128^3, by the share that is masked
 GOALS = {0.6: 1.8, 0.75: 3.0}
-ENCODERS = ("cells", "cells fused", "dense", "dense channels-last", "spark", "masked", "auto", "minkowski")
-STEPS = ("cells", "cells fused", "spark", "masked", "auto", "cells to half", "cells recomputing")
+ENCODERS = ("cells", "dense", "dense channels-last", "spark", "masked", "minkowski")
+STEPS = ("cells", "spark", "masked", "cells to half", "cells recomputing")
 MODES = ("benchmark", "default", "deterministic")
-#: seconds that compiling the decoder may take
-COMPILING = 75
 
 
 def run(context: Context) -> None:
     """Times case after case while there is time, the most telling first."""
-    speed.ENCODER = dict(context.settings.encoder)
+    speed.use_encoder(**context.settings.encoder)
+    slowest = time_cases(context, _cases(context), ENCODERS, STEPS)
+    if context.remaining() > slowest:
+        context.table("choice of cuDNN's kernels", _modes(context))
+
+
+def time_cases(
+    context: Context, cases: Iterable[tuple[str, int, float]], encoders: Sequence[str], steps: Sequence[str]
+) -> float:
+    """Times the encoder that speed.py was told, case after case while there is time.
+
+    Args:
+        context: of the part.
+        cases: "encoder" or "step", voxels per axis, and the share that is masked.
+        encoders: candidates for the encoder.
+        steps: candidates for the whole step.
+
+    Returns:
+        Seconds that the slowest case took.
+    """
     rows: list[dict[str, Any]] = []
-    if METHODS["fused"].runs_on(context.device):
-        _compile_fused(context)
-    else:
-        context.note("no method fused: Triton is not there or does not work here")
     ceilings = _ceilings(context)
     context.table("what the device can do", [ceilings])
     slowest = 0.0
-    for what, size, ratio in _cases(context):
+    for what, size, ratio in cases:
         if context.remaining() < 1.5 * slowest:
             context.note(f"no time for {what}, {size}^3, {ratio:.0%} masked, and what follows")
             break
         before = context.remaining()
-        rows += _measure(context, what, size, ratio)
+        rows += _measure(context, what, size, ratio, encoders if what == "encoder" else steps)
         slowest = max(slowest, before - context.remaining())
         context.table("times", rows)
         context.table("dense ÷ cells", _compare(rows))
-        context.table(
-            "distance to the limits on paper (scripts/benchmarks/limits.py)", _distances(context, rows, ceilings)
-        )
+        context.table("distance to the limits on paper (scripts/benchmarks/limits.py)", _distances(rows, ceilings))
         context.say(f"{what}, {size}^3, {ratio:.0%} masked timed")
-    if context.remaining() > slowest:
-        context.table("choice of cuDNN's kernels", _modes(context))
-    if not context.dry and context.remaining() > COMPILING:
-        case = speed.Case(context.settings.sizes[0], context.settings.ratios[0], context.settings.batch, context.device)
-        context.table("decoder compiled", _time(context, "step", ("cells", "cells compiled"), case))
-
-
-def _compile_fused(context: Context) -> None:
-    """Compiles what the first cases need, so that no case seems to take longer than the next ones will."""
-    choose_kernels("default")
-    try:
-        for ratio in (context.settings.ratios[0], context.settings.ratios[-1]):
-            case = speed.Case(context.settings.sizes[0], ratio, context.settings.batch, context.device)
-            speed.WHAT["encoder"]("cells fused", case)()
-    except RuntimeError as error:
-        context.note(f"cells fused: {_first_line(error)}")
-    _free(context)
-    context.say("fused compiled")
+    return slowest
 
 
 def _cases(context: Context) -> Iterator[tuple[str, int, float]]:
@@ -80,20 +75,16 @@ def _cases(context: Context) -> Iterator[tuple[str, int, float]]:
         yield from (("step", size, ratio) for ratio in ratios[:1])
 
 
-def _measure(context: Context, what: str, size: int, ratio: float) -> list[dict[str, Any]]:
+def _measure(context: Context, what: str, size: int, ratio: float, candidates: Sequence[str]) -> list[dict[str, Any]]:
     """One row for each candidate; one that cannot run has its error for a time."""
     choose_kernels("benchmark")
     case = speed.Case(size, ratio, context.settings.batch, context.device)
     about = {"size": size, "masked": ratio, "batch": context.settings.batch}
-    candidates = [
-        candidate
-        for candidate in (ENCODERS if what == "encoder" else STEPS)
-        if candidate != "cells fused" or METHODS["fused"].runs_on(context.device)
-    ]
-    return [{**about, **row} for row in _time(context, what, candidates, case)]
+    return [{**about, **row} for row in take_turns(context, what, candidates, case)]
 
 
-def _time(context: Context, what: str, candidates: Sequence[str], case: speed.Case) -> list[dict[str, Any]]:
+def take_turns(context: Context, what: str, candidates: Sequence[str], case: speed.Case) -> list[dict[str, Any]]:
+    """One row for each candidate: median, fastest and slowest of its passes, and its peak memory, or its error."""
     rows: dict[str, dict[str, Any]] = {}
     steps: dict[str, Callable[[], None]] = {}
     for candidate in candidates:
@@ -172,10 +163,9 @@ def _ceilings(context: Context) -> dict[str, float]:
     return {"TB/s": bandwidth / 1e12, "TFLOP/s in bfloat16": rate / 1e12}
 
 
-def _distances(context: Context, rows: Sequence[dict[str, Any]], ceilings: dict[str, float]) -> list[dict[str, Any]]:
+def _distances(rows: Sequence[dict[str, Any]], ceilings: dict[str, float]) -> list[dict[str, Any]]:
     """How many times as long as their least time on this device the encoder's candidates take."""
-    encoder = context.settings.encoder
-    layers = limits.segres_encoder(encoder["init_filters"], tuple(encoder["blocks_down"]))
+    layers = limits.layers({"name": speed.USUAL, **speed.ENCODER})
     rates = ceilings["TB/s"] * 1e12, ceilings["TFLOP/s in bfloat16"] * 1e12
     table = []
     for row in rows:

@@ -1,9 +1,11 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
-"""Part d: pre-training as configs/preset_prod.yaml has it, on real crops: steps, waiting, loss, resume."""
+"""Part d: pre-training as configs/preset_prod.yaml has it, on real crops: steps, waiting, loss, resume, loading."""
 
 from __future__ import annotations
 
 import statistics
+import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,13 @@ from gpu_parts.workflow import StepClock, finish, make_workflow
 __all__ = ["run"]
 
 FILES = ["train.yaml", "preset_prod.yaml"]
+STORES = ("blosc2", "plain")
+#: seconds in which to load from each of them
+LOADING = 5
 
 
 def run(context: Context) -> None:
-    """Trains in two epochs, then compares runs with and without an interruption."""
+    """Trains in two epochs, compares runs with and without an interruption, then loads from each kind of store."""
     steps = context.settings.steps // 2
     clock = StepClock(context, waiting_epochs=(2,))
     _train(context, "long", steps, clock, val_interval=2)
@@ -34,6 +39,35 @@ def run(context: Context) -> None:
     context.keep("losses", losses)
     context.say(f"{clock.step_ms(1):.0f} ms a step, loss {first:.3f} to {last:.3f}")
     _resume(context)
+    stores = [store for store in STORES if store == "plain" or find_spec("blosc2") is not None]
+    context.table("loading alone", [_load(context, store) for store in stores])
+
+
+def _load(context: Context, store: str) -> dict[str, Any]:
+    """How fast crops come from prepared volumes when nothing else is done, and how large these are on the disk."""
+    assert context.data is not None
+    cache = context.work / f"cache_{store}"
+    flow = make_workflow(
+        context,
+        FILES,
+        dataset_dir=str(context.data / IMAGES),
+        cache_dir=str(cache),
+        output_dir=str(context.work / f"loading_{store}"),
+        store=store,
+        **{"steps_per_epoch": context.settings.steps, **context.settings.train},
+    )
+    loader = flow.parser.get_parsed_content("train#dataloader")
+    batches = iter(loader)
+    next(batches)  # the processes have started
+    begin, count = time.perf_counter(), 0
+    for batch in batches:
+        count += len(batch["image"])
+        if time.perf_counter() - begin > min(LOADING, context.remaining()):
+            break
+    seconds = time.perf_counter() - begin
+    flow.finalize()
+    size = sum(file.stat().st_size for file in cache.rglob("*") if file.is_file())
+    return {"store": store, "processes": context.workers, "crops a second": count / seconds, "MB": size / 1e6}
 
 
 def _train(context: Context, name: str, steps: int, clock: StepClock | None = None, **overrides: Any) -> Path:

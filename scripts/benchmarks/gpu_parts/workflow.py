@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from gpu_parts.data import BODIES
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
 
-__all__ = ["CONFIGS", "StepClock", "finish", "make_workflow"]
+__all__ = ["CONFIGS", "StepClock", "finish", "make_workflow", "take_stored_bodies"]
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 
@@ -21,9 +22,12 @@ CONFIGS = Path(__file__).parents[3] / "configs"
 def make_workflow(context: Context, files: list[str], **overrides: Any) -> ConfigWorkflow:
     """A workflow of these configs that writes below the part's folder and takes the bodies that lie beside the crops.
 
-    Every id and component is the config's own but for the step that finds the body, which would need ITK.
+    Every id and component is the config's own but for the step that finds the body, which would need ITK, and for the
+    store, where blosc2 is not installed.
     """
     assert context.data is not None  # parts without data are not started
+    if find_spec("blosc2") is None:
+        overrides["store"] = "plain"
     flow = ConfigWorkflow(
         [str(CONFIGS / file) for file in files],
         workflow_type="train",
@@ -33,12 +37,23 @@ def make_workflow(context: Context, files: list[str], **overrides: Any) -> Confi
         num_workers=context.workers,
         **overrides,
     )
-    steps = flow.parser.get("prepare#transforms")
-    place = next(i for i, step in enumerate(steps) if str(step.get("_target_", "")).endswith("Foregroundd"))
-    stored = {"_target_": "gpu_parts.data.StoredBodyd", "keys": "image", "folder": str(context.data / BODIES)}
-    flow.parser.set(stored, f"prepare#transforms#{place}")
+    take_stored_bodies(flow, "prepare#transforms", context.data)
     flow.initialize()
     return flow
+
+
+def take_stored_bodies(flow: ConfigWorkflow, transforms: str, data: Path) -> None:
+    """Puts the bodies that lie beside the crops in place of the step that finds them, which needs ITK.
+
+    Args:
+        flow: not yet initialized.
+        transforms: id of the list that has the step.
+        data: folder that `--make_data` has written.
+    """
+    steps = flow.parser.get(transforms)
+    place = next(i for i, step in enumerate(steps) if str(step.get("_target_", "")).endswith("Foregroundd"))
+    stored = {"_target_": "gpu_parts.data.StoredBodyd", "keys": "image", "folder": str(data / BODIES)}
+    flow.parser.set(stored, f"{transforms}#{place}")
 
 
 def finish(flow: ConfigWorkflow) -> Path:

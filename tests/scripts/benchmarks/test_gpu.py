@@ -42,7 +42,7 @@ def command(*options: str, lacking: tuple[str, ...] = ()) -> subprocess.Complete
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=3600,  # beside other work it takes ten times as long
         check=False,
     )
 
@@ -64,7 +64,7 @@ def crops(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def results(crops: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a dry run's results."""
     output = tmp_path_factory.mktemp("results")
-    done = command("--dry_run", "--minutes", "8", "--data", str(crops), "--output", str(output), lacking=LACKING)
+    done = command("--dry_run", "--minutes", "60", "--data", str(crops), "--output", str(output), lacking=LACKING)
     assert done.returncode == 0, done.stdout + done.stderr + (output / "results.md").read_text()
     return output
 
@@ -94,7 +94,7 @@ def test_crops_are_small_files_in_hounsfield_units_with_their_bodies(crops: Path
 
 
 def test_every_part_is_done(parts: dict[str, Any]):
-    assert {letter: part["status"] for letter, part in parts.items()} == dict.fromkeys("abcdef", "done")
+    assert {letter: part["status"] for letter, part in parts.items()} == dict.fromkeys("abchdgef", "done")
 
 
 def test_the_executors_agree_and_nothing_leaks(parts: dict[str, Any]):
@@ -139,12 +139,12 @@ def test_it_fine_tunes_predicts_and_leaves_weights(parts: dict[str, Any], result
     assert parts["e"]["tables"]["sliding-window prediction"][0]["volumes a minute"] > 0
     weights = torch.load(results / "model.pt", weights_only=True)
     assert weights and (results / "model.json").exists()
-    assert parts["f"]["tables"]["weights"][0]["steps"] == 12
+    assert parts["f"]["tables"]["weights"][0]["steps"] == 6
 
 
 def test_the_page_holds_every_part_and_no_path_of_the_machine(results: Path):
     page = (results / "results.md").read_text()
-    assert re.findall(r"^## (\w):", page, flags=re.MULTILINE) == list("abcdef")
+    assert re.findall(r"^## (\w):", page, flags=re.MULTILINE) == list("abchdgef")
     assert str(ROOT) not in page
 
 

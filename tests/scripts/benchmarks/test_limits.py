@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 from limits import ELEMENT, ENCODERS, INDEX, Case, Layer, cells, dense, expected_pairs, limits, segres_encoder, totals
+from limits import layers as layers_of
 from monai.networks.nets.segresnet_ds import SegResEncoder
 from torch.utils.flop_counter import FlopCounterMode
 
+from bundle.networks import build_encoder
 from bundle.sparse import CellLayout, SparseVolume
 from bundle.sparse.convolution.kernel_maps import pair_table
 from bundle.sparse.windows import Window
@@ -41,6 +43,21 @@ def test_flops_of_a_dense_step_are_those_that_torch_counts():
         sum(feature.sum() for feature in network()(image)).backward()
     expected = sum(work.flops for layer in segres_encoder(4, BLOCKS) for work in dense(layer, CASE))
     assert counter.get_total_flops() == expected
+
+
+def test_flops_of_a_dense_step_of_a_resenc_are_those_that_torch_counts():
+    encoder = {
+        "name": "ResidualEncoderUNet",
+        "n_stages": 4,
+        "features_per_stage": (4, 8, 16, 16),
+        "kernel_sizes": ((3, 3, 3),) * 4,
+        "strides": ((1, 1, 1), *((2, 2, 2),) * 3),
+        "n_blocks_per_stage": (1, 2, 1, 2),
+    }
+    resenc, image = build_encoder(**encoder), torch.randn(CASE.batch, 1, *[CASE.size] * 3)
+    with FlopCounterMode(display=False) as counter:
+        sum(feature.sum() for feature in resenc(image)).backward()
+    assert counter.get_total_flops() == sum(work.flops for layer in layers_of(encoder) for work in dense(layer, CASE))
 
 
 def test_flops_of_the_cells_forward_pass_are_those_that_torch_counts():

@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 import speed as benchmark
 import torch
+import torch.utils._python_dispatch
 from monai.networks.nets.segresnet_ds import SegResEncoder
 from spark_baseline import SparKStep, make_spark
 
@@ -95,3 +96,59 @@ def test_another_encoder_is_measured_in_cells_of_its_own(monkeypatch: pytest.Mon
     cells, dense = benchmark.measure("encoder", ["cells", "dense"], options, repeats=1, flops=True)
     assert cells["encoder"] == "ResidualEncoderUNet"
     assert cells["gflop"] < dense["gflop"]
+
+
+def test_all_candidates_compute_in_one_precision(monkeypatch: pytest.MonkeyPatch):
+    """A network that autocasts by itself switches off an autocast around it, so it must be told."""
+    monkeypatch.setattr(benchmark, "half_precision", lambda _: torch.bfloat16)
+    encoder = {"init_filters": 4, "blocks_down": (1, 1, 1), "norm": "batch"}
+    monkeypatch.setattr(benchmark, "ENCODER", encoder)
+    monkeypatch.setattr(benchmark, "CELL", 4)
+    case = benchmark.Case(8, 0.5, 1, torch.device("cpu"))
+    for what, pass_of in benchmark.WHAT.items():
+        for candidate in ("cells", "masked", "spark"):
+            types: set[torch.dtype] = set()
+            step = pass_of(candidate, case)
+            with Types(types):
+                step()
+            assert types == {torch.bfloat16}, (what, candidate)
+
+
+class Types(torch.utils._python_dispatch.TorchDispatchMode):
+    """Notes the types that convolutions compute in."""
+
+    def __init__(self, found: set[torch.dtype]) -> None:
+        super().__init__()
+        self.found = found
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.convolution.default:
+            self.found.add(args[0].dtype)
+        return func(*args, **(kwargs or {}))
+
+
+def test_another_encoder_brings_its_own_cells(monkeypatch: pytest.MonkeyPatch):
+    for name in ("USUAL", "ENCODER", "CELL"):
+        monkeypatch.setattr(benchmark, name, getattr(benchmark, name))
+    benchmark.use_encoder("ResidualEncoderUNet")
+    assert benchmark.CELL == 32 and benchmark.Case(64, 0.5, 1, torch.device("cpu")).drawn.shape == (1, 1, 2, 2, 2)
+
+
+def test_the_decoders_graphs_are_made_for_what_its_blocks_get(monkeypatch: pytest.MonkeyPatch):
+    encoder = {"init_filters": 4, "blocks_down": (1, 1, 1, 1), "norm": "batch"}
+    monkeypatch.setattr(benchmark, "ENCODER", encoder)
+    monkeypatch.setattr(benchmark, "CELL", 8)
+    monkeypatch.setattr(benchmark, "half_precision", lambda _: torch.bfloat16)
+    got: list[tuple[torch.nn.Module, torch.Tensor]] = []
+    given: list[tuple[torch.nn.Module, torch.Tensor]] = []
+
+    def graph(blocks: tuple[torch.nn.Module, ...], samples: tuple[tuple[torch.Tensor], ...]) -> None:
+        assert torch.is_autocast_enabled("cpu") and not torch.is_autocast_cache_enabled()
+        for block, (sample,) in zip(blocks, samples, strict=True):
+            given.append((block, sample))
+            block.register_forward_pre_hook(lambda block, inputs: got.append((block, inputs[0])))
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", graph)
+    benchmark.training_step("cells graphed", benchmark.Case(16, 0.5, 2, torch.device("cpu")))()
+    facts = [[(id(b), x.shape, x.dtype, x.requires_grad) for b, x in pairs] for pairs in (given, got)]
+    assert facts[0] == facts[1] and len(given) == 2

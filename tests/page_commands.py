@@ -18,7 +18,7 @@ from monai.bundle import ConfigParser
 from torch.distributed.run import get_args_parser
 
 from bundle.runs.config_source import ConfigSource
-from bundle.runs.overrides import check_overrides
+from bundle.runs.overrides import PRESETS_WITH_OPTIONS, check_overrides
 from tests.pages import ROOT, blocks
 
 #: arguments of MONAI's `run`; all else that it is given is an override
@@ -170,5 +170,5 @@ def _check_overrides(files: Sequence[str], overrides: dict[str, Any], page: str,
         parser.update(overrides)
     except (KeyError, IndexError, ValueError) as error:
         raise BrokenCommand(f"no id for one of {', '.join(overrides)}: {error}") from error
-    check_overrides(ConfigSource(parser, tuple(paths)), base_names=("evaluate.yaml", "nnunet.yaml", "prepare.yaml"))
+    check_overrides(ConfigSource(parser, tuple(paths)), base_names=("evaluate.yaml", *PRESETS_WITH_OPTIONS))
     return parser

@@ -208,6 +208,26 @@ def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor], pre
     return [not torch.equal(before[key], after[f"{prefix}{key}"]) for key in before]
 
 
+def test_a_step_in_parts_is_the_step_of_the_whole_batch(bundle_root: Path, dataset: Path):
+    # SGD, since rounding would decide of the sign of a gradient of 0, which is Adam's first step; Dice of each crop
+    more = {
+        "epochs": 1,
+        "steps_per_epoch": 1,
+        "val_interval": 2,
+        "fit_heads": 0,
+        "optimizer#_target_": "torch.optim.SGD",
+    }
+    more |= {"lr": 0.1, "warmup_epochs": 0.01, "loss#loss#batch": False}
+    weights = []
+    for parts in ({"batch_size": 4}, {"batch_size": 2, "global_batch": 4}):
+        _, flow = run(bundle_root, dataset, **more, **parts)
+        weights.append(flow.parser.get_parsed_content("network").state_dict())
+    whole, divided = weights
+    for name in whole:
+        assert torch.allclose(whole[name], divided[name], rtol=0, atol=1e-5), name
+    assert any(changed(torch.load(bundle_root / "models/model.pt", weights_only=True), whole, "encoder."))
+
+
 def test_frozen_leaves_the_encoder_and_trains_the_rest(bundle_root: Path, dataset: Path):
     before = torch.load(bundle_root / "models/model.pt", weights_only=True)
     folder, _ = run(bundle_root, dataset, schedule="frozen", epochs=1)

@@ -9,7 +9,7 @@ import os
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from bundle.archive.dicom_files import dicom_record
 from bundle.archive.pool import Pool
 from bundle.archive.records import Record, Salt
 from bundle.archive.volume_files import holds_a_volume, volume_record
-from bundle.data.files import walk_folders
+from bundle.data.files import scan_folders
 from bundle.data.index.database import get, put
 
 __all__ = ["Looked", "look_at_files"]
@@ -104,26 +104,18 @@ def _chunks(
     connection: sqlite3.Connection, root: Path, number: int, looked: Looked, writer: _Writer, bar: tqdm[None]
 ) -> Iterator[Chunk]:
     """The files to open, folder by folder; what is gone from a folder is forgotten on the way."""
-    for folder, files in walk_folders(root, looked.locked):
-        key = writer.folder(os.fsencode(os.path.relpath(folder, root)), number)
+    for folder, files in scan_folders(root, looked.locked):
+        key = writer.folder(os.path.relpath(folder, os.fsencode(root)), number)
         rows = connection.execute("SELECT name, size, changed FROM files WHERE folder = ?", (key,))
-        known = {name: (size, changed) for name, size, changed in rows}
-        new = []
-        for path in files:
-            try:
-                stat = os.stat(path)  # noqa: PTH116 - a Path's own costs more
-            except OSError:  # gone since it was listed
-                continue
-            name = os.fsencode(path.name)
-            stamp = (stat.st_size, stat.st_mtime_ns)
-            if known.pop(name, None) != stamp:
-                new.append((name, *stamp))
+        found, known = set(files), set(rows.fetchall())
+        new = sorted(found - known)
+        gone = {name for name, *_ in known - found}.difference(name for name, *_ in new)
         looked.seen += len(files)
         bar.update(len(files))
-        looked.removed += len(known)
-        writer.forget(key, known)
+        looked.removed += len(gone)
+        writer.forget(key, gone)
         for start in range(0, len(new), _CHUNK):
-            yield Chunk(key, str(folder), tuple(new[start : start + _CHUNK]))
+            yield Chunk(key, os.fsdecode(folder), tuple(new[start : start + _CHUNK]))
 
 
 def _split(chunk: Chunk) -> list[Chunk]:
@@ -180,10 +172,10 @@ class _Writer:
             self.connection.execute("BEGIN IMMEDIATE")
             self._since, self._count = time.monotonic(), 0
 
-    def forget(self, folder: int, names: Sequence[bytes] | dict[bytes, tuple[int, int]]) -> None:
+    def forget(self, folder: int, names: Collection[bytes]) -> None:
         """Removes files that are gone; their series are to be grouped again."""
         if names:
-            self._pend(folder, list(names))
+            self._pend(folder, names)
             statement = "DELETE FROM files WHERE folder = ? AND name = ?"
             self.connection.executemany(statement, [(folder, name) for name in names])
 
@@ -195,7 +187,7 @@ class _Writer:
             looked.removed += len(rows)
             self.connection.execute("DELETE FROM folders WHERE id = ?", (folder,))
 
-    def _pend(self, folder: int, names: Sequence[bytes]) -> None:
+    def _pend(self, folder: int, names: Collection[bytes]) -> None:
         statement = (
             "INSERT OR IGNORE INTO pending SELECT series FROM files WHERE folder = ? AND name = ? AND series NOT NULL"
         )

@@ -93,7 +93,9 @@ def update_index(
             looked = look_at_files(connection, root, pool, salt)
             series = group_files(connection, root, pool)
             give_verdicts(connection, root, pool)
-            connection.execute("DELETE FROM headers WHERE id NOT IN (SELECT header FROM files WHERE header NOT NULL)")
+            if looked.opened or looked.removed:
+                unused = "DELETE FROM headers WHERE id NOT IN (SELECT header FROM files WHERE header NOT NULL)"
+                connection.execute(unused)
     finally:
         pool.close()
     if count := looked.kinds["locked"] + len(looked.locked):

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 
 from bundle.archive.records import Record, Salt
@@ -46,8 +45,7 @@ def volume_record(path: Path, stamp: tuple[int, int], salt: Salt) -> Record:
     header |= {"shape": None, "spacing": None, "notes": [], "fault": "", "remedy": ""}
     try:
         found = read_file_header(str(path), path.name, stacked=True)
-        if path.name.lower().endswith(".nii"):
-            _check_end(path, stamp[0])
+        found.check_end()
     except VolumeError as error:
         header |= {"fault": error.problem, "remedy": error.remedy}
     except Exception as error:  # noqa: BLE001 - readers raise anything on a broken file
@@ -59,11 +57,3 @@ def volume_record(path: Path, stamp: tuple[int, int], salt: Salt) -> Record:
     header["content"] = fingerprint([str(path)])
     record = Record(os.fsencode(path.name), *stamp, "volume")
     return replace(record, series=salt(str(path)), header=json.dumps(header))
-
-
-def _check_end(path: Path, size: int) -> None:
-    """Raises a `ValueError` if the file ends before its voxels do."""
-    image: Any = nibabel.load(path)
-    needed = int(image.dataobj.offset) + int(np.prod(image.shape)) * image.get_data_dtype().itemsize
-    if size < needed:
-        raise ValueError(f"ends after {size} of {needed} bytes")

@@ -11,10 +11,12 @@ from bundle.data.prepare_archive import prepare_archive
 from bundle.data.prepared_volume import PreparedVolume, SkippedVolume, skipped_because
 from bundle.data.pretext_classes import PretextClasses, PretextClassesd, fit_pretext_classes
 from bundle.data.read import ReadVolumed, read_volume
+from bundle.data.region_appearance import RandRegionAppearanced
 from bundle.data.safe_names import result_names, table_row
 from bundle.data.scans import find_scans
 from bundle.data.volume_set import VolumeSet
 from bundle.data.weight_map import WeightMapd
+from bundle.data.wide_crops import RandWideCropd
 from bundle.stores.blosc2_store import Blosc2Store
 from bundle.stores.store import PlainStore, Store
 
@@ -35,6 +37,8 @@ __all__ = [
     "PretextClasses",
     "PretextClassesd",
     "RandForegroundCropd",
+    "RandRegionAppearanced",
+    "RandWideCropd",
     "ReadVolumed",
     "SkippedVolume",
     "Store",

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -42,6 +42,9 @@ class PlacedCropd(Randomizable, MapTransform):
             size: of the volume, voxels per axis.
         """
         raise NotImplementedError
+
+    def report(self, volumes: Sequence[PreparedVolume]) -> None:
+        """Says in the log what a user should know of crops of these volumes; here nothing."""
 
     def finish(self, item: dict[Any, Any], place: Crop) -> dict[Any, Any]:  # noqa: ARG002 - for subclasses
         """Changes what is not on the image's grid, boxes for example; here nothing."""
@@ -133,6 +136,19 @@ class RandForegroundCropd(PlacedCropd):
         return d, h, w
 
 
+class LastStep(Protocol):
+    """What is done with a crop last, in the process that loads it.
+
+    Attributes:
+        keys: names of the tensors that it can take.
+    """
+
+    keys: tuple[str, ...]
+
+    def __call__(self, crop: Mapping[str, Any]) -> dict[str, Any]:
+        """The item to hand on, from the crop's tensors, its `spacing`, and the numbers `draw` and `volume`."""
+
+
 class CropDataset(Dataset[dict[str, Any]]):
     """Crops of prepared volumes, by the number of the draw.
 
@@ -150,9 +166,11 @@ class CropDataset(Dataset[dict[str, Any]]):
         keys: of the tensors to hand on, where a crop has them.
         balance: a column of the volumes, such as "modality" or "folder": all its values are drawn equally often.
         balance_weights: by value, how often instead, such as ``{"CT": 1, "MR": 2}``; 1 for those that are not named.
+        last_step: what is done with each crop after `transform`, such as `bundle.masking.WideField`.
 
     Raises:
-        UserError: if the volumes have no such column, a weight does not fit, or there are weights without a column.
+        UserError: if the volumes have no such column, a weight does not fit, there are weights without a column, or
+            `last_step` cannot take one of `keys`.
     """
 
     def __init__(
@@ -165,9 +183,18 @@ class CropDataset(Dataset[dict[str, Any]]):
         keys: Sequence[str] = ("image", "clean", "valid", "foreground", "weight_map"),
         balance: str | None = None,
         balance_weights: Mapping[str, float] | None = None,
+        last_step: LastStep | None = None,
     ) -> None:
         self.data, self.transform, self.seed = list(data), transform, seed
-        self.keys = tuple(keys)
+        self.keys, self.last_step = tuple(keys), last_step
+        if last_step is not None and (unknown := sorted(set(keys) - set(last_step.keys))):
+            raise UserError(
+                f"crops have {', '.join(unknown)}, which {type(last_step).__name__} cannot take: leave out the config "
+                "that adds it, such as objective_pretext.yaml, or the one that sets train#dataset#last_step, such as "
+                "levels_wide.yaml"
+            )
+        if self.transform.transforms and isinstance(first := self.transform.transforms[0], PlacedCropd):
+            first.report(self.data)
         self.order: VolumeOrder
         if balance is not None:
             self.order = balanced_order(self.data, balance, balance_weights, seed)
@@ -191,7 +218,8 @@ class CropDataset(Dataset[dict[str, Any]]):
             (crop,) = crop
         plain = {key: crop[key].as_subclass(torch.Tensor).contiguous() for key in self.keys if key in crop}
         masks = {key: plain[key] > 0 for key in ("valid", "foreground") if key in plain}
-        return plain | masks | {"spacing": crop["spacing"], "draw": draw, "volume": volume}
+        item = plain | masks | {"spacing": crop["spacing"], "draw": draw, "volume": volume}
+        return item if self.last_step is None else self.last_step(item)
 
     def _crop(self, volume: PreparedVolume) -> Any:
         steps = self.transform.transforms

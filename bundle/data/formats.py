@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import gzip
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
 
+from bundle.data.cut_off import check_end
 from bundle.data.header_texts import TextHeader, read_text_header
 from bundle.data.sanity import check_affine, check_shape, check_size
 from bundle.errors import VolumeError
@@ -48,12 +51,14 @@ class FileHeader:
         channels: of a NIfTI file whose fourth axis holds several, how many; else 1.
         affine: ``[4, 4]``, from index to RAS mm.
         notes: what is assumed, a sentence each.
+        check_end: raises an error if the file of the voxels ends before they do. It seldom has to read them.
     """
 
     shape: tuple[int, ...]
     channels: int
     affine: np.ndarray
     notes: tuple[str, ...]
+    check_end: Callable[[], None]
 
 
 def read_file_header(file: str, name: str, *, stacked: bool = False) -> FileHeader:
@@ -102,7 +107,13 @@ def _check_nibabel(image: Any, name: str, stacked: bool) -> FileHeader:
     notes += _doubts(image)
     check_affine(affine, shape[:3], name)
     check_size(shape, name)
-    return FileHeader(shape[:3], shape[3] if is_stack else 1, affine, notes)
+    end = partial(check_end, Path(image.file_map["image"].filename), _bytes_to_the_end(image))
+    return FileHeader(shape[:3], shape[3] if is_stack else 1, affine, notes, end)
+
+
+def _bytes_to_the_end(image: Any) -> int:
+    """Of a file, unpacked, up to the last voxel."""
+    return int(image.dataobj.offset + np.prod(image.shape) * image.get_data_dtype().itemsize)
 
 
 def read_by_itk(file: str, name: str) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
@@ -110,7 +121,8 @@ def read_by_itk(file: str, name: str) -> tuple[np.ndarray, np.ndarray, tuple[str
     import itk  # noqa: PLC0415 - large, and not needed for NIfTI
     from monai.data import ITKReader  # noqa: PLC0415
 
-    _, shape, header = _open_by_itk(file, name)
+    kind, shape, header = _open_by_itk(file, name)
+    header.check_end(int(kind.GetImageSizeInBytes()))
     header.check_compressed()
     # to float in ITK: it has no images of int8 or of 64-bit integers in Python
     image = itk.imread(file, pixel_type=itk.F)
@@ -144,7 +156,7 @@ def _check_itk(file: str, name: str) -> FileHeader:
     affine = itk_affine(kind)
     affine[:3] *= header.millimetres(name)
     check_affine(affine, shape[:3], name)
-    return FileHeader(shape[:3], 1, affine, header.notes)
+    return FileHeader(shape[:3], 1, affine, header.notes, partial(header.check_end, int(kind.GetImageSizeInBytes())))
 
 
 def itk_affine(header: Any) -> np.ndarray:
@@ -235,9 +247,8 @@ def _verified(image: Any, file: str) -> Any:
     with Path(file).open("rb") as stream:
         if stream.read(2) != _GZIP:
             return image
-    needed = int(image.dataobj.offset + np.prod(image.shape) * image.get_data_dtype().itemsize)
     with gzip.open(file) as stream:
-        voxels = stream.read(needed)
+        voxels = stream.read(_bytes_to_the_end(image))
         while stream.read(_CHUNK):
             pass
     return type(image).from_bytes(voxels)

@@ -47,6 +47,7 @@ class OptionalSpacingd(MapTransform):
         keys: of the image.
         pixdim: mm per axis (R, A, S), or None for the volume's own on all.
         mode: interpolation, as in `monai.transforms.Spacing`.
+        keep_finer: an axis whose voxels are smaller than `pixdim` keeps its own.
 
     Example:
         >>> import torch
@@ -57,22 +58,34 @@ class OptionalSpacingd(MapTransform):
         [2.0, 2.0, 5.0]
         >>> OptionalSpacingd("image", None)({"image": image})["image"] is image
         True
+        >>> OptionalSpacingd("image", [2, 2, 2], keep_finer=True)({"image": image})["image"].pixdim.tolist()
+        [1.0, 1.0, 2.0]
     """
 
+    #: not an attribute of the object unless it is set: what volumes are kept under derives from these
+    keep_finer = False
+
     def __init__(
-        self, keys: KeysCollection = "image", pixdim: Sequence[float | None] | None = None, mode: str = "bilinear"
+        self,
+        keys: KeysCollection = "image",
+        pixdim: Sequence[float | None] | None = None,
+        mode: str = "bilinear",
+        *,
+        keep_finer: bool = False,
     ) -> None:
         super().__init__(keys)
         if pixdim is not None and (len(pixdim) != 3 or any(p is not None and p <= 0 for p in pixdim)):
             raise UserError(f"--spacing {pixdim} does not fit: give three sizes in mm such as [1, 1, 1], or null")
         self.pixdim, self.mode = pixdim, mode
+        if keep_finer:
+            self.keep_finer = True
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
         for key in self.key_iterator(item):
             if self.pixdim is not None and any(p is not None for p in self.pixdim):
                 current = item[key].pixdim.tolist()
-                wanted = [c if p is None else p for p, c in zip(self.pixdim, current)]
+                wanted = [c if p is None else min(p, c) if self.keep_finer else p for p, c in zip(self.pixdim, current)]
                 size = [round(n * c / w) for n, c, w in zip(item[key].shape[1:], current, wanted)]
                 check_size((len(item[key]), *size), str(item.get("name", "the volume")))
                 item[key] = _resample(item[key], wanted, self.mode)

@@ -11,6 +11,7 @@ import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bundle.data.cut_off import check_length, ends_as_gzip
 from bundle.errors import VolumeError
 
 __all__ = ["TextHeader", "read_text_header"]
@@ -68,15 +69,54 @@ class TextHeader:
         Raises:
             ValueError: if they are damaged.
         """
-        encoding, compressed = self.fields.get("encoding", ""), self.fields.get("compresseddata", "")
-        if encoding.lower() not in ("gzip", "gz") and compressed.lower() != "true":
+        if self._packing and (voxels := self._voxels()):
+            _check_checksum(*voxels)
+
+    def check_end(self, needed: int) -> None:
+        """Checks that the file of the voxels does not end before they do, and reads them only where nothing else tells.
+
+        Args:
+            needed: bytes of the voxels, unpacked.
+
+        Raises:
+            ValueError: if it ends too early.
+        """
+        voxels = self._voxels()
+        if voxels is None or self._is_text:
             return
+        file, start = voxels
+        size = self.fields.get("compresseddatasize", "")
+        if not self._packing:
+            check_length(file, start + needed)
+        elif size.isdigit():
+            check_length(file, start + int(size))
+        elif self._packing != "gzip" or not ends_as_gzip(file, needed):
+            _check_checksum(file, start)
+
+    @property
+    def _packing(self) -> str:
+        """How the voxels are compressed: "gzip", "zlib", or "" for not at all."""
+        encoding, compressed = self.fields.get("encoding", ""), self.fields.get("compresseddata", "")
+        if encoding.lower() in ("gzip", "gz"):
+            return "gzip"
+        return "zlib" if compressed.lower() == "true" else ""
+
+    @property
+    def _is_text(self) -> bool:
+        """Whether the voxels are written in a way whose length says nothing, such as digits."""
+        encoding = self.fields.get("encoding", "raw").lower()
+        return encoding not in ("raw", "gzip", "gz") or self.fields.get("binarydata", "true").lower() != "true"
+
+    def _voxels(self) -> tuple[Path, int] | None:
+        """The file of the voxels, and where they begin; None if they lie in several files, or after more to skip."""
+        if not self.fields:
+            return None
         names = ("data file", "datafile", "elementdatafile")
-        voxels = next((self.fields[name] for name in names if name in self.fields), "LOCAL")
-        if voxels == "LOCAL":
-            _check_checksum(self.file, self.end)
-        elif not re.match(r"LIST\b|.*%", voxels) and not {"line skip", "byte skip"} & self.fields.keys():
-            _check_checksum(self.file.parent / voxels, 0)
+        named = next((self.fields[name] for name in names if name in self.fields), "LOCAL")
+        if named == "LOCAL":
+            return self.file, self.end
+        skips = {"line skip", "byte skip", "headersize"} & self.fields.keys()
+        return None if re.match(r"LIST\b|.*%", named) or skips else (self.file.parent / named, 0)
 
 
 def read_text_header(file: str) -> TextHeader:

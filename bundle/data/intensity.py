@@ -11,6 +11,7 @@ import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
+from bundle.data.body import fill_axial_holes, find_largest_part, find_otsu_threshold
 from bundle.errors import UserError, VolumeError
 
 __all__ = ["Foregroundd", "Modalityd", "NormalizeByModalityd"]
@@ -91,9 +92,7 @@ class Foregroundd(MapTransform):
             raise VolumeError(
                 str(item.get("name", "the volume")), "shows no body, only background", "leave it out or set --modality"
             )
-        body = _largest_part(above)
-        for axial in range(body.shape[2]):
-            body[:, :, axial] = _without_holes(body[:, :, axial])
+        body = fill_axial_holes(find_largest_part(above))
         item["foreground"] = type(image)(torch.from_numpy(body[None].astype(np.uint8)), affine=image.affine)
         return item
 
@@ -179,26 +178,8 @@ class NormalizeByModalityd(MapTransform):
 def _threshold(image: torch.Tensor, modality: str) -> float:
     if modality == "CT":
         return _CT_BODY
-    import itk  # noqa: PLC0415 - large, and needed in the preparation of volumes only
-
     array = np.ascontiguousarray(image[0].cpu().numpy())
     low, high = np.percentile(array, (0.5, 99.5))
-    otsu = itk.OtsuThresholdImageFilter.New(itk.image_from_array(array.clip(low, high)))
-    otsu.Update()
+    otsu = find_otsu_threshold(array.clip(low, high))
     # where little air is in view, Otsu divides bright tissue from dark; the mean then keeps more of the body
-    return min(float(otsu.GetThreshold()), float(array.mean(dtype=np.float64)))
-
-
-def _largest_part(mask: np.ndarray) -> np.ndarray:
-    import itk  # noqa: PLC0415
-
-    parts = itk.connected_component_image_filter(itk.image_from_array(mask.astype(np.uint8)))
-    parts = itk.relabel_component_image_filter(parts)  # the largest becomes number 1
-    return np.ascontiguousarray(itk.array_view_from_image(parts) == 1)
-
-
-def _without_holes(mask: np.ndarray) -> np.ndarray:
-    import itk  # noqa: PLC0415
-
-    image = itk.image_from_array(np.ascontiguousarray(mask, dtype=np.uint8))
-    return itk.array_from_image(itk.binary_fillhole_image_filter(image, foreground_value=1)) > 0
+    return min(otsu, float(array.mean(dtype=np.float64)))

@@ -181,9 +181,14 @@ def _prepare(
     tasks: Sequence[FoundVolume], preparation: Preparation, workers: int, memory_gb: float | None, worth: int
 ) -> Iterator[tuple[int, _Result]]:
     left = dict(enumerate(tasks))
-    if tasks and (worth == 0 or (workers > 1 and sum(map(_size, tasks)) >= worth)):
+    sizes = [_size(task) for task in tasks]
+    if tasks and (worth == 0 or (workers > 1 and sum(sizes) >= worth)):
+        # the largest first, so that at the end no process waits for one that has just begun with it
+        order = sorted(left, key=lambda number: -sizes[number])
+        ordered = [tasks[number] for number in order]
         try:
-            for number, result in run_in_processes(preparation, tasks, processes=workers, memory_gb=memory_gb):
+            for place, result in run_in_processes(preparation, ordered, processes=workers, memory_gb=memory_gb):
+                number = order[place]
                 name = left.pop(number).name
                 yield number, _skipped_if_lost(name, result)
         except NoProcessesError as error:

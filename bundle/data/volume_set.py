@@ -21,7 +21,7 @@ from bundle.data.split import check_fold, split_volumes
 from bundle.errors import UserError
 from bundle.stores.store import Store, open_store
 
-__all__ = ["VolumeSet", "hashed", "listed_by_one"]
+__all__ = ["VolumeSet", "hashed", "listed_by_one", "prepare_together"]
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ class VolumeSet:
         self.preparation = Preparation(transform, open_store(store, Path(cache_dir)))
         listed = listed_by_one(lambda: find(dataset_dir))
         found = [volume for volume in listed if volume.part != "test"]  # neither trained nor validated on
-        results = self._prepare(found, workers, memory_gb)
+        results = prepare_together(found, self.preparation, workers=workers, memory_gb=memory_gb)
         if hash_names:
             results = [hashed(result, found) for result in results]
         self.skipped = [result for result in results if isinstance(result, SkippedVolume)]
@@ -152,26 +152,36 @@ class VolumeSet:
         parts = {"training": self.training, "validation": self.validation}
         return {part: sorted({v.fingerprint for v in vs if v.fingerprint}) for part, vs in parts.items()}
 
-    def _prepare(
-        self, found: Sequence[FoundVolume], workers: int, memory_gb: float | None
-    ) -> list[PreparedVolume | SkippedVolume]:
-        rank, world = (dist.get_rank(), dist.get_world_size()) if _distributed() else (0, 1)
-        results: list[PreparedVolume | SkippedVolume] | UserError
-        try:
-            results, _ = prepare_all(
-                found[rank::world], self.preparation, workers=workers, memory_gb=memory_gb, quiet=rank > 0
-            )
-        except UserError as error:  # the other processes must not wait for this one
-            results = error
-        shared: list[Any] = [results]
-        if world > 1:
-            shared = [None] * world
-            dist.all_gather_object(shared, results)
-        for part in shared:
-            if isinstance(part, UserError):
-                raise part
-        results = [result for part in shared for result in part]
-        return sorted(results, key=lambda result: result.name)
+
+def prepare_together(
+    found: Sequence[FoundVolume], preparation: Preparation, *, workers: int = 1, memory_gb: float | None = None
+) -> list[PreparedVolume | SkippedVolume]:
+    """A result for each volume, sorted by name. Under torchrun the processes share the work. All must call it.
+
+    Args:
+        found: the same volumes in every process.
+        preparation: prepares one.
+        workers: volumes that a process prepares at a time.
+        memory_gb: that these together may take; None sets no bound.
+
+    Raises:
+        UserError: if the store takes no more.
+    """
+    rank, world = (dist.get_rank(), dist.get_world_size()) if _distributed() else (0, 1)
+    results: list[PreparedVolume | SkippedVolume] | UserError
+    try:
+        results, _ = prepare_all(found[rank::world], preparation, workers=workers, memory_gb=memory_gb, quiet=rank > 0)
+    except UserError as error:  # the other processes must not wait for this one
+        results = error
+    shared: list[Any] = [results]
+    if world > 1:
+        shared = [None] * world
+        dist.all_gather_object(shared, results)
+    for part in shared:
+        if isinstance(part, UserError):
+            raise part
+    results = [result for part in shared for result in part]
+    return sorted(results, key=lambda result: result.name)
 
 
 def listed_by_one(find: Callable[[], list[FoundVolume]]) -> list[FoundVolume]:

@@ -16,7 +16,7 @@ __all__ = ["seen_notes"]
 def seen_notes(
     volumes: Sequence[FoundVolume], fingerprints: Mapping[str, Sequence[str]] | None, *, hashed: bool = False
 ) -> list[str]:
-    """A line on scans that were trained on, and one on those that chose the model's epoch.
+    """A line each on scans that were trained on, on those trained on without labels, and on those that chose the epoch.
 
     Args:
         volumes: the scans.
@@ -31,6 +31,7 @@ def seen_notes(
     notes = []
     for part, meaning in (
         ("training", "were trained on, so these values are not those of new scans"),
+        ("unlabelled", "were trained on without their labels, so these values are not quite those of new scans"),
         ("validation", "chose the model's epoch, so these values are a little too good"),
     ):
         if seen := [name for name, digest in own if digest and digest in fingerprints.get(part, ())]:

@@ -47,7 +47,7 @@ class Reconstruction(Objective):
         loss = self.level_weights[0] * loss
         for number, (reconstruction, level) in enumerate(zip(rest, target["children"], strict=True), 1):
             found, metrics = self.voxels(
-                reconstruction, level.image, level.valid, level.hidden, level.foreground, total=totals[number]
+                reconstruction, level.clean, level.valid, level.hidden, level.foreground, total=totals[number]
             )
             loss = loss + self.level_weights[number] * found
             terms |= {f"{name}_level{number + 1}": metrics[name] for name in ("reconstruction", "zero_predictor")}
@@ -74,7 +74,7 @@ class Alignment(Objective):
         super().__init__(weight=weight)
         self.pairs = pairs
 
-    def loss(self, made: Sequence[Pairs], target: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:  # noqa: ARG002
+    def loss(self, made: Sequence[Pairs], target: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean over the pairs of depths or levels."""
-        found: tuple[Tensor, dict[str, Tensor]] = self.pairs(made)
+        found: tuple[Tensor, dict[str, Tensor]] = self.pairs(made, target)
         return found

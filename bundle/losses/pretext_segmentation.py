@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bundle.networks import Objective, View
 
-__all__ = ["PretextSegmentation"]
+__all__ = ["PretextSegmentation", "on_grid"]
 
 
 class PretextSegmentation(Objective):
@@ -63,7 +63,7 @@ class PretextSegmentation(Objective):
         """
         (logits,) = made
         grid = logits.shape[2:]
-        classes, valid = (_on_grid(target[name], grid)[:, 0] for name in (self.key, "valid"))
+        classes, valid = (on_grid(target[name], grid)[:, 0] for name in (self.key, "valid"))
         hidden = F.interpolate(target["hidden"].float(), size=grid)[:, 0] > 0
         weight = valid.float() * torch.where(hidden, self.hidden_weight, 1.0)
         each = F.cross_entropy(logits.float(), classes.long(), reduction="none")
@@ -90,7 +90,7 @@ class ClassHead(nn.Module):
         return [self.classes(views[0].decoded)]
 
 
-def _on_grid(voxels: Tensor, grid: Sequence[int]) -> Tensor:
+def on_grid(voxels: Tensor, grid: Sequence[int]) -> Tensor:
     """Every voxel in the middle of a site of a coarser grid; all of them on a grid of the same size."""
     steps = [size // sites for size, sites in zip(voxels.shape[2:], grid)]
     d, h, w = (slice(step // 2, None, step) for step in steps)

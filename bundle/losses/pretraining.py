@@ -97,11 +97,22 @@ class PretrainingLoss(nn.Module):
                 known.update(more)
         return found
 
-    def restore(self, output: PretrainingOutput, target: dict[str, Any]) -> Tensor:
-        """The reconstruction in the image's own units, ``[B, C, D, H, W]``."""
-        image, hidden = target.get("clean", target["image"]), output["hidden"]
+    def restore(self, output: PretrainingOutput, target: dict[str, Any], level: int = 0) -> Tensor:
+        """The reconstruction in the image's own units, ``[B, C, D, H, W]``.
+
+        Args:
+            output: of the pre-training network.
+            target: as for `forward`.
+            level: 0 for the crops, 1 and 2 for the levels of children.
+        """
+        if level > 0:
+            children = target["children"][level - 1]
+            image, valid, hidden = children.clean, children.valid, children.hidden
+        else:
+            image, valid, hidden = target.get("clean", target["image"]), target["valid"], output["hidden"]
+        made = output["made"]["reconstruction"][level] if level > 0 else output["reconstruction"]
         cell = [s // h for s, h in zip(image.shape[2:], hidden.shape[2:])]
-        return self.reconstruction.restore(output["reconstruction"], image, target["valid"], cell)
+        return self.reconstruction.restore(made, image, valid, cell)
 
     @contextmanager
     def on_this_process_alone(self) -> Iterator[None]:

@@ -5,6 +5,7 @@ from bundle.masking.batch import MaskedBatch
 from bundle.masking.levels import ChildLevel, LevelBatch, MaskInMask
 from bundle.masking.rules import AdaptiveBlocks, MaskRule, PhysicalBlocks, UniformCells
 from bundle.masking.sampler import BatchMask, MaskSampler
+from bundle.masking.wide_field import WideField
 
 __all__ = [
     "AdaptiveBlocks",
@@ -17,4 +18,5 @@ __all__ = [
     "MaskedBatch",
     "PhysicalBlocks",
     "UniformCells",
+    "WideField",
 ]

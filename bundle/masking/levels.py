@@ -7,9 +7,9 @@ child's centre always lies in a masked cell of its parent, and which one is draw
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +17,10 @@ from torch import Tensor
 
 from bundle.cells import Triple, triple
 from bundle.errors import UserError
+from bundle.masking.places import place_centre, place_inside
 from bundle.masking.sampler import BatchMask, MaskSampler, make_generator
 
-__all__ = ["ChildLevel", "LevelBatch", "MaskInMask"]
+__all__ = ["ChildLevel", "LevelBatch", "MaskInMask", "Parents"]
 
 #: sets the places of children apart from masks and crops, which derive from the same seed and draw
 _PLACE_STREAM = 3
@@ -35,6 +36,8 @@ class ChildLevel:
         extent: voxels of the parent's that a child covers on each axis; None takes `size`. Another than `size` is
             resampled, so that children show more or less detail than the parent.
         extent_mm: the same in mm, on all axes or on each, rounded to voxels of the parent's; instead of `extent`.
+        inside: children lie in hidden cells with all that they cover, where there is such a place. False, and where
+            there is none: with their centres.
 
     Raises:
         UserError: if a size does not fit.
@@ -48,6 +51,7 @@ class ChildLevel:
         size: Sequence[int] = (32, 32, 32),
         extent: Sequence[int] | None = None,
         extent_mm: float | Sequence[float] | None = None,
+        inside: bool = False,
     ) -> None:
         cell = masking.cell
         if len(size) != 3 or any(s <= 0 or s % c for s, c in zip(size, cell)) or tuple(size) == tuple(cell):
@@ -59,7 +63,7 @@ class ChildLevel:
             raise UserError(f"children {children} does not fit: give at least 1, or leave the level out")
         if extent is not None and extent_mm is not None:
             raise UserError("a child has both extent and extent_mm: give one of them")
-        self.masking, self.children, self.size = masking, children, triple(size)
+        self.masking, self.children, self.size, self.inside = masking, children, triple(size), inside
         self.extent = None if extent is None else triple(extent)
         self.extent_mm: tuple[float, ...] | None = None
         if extent_mm is not None:
@@ -82,6 +86,10 @@ class ChildLevel:
         return extent
 
 
+def _no_tensor() -> Tensor:
+    return torch.empty(0)
+
+
 @dataclass
 class LevelBatch:
     """The children of one level, of all samples, as one batch of ``B * children`` rows.
@@ -94,8 +102,10 @@ class LevelBatch:
         hidden: bool ``[N, 1, d, h, w]`` on cells.
         spacing: ``[N, 3]``, voxel size in mm.
         parent: int64 ``[N]``, the row of the level before that a child was cut from.
-        corner: ``[N, 3]``, the child's first corner in voxels of that parent.
-        extent: ``[N, 3]``, what it covers in voxels of that parent.
+        corner: ``[N, 3]``, the child's first corner in voxels of that parent; float64 if its voxels are finer, so that
+            the corner may lie within one of the parent's, else int64.
+        extent: ``[N, 3]``, what it covers in voxels of that parent; of the same type.
+        clean: ``[N, C, D, H, W]``, what is to be reconstructed; the image, unless that was degraded.
     """
 
     image: Tensor
@@ -107,10 +117,16 @@ class LevelBatch:
     parent: Tensor
     corner: Tensor
     extent: Tensor
+    clean: Tensor = field(default_factory=_no_tensor)
+
+    def __post_init__(self) -> None:
+        if not self.clean.numel():
+            self.clean = self.image
 
     def to(self, *args: object, **kwargs: object) -> LevelBatch:
-        """With every tensor moved as `torch.Tensor.to` does."""
-        return LevelBatch(**{name: value.to(*args, **kwargs) for name, value in vars(self).items()})
+        """With every tensor moved as `torch.Tensor.to` does, each of them once."""
+        tensors = {name: value for name, value in vars(self).items() if name != "clean" or value is not self.image}
+        return LevelBatch(**{name: value.to(*args, **kwargs) for name, value in tensors.items()})
 
 
 class MaskInMask:
@@ -137,7 +153,14 @@ class MaskInMask:
         return passes
 
     def __call__(
-        self, image: Tensor, valid: Tensor, foreground: Tensor, draw: Tensor, spacing: Tensor, weight: Tensor | None
+        self,
+        image: Tensor,
+        valid: Tensor,
+        foreground: Tensor,
+        draw: Tensor,
+        spacing: Tensor,
+        weight: Tensor | None,
+        clean: Tensor | None = None,
     ) -> tuple[BatchMask, list[LevelBatch]]:
         """The crops' masks and the levels of children.
 
@@ -148,39 +171,62 @@ class MaskInMask:
             draw: int64 ``[B]``, the number of each sample's draw, on which all randomness depends.
             spacing: ``[B, 3]``, voxel size in mm.
             weight: ``[B, 1, D, H, W]`` or None.
+            clean: as `image`, what is to be reconstructed where that was degraded.
         """
         mask = self.masking(valid, draw, spacing, weight)
+        images = {"image": image} if clean is None else {"image": image, "clean": clean}
+        return self.cut_levels(Parents(images, valid, foreground, spacing, draw, mask, triple(self.masking.cell)))
+
+    def find_weight(self, batch: Mapping[str, Any]) -> Tensor | None:
+        """What `weight` names in a batch, or in a crop; None if it names nothing.
+
+        Raises:
+            UserError: if it is not there.
+        """
+        if self.weight is None:
+            return None
+        if self.weight not in batch:
+            raise UserError(
+                f"mask_in_mask#weight asks for {self.weight!r}, which the crops do not have: choose "
+                "foreground, or give --weight_maps"
+            )
+        found: Tensor = batch[self.weight]
+        return found
+
+    def cut_levels(self, parents: Parents, first: int = 1) -> tuple[BatchMask, list[LevelBatch]]:
+        """The levels of children from number `first` on, and the masks of the parents, which may have changed."""
+        mask = parents.mask
         batches: list[LevelBatch] = []
-        parent = _Parent(image, valid, foreground, spacing, draw, mask, self.masking.cell)
-        for number, level in enumerate(self.levels, 1):
-            batch, draws, seen_anew = self._cut(number, level, parent)
-            if number == 1:
+        for number in range(first, len(self.levels) + 1):
+            batch, draws, seen_anew = self.cut_level(number, parents)
+            if number == first:
                 mask = seen_anew
             else:
                 batches[-1].visible, batches[-1].hidden = seen_anew
             batches.append(batch)
-            children_mask = BatchMask(batch.visible, batch.hidden)
-            parent = _Parent(
-                batch.image, batch.valid, batch.foreground, batch.spacing, draws, children_mask, level.masking.cell
-            )
+            parents = Parents.from_children(batch, draws, self.levels[number - 1].masking.cell)
         return mask, batches
 
-    def _cut(self, number: int, level: ChildLevel, parent: _Parent) -> tuple[LevelBatch, Tensor, BatchMask]:
-        """The children of one level, the numbers of their draws, and their parents' mask, which may have changed."""
-        size = triple(parent.image.shape[2:])
-        hidden, valid = parent.mask.hidden.clone(), parent.mask.visible | parent.mask.hidden
-        cut: dict[str, list[Tensor]] = {"image": [], "valid": [], "foreground": []}
+    def cut_level(self, number: int, parents: Parents) -> tuple[LevelBatch, Tensor, BatchMask]:
+        """The children of a level, the numbers of their draws, and their parents' masks, which may have changed."""
+        level, size = self.levels[number - 1], triple(parents.valid.shape[2:])
+        hidden, valid = parents.mask.hidden.clone(), parents.mask.visible | parents.mask.hidden
+        cell = triple(c * g for c, g in zip(parents.cell, parents.grain))
+        cut: dict[str, list[Tensor]] = {name: [] for name in (*parents.images, "valid", "foreground")}
         corners, extents, draws = [], [], []
-        for row, draw in enumerate(parent.draw.tolist()):
-            extent = level.find_extent(parent.spacing[row].tolist(), size)
+        for row, draw in enumerate(parents.draw.tolist()):
+            extent = level.find_extent(parents.spacing[row].tolist(), size)
             generator = make_generator(self.masking.seed, _PLACE_STREAM, number, draw)
             for child in range(level.children):
-                corner = _place(hidden[row, 0], valid[row, 0], parent.cell, size, extent, generator)
+                corner = place_inside(hidden[row, 0], cell, size, extent, generator) if level.inside else None
+                if corner is None:
+                    corner = place_centre(hidden[row, 0], valid[row, 0], cell, size, extent, generator)
                 place = [slice(c, c + e) for c, e in zip(corner, extent)]
                 window = (row, slice(None), place[0], place[1], place[2])
-                cut["image"].append(_resized(parent.image[window], level.size))
-                cut["valid"].append(_resized(parent.valid[window].float(), level.size) >= 0.5)
-                cut["foreground"].append(_resized(parent.foreground[window].float(), level.size) >= 0.5)
+                for name, image in parents.images.items():
+                    cut[name].append(_resized(image[window], level.size))
+                cut["valid"].append(_resized(parents.valid[window].float(), level.size) >= 0.5)
+                cut["foreground"].append(_resized(parents.foreground[window].float(), level.size) >= 0.5)
                 corners.append(corner)
                 extents.append(extent)
                 draws.append(draw * level.children + child)
@@ -188,66 +234,53 @@ class MaskInMask:
         empty = ~tensors["valid"].flatten(1).any(1)  # nothing but padding: then the padding is what there is
         tensors["valid"] = tensors["valid"] | empty[:, None, None, None, None]
         child_draws, wide = torch.tensor(draws), torch.tensor(extents)
-        spacing = parent.spacing.repeat_interleave(level.children, 0) * wide / torch.tensor(level.size)
+        spacing = parents.spacing.repeat_interleave(level.children, 0) * wide / torch.tensor(level.size)
         masked = level.masking(tensors["valid"], child_draws, spacing, stream=(number,))
         batch = LevelBatch(
             **tensors,
             visible=masked.visible,
             hidden=masked.hidden,
-            spacing=spacing.to(parent.spacing.dtype),
-            parent=torch.arange(len(parent.image)).repeat_interleave(level.children),
-            corner=torch.tensor(corners),
-            extent=wide,
+            spacing=spacing.to(parents.spacing.dtype),
+            parent=torch.arange(len(parents.valid)).repeat_interleave(level.children),
+            corner=_in_voxels_of_the_parent(torch.tensor(corners), parents.grain),
+            extent=_in_voxels_of_the_parent(wide, parents.grain),
         )
         return batch, child_draws, BatchMask(visible=valid & ~hidden, hidden=hidden)
 
 
-class _Parent(NamedTuple):
-    """What children are cut from: a batch of crops, or of children."""
+class Parents(NamedTuple):
+    """What children are cut from: a batch of crops, or of children.
 
-    image: Tensor
+    Attributes:
+        images: by name, ``[N, C, D, H, W]`` each.
+        valid: bool ``[N, 1, D, H, W]``.
+        foreground: bool ``[N, 1, D, H, W]``.
+        spacing: ``[N, 3]``, voxel size of these in mm.
+        draw: int64 ``[N]``.
+        mask: of what the network sees of them.
+        cell: voxels of a cell on each axis, as the network sees them.
+        grain: voxels of these for each voxel that the network sees, on each axis.
+    """
+
+    images: Mapping[str, Tensor]
     valid: Tensor
     foreground: Tensor
     spacing: Tensor
     draw: Tensor
     mask: BatchMask
-    cell: Sequence[int]
+    cell: Triple
+    grain: Triple = (1, 1, 1)
+
+    @classmethod
+    def from_children(cls, batch: LevelBatch, draw: Tensor, cell: Sequence[int]) -> Parents:
+        """The children of one level as parents of the next."""
+        images = {"image": batch.image} if batch.clean is batch.image else {"image": batch.image, "clean": batch.clean}
+        mask = BatchMask(batch.visible, batch.hidden)
+        return cls(images, batch.valid, batch.foreground, batch.spacing, draw, mask, triple(cell))
 
 
-def _place(
-    hidden: Tensor, valid: Tensor, cell: Sequence[int], size: Triple, extent: Triple, generator: torch.Generator
-) -> Triple:
-    """The first corner of a child that lies in the parent and has its centre in a hidden cell.
-
-    Where no hidden cell can hold a centre, because all lie too near the border, one of them changes places with a
-    visible one that can: the tensor `hidden` is changed.
-    """
-    # per axis and cell: the corners that put the centre, corner + extent / 2, into it
-    ranges = []
-    for voxels, wide, width in zip(size, extent, cell):
-        first = torch.arange(0, voxels, width)
-        low = (first - wide / 2).ceil().clamp(min=0).long()
-        high = ((first + width - wide / 2).ceil().long() - 1).clamp(max=voxels - wide)
-        ranges.append((low, high))
-    can = [high >= low for low, high in ranges]
-    possible = can[0][:, None, None] & can[1][:, None] & can[2]
-    if not (hidden & possible).any():
-        if not (valid & possible).any():  # a volume of a few voxels in the corner of its crop: as near as can be
-            middle = hidden.nonzero()[0] * torch.tensor(cell) + torch.tensor(cell) // 2 - torch.tensor(extent) // 2
-            return triple(middle.clamp(min=0).minimum(torch.tensor(size) - torch.tensor(extent)).tolist())
-        hidden[_draw_one(hidden, generator)] = False
-        hidden[_draw_one(valid & possible, generator)] = True
-    corner = []
-    for (low, high), index in zip(ranges, _draw_one(hidden & possible, generator)):
-        least, most = int(low[index]), int(high[index])
-        corner.append(least + int(torch.randint(most - least + 1, (1,), generator=generator)))
-    return triple(corner)
-
-
-def _draw_one(cells: Tensor, generator: torch.Generator) -> Triple:
-    """The place of one of the cells that are True, drawn evenly."""
-    places = cells.nonzero()
-    return triple(places[int(torch.randint(len(places), (1,), generator=generator))].tolist())
+def _in_voxels_of_the_parent(voxels: Tensor, grain: Triple) -> Tensor:
+    return voxels if max(grain) == 1 else voxels.double() / torch.tensor(grain)
 
 
 def _resized(x: Tensor, size: Triple) -> Tensor:

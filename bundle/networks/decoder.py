@@ -53,6 +53,9 @@ class Decoder(nn.Module):
         blocks: convolution blocks per level.
         channels: of the volume to reconstruct.
 
+    Attributes:
+        decoded_channels: of what `decode_each` gives, finest level first.
+
     Raises:
         UserError: if the encoder has no level of that stride.
     """
@@ -76,6 +79,7 @@ class Decoder(nn.Module):
         self.levels = list(levels[strides.index(stride) :])
         self.channels = channels
         widths = [min(width * 2**i, max_width) for i in range(len(self.levels))]
+        self.decoded_channels = widths
         self.densify = nn.ModuleList(Densify(level.channels, w) for level, w in zip(self.levels, widths))
         self.refine = nn.ModuleList(nn.Sequential(*(_block(w) for _ in range(blocks))) for w in widths)
         self.upsample = nn.ModuleList()
@@ -91,11 +95,17 @@ class Decoder(nn.Module):
 
     def decode(self, features: Sequence[SparseVolume]) -> Tensor:
         """The encoder's features, finest first, to the decoder's last: ``[B, width, d, h, w]`` at its stride."""
+        return self.decode_each(features)[0]
+
+    def decode_each(self, features: Sequence[SparseVolume]) -> list[Tensor]:
+        """What the decoder makes at each of its levels, finest first."""
         used = features[-len(self.levels) :]
         x = self.refine[-1](self.densify[-1](used[-1]))
+        decoded = [x]
         for i in reversed(range(len(self.levels) - 1)):
             x = self.refine[i](self.upsample[i](x) + self.densify[i](used[i]))
-        return x
+            decoded.append(x)
+        return decoded[::-1]
 
     def reconstruct(self, decoded: Tensor) -> Tensor:
         """What `decode` made to ``[B, channels, D, H, W]``: a site's values are ``stride^3`` voxels."""

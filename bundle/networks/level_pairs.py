@@ -90,7 +90,7 @@ class VolumeLevelPairs(nn.Module):
 
 
 def sample_at(features: SparseVolume, rows: Tensor, place: Tensor) -> Tensor:
-    """``[M, C]``: features at places between sites, trilinear between the sites that exist.
+    """``[M, C]``: features at places between sites, trilinear between the sites that exist, in float32.
 
     Args:
         features: of a level.
@@ -112,7 +112,7 @@ def sample_at(features: SparseVolume, rows: Tensor, place: Tensor) -> Tensor:
         weight = weight * exists
         total = total + weight[:, None] * features.at(safe).float()
         weights = weights + weight
-    return total / weights.clamp(min=1e-6)[:, None]
+    return (total / weights.clamp(min=1e-6)[:, None]).float()
 
 
 def _any_site(features: SparseVolume) -> Tensor:

@@ -29,6 +29,9 @@ class NnunetDecoder(nn.Module):
         encoder: a ResidualEncoderUNet or a PlainConvUNet.
         channels: of the volume to reconstruct.
 
+    Attributes:
+        decoded_channels: of what `decode_each` gives, finest level first.
+
     Raises:
         UserError: if the encoder is another network.
     """
@@ -45,6 +48,7 @@ class NnunetDecoder(nn.Module):
         network.apply(network.initialize)  # as nnU-Net begins
         self.stages, self.transpconvs = network.decoder.stages, network.decoder.transpconvs
         self.head = nn.Conv3d(encoder.levels[0].channels, channels, kernel_size=1)
+        self.decoded_channels = [level.channels for level in encoder.levels[:-1]]
         tokens = (torch.empty(level.channels) for level in encoder.levels)
         self.mask_tokens = nn.ParameterList(nn.init.trunc_normal_(token, std=0.02) for token in tokens)
 
@@ -64,10 +68,16 @@ class NnunetDecoder(nn.Module):
 
     def decode(self, features: Sequence[SparseVolume]) -> Tensor:
         """The encoder's features, finest first, to the decoder's last, at full resolution."""
+        return self.decode_each(features)[0]
+
+    def decode_each(self, features: Sequence[SparseVolume]) -> list[Tensor]:
+        """What the decoder makes at each of its levels, finest first: all but the encoder's coarsest."""
         *skips, x = (level.to_dense(fill=token) for level, token in zip(features, self.mask_tokens, strict=True))
+        decoded = []
         for upsample, stage, skip in zip(self.transpconvs, self.stages, reversed(skips), strict=True):
             x = stage(torch.cat((upsample(x), skip), 1))
-        return x
+            decoded.append(x)
+        return decoded[::-1]
 
     def reconstruct(self, decoded: Tensor) -> Tensor:
         """What `decode` made to ``[B, channels, D, H, W]``."""

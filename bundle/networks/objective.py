@@ -29,7 +29,9 @@ class Objective(ABC):
     dense and cover the hidden cells as well; spacing and place. A head that predicts at full resolution takes
     ``view.decoded``, or has another decoder, on ``view.features``. With `needs_whole` the call is
     ``heads(views, teacher)``: ``view.full`` then has the teacher's features of all cells that have data, and `teacher`
-    is the moving average of these same heads, never trained.
+    is the moving average of these same heads, never trained. With `needs_decoded`
+    every view has what the decoder makes at each of its levels, ``view.decodings``. With both, the teacher has a
+    decoder as well, and the crops' view has what that one makes of the whole, ``view.full_decodings``.
 
     Heads that have nothing to say of these views return None or an empty list. Their loss is then left out.
 
@@ -45,6 +47,8 @@ class Objective(ABC):
 
     Attributes:
         needs_whole: whether the heads need the teacher. A network without one refuses the objective.
+        needs_decoded: whether they need what the decoder makes at each of its levels; with `needs_whole` the
+            teacher's, too.
         warm_up: from 0 to 1, a factor of `weight`; `WarmUpObjective` raises it in the first steps.
 
     Examples:
@@ -57,6 +61,7 @@ class Objective(ABC):
     """
 
     needs_whole: bool = False
+    needs_decoded: bool = False
 
     def __init__(self, *, heads: nn.Module | None = None, weight: float = 1.0) -> None:
         self.heads, self.weight, self.warm_up = heads, weight, 1.0

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from bundle.errors import UserError
+from bundle.networks.key_queue import KeyQueue
 from bundle.sparse import SparseVolume
 
 __all__ = ["Children", "Pairs", "View", "find_pairs", "make_head"]
@@ -24,12 +25,14 @@ class Pairs:
         key: ``[N, C]``; detached if a teacher made it.
         volume: int64 ``[N]``, the sample in the batch that the place lies in.
         position: ``[N, 3]``, the place's centre in mm from the crop's corner.
+        queue: keys of earlier batches, for a loss that takes negatives from them.
     """
 
     query: Tensor
     key: Tensor
     volume: Tensor
     position: Tensor
+    queue: KeyQueue | None = None
 
 
 @dataclass
@@ -45,6 +48,9 @@ class View:
         parent: int64 ``[N]``, the row of the level before that each was cut from; None for the crops themselves.
         decoded: ``[N, C, d, h, w]``, the decoder's last features, of hidden places as well, on its finest grid; None
             before the decoder has run.
+        decodings: what the decoder made at each of its levels, finest first; the first one is `decoded`. Empty where
+            no heads ask for it.
+        full_decodings: the same by the teacher, of all that has data; None where no heads ask for it, and of children.
     """
 
     features: Sequence[SparseVolume]
@@ -54,6 +60,8 @@ class View:
     origin: Tensor
     parent: Tensor | None = None
     decoded: Tensor | None = None
+    decodings: Sequence[Tensor] = ()
+    full_decodings: Sequence[Tensor] | None = None
 
 
 class Children(Protocol):
@@ -65,7 +73,7 @@ class Children(Protocol):
         hidden: bool ``[N, 1, d, h, w]`` on cells.
         spacing: ``[N, 3]``, voxel size in mm.
         parent: int64 ``[N]``, the row of the level before that a child was cut from.
-        corner: ``[N, 3]``, the child's first corner in voxels of that parent.
+        corner: ``[N, 3]``, the child's first corner in voxels of that parent, not always whole ones.
     """
 
     image: Tensor

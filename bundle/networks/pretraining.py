@@ -61,7 +61,7 @@ class PretrainingNetwork(nn.Module):
         alignment: draws pairs of features to be aligned, or None; the heads of the objective "alignment".
         objectives: further pretext tasks by name; their heads become submodules of that name.
         teacher_momentum: of a teacher, the moving average of the encoder and of the heads that use it, which sees the
-            whole volume; None has no teacher.
+            whole volume; None has no teacher. It has a decoder, too, where an objective needs one.
         sparse: False encodes the crop densely with its hidden voxels set to zero: a plain masked autoencoder, for
             comparison. The same network, masks and losses.
         executor: how the encoder runs sparsely, one of `SparseVolume.known_executors()`.
@@ -130,12 +130,23 @@ class PretrainingNetwork(nn.Module):
                     "network_def#teacher_momentum is set, but neither alignment heads nor an objective needs a "
                     "teacher: set it to null, or network_def#alignment"
                 )
-            self.teacher = Teacher(encoder, taught, teacher_momentum)
+            self.teacher = Teacher(encoder, taught, teacher_momentum, decoder if self._teacher_decodes else None)
         elif isinstance(alignment, EncoderDepthPairs):
             alignment.predict[-1].requires_grad_(False)  # the coarsest depth is a query only against a teacher
 
+    @property
+    def _teacher_decodes(self) -> bool:
+        return any(objective.needs_whole and objective.needs_decoded for objective in self._further.values())
+
     def forward(
-        self, image: Tensor, *, visible: Tensor, hidden: Tensor, spacing: Tensor, children: Sequence[Children] = ()
+        self,
+        image: Tensor,
+        *,
+        visible: Tensor,
+        hidden: Tensor,
+        spacing: Tensor,
+        children: Sequence[Children] = (),
+        teacher_image: Tensor | None = None,
     ) -> PretrainingOutput:
         """One masked pass over the crops, and one over each level of children.
 
@@ -146,15 +157,19 @@ class PretrainingNetwork(nn.Module):
             hidden: bool ``[B, 1, d, h, w]`` on cells, passed on to the loss.
             spacing: ``[B, 3]``, voxel size in mm.
             children: levels of volumes cut from the hidden part.
+            teacher_image: the same crops as the teacher sees them, where that is another image.
         """
         with torch.autocast(image.device.type, dtype=self.autocast, enabled=self.autocast is not None):
             views = self._encode_all(image, visible, hidden, spacing, children)
             reconstructions = []
             for view in views:
-                view.decoded = self.decoder.decode(view.features)
+                if any(objective.needs_decoded for objective in self._further.values()):
+                    view.decodings = self.decoder.decode_each(view.features)
+                view.decoded = view.decodings[0] if view.decodings else self.decoder.decode(view.features)
                 reconstructions.append(self.decoder.reconstruct(view.decoded).to(image.dtype))
             if self.teacher is not None:
-                seen = [(image, visible, hidden), *((level.image, level.visible, level.hidden) for level in children)]
+                whole = image if teacher_image is None else teacher_image
+                seen = [(whole, visible, hidden), *((level.image, level.visible, level.hidden) for level in children)]
                 self._show_whole(self.teacher, views, seen)
             made = {"reconstruction": reconstructions, **self._call_heads(views)}
         visible, hidden = (send(mask, image.device) for mask in (visible, hidden))
@@ -203,6 +218,8 @@ class PretrainingNetwork(nn.Module):
             count = max(1, count - 1)
         for view, (image, visible, hidden) in zip(views[:count], seen):
             view.full = teacher.encode(SparseVolume.from_dense(image, visible | hidden, self.executor))
+        if self._teacher_decodes:
+            views[0].full_decodings = teacher.decode_each(views[0].full or ())
 
     def _call_heads(self, views: list[View]) -> dict[str, Any]:
         """What the heads beside the decoder make of the views, by the names of their objectives."""
@@ -226,12 +243,12 @@ class PretrainingNetwork(nn.Module):
     def update_teacher(self) -> None:
         """Moves the teacher, if there is one, towards the encoder: to be called after every step of the optimizer."""
         if self.teacher is not None:
-            self.teacher.update(self.encoder, self._taught_heads())
+            self.teacher.update(self.encoder, self._taught_heads(), self.decoder)
 
     def restart_teacher(self) -> None:
         """Makes the teacher, if there is one, a copy of the encoder and heads as they are now."""
         if self.teacher is not None:
-            self.teacher.restart(self.encoder, self._taught_heads())
+            self.teacher.restart(self.encoder, self._taught_heads(), self.decoder)
 
     def encoder_state_dict(self, images: Sequence[Tensor] = ()) -> dict[str, Tensor]:
         """The product: the encoder half's weights under the MONAI network's own keys, on the CPU.

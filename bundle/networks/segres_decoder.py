@@ -28,6 +28,9 @@ class SegResDecoder(nn.Module):
         encoder: a SegResEncoder, or the SegResNetDS that it is part of.
         channels: of the volume to reconstruct.
 
+    Attributes:
+        decoded_channels: of what `decode_each` gives, finest level first.
+
     Raises:
         UserError: if the encoder is another network.
     """
@@ -43,6 +46,7 @@ class SegResDecoder(nn.Module):
         if "anisotropic_scales" in settings:
             raise UserError("decoder SegResDecoder knows no anisotropic_scales: use SegResNetDS with its resolution")
         self.up_layers = SegResNetDS(**{**settings, "out_channels": channels, "dsdepth": 1}).up_layers
+        self.decoded_channels = [level.channels for level in encoder.levels[:-1]]
         tokens = (torch.empty(level.channels) for level in encoder.levels)
         self.mask_tokens = nn.ParameterList(nn.init.trunc_normal_(token, std=0.02) for token in tokens)
 
@@ -75,10 +79,16 @@ class SegResDecoder(nn.Module):
 
     def decode(self, features: Sequence[SparseVolume]) -> Tensor:
         """The encoder's features, finest first, to the decoder's last: ``[B, init_filters, D, H, W]``."""
+        return self.decode_each(features)[0]
+
+    def decode_each(self, features: Sequence[SparseVolume]) -> list[Tensor]:
+        """What the decoder makes at each of its levels, finest first: all but the encoder's coarsest."""
         *skips, x = (level.to_dense(fill=token) for level, token in zip(features, self.mask_tokens, strict=True))
+        decoded = []
         for level, skip in zip(self.up_layers, reversed(skips), strict=True):
             x = level["blocks"](level["upsample"](x) + skip)
-        return x
+            decoded.append(x)
+        return decoded[::-1]
 
     def reconstruct(self, decoded: Tensor) -> Tensor:
         """What `decode` made to ``[B, channels, D, H, W]``."""

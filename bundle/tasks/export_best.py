@@ -31,6 +31,7 @@ class ExportBest:
     Args:
         run_folder: where to, and where the checkpoints are.
         settings: for `model.json`; values that are no JSON become text.
+        product: which weights of a checkpoint: "network", or what else in it has a network, such as "teacher".
         of_epoch: gives, for the number of the epoch that is written, what `model.json` says besides.
     """
 
@@ -39,9 +40,11 @@ class ExportBest:
         *,
         run_folder: RunFolder,
         settings: Mapping[str, Any],
+        product: str = "network",
         of_epoch: Callable[[int], Mapping[str, Any]] | None = None,
     ) -> None:
         self.run_folder, self.settings, self.of_epoch = run_folder, settings, of_epoch
+        self.product = product
         self._written = 0  # when the checkpoint that was written last was made
 
     def attach(self, engine: Engine) -> None:
@@ -82,4 +85,5 @@ class ExportBest:
         checkpoint = read_checkpoint(file)
         more = {} if self.of_epoch is None else self.of_epoch(int(checkpoint["epoch"]))
         settings = {**self.settings, **more, "epoch": checkpoint["epoch"]}
-        self.run_folder.model_files.write(checkpoint["network"], settings)
+        owner = checkpoint if self.product == "network" else checkpoint["further"][self.product]
+        self.run_folder.model_files.write(owner["network"], settings)

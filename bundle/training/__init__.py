@@ -5,6 +5,7 @@ from bundle.training.accumulation import Accumulate
 from bundle.training.batch_norm import ReestimateBatchNorm
 from bundle.training.checkpoint import RunCheckpoint
 from bundle.training.cost import CostReport
+from bundle.training.distillation import CollapseWarning, TeacherMomentum, TeacherTemperature
 from bundle.training.evaluation import EvaluationReport, RunCheckpointLoader
 from bundle.training.export import ExportEncoder
 from bundle.training.gradients import ClipGradients, ScaleLoss
@@ -27,6 +28,7 @@ __all__ = [
     "Accumulate",
     "AlignmentWarmUp",
     "ClipGradients",
+    "CollapseWarning",
     "CostReport",
     "EvaluationReport",
     "ExportEncoder",
@@ -43,6 +45,8 @@ __all__ = [
     "ScaleLoss",
     "SetSamplerEpoch",
     "Summary",
+    "TeacherMomentum",
+    "TeacherTemperature",
     "TensorBoard",
     "UpdateTeacher",
     "ValidationLoss",

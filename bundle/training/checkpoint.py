@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -25,7 +26,7 @@ from bundle.training.partial_epoch import gathered_so_far, take_up
 from bundle.training.same_data import SplitVolumes, check_same_volumes, report_changes, volume_digests
 from bundle.training.stop_request import StopRequest
 
-__all__ = ["RunCheckpoint"]
+__all__ = ["HasState", "RunCheckpoint"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,16 @@ _SCHEDULE_SETTINGS = (
     "kind",
     "decoder_share",
 )
+
+
+class HasState(Protocol):
+    """What a checkpoint can keep: its state is tensors and plain Python values."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state."""
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Goes on from a state."""
 
 
 class RunCheckpoint:
@@ -72,6 +83,7 @@ class RunCheckpoint:
         volumes: the data, to compare a resume's with; None compares none.
         save_minutes: time between two checkpoints, in minutes, beside those after the epochs; None writes those only.
         volumes_may_change: whether a resume goes on, with a report, where volumes have come or gone.
+        further: what else has a state that a resume needs, by name, such as a teacher.
     """
 
     def __init__(
@@ -87,7 +99,9 @@ class RunCheckpoint:
         volumes: SplitVolumes | None = None,
         save_minutes: float | None = None,
         volumes_may_change: bool = False,
+        further: Mapping[str, HasState] | None = None,
     ) -> None:
+        self.further = dict(further or {})
         self.run_folder, self.network = run_folder, unwrap(network)
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.validator, self.key_metric, self.sign = validator, key_metric, -1 if higher_is_better else 1
@@ -166,6 +180,8 @@ class RunCheckpoint:
             "best_epoch": self.best_epoch,
             "volumes": list(self.volumes),
         }
+        if self.further:
+            checkpoint["further"] = {name: owner.state_dict() for name, owner in self.further.items()}
         if (config := newest_config(self.run_folder.path)) is not None:
             checkpoint["config"] = config.name
         for path in [self.run_folder.best_checkpoint] * is_best + [self.run_folder.last_checkpoint]:
@@ -191,7 +207,10 @@ class RunCheckpoint:
                     report_changes(path, checkpoint["volumes"], self.volumes)
                 else:
                     check_same_volumes(path, checkpoint["volumes"], self.volumes)
+            self._check_further(checkpoint)
             load_network(self.network, checkpoint["network"], path)
+            for name, owner in self.further.items():
+                owner.load_state_dict(checkpoint["further"][name])
             _load_optimizer(self.optimizer, checkpoint["optimizer"])
             _load_schedule(self.lr_scheduler, checkpoint["lr_scheduler"])
             restore_random_state(checkpoint["random_states"], engine.state.device)
@@ -226,6 +245,17 @@ class RunCheckpoint:
         if self._random_states:
             restore_random_state(self._random_states, engine.state.device)
             self._random_states = []
+
+    def _check_further(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses a checkpoint of another kind of training, before anything is changed."""
+        saved, present = set(checkpoint.get("further", {})), set(self.further)
+        if saved != present:
+            lacks = f"lacks the {' and '.join(sorted(present - saved))}" if present - saved else ""
+            has = f"has a {' and a '.join(sorted(saved - present))}" if saved - present else ""
+            raise UserError(
+                f"{self.run_folder.last_checkpoint} is of another kind of training and {lacks or has}: resume it with "
+                "the configs that it was started with, or leave --resume out to start a new run"
+            )
 
     def _check_crops(self, engine: Engine, checkpoint: dict[str, Any]) -> None:
         """Refuses another number of crops per step: then the rest of the training would be another one."""

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,13 +24,15 @@ class ReconstructionPanels:
     """Draws some validation crops after each epoch: original, masked input, reconstruction and error.
 
     The crops are the first one of each of the first volumes that validation meets; as validation's crops and masks are
-    fixed, so is the picture, but for what the network learns. It goes to `panels/epoch_0003.png`.
+    fixed, so is the picture, but for what the network learns. It goes to `panels/epoch_0003.png`. Where crops have
+    children, the first child of each level follows its crop.
     Under several processes only the main one acts.
 
     Args:
         run_folder: where to.
         restore: the loss's `restore(output, target)`, which gives the reconstruction [B, 1, D, H, W] in the image's
-            intensity units; the output is the network's, the target is what the loss was given.
+            intensity units; the output is the network's, the target is what the loss was given. Where there are
+            children it is also called with the number of their level, `level`.
         crops: how many crops to show.
         names: the name of each volume by its number, free of anything that identifies a patient. Without it the volumes
             are shown by their numbers.
@@ -42,7 +44,7 @@ class ReconstructionPanels:
         self,
         *,
         run_folder: RunFolder,
-        restore: Callable[[dict[str, Any], dict[str, torch.Tensor]], torch.Tensor],
+        restore: Callable[..., torch.Tensor],
         crops: int = 3,
         names: Sequence[str] | None = None,
         interval: int = 1,
@@ -50,7 +52,7 @@ class ReconstructionPanels:
     ) -> None:
         self.run_folder, self.restore, self.crops = run_folder, restore, crops
         self.names, self.interval, self.axes = names, interval, axes
-        self._shown: dict[int, PanelCrop] = {}
+        self._shown: dict[int, list[PanelCrop]] = {}
 
     def attach(self, engine: Engine) -> None:
         """Registers with the evaluator."""
@@ -68,26 +70,41 @@ class ReconstructionPanels:
             return
         if len(self._shown) == self.crops:
             return
-        label: dict[str, torch.Tensor] = engine.state.output[CommonKeys.LABEL]
+        label: dict[str, Any] = engine.state.output[CommonKeys.LABEL]
         pred: dict[str, Any] = engine.state.output[CommonKeys.PRED]
+        new: dict[int, int] = {}  # the first row of each volume
+        for row, volume in enumerate(label["volume"].tolist()):
+            if volume not in self._shown and len(self._shown) + len(new) < self.crops:
+                new.setdefault(volume, row)
+        if not new:
+            return
+        crops = {**label, "visible": pred["visible"], "hidden": pred["hidden"]}
         with torch.no_grad():
             restored = self.restore(pred, label)
-        for row, volume in enumerate(label["volume"].tolist()):
-            if volume not in self._shown and len(self._shown) < self.crops:
-                self._shown[volume] = PanelCrop(
-                    name=f"volume {volume}" if self.names is None else self.names[volume],
-                    spacing=tuple(float(label["spacing"][row][axis]) for axis in axis_order(self.axes, "RAS")),
-                    image=self._array(label["image"][row]),
-                    reconstruction=self._array(restored[row]),
-                    visible=self._array(pred["visible"][row]),
-                    foreground=self._array(label["foreground"][row]),
-                    hidden=self._array(pred["hidden"][row]),
-                )
+            below = [self.restore(pred, label, level=n) for n, _ in enumerate(label.get("children", ()), 1)]
+        for volume, first in new.items():
+            row = first
+            name = f"volume {volume}" if self.names is None else self.names[volume]
+            self._shown[volume] = [self._panel(name, crops, restored, row)]
+            for number, (level, picture) in enumerate(zip(label.get("children", ()), below), 2):
+                child = int((level.parent == row).nonzero()[0])
+                self._shown[volume].append(self._panel(f"{name}, level {number}", vars(level), picture, child))
+                row = child
+
+    def _panel(self, name: str, tensors: Mapping[str, torch.Tensor], restored: torch.Tensor, row: int) -> PanelCrop:
+        """One row of a batch of crops, or of children, to draw."""
+        return PanelCrop(
+            name=name,
+            spacing=tuple(float(tensors["spacing"][row][axis]) for axis in axis_order(self.axes, "RAS")),
+            reconstruction=self._array(restored[row]),
+            **{key: self._array(tensors[key][row]) for key in ("image", "visible", "foreground", "hidden")},
+        )
 
     def _draw(self, engine: Engine) -> None:
         if not self._shown:
             return
-        pixels = draw_panels(list(self._shown.values()), title=f"epoch {engine.state.epoch}")
+        rows = [row for rows in self._shown.values() for row in rows]
+        pixels = draw_panels(rows, title=f"epoch {engine.state.epoch}")
         with self.run_folder.new_panel(engine.state.epoch) as temporary:
             imsave(temporary, pixels)
 

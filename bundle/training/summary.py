@@ -57,6 +57,7 @@ class Summary:
         title: of the page.
         metrics: of the last epoch to show, their names in the history and what to call them; None for pre-training's.
         best: a metric of which the highest tells the epoch whose weights are the product; that epoch is shown instead.
+        further: what else the page says of the data, by name.
     """
 
     def __init__(
@@ -70,11 +71,12 @@ class Summary:
         title: str = "Pre-training summary",
         metrics: Mapping[str, str] | None = None,
         best: str | None = None,
+        further: Mapping[str, str] | None = None,
     ) -> None:
         self.run_folder, self.network = run_folder, unwrap(network)
         self.training, self.validation, self.skipped = training, validation, skipped
         self.held_out = not validation or list(validation) != list(training)
-        self.title, self.best = title, best
+        self.title, self.best, self.further = title, best, dict(further or {})
         self.metrics = _METRICS if metrics is None else {name: (label, ".4g") for name, label in metrics.items()}
         self._handled: BaseException | None = None
         self._began = False
@@ -127,7 +129,7 @@ class Summary:
             title=self.title,
             outcome=f"Training {outcome}.",
             trained=training_facts(self.network, engine.state.device, rows),
-            data=data,
+            data={**data, **self.further},
             names=volume_names(self.training, self.validation, self.held_out),
             notes=notes,
             skipped=self.skipped,

@@ -78,7 +78,7 @@ def run_trial(
     get = flow.parser.get_parsed_content
     volumes = get("volumes")
     measures: list[Measure] = [_dice, hausdorff95] if distances else [_dice]
-    rows, *further = measure(get("transfer").network, volumes.validation, crop, classes, measures)
+    rows, *further = measure(get("validate#evaluator").network, volumes.validation, crop, classes, measures)
     folder: RunFolder = get("run_folder")
     done = Trial(
         names=[volume.name for volume in volumes.validation],

@@ -7,7 +7,8 @@
 
 `split.json` lists the files of "dev", of which a draw takes the labelled people, and of "test". `--weights` names the
 folders of pre-trainings; of several with one name each draw takes the next one. An arm is "scratch", a name of
---weights, or that with ", encoder alone". The ceiling is scratch with all people of "dev" labelled (`--labelled all`).
+--weights, or that with ", encoder alone"; "unlabelled" is scratch with the other people of "dev" as unlabelled ones,
+and "NAME, unlabelled" the same from weights. The ceiling is scratch with all of "dev" labelled (`--labelled all`).
 With several --rates an arm's rate is chosen for each number of people and steps, on people who are neither labelled nor
 tested on. Every run is a line of --output, and is not repeated: the command may be stopped and extended, and two may
 run side by side with `--share 0 2` and `--share 1 2`. people.md has what was found.
@@ -38,7 +39,9 @@ from bundle.training.trial import Trial, run_trial
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs/finetune_segmentation.yaml"
+WITH_UNLABELLED = ROOT / "configs/finetune_unlabelled.yaml"
 ENCODER = ", encoder alone"
+UNLABELLED = "unlabelled"
 
 
 class Case(NamedTuple):
@@ -70,16 +73,10 @@ def draw_people(options: argparse.Namespace, case: Case) -> tuple[list[str], lis
 def train(case: Case, options: argparse.Namespace) -> Trial:
     """Fine-tunes and measures one case."""
     people, measured = draw_people(options, case)
-    name, alone = case.arm.removesuffix(ENCODER), case.arm.endswith(ENCODER)
+    name, alone = start_of(case.arm), case.arm.endswith(ENCODER)
     epoch = min(case.steps, options.steps_per_epoch)
     with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
-        lists = [
-            [
-                {part: str((options.dataset_dir / f"{part}sTr" / one).absolute()) for part in ("image", "label")}
-                for one in names
-            ]
-            for names in (people, measured)
-        ]
+        lists = [list_files(options, names) for names in (people, measured)]
         file = Path(folder) / "dataset.json"
         file.write_text(json.dumps({"training": lists[0], "validation": lists[1]}))
         overrides: dict[str, Any] = {
@@ -100,9 +97,31 @@ def train(case: Case, options: argparse.Namespace) -> Trial:
             "num_workers": 0,
             "device": options.device,
         }
-        return run_trial(
-            [str(CONFIG)], overrides, crop=options.crop, classes=len(options.classes), distances=not case.tuning
-        )
+        configs = [str(CONFIG)]
+        if is_unlabelled(case.arm):
+            others = [one for one in options.lists["dev"] if one not in people + measured]
+            more = Path(folder) / "unlabelled.json"
+            more.write_text(json.dumps({"training": [entry["image"] for entry in list_files(options, others)]}))
+            configs.append(str(WITH_UNLABELLED))
+            overrides["unlabelled_dir"] = str(more)
+        return run_trial(configs, overrides, crop=options.crop, classes=len(options.classes), distances=not case.tuning)
+
+
+def list_files(options: argparse.Namespace, names: Sequence[str]) -> list[dict[str, str]]:
+    """The files of people, as a data list has them."""
+    parts = ("image", "label")
+    return [{part: str((options.dataset_dir / f"{part}sTr" / one).absolute()) for part in parts} for one in names]
+
+
+def is_unlabelled(arm: str) -> bool:
+    """Whether the people of "dev" that are not labelled are trained on without their labels."""
+    return arm.endswith(UNLABELLED)
+
+
+def start_of(arm: str) -> str:
+    """What an arm starts from: a name of --weights, or scratch."""
+    name = arm.removesuffix(ENCODER).removesuffix(f", {UNLABELLED}")
+    return "scratch" if name == UNLABELLED else name
 
 
 def pick_weights(name: str, draw: int, options: argparse.Namespace) -> Path:
@@ -135,7 +154,7 @@ class Results:
             return row
         start = time.monotonic()
         done = train(case, self.options)
-        name = case.arm.removesuffix(ENCODER)
+        name = start_of(case.arm)
         data, people = self._about()
         row = {
             "data": data,
@@ -247,7 +266,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--classes", type=yaml.safe_load, required=True, help='such as "{anterior: 1, posterior: 2}"')
     parser.add_argument("--crop", type=int, nargs=3, required=True, help="voxels per axis")
     parser.add_argument("--weights", nargs="*", default=[], help="NAME=FOLDER of a pre-training; a name may come twice")
-    parser.add_argument("--arms", nargs="+", default=["scratch"], help=f'scratch, NAME, or "NAME{ENCODER}"')
+    parser.add_argument("--arms", nargs="+", default=["scratch"], help=f'scratch, unlabelled, NAME, or "NAME{ENCODER}"')
     parser.add_argument("--labelled", nargs="+", default=["5"], help='numbers of people, and "all" for the ceiling')
     parser.add_argument("--steps", type=int, nargs="+", default=[100, 300])
     parser.add_argument("--draws", type=int, nargs="+", default=[0, 1, 2, 3, 4])
@@ -287,8 +306,8 @@ def _weights_in(word: str, folder: Path) -> Path:
 def check(options: argparse.Namespace) -> None:
     """Refuses what cannot be run."""
     for arm in options.arms:
-        if arm != "scratch" and arm.removesuffix(ENCODER) not in options.pretrained:
-            raise UserError(f"--arms {arm!r} is not known: give scratch, or a name of --weights")
+        if start_of(arm) != "scratch" and start_of(arm) not in options.pretrained:
+            raise UserError(f"--arms {arm!r} is not known: give scratch, unlabelled, or a name of --weights")
     for steps in options.steps:
         if steps % min(steps, options.steps_per_epoch):
             raise UserError(f"--steps {steps} is no multiple of --steps_per_epoch: change either")

@@ -163,14 +163,17 @@ def test_what_cannot_be_opened_ends_no_search_and_is_named(
     (tmp_path / "slice").write_bytes(bytes(200))
     scandir, access = os.scandir, os.access
 
-    def scan(path: str) -> Any:
-        if Path(path).name == "closed":
+    def name(path: str | bytes | Path) -> str:
+        return Path(os.fsdecode(path)).name
+
+    def scan(path: bytes) -> Any:
+        if name(path) == "closed":
             raise PermissionError(13, "Permission denied", path)
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", scan)
     hidden = (("listed", os.X_OK), ("locked.nii.gz", os.R_OK), ("slice", os.R_OK))
-    monkeypatch.setattr(os, "access", lambda path, mode: access(path, mode) and (Path(path).name, mode) not in hidden)
+    monkeypatch.setattr(os, "access", lambda path, mode: access(path, mode) and (name(path), mode) not in hidden)
     found = {volume.name: volume for volume in find_volumes(tmp_path, others=True)}
     assert list(found) == ["closed (unreadable)", "locked.nii.gz", "ok.nii.gz", "series"]
     said = "4 file(s), folder(s) or link(s) that cannot be opened, some in 3 other place(s)"

@@ -3,14 +3,19 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
+
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bundle.cells import triple
 from bundle.errors import UserError
 from bundle.masking import AdaptiveBlocks, ChildLevel, MaskInMask, MaskSampler, UniformCells
+from bundle.masking.places import place_inside
 
 CELL = (4, 4, 2)
 
@@ -135,6 +140,42 @@ def test_children_depend_on_the_draw_only_not_on_the_batch():
             assert torch.equal(value, getattr(together, name)[2:4]), name
     _, (other,) = masking(**(data | {"draw": data["draw"] + 1}))
     assert not torch.equal(other.corner, together.corner)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_children_lie_inside_what_is_hidden_where_there_is_room(data: st.DataObject):
+    grid = data.draw(st.tuples(*[st.integers(1, 4)] * 3), "cells")
+    size, cells = triple(g * c for g, c in zip(grid, CELL)), torch.rand(grid) < data.draw(st.floats(0, 1))
+    extent = triple(data.draw(st.integers(1, s)) for s in size)
+    voxels = cells.repeat_interleave(4, 0).repeat_interleave(4, 1).repeat_interleave(2, 2)
+    places = [  # a plain loop over all corners
+        corner
+        for corner in itertools.product(*(range(s - e + 1) for s, e in zip(size, extent)))
+        if voxels[tuple(slice(c, c + e) for c, e in zip(corner, extent))].all()
+    ]
+    found = {place_inside(cells, CELL, size, extent, torch.Generator().manual_seed(seed)) for seed in range(8)}
+    assert found <= set(places) if places else found == {None}
+    assert len(found) > 1 or len(places) < 5
+
+
+def test_every_such_place_is_drawn_alike():
+    cells = torch.tensor([True, True, False, True]).view(4, 1, 1)
+    generator = torch.Generator().manual_seed(0)
+    drawn = [place_inside(cells, (4, 4, 2), (16, 4, 2), (3, 4, 2), generator) for _ in range(600)]
+    counts = Counter(corner[0] for corner in drawn)
+    assert counts.keys() == {*range(6), 12, 13}
+    assert all(abs(count - 75) < 43 for count in counts.values())  # 5 deviations
+
+
+def test_a_level_asks_for_places_inside():
+    mask, (children,) = nested(ChildLevel(masking=sampler(), children=3, size=(8, 8, 4), inside=True))(**batch())
+    for child, row in enumerate(children.parent.tolist()):
+        first, last = children.corner[child], children.corner[child] + children.extent[child] - 1
+        window = tuple(
+            slice(a, b + 1) for a, b in zip(*((end // torch.tensor(CELL)).tolist() for end in (first, last)))
+        )
+        assert mask.hidden[(row, 0, *window)].all()
 
 
 def test_no_levels_is_plain_masking():

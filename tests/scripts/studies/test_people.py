@@ -144,3 +144,25 @@ def test_the_table_pairs_draws_and_says_in_how_many_steps_scratch_is_reached(fol
 def test_what_cannot_be_run_is_refused(folder: Path, capsys, more, message):
     assert main(command(folder, *more)) == 1
     assert message in capsys.readouterr().err
+
+
+def test_the_unlabelled_are_the_people_of_dev_that_are_neither_labelled_nor_measured(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    seen = {}
+
+    def run_trial(configs, overrides, **_):
+        listed = json.loads(Path(overrides["unlabelled_dir"]).read_text())["training"]
+        seen.update(overrides, files=[Path(file).name for file in configs], listed={Path(name).name for name in listed})
+
+    monkeypatch.setattr(people, "run_trial", run_trial)
+    words = ["--labelled", "2", "--weights", f"ours={ROOT / 'models'}", "--arms", "unlabelled", "ours, unlabelled"]
+    options = parse(command(folder, *words))
+    for arm, weights in (("unlabelled", None), ("ours, unlabelled", str(ROOT / "models/model.pt"))):
+        for tuning in (False, True):
+            case = Case(arm, 2, 1, 0, 1e-3, tuning)
+            people.train(case, options)
+            labelled, measured = draw_people(options, case)
+            assert seen["listed"] == {*options.lists["dev"]} - {*labelled} - {*measured}
+            assert len(seen["listed"]) == (2 if tuning else 4) and seen["pretrained"] == weights
+            assert seen["files"] == ["finetune_segmentation.yaml", "finetune_unlabelled.yaml"]

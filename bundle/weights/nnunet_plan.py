@@ -1,22 +1,34 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
-"""What the plan inside a checkpoint of nnU-Net or nnssl says: the network, and how volumes were prepared."""
+"""What a plan of nnU-Net or nnssl says: the network, and how volumes are prepared.
+
+`read_plan` reads the plan inside a checkpoint, as far as it goes. `bundle.data.nnunet.read_plan` reads the user's own,
+and refuses what cannot be pre-trained. Both know inheritance, axes and normalisations from here.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from bundle.weights.orientation import axis_order
 
-__all__ = ["NnunetPlan", "read_plan"]
+__all__ = ["CT_STATISTICS", "NORMALIZATIONS", "READER_AXES", "NnunetPlan", "array_axes", "read_plan", "with_inherited"]
 
 logger = logging.getLogger(__name__)
 
-#: how nnU-Net's arrays lie where the scan's axes are the patient's: it reads files as slices, rows, columns
-_AXES = "SPL"
-_REORIENTED = "SAR"  # by a reader whose name says that it reorients
+#: how nnU-Net's arrays lie before a plan transposes them, by its reader. It reads a file as slices, rows, columns. A
+#: reader that does not reorient leaves the file's own directions; these are those of a scan as DICOM stores it.
+READER_AXES = {
+    "SimpleITKIO": "SPL",
+    "NibabelIO": "SPL",
+    "SimpleITKIOWithReorient": "SAR",
+    "NibabelIOWithReorient": "SAR",
+}
+_AXES = READER_AXES["SimpleITKIO"]  # of nnssl, whose plans name no reader
+#: of the foreground's intensities, by nnU-Net's names
+CT_STATISTICS = {"percentile_00_5", "percentile_99_5", "mean", "std"}
 #: arguments of a network that say nothing of its encoder, or that the tensors tell
 _LEFT_OUT = ("input_channels", "num_classes", "deep_supervision")
 
@@ -65,7 +77,8 @@ def read_plan(about: Mapping[str, Any]) -> NnunetPlan:
     plan = _map(arguments.get("plans", arguments.get("plan")))
     if not plan:
         return NnunetPlan()
-    configuration = _inherited(_map(plan.get("configurations")), str(arguments.get("configuration", "3d_fullres")))
+    wanted = str(arguments.get("configuration", "3d_fullres"))
+    configuration, _ = with_inherited(_map(plan.get("configurations")), wanted)
     network = _map(configuration.get("architecture"))
     given = dict(_map(network.get("arch_kwargs")))
     if "pool_op_kernel_sizes" in configuration:  # plans before nnU-Net 2.5 have no `architecture`
@@ -76,9 +89,7 @@ def read_plan(about: Mapping[str, Any]) -> NnunetPlan:
 def _plan(
     kind: str, name: str, arguments: Mapping[str, Any], plan: Mapping[str, Any], configuration: Mapping[str, Any]
 ) -> NnunetPlan:
-    turn = plan.get("transpose_forward") or [0, 1, 2]
-    read = _REORIENTED if "WithReorient" in str(plan.get("image_reader_writer")) else _AXES
-    axes = "".join(read[axis] for axis in turn)
+    axes = array_axes(str(plan.get("image_reader_writer")), plan.get("transpose_forward") or (0, 1, 2))
     spacing = configuration.get("spacing")
     properties = _map(plan.get("foreground_intensity_properties_per_channel"))
     schemes = configuration.get("normalization_schemes") or []
@@ -99,29 +110,68 @@ def _plan(
     )
 
 
-def _scheme(name: str, masked: bool, properties: Mapping[str, Any]) -> dict[str, Any] | None:
-    """One of nnU-Net's normalizations, as `bundle.data.NormalizeBySchemed` has it; None if it has none like it."""
-    if name == "ZScoreNormalization":
-        return {"kind": "z_score", "over": "inside" if masked else "nonzero_box"}
-    if name == "CTNormalization" and {"percentile_00_5", "percentile_99_5", "mean", "std"} <= properties.keys():
-        window = [float(properties["percentile_00_5"]), float(properties["percentile_99_5"])]
-        mean, deviation = float(properties["mean"]), float(properties["std"])
-        return {"kind": "statistics", "window": window, "mean": mean, "deviation": deviation}
-    logger.warning(
-        "the normalization %s of nnU-Net's plan is not known here: intensities are brought to our scale", name
-    )
-    return None
+def array_axes(reader: str, transpose: Sequence[int]) -> str:
+    """To where the axes of nnU-Net's arrays run, such as "SPL".
+
+    Args:
+        reader: nnU-Net's name of what reads files; one that is not known reads as nnU-Net's usual one.
+        transpose: which axis of what the reader gives each axis of an array is.
+    """
+    return "".join(READER_AXES.get(reader, _AXES)[axis] for axis in transpose)
 
 
-def _inherited(configurations: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """A configuration with what it inherits from others."""
+def with_inherited(configurations: Mapping[str, Any], name: str) -> tuple[dict[str, Any], str]:
+    """A configuration of a plan with what it inherits from others.
+
+    Args:
+        configurations: of the plan.
+        name: of the configuration.
+
+    Returns:
+        The configuration, and the name of one that is missing, or inherits from itself; "" if none is.
+    """
     found: dict[str, Any] = {}
     seen: set[str] = set()
     while name in configurations and name not in seen:
         seen.add(name)
-        found = {**_map(configurations[name]), **found}
-        name = str(_map(configurations[name]).get("inherits_from", ""))
-    return found
+        one = _map(configurations[name])
+        found, name = {**one, **found}, str(one.get("inherits_from") or "")
+    return found, name
+
+
+def _z_score(masked: bool, statistics: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ARG001 - one signature for all
+    return {"kind": "z_score", "over": "inside" if masked else "nonzero_box"}
+
+
+def _ct(masked: bool, statistics: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ARG001
+    window = [float(statistics["percentile_00_5"]), float(statistics["percentile_99_5"])]
+    return {
+        "kind": "statistics",
+        "window": window,
+        "mean": float(statistics["mean"]),
+        "deviation": float(statistics["std"]),
+    }
+
+
+#: nnU-Net's normalisations by their names, as `bundle.data.NormalizeBySchemed` has them: of whether a channel is
+#: normalised inside its mask, and of the foreground's statistics, which CTNormalization needs
+NORMALIZATIONS: dict[str, Callable[[bool, Mapping[str, Any]], dict[str, Any]]] = {
+    "ZScoreNormalization": _z_score,
+    "CTNormalization": _ct,
+    "NoNormalization": lambda masked, statistics: {"kind": "none"},  # noqa: ARG005
+    "RescaleTo01Normalization": lambda masked, statistics: {"kind": "rescale"},  # noqa: ARG005
+    "RGBTo01Normalization": lambda masked, statistics: {"kind": "range", "window": [0, 255], "to": [0, 1]},  # noqa: ARG005
+}
+
+
+def _scheme(name: str, masked: bool, statistics: Mapping[str, Any]) -> dict[str, Any] | None:
+    """One of `NORMALIZATIONS`; None where it is not known, or lacks its statistics."""
+    if name in NORMALIZATIONS and (name != "CTNormalization" or statistics.keys() >= CT_STATISTICS):
+        return NORMALIZATIONS[name](masked, statistics)
+    logger.warning(
+        "the normalization %s of nnU-Net's plan is not known here: intensities are brought to our scale", name
+    )
+    return None
 
 
 def _map(value: Any) -> Mapping[str, Any]:

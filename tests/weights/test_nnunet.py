@@ -128,7 +128,7 @@ def test_the_plans_own_order_of_axes_is_undone(tmp_path: Path):
 
 
 def test_a_plan_from_before_architecture_and_an_unknown_normalization(tmp_path: Path, caplog):
-    content = checkpoint(network(), scheme="RGBTo01Normalization")
+    content = checkpoint(network(), scheme="MyOwnNormalization")
     configuration = content["init_args"]["plans"]["configurations"]["3d_fullres"]
     del configuration["architecture"]
     configuration["pool_op_kernel_sizes"] = ARCHITECTURE["strides"]
@@ -136,7 +136,13 @@ def test_a_plan_from_before_architecture_and_an_unknown_normalization(tmp_path: 
         settings = ModelFiles(save(content, tmp_path)).describe()
     assert settings is not None
     assert settings.encoder["strides"] == [[1, 1, 1], [2, 2, 1], [1, 2, 2]] and settings.intensity_scheme is None
-    assert "RGBTo01Normalization of nnU-Net's plan is not known" in caplog.text
+    assert "MyOwnNormalization of nnU-Net's plan is not known" in caplog.text
+
+
+def test_the_normalizations_of_a_users_plan_are_known_in_a_checkpoint_too(tmp_path: Path):
+    settings = ModelFiles(save(checkpoint(network(), scheme="RGBTo01Normalization"), tmp_path)).describe()
+    assert settings is not None
+    assert settings.intensity_scheme == {"kind": "range", "window": [0, 255], "to": [0, 1]}
 
 
 def test_without_a_plan_the_decoder_tells_the_strides(tmp_path: Path):

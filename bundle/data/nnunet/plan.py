@@ -12,17 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from bundle.errors import UserError
+from bundle.weights.nnunet_plan import CT_STATISTICS, NORMALIZATIONS, READER_AXES, array_axes, with_inherited
 
 __all__ = ["Plan", "read_plan"]
 
-#: how nnU-Net's arrays lie before a plan transposes them, by its reader. It reads a file as slices, rows, columns. A
-#: reader that does not reorient leaves the file's own directions; these are those of a scan as DICOM stores it.
-_AXES = {"SimpleITKIO": "SPL", "NibabelIO": "SPL", "SimpleITKIOWithReorient": "SAR", "NibabelIOWithReorient": "SAR"}
 _NETWORKS = ("ResidualEncoderUNet", "PlainConvUNet")
 #: an old plan's names, in the order of a new one's
 _OLD_BLOCKS = {"PlainConvUNet": "n_conv_per_stage", "ResidualEncoderUNet": "n_blocks_per_stage"}
-#: of the foreground's intensities, by nnU-Net's names
-_OF_CT = {"percentile_00_5", "percentile_99_5", "mean", "std"}
 
 
 @dataclass(frozen=True)
@@ -76,7 +72,7 @@ class Plan:
     @property
     def axes(self) -> str:
         """To where the axes of an array run, such as "SPL"; of a reader that reorients nothing, for a DICOM scan."""
-        return "".join(_AXES[self.reader][axis] for axis in self.transpose)
+        return array_axes(self.reader, self.transpose)
 
     @property
     def reorients(self) -> bool:
@@ -103,7 +99,7 @@ class Plan:
     def intensity_scheme(self) -> list[dict[str, Any]]:
         """How each channel is brought to scale, as for `bundle.data.NormalizeBySchemed`."""
         return [
-            _SCHEMES[name](masked, values)
+            NORMALIZATIONS[name](masked, values)
             for name, masked, values in zip(self.schemes, self.masked, self.intensities, strict=True)
         ]
 
@@ -136,20 +132,22 @@ def read_plan(file: str | os.PathLike[str] | None, configuration: str = "3d_full
     chosen = _configuration(content, configuration, where)
     network, arguments = _architecture(chosen, where)
     schemes = list(chosen.get("normalization_schemes", ()))
-    if unknown := [name for name in schemes if name not in _SCHEMES] or not schemes:
+    if unknown := [name for name in schemes if name not in NORMALIZATIONS] or not schemes:
         raise UserError(
             f"{where} normalises by {unknown if schemes else 'nothing'}: change normalization_schemes to those of "
-            f"{', '.join(_SCHEMES)}, or pre-train without the plan"
+            f"{', '.join(NORMALIZATIONS)}, or pre-train without the plan"
         )
     statistics = content.get(
         "foreground_intensity_properties_per_channel", content.get("foreground_intensity_properties_by_modality", {})
     )
     intensities = [dict(statistics.get(str(channel), {})) for channel in range(len(schemes))]
-    if any(name == "CTNormalization" and not values.keys() >= _OF_CT for name, values in zip(schemes, intensities)):
+    if any(
+        name == "CTNormalization" and not values.keys() >= CT_STATISTICS for name, values in zip(schemes, intensities)
+    ):
         raise UserError(f"{where} lacks the intensities that CTNormalization needs: plan the data set again")
     reader = str(content.get("image_reader_writer", "SimpleITKIO"))
-    if reader not in _AXES:
-        raise UserError(f"{where} reads files by {reader}: pre-training knows {', '.join(_AXES)}")
+    if reader not in READER_AXES:
+        raise UserError(f"{where} reads files by {reader}: pre-training knows {', '.join(READER_AXES)}")
     return Plan(
         name=str(content.get("plans_name", Path(str(file)).stem)),
         configuration=configuration,
@@ -185,17 +183,11 @@ def _read(file: str | os.PathLike[str] | None) -> Mapping[str, Any]:
 def _configuration(content: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
     """The configuration with all that it inherits."""
     known: Mapping[str, Any] = content["configurations"]
-    chain, wanted = list[str](), name
-    while wanted in known and wanted not in chain:
-        chain.append(wanted)
-        wanted = known[wanted].get("inherits_from", "")
-    if not chain or wanted:
+    chosen, missing = with_inherited(known, name)
+    if not chosen or missing:
         raise UserError(
             f"{where} has no whole configuration {name!r}: give --nnunet_configuration one of {', '.join(known)}"
         )
-    chosen: dict[str, Any] = {}
-    for one in reversed(chain):
-        chosen.update(known[one])
     if chosen.get("previous_stage"):
         raise UserError(
             f"{where}: {name} is the second stage of a cascade, which also sees labels; give "
@@ -232,22 +224,3 @@ def _old_arguments(chosen: Mapping[str, Any], network: str) -> dict[str, Any]:
         _OLD_BLOCKS[network]: blocks,
         "n_conv_per_stage_decoder": list(chosen["n_conv_per_stage_decoder"]),
     }
-
-
-def _z_score(masked: bool, values: Mapping[str, float]) -> dict[str, Any]:  # noqa: ARG001 - one signature for all
-    return {"kind": "z_score", "over": "inside" if masked else "nonzero_box"}
-
-
-def _ct(masked: bool, values: Mapping[str, float]) -> dict[str, Any]:  # noqa: ARG001
-    window = [values["percentile_00_5"], values["percentile_99_5"]]
-    return {"kind": "statistics", "window": window, "mean": values["mean"], "deviation": values["std"]}
-
-
-#: nnU-Net's normalisations by their names
-_SCHEMES = {
-    "ZScoreNormalization": _z_score,
-    "CTNormalization": _ct,
-    "NoNormalization": lambda masked, values: {"kind": "none"},  # noqa: ARG005
-    "RescaleTo01Normalization": lambda masked, values: {"kind": "rescale"},  # noqa: ARG005
-    "RGBTo01Normalization": lambda masked, values: {"kind": "range", "window": [0, 255], "to": [0, 1]},  # noqa: ARG005
-}

@@ -25,6 +25,7 @@ from nibabel.processing import resample_to_output
 
 from bundle.errors import user_error_in
 from bundle.training import History
+from bundle.weights import checksum
 from tests.export.models import write_model
 from tests.networks.encoder_cases import Case
 
@@ -207,6 +208,26 @@ def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor], pre
     return [not torch.equal(before[key], after[f"{prefix}{key}"]) for key in before]
 
 
+def test_a_step_in_parts_is_the_step_of_the_whole_batch(bundle_root: Path, dataset: Path):
+    # SGD, since rounding would decide of the sign of a gradient of 0, which is Adam's first step; Dice of each crop
+    more = {
+        "epochs": 1,
+        "steps_per_epoch": 1,
+        "val_interval": 2,
+        "fit_heads": 0,
+        "optimizer#_target_": "torch.optim.SGD",
+    }
+    more |= {"lr": 0.1, "warmup_epochs": 0.01, "loss#loss#batch": False}
+    weights = []
+    for parts in ({"batch_size": 4}, {"batch_size": 2, "global_batch": 4}):
+        _, flow = run(bundle_root, dataset, **more, **parts)
+        weights.append(flow.parser.get_parsed_content("network").state_dict())
+    whole, divided = weights
+    for name in whole:
+        assert torch.allclose(whole[name], divided[name], rtol=0, atol=1e-5), name
+    assert any(changed(torch.load(bundle_root / "models/model.pt", weights_only=True), whole, "encoder."))
+
+
 def test_frozen_leaves_the_encoder_and_trains_the_rest(bundle_root: Path, dataset: Path):
     before = torch.load(bundle_root / "models/model.pt", weights_only=True)
     folder, _ = run(bundle_root, dataset, schedule="frozen", epochs=1)
@@ -352,6 +373,7 @@ def test_the_command_line_takes_classes_and_trains_from_scratch(bundle_root: Pat
     assert done.returncode == 0, done.stderr[-3000:]
     about = json.loads((tmp_path / "run/model.json").read_text())
     assert about["pretrained"] is None and about["classes"] == CLASSES
+    assert about["licence"] is None and about["origin"] == []
     recorded = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
     assert recorded["pretrained"] is None and recorded["classes"] == CLASSES
 
@@ -426,6 +448,7 @@ def test_a_fine_tuned_run_is_gone_on_from_with_its_heads_and_nothing_is_called_v
     )
     before, after = weights(finished / "model.pt"), weights(folder / "model.pt")
     assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+    assert json.loads((folder / "model.json").read_text())["origin"][-1]["sha256"] == checksum(finished / "model.pt")
     assert flow.parser.get_parsed_content("transfer").report.prefix == "encoder."
     text = (folder / "summary.md").read_text()
     assert "| Dice of the training volumes, mean of the classes |" in text and "No volume was held out" in text

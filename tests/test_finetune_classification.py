@@ -198,6 +198,7 @@ def test_it_starts_from_the_pretrained_weights_and_a_frozen_encoder_keeps_them(f
     assert all(torch.equal(kept[f"encoder.{key}"], value) for key, value in given.items())
     about = json.loads((done / "model.json").read_text())
     assert about["spacing"] == [6, 6, 6] and about["encoder"]["init_filters"] == 4 and about["input"] == "crop"
+    assert [step["file"] for step in about["origin"]] == [file.name] and "not known" in about["licence"]
     steps = workflow(folder, mr_floor=about["mr_floor"]).parser.get_parsed_content("prepare").transforms
     assert [step.mr_floor for step in steps if isinstance(step, NormalizeByModalityd)] == [None]
     assert kept["head.weight"].shape == (2, 2 * 32)

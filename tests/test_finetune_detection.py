@@ -188,6 +188,7 @@ def test_predicted_boxes_are_listed_in_mm_within_the_volume(finished: Path, data
 
 def test_a_pretrained_resnet_is_found_in_the_detector(folder: Path, weights: Path):
     flow = workflow(folder, pretrained=str(weights), spacing=None, schedule="frozen", layer_decay=0.5)
+    assert [step["file"] for step in flow.parser.get_parsed_content("model_settings")["origin"]] == [weights.name]
     flow.initialize()
     transfer = flow.parser.get_parsed_content("transfer")
     assert transfer.report.prefix == "feature_extractor.body."

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from bundle.archive.order import order_series
 from bundle.archive.pool import Pool
 from bundle.archive.series import whole_content
 from bundle.data.dicom.folders import Series, numbered
@@ -32,7 +33,7 @@ def give_verdicts(connection: sqlite3.Connection, root: Path, pool: Pool) -> Non
     finally:
         connection.row_factory = None
     before = {volume["id"]: tuple(volume[name] for name in _SET) for volume in volumes}
-    _name(volumes, root)
+    _name(volumes, root, connection, pool)
     from_json = cache(json_modality)
     for volume in volumes:
         volume["site"] = printable(Path(os.fsdecode(volume["first"])).parts[0]) if b"/" in volume["first"] else ""
@@ -54,9 +55,11 @@ def give_verdicts(connection: sqlite3.Connection, root: Path, pool: Pool) -> Non
     connection.execute("COMMIT")
 
 
-def _name(volumes: Sequence[dict[str, Any]], root: Path) -> None:
-    """Names volumes as `bundle.data.find_volumes` does; series of one folder are numbered by their files' names."""
+def _name(volumes: Sequence[dict[str, Any]], root: Path, connection: sqlite3.Connection, pool: Pool) -> None:
+    """Names volumes as `bundle.data.find_volumes` does."""
     series = [volume for volume in volumes if volume["format"] == "DICOM"]
+    places = order_series(connection, series, root, pool)
+    series.sort(key=lambda volume: (places.get((volume["folder"], volume["series"]), 0), volume["id"]))
     for volume in volumes:
         volume["name"] = printable(os.fsdecode(volume["first"]))
     found = [Series(Path(root, os.fsdecode(v["folder"])), (str(v["id"]),), "", "") for v in series]

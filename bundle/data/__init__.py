@@ -11,6 +11,7 @@ from bundle.data.prepare_archive import prepare_archive
 from bundle.data.prepared_volume import PreparedVolume, SkippedVolume, skipped_because
 from bundle.data.pretext_classes import PretextClasses, PretextClassesd, fit_pretext_classes
 from bundle.data.read import ReadVolumed, read_volume
+from bundle.data.region_appearance import RandRegionAppearanced
 from bundle.data.safe_names import result_names, table_row
 from bundle.data.scans import find_scans
 from bundle.data.volume_set import VolumeSet
@@ -36,6 +37,7 @@ __all__ = [
     "PretextClasses",
     "PretextClassesd",
     "RandForegroundCropd",
+    "RandRegionAppearanced",
     "RandWideCropd",
     "ReadVolumed",
     "SkippedVolume",

@@ -65,7 +65,7 @@ def prepare_archive(
         and `part`.
 
     Raises:
-        UserError: if there is no such part, no volume of it can be used, or the store takes no more.
+        UserError: if there is no such part, no volume of it can be used by any process, or the store takes no more.
     """
     if not 1 <= part <= of:
         raise UserError(f"--part {part} --of {of} does not fit: parts are numbered from 1 to --of")
@@ -96,9 +96,16 @@ def prepare_archive(
         "part %s: %d volumes, %d were ready, %d are prepared now, %d skipped; %.0f s",
         summary["part"], len(found), summary["ready"], summary["prepared"], len(skipped), summary["seconds"],
     )  # fmt: skip
-    if found and len(skipped) == len(found):
-        first = skipped[0]
-        raise UserError(
-            f"none of the {len(found)} volumes can be used; the first: {first.name} {first.problem}; {first.remedy}"
-        )
+    _check_any(len(found), skipped, world)
     return summary
+
+
+def _check_any(found: int, skipped: list[SkippedVolume], world: int) -> None:
+    """Raises an error if all processes together have no volume that can be used: one of them may have none alone."""
+    shares: list[Any] = [(found, skipped)] * world
+    if world > 1:
+        dist.all_gather_object(shares, (found, skipped))
+    of_all, skipped = sum(count for count, _ in shares), [one for _, some in shares for one in some]
+    if of_all and len(skipped) == of_all:
+        name, problem, remedy = skipped[0]
+        raise UserError(f"none of the {of_all} volumes can be used; the first: {name} {problem}; {remedy}")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bundle.atomic import replace_file
 from bundle.errors import UserError
@@ -83,11 +83,11 @@ def write_nnunet(model: PlainModel, path: Path, input_channels: int | None = Non
     """
     arguments = architecture(model.settings)
     channels = model.network.in_channels if input_channels is None else input_channels
-    weights = _whole_network(model, arguments, channels).state_dict()
+    network = _whole_network(model, arguments, channels)
     torch.save(
         {
-            "network_weights": {key: value.detach() for key, value in weights.items()},
-            "nnssl_adaptation_plan": _adaptation_plan(model.settings, arguments),
+            "network_weights": {key: value.detach() for key, value in network.state_dict().items()},
+            "nnssl_adaptation_plan": _adaptation_plan(model.settings, arguments, network, channels),
             "citations": [_CITATION],
             "model.json": dict(model.settings),
         },
@@ -212,7 +212,7 @@ def _compare(network: Any, plain: PlainEncoder, image: Tensor) -> tuple[float, f
     return max(apart), max(a / max(float(b.abs().max()), 1e-30) for a, (_, b) in zip(apart, pairs, strict=True))
 
 
-def _whole_network(model: PlainModel, arguments: Mapping[str, Any], input_channels: int) -> nn.Module:
+def _whole_network(model: PlainModel, arguments: Mapping[str, Any], input_channels: int) -> Any:
     """nnU-Net's network with its own first weights, and the encoder's in their place."""
     name = model.settings["encoder"]["name"]
     with torch.random.fork_rng(devices=[]):
@@ -223,8 +223,7 @@ def _whole_network(model: PlainModel, arguments: Mapping[str, Any], input_channe
     current = network.state_dict()
     fitted = {key: _repeated(value, current[key]) for key, value in weights.items() if key in current}
     network.load_state_dict(current | fitted | _decoder(model, current))
-    whole: nn.Module = network.eval()
-    return whole
+    return network.eval()
 
 
 def _decoder(model: PlainModel, current: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -243,13 +242,16 @@ def _repeated(value: Tensor, target: Tensor) -> Tensor:
     return value.mean(1, keepdim=True).expand_as(target) * (value.shape[1] / target.shape[1])
 
 
-def _adaptation_plan(settings: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """What nnU-Net's tools for checkpoints of nnssl ask for."""
+def _adaptation_plan(
+    settings: Mapping[str, Any], arguments: Mapping[str, Any], network: Any, input_channels: int
+) -> dict[str, Any]:
+    """What nnU-Net's tools for checkpoints of nnssl ask for.
+
+    They load the parts of their network that its class names as encoder and stem, strictly and by these keys.
+    """
     name = settings["encoder"]["name"]
     order = axis_order(_orientation(settings), _target(settings))
     spacing, patch = settings.get("spacing"), settings.get("crop_size")
-    stem = "encoder.stem" if name == "ResidualEncoderUNet" else "encoder.stages.0.0.convs.0"
-    convolution = "encoder.stem.convs.0" if name == "ResidualEncoderUNet" else stem
     return {
         "architecture_plans": {
             "arch_class_name": f"dynamic_network_architectures.architectures.unet.{name}",
@@ -264,11 +266,11 @@ def _adaptation_plan(settings: Mapping[str, Any], arguments: Mapping[str, Any]) 
                 }
             }
         },
-        "pretrain_num_input_channels": int(arguments.get("input_channels", 1)),
+        "pretrain_num_input_channels": input_channels,
         "recommended_downstream_patchsize": None if not patch else [int(patch[axis]) for axis in order],
-        "key_to_encoder": "encoder.stages",
-        "key_to_stem": stem,
-        "keys_to_in_proj": [f"{convolution}.conv", f"{convolution}.all_modules.0"],
+        "key_to_encoder": network.key_to_encoder,
+        "key_to_stem": network.key_to_stem,
+        "keys_to_in_proj": list(network.keys_to_in_proj),
         "key_to_lpe": None,
     }
 

@@ -2,6 +2,7 @@
 """Losses without parameters: of pre-training, of findings, of a detector, and deep supervision."""
 
 from bundle.losses.alignment import AlignmentLoss
+from bundle.losses.decorrelation import Decorrelation, effective_dimensions
 from bundle.losses.distillation import Distillation
 from bundle.losses.histogram import Histogram
 from bundle.losses.objectives import Alignment, Reconstruction
@@ -12,10 +13,12 @@ from bundle.losses.reconstruction import ReconstructionLoss
 __all__ = [
     "Alignment",
     "AlignmentLoss",
+    "Decorrelation",
     "Distillation",
     "Histogram",
     "PretextSegmentation",
     "PretrainingLoss",
     "Reconstruction",
     "ReconstructionLoss",
+    "effective_dimensions",
 ]

@@ -74,7 +74,7 @@ class Alignment(Objective):
         super().__init__(weight=weight)
         self.pairs = pairs
 
-    def loss(self, made: Sequence[Pairs], target: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:  # noqa: ARG002
+    def loss(self, made: Sequence[Pairs], target: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean over the pairs of depths or levels."""
-        found: tuple[Tensor, dict[str, Tensor]] = self.pairs(made)
+        found: tuple[Tensor, dict[str, Tensor]] = self.pairs(made, target)
         return found

@@ -9,6 +9,7 @@ from bundle.networks.encoders.encoder import Encoder, Level, Stage
 from bundle.networks.encoders.from_plan import encoder_from_plan
 from bundle.networks.encoders.nnunet import nnunet_arguments
 from bundle.networks.feature_map import build_feature_map, total_stride
+from bundle.networks.key_queue import BodyPlaces, KeyQueue
 from bundle.networks.level_pairs import VolumeLevelPairs
 from bundle.networks.nnunet_decoder import NnunetDecoder
 from bundle.networks.nnunet_segmentation import NnunetSegmentation
@@ -21,9 +22,11 @@ from bundle.networks.site_features import SiteFeatures, read_site_features
 from bundle.networks.teacher import Teacher
 
 __all__ = [
+    "BodyPlaces",
     "Decoder",
     "Encoder",
     "EncoderDepthPairs",
+    "KeyQueue",
     "Level",
     "NnunetDecoder",
     "NnunetSegmentation",

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from bundle.cells import axis_numbers
 from bundle.networks.encoders import Level
+from bundle.networks.key_queue import KeyQueue
 from bundle.networks.pairs import Pairs, View, make_head
 from bundle.sparse import SparseVolume
 
@@ -31,6 +33,8 @@ class EncoderDepthPairs(nn.Module):
         samples: sites per pair of depths, at most; all visible ones if there are fewer.
         head: of each depth, "linear" or "mlp".
         predictor: a further "mlp" on the query's side only (BYOL, arXiv:2006.07733); meant for a teacher.
+        queue: keys of each level to remember, for `AlignmentLoss` with negatives of the `same_place`; meant for a
+            teacher, whose keys change slowly.
     """
 
     def __init__(
@@ -41,10 +45,14 @@ class EncoderDepthPairs(nn.Module):
         samples: int = 256,
         head: str = "linear",
         predictor: bool = False,
+        queue: int = 0,
     ) -> None:
         super().__init__()
         self.levels, self.samples = list(levels), samples
         self.project = nn.ModuleList(make_head(head, level.channels, dim) for level in levels)
+        # two for each two depths: keys of the coarser one, and of the finer one averaged over the coarser one's sites
+        count = 2 * (len(self.levels) - 1) if queue else 0
+        self.queues = nn.ModuleList(KeyQueue(queue, dim) for _ in range(count))
         self.predict = nn.ModuleList(make_head("mlp", dim, dim) if predictor else nn.Identity() for _ in self.levels)
 
     def forward(self, views: Sequence[View], teacher: EncoderDepthPairs | None = None) -> list[Pairs]:
@@ -73,12 +81,18 @@ class EncoderDepthPairs(nn.Module):
 
         if teacher is None or view.full is None:
             query = self.predict[depth](projected(self, view.features, depth))
-            return [Pairs(query, projected(self, view.features, below), volume, position)]
+            return [Pairs(query, projected(self, view.features, below), volume, position, self._queue(depth, below))]
         pairs = []
         for level, other in ((depth, below), (below, depth)):
             query = self.predict[level](projected(self, view.features, level))
-            pairs.append(Pairs(query, projected(teacher, view.full, other).detach(), volume, position))
+            key = projected(teacher, view.full, other).detach()
+            pairs.append(Pairs(query, key, volume, position, self._queue(depth, other)))
         return pairs
+
+    def _queue(self, depth: int, level: int) -> KeyQueue | None:
+        """Of keys of a level, on the sites of the coarser one of two depths."""
+        queue = self.queues[2 * depth + level - depth] if len(self.queues) else None
+        return cast("KeyQueue | None", queue)
 
 
 def plain_depth_pairs(levels: Sequence[Level]) -> EncoderDepthPairs:

@@ -29,9 +29,9 @@ class Objective(ABC):
     dense and cover the hidden cells as well; spacing and place. A head that predicts at full resolution takes
     ``view.decoded``, or has another decoder, on ``view.features``. With `needs_whole` the call is
     ``heads(views, teacher)``: ``view.full`` then has the teacher's features of all cells that have data, and `teacher`
-    is the moving average of these same heads, never trained. With `needs_decoded` the teacher has a decoder as well.
-    The crops' view then has what it makes of the whole at each of its levels, ``view.full_decodings``, beside the
-    student's ``view.decodings``.
+    is the moving average of these same heads, never trained. With `needs_decoded`
+    every view has what the decoder makes at each of its levels, ``view.decodings``. With both, the teacher has a
+    decoder as well, and the crops' view has what that one makes of the whole, ``view.full_decodings``.
 
     Heads that have nothing to say of these views return None or an empty list. Their loss is then left out.
 
@@ -47,7 +47,8 @@ class Objective(ABC):
 
     Attributes:
         needs_whole: whether the heads need the teacher. A network without one refuses the objective.
-        needs_decoded: whether they need, beside that, what the teacher's decoder makes of the whole.
+        needs_decoded: whether they need what the decoder makes at each of its levels; with `needs_whole` the
+            teacher's, too.
         warm_up: from 0 to 1, a factor of `weight`; `WarmUpObjective` raises it in the first steps.
 
     Examples:

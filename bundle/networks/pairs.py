@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from bundle.errors import UserError
+from bundle.networks.key_queue import KeyQueue
 from bundle.sparse import SparseVolume
 
 __all__ = ["Children", "Pairs", "View", "find_pairs", "make_head"]
@@ -24,12 +25,14 @@ class Pairs:
         key: ``[N, C]``; detached if a teacher made it.
         volume: int64 ``[N]``, the sample in the batch that the place lies in.
         position: ``[N, 3]``, the place's centre in mm from the crop's corner.
+        queue: keys of earlier batches, for a loss that takes negatives from them.
     """
 
     query: Tensor
     key: Tensor
     volume: Tensor
     position: Tensor
+    queue: KeyQueue | None = None
 
 
 @dataclass

@@ -130,13 +130,13 @@ class PretrainingNetwork(nn.Module):
                     "network_def#teacher_momentum is set, but neither alignment heads nor an objective needs a "
                     "teacher: set it to null, or network_def#alignment"
                 )
-            self.teacher = Teacher(encoder, taught, teacher_momentum, decoder if self._decodes_whole else None)
+            self.teacher = Teacher(encoder, taught, teacher_momentum, decoder if self._teacher_decodes else None)
         elif isinstance(alignment, EncoderDepthPairs):
             alignment.predict[-1].requires_grad_(False)  # the coarsest depth is a query only against a teacher
 
     @property
-    def _decodes_whole(self) -> bool:
-        return any(objective.needs_decoded for objective in self._further.values())
+    def _teacher_decodes(self) -> bool:
+        return any(objective.needs_whole and objective.needs_decoded for objective in self._further.values())
 
     def forward(
         self,
@@ -163,7 +163,7 @@ class PretrainingNetwork(nn.Module):
             views = self._encode_all(image, visible, hidden, spacing, children)
             reconstructions = []
             for view in views:
-                if self._decodes_whole:
+                if any(objective.needs_decoded for objective in self._further.values()):
                     view.decodings = self.decoder.decode_each(view.features)
                 view.decoded = view.decodings[0] if view.decodings else self.decoder.decode(view.features)
                 reconstructions.append(self.decoder.reconstruct(view.decoded).to(image.dtype))
@@ -218,7 +218,7 @@ class PretrainingNetwork(nn.Module):
             count = max(1, count - 1)
         for view, (image, visible, hidden) in zip(views[:count], seen):
             view.full = teacher.encode(SparseVolume.from_dense(image, visible | hidden, self.executor))
-        if self._decodes_whole:
+        if self._teacher_decodes:
             views[0].full_decodings = teacher.decode_each(views[0].full or ())
 
     def _call_heads(self, views: list[View]) -> dict[str, Any]:

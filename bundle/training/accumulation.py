@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -14,7 +14,7 @@ from monai.utils.enums import CommonKeys
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-__all__ = ["Accumulate"]
+__all__ = ["Accumulate", "parts_of_batches"]
 
 
 class Accumulate:
@@ -22,7 +22,8 @@ class Accumulate:
 
     The gradient is that of the whole batch at once, for losses that are means over crops, and for those that count over
     the whole step by `share_step`, as `bundle.losses.PretrainingLoss` does. The exceptions are those of several
-    processes: BatchNorm sees the crops of a part, and an alignment contrasts the places within a part.
+    processes: BatchNorm sees the crops of a part, an alignment contrasts the places within a part, and a Dice over the
+    batch or a mean over what is labelled is one of a part.
 
     An iteration is a step, so schedules, clipping, logs and checkpoints need not know of it. The terms that are logged
     are means over the parts, weighted by their crops. A batch of one part is MONAI's own iteration.
@@ -45,9 +46,8 @@ class Accumulate:
         if count <= self.crops:
             whole: dict[str, Any] = engine._iteration(engine, dict(batch))  # noqa: SLF001 - has no public name
             return whole
-        starts = range(0, count, self.crops)
-        prepared = [self._prepare(engine, _rows(batch, start, start + self.crops)) for start in starts]
-        shares = [min(self.crops, count - start) / count for start in starts]
+        prepared = [self._prepare(engine, part) for part in parts_of_batches([batch], self.crops)]
+        shares = [min(self.crops, count - start) / count for start in range(0, count, self.crops)]
         if hasattr(engine.loss_function, "share_step"):
             targets = [{**target, **further} for _, target, _, further in prepared]
             for (_, target, _, _), known in zip(prepared, engine.loss_function.share_step(targets, shares)):
@@ -91,6 +91,19 @@ class Accumulate:
             engine.scaler.update()
         else:
             engine.optimizer.step()
+
+
+def parts_of_batches(batches: Iterable[Mapping[str, Any]], crops: int | None) -> Iterator[dict[str, Any]]:
+    """The parts in which a step would take batches, one after another; None takes each batch as a whole.
+
+    Args:
+        batches: collated; tensors and lists have a row for each crop.
+        crops: of a part, at most.
+    """
+    for batch in batches:
+        count = len(batch[CommonKeys.IMAGE])
+        size = crops or count
+        yield from (_rows(batch, start, start + size) for start in range(0, count, size))
 
 
 def _rows(batch: Mapping[str, Any], start: int, stop: int) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch import nn
 
 from bundle.networks import reestimate_batch_norm
 from bundle.runs.distributed import unwrap
+from bundle.training.accumulation import parts_of_batches
 
 __all__ = ["ReestimateBatchNorm"]
 
@@ -28,10 +29,13 @@ class ReestimateBatchNorm:
         network: to be fine-tuned; one without BatchNorm is left alone.
         loader: of training batches with `image`.
         batches: how many to average over; 0 keeps the statistics as they are.
+        crops: of a batch, at most: larger ones are taken in parts, and each part counts. None takes them as they are.
     """
 
-    def __init__(self, *, network: nn.Module, loader: Iterable[dict[str, Any]], batches: int = 100) -> None:
-        self.network, self.loader, self.batches = unwrap(network), loader, batches
+    def __init__(
+        self, *, network: nn.Module, loader: Iterable[dict[str, Any]], batches: int = 100, crops: int | None = None
+    ) -> None:
+        self.network, self.loader, self.batches, self.crops = unwrap(network), loader, batches, crops
 
     def attach(self, engine: Engine) -> None:
         """Registers with the trainer."""
@@ -41,7 +45,8 @@ class ReestimateBatchNorm:
         """Runs it."""
         if self.batches == 0 or engine.state.epoch > 0 or engine.state.iteration > 0:
             return
-        images = (batch["image"].to(engine.state.device) for batch in itertools.islice(self.loader, self.batches))
+        parts = parts_of_batches(self.loader, self.crops)
+        images = (part["image"].to(engine.state.device) for part in itertools.islice(parts, self.batches))
         layers = reestimate_batch_norm(self.network, images)
         if layers:
             logger.info("re-estimated %d BatchNorm layers on %d batches of whole crops", layers, self.batches)

@@ -9,7 +9,7 @@ from typing import Any
 
 from bundle.errors import UserError
 from bundle.networks import PretrainingNetwork
-from bundle.transfer.load import find_prefix, match_encoder
+from bundle.transfer.load import describe_difference, find_prefix, match_encoder
 from bundle.weights import ModelFiles, ModelSettings, checksum, turn_kernels, without_reconstruction
 
 __all__ = ["load_start", "origin"]
@@ -24,9 +24,11 @@ def load_start(
 ) -> PretrainingNetwork:
     """Loads the weights that pre-training goes on from into its network, in place.
 
-    All of the encoder's tensors must fit. The decoder's are taken where some lie beside the encoder's, or in the same
-    file of published weights, and the network has that decoder; else it starts at random. A teacher begins as a copy of
-    the encoder.
+    All of the encoder's tensors must fit. Only its first convolution may have another number of input channels: it is
+    averaged over them, repeated and scaled, as `load_encoder` does it, so that the same image on every channel gives
+    the same features. The decoder's tensors are taken where some lie beside the encoder's, or in the same file of
+    published weights, and the network has that decoder; else it starts at random. Where only its last layer is
+    another, that one starts at random. A teacher begins as a copy of the encoder.
 
     Args:
         network: of the pre-training.
@@ -46,42 +48,60 @@ def load_start(
     current = network.encoder.network.state_dict()
     report, fitted = match_encoder(turn_kernels(files.read_encoder(), "RAS", to=axes), current)
     needed = set(network.encoder.network_state_dict())
-    lacking = sorted(needed - {name for name in report.names if name not in report.adapted})
+    lacking = sorted(needed - fitted.keys())
     if lacking:
+        difference = describe_difference(report) if report.turned or not report.reshaped else ""
         raise UserError(
             f"--init_from {init_from} has not all of this encoder: {len(lacking)} of {len(needed)} tensors are missing "
             f"or have another shape, such as {lacking[0]}{_shape(report.reshaped, lacking[0])}; give `encoder` the "
-            "arguments that the weights were made with"
+            f"arguments that the weights were made with{difference}"
         )
     network.encoder.network.load_state_dict(current | fitted)
     logger.info("%s: all of the encoder's %d tensors are loaded", files.weights, len(needed))
+    if report.adapted:
+        name, change = next(iter(report.adapted.items()))
+        logger.warning("%s has another number of images per scan: %s is adapted, %s", files.weights, name, change)
     _load_decoder(network, files, axes)
     network.restart_teacher()
     return network
 
 
-def origin(init_from: str | os.PathLike[str] | None = None) -> dict[str, Any]:
-    """What `model.json` says of where a pre-training began.
+def origin(init_from: str | os.PathLike[str] | None = None, *, licence: str | None = _LICENCE) -> dict[str, Any]:
+    """What `model.json` says of where a training began.
 
     Args:
         init_from: as for `load_start`.
+        licence: of weights that began with none; None where that is for the user to say, as after fine-tuning on
+            labelled scans.
 
     Returns:
         `licence` of the new weights, and, where there is one, `origin`: the steps that led here, the first one first,
         each with the file's name and sha256, what it is and what it was trained on, and its licence.
+
+    Raises:
+        UserError: if there is no such file, or what describes it cannot be read.
+
+    Example:
+        >>> from bundle.transfer import origin
+        >>> origin(None), origin(None, licence=None)
+        ({'licence': 'Apache-2.0'}, {'licence': None})
+        >>> origin("models/model.pt", licence=None)["licence"]
+        'that of the weights it began with: Apache-2.0'
     """
     if init_from is None:
-        return {"licence": _LICENCE}
+        return {"licence": licence}
     files = ModelFiles(init_from)
+    if not files.weights.is_file():
+        raise UserError(f"{files.weights} does not exist: give the path of a model.pt, or of a run's folder")
     about = files.describe() or ModelSettings()
-    licence = str(about.content.get("licence", "not known"))
-    step = {"file": files.weights.name, "sha256": checksum(files.weights), "licence": licence}
+    theirs = str(about.content.get("licence") or "not known")
+    step = {"file": files.weights.name, "sha256": checksum(files.weights), "licence": theirs}
     known = {
         key: about.content[key]
         for key in ("card", "source", "trained_on", "version", "volumes", "epochs")
         if key in about.content
     }
-    derived = licence if licence == _LICENCE or licence.startswith(_DERIVED) else f"{_DERIVED}{licence}"
+    derived = theirs if theirs == licence or theirs.startswith(_DERIVED) else f"{_DERIVED}{theirs}"
     return {"licence": derived, "origin": [*about.content.get("origin", []), {**step, **known}]}
 
 
@@ -93,6 +113,13 @@ def _load_decoder(network: PretrainingNetwork, files: ModelFiles, axes: str) -> 
     if {key: value.shape for key, value in given.items()} == {key: value.shape for key, value in current.items()}:
         network.decoder.load_state_dict(given)
         logger.info("%s: all of its %d tensors are loaded", files.decoder, len(given))
+        return
+    fitting = {key: given[key] for key, now in current.items() if key in given and given[key].shape == now.shape}
+    body = without_reconstruction(current)
+    if body and body.keys() <= fitting.keys() and without_reconstruction(given).keys() == body.keys():
+        network.decoder.load_state_dict({**current, **fitting})
+        logger.info("%s: %d of the decoder's %d tensors are loaded, its last layer starts at random",
+                    files.decoder, len(fitting), len(current))  # fmt: skip
     else:
         logger.warning("%s is of another decoder than this configuration's, which starts at random", files.decoder)
 

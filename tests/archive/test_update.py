@@ -57,13 +57,28 @@ def test_it_lists_the_volumes_that_the_folder_lists(tree: Path, index: Path) -> 
     expected, found = told(by_folder), told(by_index)
     assert found.keys() == expected.keys() and len(found) > 15
     for files, (name, *rest) in expected.items():
-        # series that share a folder are numbered by their files' names, since the index has no UIDs to order them by
         if "once more" not in name:
-            assert found[files] == (name if "(series" not in name else found[files][0], *rest)
+            assert found[files] == (name, *rest)
     objects = [[v.name for v in found if not v.files] for found in (by_folder, by_index)]
     assert objects[0] == objects[1] == ["c/reports (SR)"]
     left_out = {v.name: v.left_out for v in by_folder if v.left_out[0] and v.files}
     assert {v.name: v.left_out for v in by_index}.items() >= left_out.items() and len(left_out) == 2
+
+
+def test_series_that_share_a_folder_are_numbered_as_the_folder_numbers_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By their UIDs, whatever their files are called; a series that comes later takes its place."""
+    root, file = tmp_path / "archive", tmp_path / "i.sqlite"
+    for seed, name in enumerate(("d", "c", "a")):  # the names of the files have another order than the UIDs
+        write_dicom(root / "shared", ct_phantom((6, 6, 6), seed=seed), name=name, series=f"1.2.{4 + 2 * seed}")
+    update_index(file, root, processes=0)
+    assert told(find_volumes(file)) == told(find_volumes(root))
+    write_dicom(root / "shared", ct_phantom((6, 6, 6), seed=3), name="b", series="1.2.5")
+    update_index(file, root, processes=0)
+    assert told(find_volumes(file)) == told(find_volumes(root)) and len(find_volumes(file)) == 4
+    monkeypatch.setattr("bundle.archive.order.read_slice", lambda _: pytest.fail("the order is known"))
+    update_index(file, root, processes=0)
 
 
 def read(volume: FoundVolume) -> tuple[MetaTensor | None, str, str]:

@@ -8,6 +8,7 @@ import logging
 import os
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,33 @@ def test_a_part_of_nothing_but_broken_volumes_is_an_error(tmp_path: Path, in_thi
     (tmp_path / "volumes/broken.nii").write_bytes(b"no volume")
     with pytest.raises(UserError, match="none of the 1 volumes can be used"):
         prepare(tmp_path / "volumes")
+
+
+def test_under_torchrun_each_process_takes_its_share_of_the_part(
+    folder: Path, in_this_process: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process of the broken volume, which is all that it has, does not end the others."""
+    names = ["ct_broken.nii", *(f"ct_{n}.nii" for n in range(3)), *(f"mr {n}.nii" for n in range(3))]
+    world = 31  # so many that one has nothing but the broken volume
+    assert [
+        name for name in names if zlib.crc32(name.encode()) % world == zlib.crc32(names[0].encode()) % world
+    ] == names[:1]
+    told: list[tuple[int, Any]] = []
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: world)
+
+    def gather(values: list[Any], mine: Any) -> None:
+        told.append(mine)
+        values[:] = [(7, [])] * world  # of the others
+
+    monkeypatch.setattr("torch.distributed.all_gather_object", gather)
+    summaries = []
+    for rank in range(world):
+        monkeypatch.setattr("torch.distributed.get_rank", lambda rank=rank: rank)
+        summaries.append(prepare(folder))
+    assert [one["part"] for one in summaries[:2]] == ["1 of 31", "2 of 31"]
+    assert sum(one["found"] for one in summaries) == 7 and sum(one["prepared"] for one in summaries) == 6
+    assert len(told) == world and (1, 1) in [(found, len(skipped)) for found, skipped in told]
 
 
 def test_the_config_prepares_in_processes(folder: Path) -> None:

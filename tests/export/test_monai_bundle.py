@@ -26,7 +26,7 @@ from scipy import ndimage
 
 from bundle import data as components
 from bundle.errors import UserError, user_error_in
-from bundle.export.monai_bundle import FinishedRun, inference_config
+from bundle.export.monai_bundle import FinishedRun, data_licence, inference_config, metadata
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs/finetune_segmentation.yaml")
@@ -213,6 +213,20 @@ def test_the_model_card_says_what_the_run_knows(ct_run: Path, ct_bundle: Path):
     assert "training volumes (nothing was held out)" in card and "validation Dice" not in card
     assert "Not a medical device" in card and "-1000 to 1000 HU" in card and "7 x 7 x own mm" in card
     assert "The weights in models/: CC BY 4.0." in (ct_bundle / "docs/data_license.txt").read_text()
+
+
+def test_the_terms_name_every_step_that_led_to_the_weights(ct_run: Path):
+    theirs = {"file": "ct_fm.safetensors", "licence": "CC BY-SA 4.0", "trained_on": "148,000 CT scans", "source": "Pai"}
+    ours = {"file": "model.pt", "licence": "that of the weights it began with: CC BY-SA 4.0"}
+    ours["volumes"] = {"training": {"CT": 3, "MR": 1}}
+    run = FinishedRun.read(ct_run)
+    content = {**run.content, "pretrained": "gone/model.pt", "origin": [theirs, ours]}
+    run = dataclasses.replace(run, content=content)
+    terms = data_licence(run, None)
+    assert f"their licence: {ours['licence']}. They were trained on 4 unlabelled volumes." in terms
+    assert "went on from ct_fm.safetensors (Pai), trained on 148,000 CT scans; their licence: CC BY-SA 4.0." in terms
+    assert metadata(run, title="a", components="bundle")["origin"] == [theirs, ours]
+    assert "Training began from scratch." in data_licence(FinishedRun.read(ct_run), None)
 
 
 def test_torchscript_is_the_network_and_holds_both_configs(ct_run: Path, ct_bundle: Path):

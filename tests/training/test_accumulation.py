@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from bundle.losses import AlignmentLoss, PretrainingLoss, ReconstructionLoss
 from bundle.masking import AdaptiveBlocks, ChildLevel, MaskedBatch, MaskInMask, MaskSampler
 from bundle.training import Accumulate, ClipGradients, Scalars
+from bundle.training.accumulation import parts_of_batches
 
 CROPS = 5
 
@@ -126,3 +127,12 @@ def test_the_optimizer_steps_once_and_every_part_fires_monais_events(start: Conv
     Count().attach(trainer)
     trainer.run()
     assert counts == {"forward": 9, "backward": 9, "model": 3, "steps": 3}
+
+
+def test_batches_are_taken_in_parts_of_some_crops() -> None:
+    batch = {"image": torch.arange(5), "box": list("abcde"), "name": "one"}
+    parts = list(parts_of_batches([batch, {"image": torch.arange(2)}], 2))
+    assert [part["image"].tolist() for part in parts] == [[0, 1], [2, 3], [4], [0, 1]]
+    assert [part.get("box") for part in parts] == [["a", "b"], ["c", "d"], ["e"], None]
+    (whole,) = parts_of_batches([batch], None)
+    assert whole["image"].tolist() == [0, 1, 2, 3, 4] and whole["name"] == "one"

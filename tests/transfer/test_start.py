@@ -72,7 +72,7 @@ def test_the_teacher_begins_as_a_copy_of_what_was_loaded(run: Path):
     [
         ({"init_filters": 8}, r"missing or have another shape, such as .* -> "),
         ({"blocks_down": [1, 1, 2]}, "6 of 27 tensors are missing or have another shape, such as layers.2.blocks.1"),
-        ({"in_channels": 2}, r"1 of 21 tensors .* such as conv_init.weight"),
+        ({"in_channels": 2, "init_filters": 8}, r"21 of 21 tensors .* such as conv_init.weight \[4, 1, 3, 3, 3\] -> "),
     ],
 )
 def test_another_encoder_is_one_line_and_the_network_is_untouched(encoder, message, run: Path):
@@ -80,6 +80,31 @@ def test_another_encoder_is_one_line_and_the_network_is_untouched(encoder, messa
     with pytest.raises(UserError, match=message):
         load_start(other, run)
     assert same(other, network(2, **encoder))
+
+
+@pytest.mark.parametrize(("given", "wanted"), [(1, 3), (3, 1), (2, 4)])
+def test_another_number_of_images_per_scan_gives_the_same_features_of_the_same_image(
+    given: int, wanted: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    trained = network(1, in_channels=given)
+    stem = trained.encoder.network.get_parameter("conv_init.weight")
+    stem.data = stem.data.mean(1, keepdim=True).repeat(1, given, 1, 1, 1)  # all images count alike
+    ModelFiles(tmp_path / "model.pt").write(trained.encoder_state_dict(), {"encoder": {**SEGRES, "in_channels": given}})
+    started = load_start(network(2, in_channels=wanted), tmp_path)
+    image = torch.rand(1, 1, 8, 8, 8)
+    same_image = [image.repeat(1, count, 1, 1, 1) for count in (given, wanted)]
+    for before, after in zip(trained.encoder(same_image[0]), started.encoder(same_image[1]), strict=True):
+        torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
+    assert f"conv_init.weight is adapted, {given} -> {wanted} input channels" in caplog.text
+
+
+def test_a_decoder_that_differs_in_its_last_layer_alone_is_taken_but_for_that(run: Path):
+    other = network(2)
+    last = other.decoder.up_layers[-1]["head"] = torch.nn.Conv3d(4, 3, kernel_size=1)
+    fresh = last.weight.clone()
+    started, trained = load_start(other, run).decoder.state_dict(), network(1).decoder.state_dict()
+    assert torch.equal(last.weight, fresh)
+    assert all(torch.equal(started[key], trained[key]) for key in started if ".head." not in key)
 
 
 def test_the_encoder_of_the_weights_is_built_whatever_the_config_says(run: Path, caplog: pytest.LogCaptureFixture):
@@ -113,6 +138,18 @@ def test_another_licence_stays_with_what_is_made_of_it(run: Path, tmp_path: Path
     second = tmp_path / "second/model.pt"
     ModelFiles(second).write(network(4).encoder_state_dict(), {"encoder": SEGRES, **made})
     assert origin(second)["licence"] == made["licence"]  # said once, however long the chain
+
+
+def test_a_fine_tuned_model_names_the_licence_of_what_it_began_with_and_claims_none_of_its_own(run: Path, tmp_path):
+    assert origin(None, licence=None) == {"licence": None}
+    made = origin(run, licence=None)
+    assert made["licence"] == "that of the weights it began with: Apache-2.0"
+    assert [step["licence"] for step in made["origin"]] == ["Apache-2.0"]
+    second = tmp_path / "second/model.pt"  # fine-tuned from scratch
+    ModelFiles(second).write(network(4).encoder_state_dict(), {"encoder": SEGRES, **origin(None, licence=None)})
+    assert origin(second, licence=None)["licence"] == "that of the weights it began with: not known"
+    with pytest.raises(UserError, match="does not exist"):
+        origin(tmp_path / "nothing.pt")
 
 
 def test_a_missing_file_is_one_line(tmp_path: Path):

@@ -79,6 +79,19 @@ class FinishedRun:
         return dict(self.content["classes"])
 
     @property
+    def origin(self) -> list[Mapping[str, Any]]:
+        """The weights that training began with, and those that these went on from, the first ones first.
+
+        Each with its licence; empty from scratch. A run of an earlier version did not record them: what the json beside
+        the weights says, if it is still there.
+        """
+        recorded = list(self.content.get("origin") or [])
+        if recorded or not self.content.get("pretrained"):
+            return recorded
+        step = {key: self.pretrained[key] for key in ("sha256", "licence", "volumes") if key in self.pretrained}
+        return [*self.pretrained.get("origin", []), {"file": Path(self.content["pretrained"]).name, **step}]
+
+    @property
     def in_channels(self) -> int:
         """How many images of one grid a scan has."""
         return int(self.content.get("in_channels") or self.content["network"].get("in_channels") or 1)

@@ -25,7 +25,8 @@ def metadata(run: FinishedRun, *, title: str, components: str) -> dict[str, Any]
         components: as for `inference_config`.
 
     Returns:
-        The schema's keys, and `classes`: the value in label maps by the name of each class.
+        The schema's keys, and `classes`: the value in label maps by the name of each class, and `origin`: the weights
+        that training began with and those before, each with its licence.
     """
     names = list(run.classes)
     packages = [*_PACKAGES, *(_OF_COMPONENTS if components == "bundle" else ())]
@@ -52,6 +53,7 @@ def metadata(run: FinishedRun, *, title: str, components: str) -> dict[str, Any]
         "references": [],
         "supported_apps": {},
         "classes": run.classes,
+        "origin": run.origin,
         "network_data_format": _network(run),
     }
 

@@ -52,13 +52,14 @@ def data_licence(run: FinishedRun, licence: str | None) -> str:
         "not stated. Whoever trained the model decides on it, within the terms of the data that it was trained on. Ask "
         "them before you use or pass on the weights"
     )
-    before = run.pretrained.get("licence") if run.content.get("pretrained") else None
+    origin = run.origin
     lines = [f"The weights in models/: {stated}.", f"Labelled data: {_counted(run, 'training')}. It is not included."]
-    if run.content.get("pretrained"):
+    if origin:
         lines.append(
-            f"Training began with pre-trained weights; their licence: {before or 'not recorded'}. They were trained on "
-            f"{_sum(run.pretrained) or 'an unknown number of'} unlabelled volumes."
+            f"Training began with pre-trained weights; their licence: {origin[-1].get('licence') or 'not recorded'}. "
+            f"They were trained on {_trained_on(origin[-1])}."
         )
+        lines += [f"They went on from {_step(step)}." for step in reversed(origin[:-1])]
     else:
         lines.append("Training began from scratch.")
     return "\n".join([*lines, ""])
@@ -165,6 +166,14 @@ def _counted(run: FinishedRun, part: str) -> str:
     return f"{' and '.join(counted)} volumes" if counted else "an unknown number of volumes"
 
 
-def _sum(settings: Mapping[str, Any]) -> int:
-    """How many volumes a model was trained on, or 0."""
-    return sum(int(number) for number in settings.get("volumes", {}).get("training", {}).values())
+def _trained_on(step: Mapping[str, Any]) -> str:
+    """What the weights of one step were trained on."""
+    number = sum(int(count) for count in step.get("volumes", {}).get("training", {}).values())
+    return str(step.get("trained_on") or f"{number or 'an unknown number of'} unlabelled volumes")
+
+
+def _step(step: Mapping[str, Any]) -> str:
+    """Weights that others went on from, in a few words."""
+    source = f" ({step['source']})" if step.get("source") else ""
+    licence = step.get("licence") or "not recorded"
+    return f"{step.get('file', 'weights')}{source}, trained on {_trained_on(step)}; their licence: {licence}"

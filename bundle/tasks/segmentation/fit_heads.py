@@ -13,6 +13,7 @@ from torch import nn
 
 from bundle.errors import UserError
 from bundle.runs.distributed import broadcast, unwrap
+from bundle.training.accumulation import parts_of_batches
 from bundle.transfer import fit_heads
 
 __all__ = ["FitHeads"]
@@ -30,6 +31,7 @@ class FitHeads:
         loader: of training batches with `image` and `label`.
         loss: of one output; of MONAI's `DeepSupervisionLoss` the one that it wraps.
         batches: how many, of those that an epoch has; 0 leaves the heads at random.
+        crops: of a batch, at most: larger ones are taken in parts, and each part counts. None takes them as they are.
         heads_loaded: whether the heads come from a network of the same classes; they are then left as they are.
 
     Raises:
@@ -43,12 +45,13 @@ class FitHeads:
         loader: Iterable[dict[str, Any]],
         loss: nn.Module,
         batches: int = 8,
+        crops: int | None = None,
         heads_loaded: bool = False,
     ) -> None:
         if not isinstance(batches, int) or batches < 0:
             raise UserError(f"--fit_heads {batches!r} does not fit: give a number of batches, such as 8, or 0")
         self.network, self.loader, self.batches = unwrap(network), loader, 0 if heads_loaded else batches
-        self.loss = getattr(loss, "loss", loss)
+        self.crops, self.loss = crops, getattr(loss, "loss", loss)
 
     def attach(self, engine: Engine) -> None:
         """Registers with the trainer."""
@@ -60,7 +63,7 @@ class FitHeads:
             return
         batches = [
             {key: batch[key].to(engine.state.device) for key in ("image", "label")}
-            for batch in itertools.islice(self.loader, self.batches)
+            for batch in itertools.islice(parts_of_batches(self.loader, self.crops), self.batches)
         ]
         for name, (before, after) in fit_heads(self.network, batches, self.loss).items():
             logger.info("fitted %s to the features: loss %.3f before, %.3f after", name, before, after)

@@ -22,6 +22,7 @@ from monai.bundle import ConfigParser
 
 from bundle.data import Blosc2Store, CropDataset, PlainStore, Store, VolumeSet, find_scans
 from bundle.data.preparation import Preparation, prepare_all
+from bundle.data.processes import run_in_processes
 
 __all__ = ["run"]
 
@@ -83,13 +84,39 @@ def measure_reading(datasets: Sequence[tuple[CropDataset, Path]], draws: int) ->
     ]
 
 
-def measure_preparation(dataset_dir: Path, folder: Path, transform: Any, processes: int) -> float:
+def time_preparation(dataset_dir: Path, folder: Path, transform: Any, processes: int) -> float:
     """Seconds of the clock that so many processes take."""
     shutil.rmtree(folder, ignore_errors=True)
     started = time.monotonic()
     preparation = Preparation(transform, Blosc2Store(folder))
     prepare_all(find_scans(dataset_dir), preparation, workers=processes, worth_processes=0, quiet=True)
     return time.monotonic() - started
+
+
+def measure_preparation(dataset_dir: Path, folder: Path, transform: Any, processes: int) -> dict[str, Any]:
+    """What several processes gain: of the volumes of a folder, and of all of them twice.
+
+    The server that forks the processes loads MONAI once, for one process as for several. So its seconds are told apart.
+    A volume is prepared by one process. So the largest one bounds the gain: `speed_up_at_most`.
+    """
+    of_each = []
+    preparation = Preparation(transform, Blosc2Store(folder / "each"))
+    for _ in range(2):  # the second one, without what is loaded on the way
+        of_each = [seconds(lambda found=found: preparation(found)) for found in find_scans(dataset_dir)]
+    twice = folder / "twice"
+    for volume in find_scans(dataset_dir):
+        for number in range(2):
+            copy = twice / f"{number}_{volume.name}"
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.symlink_to(Path(volume.files[0]).absolute())
+    started = time.monotonic()
+    list(run_in_processes(abs, [1], processes=1))
+    result: dict[str, Any] = {"start_up_seconds": time.monotonic() - started, "load": os.getloadavg()[0]}
+    result["speed_up_at_most"] = min(processes, sum(of_each) / max(of_each))
+    for name, volumes in (("once", dataset_dir), ("twice", twice)):
+        runs = [time_preparation(volumes, folder / "again", transform, count) for count in (1, processes)]
+        result[name] = {"seconds": runs, "speed_up": runs[0] / runs[1]}
+    return result
 
 
 def measure_stores(
@@ -110,8 +137,7 @@ def measure_stores(
     plain, packed = measured["plain"], measured["blosc2"]
     result: dict[str, Any] = {**measured, "ratio": {key: packed[key] / plain[key] for key in plain}}
     if processes:
-        runs = [measure_preparation(dataset_dir, folder / "again", transform, count) for count in (1, processes)]
-        result["preparation"] = {"seconds": runs, "speed_up": runs[0] / runs[1], "load": os.getloadavg()[0]}
+        result["preparation"] = measure_preparation(dataset_dir, folder / "prepared", transform, processes)
     return result
 
 

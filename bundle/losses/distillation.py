@@ -107,8 +107,8 @@ class Distillation(Objective):
         assert self.heads is not None
         trains = torch.is_grad_enabled() and self.heads.training  # not while a step is only timed
         losses, terms = zip(*(self._level(level, target, trains=trains) for level in made))
-        weights = losses[0].new_tensor(self.level_weights)
-        loss = (torch.stack(losses) * weights).sum() / weights.sum()
+        weighted = [weight * found for weight, found in zip(self.level_weights, losses, strict=True)]
+        loss = torch.stack(weighted).sum() / sum(self.level_weights)
         return loss, {name: torch.stack([found[name] for found in terms]).mean() for name in terms[0]}
 
     def _level(

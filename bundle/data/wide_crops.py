@@ -27,19 +27,20 @@ _WIDEST = 8
 class RandWideCropd(RandForegroundCropd):
     """A random crop `field` times as wide as `spatial_size`, on each axis on which the volume is as large.
 
-    On an axis on which the volume is smaller the crop is fewer times as wide: by the whole number at which the volume
-    fills it best, at least one. So at least three quarters of the crop lie in the volume, and thick slices keep their
-    number. The part of the crop beyond the volume's border is padded as `PadToCropd` does: not valid, and with the
-    lowest value of the crop. On which side it lies is drawn.
+    On an axis on which the volume is smaller the crop is fewer times as wide: the largest whole number of times, at
+    least one, at which no more of it than the share `beyond` lies beyond the volume. So thick slices keep their number.
+    What lies beyond the volume is padded as `PadToCropd` does: not valid, and with the lowest value of the crop. On
+    which side it lies is drawn.
 
     Args:
         keys: cropped together, ``[C, D, H, W]`` each; the first is the image, the others are padded with zeros.
         spatial_size: voxels per axis of the crop as the network gets it; no larger than the volume.
         field: how many times as wide to crop, on all axes or on each: 1 to 8.
+        beyond: share of the crop on an axis, from 0 to 0.5.
         **options: of `RandForegroundCropd`. `min_foreground` is a share of the wide crop.
 
     Raises:
-        UserError: for a field that does not fit.
+        UserError: for a field or a share that does not fit.
 
     Example:
         >>> import torch
@@ -51,16 +52,25 @@ class RandWideCropd(RandForegroundCropd):
     """
 
     def __init__(
-        self, keys: KeysCollection, *, spatial_size: Sequence[int], field: int | Sequence[int] = 2, **options: Any
+        self,
+        keys: KeysCollection,
+        *,
+        spatial_size: Sequence[int],
+        field: int | Sequence[int] = 2,
+        beyond: float = 0.25,
+        **options: Any,
     ) -> None:
         super().__init__(keys, spatial_size=spatial_size, **options)
+        if not 0 <= beyond <= 0.5:
+            raise UserError(f"--beyond {beyond} does not fit: give a share from 0 to 0.5")
+        self.beyond = beyond
         self.field = field_of_view(field)
         self._before: tuple[int, ...] = ()
 
     def find_width(self, size: Sequence[int]) -> tuple[int, ...]:
         """Voxels per axis of the crop of a volume of `size` voxels."""
         each = zip(size, self.spatial_size, self.field)
-        return tuple(c * min(field, max(1, (2 * s + c) // (2 * c))) for s, c, field in each)
+        return tuple(c * min(field, max(1, int(s / (c * (1 - self.beyond)) + 1e-9))) for s, c, field in each)
 
     def report(self, volumes: Sequence[PreparedVolume]) -> None:
         """Says how many volumes are smaller than the field."""

@@ -55,7 +55,8 @@ class Decorrelation(Objective):
         """
         losses, terms = [], {}
         for number, view in enumerate(made):
-            levels = [F.instance_norm(level).to_dense() for level in view.features]  # absent sites are 0
+            normed = [F.instance_norm(level) for level in view.features]  # type: ignore[arg-type]  # is dispatched
+            levels = [level.to_dense() for level in normed]  # absent sites are 0
             names = [f"dimensions_level{level}" for level in range(len(levels))]
             levels += [F.instance_norm(decoding) for decoding in view.decodings]
             names += [f"dimensions_decoder{level}" for level in range(len(view.decodings))]

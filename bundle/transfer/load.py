@@ -49,8 +49,8 @@ def load_encoder(
         min_matched: share of the file's tensors that must fit.
 
     Raises:
-        UserError: if the file cannot be read, is not the one that the `model.json` beside it describes, or less than
-            `min_matched` of it fits; the network is then untouched.
+        UserError: if the file cannot be read, is not the one that the `model.json` beside it describes, less than
+            `min_matched` of it fits, or its kernels lie in another order of axes; the network is then untouched.
 
     Example:
         >>> from monai.networks.nets import SegResNetDS
@@ -68,11 +68,12 @@ def load_encoder(
     require_finite(given, name)
     current = network.state_dict()
     report, fitted = match_encoder(given, current, prefix)
-    if report.share < min_matched:
+    if report.share < min_matched or report.turned:
+        least = "" if report.turned else f", at least {min_matched:.0%} must"
         raise UserError(
-            f"{name}: {report.share:.0%} of its {len(given)} tensors fit into {type(network).__name__}, at least "
-            f"{min_matched:.0%} must: build the network with the encoder's own arguments (they are in the json beside "
-            f"the weights){_example(report)}"
+            f"{name}: {report.share:.0%} of its {len(given)} tensors fit into {type(network).__name__}{least}: build "
+            "the network with the encoder's own arguments (they are in the json beside the weights)"
+            f"{describe_difference(report)}"
         )
     network.load_state_dict(current | fitted)
     logger.info("%s into %s:\n%s", name, type(network).__name__, report.table())
@@ -231,12 +232,14 @@ def _differs_in_inputs(value: Tensor, target: Tensor) -> bool:
     return few and value.shape[0] == target.shape[0] and value.shape[2:] == target.shape[2:]
 
 
-def _example(report: TransferReport) -> str:
+def describe_difference(report: TransferReport) -> str:
+    """Names the first tensor of a file that does not fit, with both shapes, for the end of a message."""
+    if turned := report.turned:
+        order = "their axes lie in another order: say which in a model.json beside the file"
+        return f"; for example {turned[0]} {report.reshaped[turned[0]]}, {order}"
     if report.reshaped:
         key, shapes = next(iter(report.reshaped.items()))
-        there, here = (sorted(side.strip("[]").split(", ")) for side in shapes.split(" -> "))
-        order = ", their axes lie in another order: say which in a model.json beside the file" if there == here else ""
-        return f"; for example {key} {shapes}{order}"
+        return f"; for example {key} {shapes}"
     if report.unexpected:
         return f"; for example the network has no {report.prefix}{report.unexpected[0]}"
     return ""

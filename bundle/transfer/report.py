@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 
 __all__ = ["TransferReport"]
@@ -39,6 +40,11 @@ class TransferReport:
         used = len(self.loaded) + len(self.adapted)
         return used / max(1, used + len(self.reshaped) + len(self.unexpected))
 
+    @property
+    def turned(self) -> list[str]:
+        """Keys of the file whose kernel is the network's but for the order of its axes."""
+        return [key for key, how in self.reshaped.items() if _is_turned(*map(json.loads, how.split(" -> ")))]
+
     def table(self, most: int = 8) -> str:
         """The report as Markdown, with up to `most` keys of each kind."""
         where = f"below {self.prefix!r}" if self.prefix else "at the top"
@@ -54,3 +60,7 @@ class TransferReport:
             more = f", and {len(keys) - most} more" if len(keys) > most else ""
             lines.append(f"| {kind} | {len(keys)} | {', '.join(keys[:most])}{more} |")
         return "\n".join(lines)
+
+
+def _is_turned(there: list[int], here: list[int]) -> bool:
+    return len(there) == len(here) == 5 and there[:2] == here[:2] and sorted(there[2:]) == sorted(here[2:])

@@ -9,7 +9,7 @@ from typing import Any
 
 from bundle.errors import UserError
 from bundle.networks import PretrainingNetwork
-from bundle.transfer.load import find_prefix, match_encoder
+from bundle.transfer.load import describe_difference, find_prefix, match_encoder
 from bundle.weights import ModelFiles, ModelSettings, checksum, turn_kernels, without_reconstruction
 
 __all__ = ["load_start", "origin"]
@@ -50,10 +50,11 @@ def load_start(
     needed = set(network.encoder.network_state_dict())
     lacking = sorted(needed - fitted.keys())
     if lacking:
+        difference = describe_difference(report) if report.turned or not report.reshaped else ""
         raise UserError(
             f"--init_from {init_from} has not all of this encoder: {len(lacking)} of {len(needed)} tensors are missing "
             f"or have another shape, such as {lacking[0]}{_shape(report.reshaped, lacking[0])}; give `encoder` the "
-            "arguments that the weights were made with"
+            f"arguments that the weights were made with{difference}"
         )
     network.encoder.network.load_state_dict(current | fitted)
     logger.info("%s: all of the encoder's %d tensors are loaded", files.weights, len(needed))

@@ -118,6 +118,7 @@ class Transfer:
         if meanings is None:
             fresh = {name: tensor.clone() for name, tensor in self.network.state_dict().items()} if perturb else {}
             self.report = load_encoder(self.network, file, min_matched=min_matched)
+            _require_whole(file, self.report, self.network, encoder, min_matched)
             self.decoder_report = load_decoder(self.network, file, min_matched=min_matched) if decoder else None
             if perturb:
                 reports = [report for report in (self.report, self.decoder_report) if report is not None]
@@ -156,6 +157,23 @@ class Transfer:
             if isinstance(module, _BatchNorm) and f"{path}.running_mean" in self.depths:
                 # the trainer calls train() on the whole network at every step
                 module.register_forward_pre_hook(_evaluate)
+
+
+def _require_whole(
+    file: str, report: TransferReport, network: nn.Module, encoder: Mapping[str, Tensor], min_matched: float
+) -> None:
+    """Refuses a file with a part of the encoder alone, all of which fits.
+
+    Raises:
+        UserError: if less than `min_matched` of the encoder in the network was loaded.
+    """
+    inside = {f"{report.prefix}{key}" for key in encoder} & network.state_dict().keys()
+    lacking = sorted(inside - {*report.names})
+    if len(lacking) > (1 - min_matched) * len(inside):
+        raise UserError(
+            f"{file} has {len(inside) - len(lacking)} of the encoder's {len(inside)} tensors, it lacks {lacking[0]} "
+            "and others: give a file with all of them, or correct `encoder` in the config"
+        )
 
 
 def _depths(encoder: Encoder) -> dict[str, int]:

@@ -65,6 +65,9 @@ class ModelFiles:
             raise UserError(f"{self.settings} is no readable json, it is damaged ({error}): {remedy}") from error
         if not isinstance(content, dict):
             raise UserError(f"{self.settings} is no json of a model, it holds no settings: {remedy}")
+        encoder = content.get("encoder", {})
+        if not isinstance(encoder, dict) or (encoder and not isinstance(encoder.get("name"), str)):
+            raise UserError(f'{self.settings} has no encoder of the form {{"name": "SegResEncoder", ...}}: {remedy}')
         return ModelSettings.from_content(content)
 
     def describe(self) -> ModelSettings | None:
@@ -77,7 +80,10 @@ class ModelFiles:
         """
         found = self.read_settings()
         if found is not None:
-            return ModelSettings.from_content(turn_settings(found.content))
+            try:
+                return ModelSettings.from_content(turn_settings(found.content))
+            except UserError as error:
+                raise UserError(f"{self.settings}: {error}") from error
         if not self.weights.is_file():
             return None
         published = self.read_published()
@@ -139,7 +145,10 @@ class ModelFiles:
     def _turned(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         about = self.read_settings()
         axes = "RAS" if about is None else str(about.content.get("orientation", "RAS"))
-        return turn_kernels(weights, axes)
+        try:
+            return turn_kernels(weights, axes)
+        except UserError as error:
+            raise UserError(f"{self.settings}: {error}") from error
 
     def verify_weights(self) -> None:
         """Compares the weights, where they are, with `model.json`.

@@ -23,6 +23,8 @@ __all__ = ["list_wrappers", "read_checkpoint", "read_weights", "require_finite",
 
 #: names under which others' checkpoints keep the weights
 _NESTS = ("state_dict", "model_state_dict", "network_weights", "model", "network", "net")
+#: a file of torch.save's begins as a zip archive or, of old versions, as a pickle
+_MAGIC = (b"PK", b"\x80")
 #: what training libraries put before every name: DistributedDataParallel, torch.compile
 _ALWAYS_STRIPPED = ("module.", "_orig_mod.")
 #: makes one of numpy's numbers when it is read; its module has another name since NumPy 2
@@ -63,10 +65,9 @@ def read_checkpoint(file: str | os.PathLike[str]) -> tuple[dict[str, Tensor], di
     if not path.is_file():
         raise UserError(f"{path} does not exist: give the path of a model.pt, or pre-train one with scripts/train.sh")
     content, about = _load(path), dict[str, Any]()
-    for name in _NESTS:
-        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
-            about |= {str(key): value for key, value in content.items() if key != name}
-            content = content[name]
+    while name := next((one for one in _NESTS if _holds(content, one)), None):
+        about |= {str(key): value for key, value in content.items() if key != name}
+        content = content[name]
     tensors = isinstance(content, Mapping) and bool(content) and all(isinstance(v, Tensor) for v in content.values())
     if not tensors:
         raise UserError(
@@ -80,12 +81,20 @@ def read_checkpoint(file: str | os.PathLike[str]) -> tuple[dict[str, Tensor], di
     return weights, about
 
 
+def _holds(content: Any, name: str) -> bool:
+    return isinstance(content, Mapping) and isinstance(content.get(name), Mapping)
+
+
 def _load(path: Path) -> Any:
     """The content of a file.
 
     Raises:
         UserError: if it is damaged, or holds what is not safe to load.
     """
+    with path.open("rb") as opened:
+        begins = opened.read(2)
+    if path.suffix != ".safetensors" and not begins.startswith(_MAGIC):  # such as the page of a failed download
+        raise UserError(f"{path} is damaged or no weights file, by its first bytes: copy or download it again")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

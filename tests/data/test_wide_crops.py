@@ -38,12 +38,11 @@ def wide(**options: Any) -> RandWideCropd:
 def test_it_is_as_wide_as_the_volume_lets_it():
     assert wide().find_width((100, 12, 8)) == (16, 16, 8)
     assert wide().find_width((11, 16, 19)) == (8, 16, 16)
-    assert wide(field=(4, 1, 2)).find_width((27, 100, 100)) == (24, 8, 16)
-    for size, field in product(range(8, 60), range(1, 6)):
-        width = wide(field=field).find_width((size, 8, 8))[0]
-        assert width % 8 == 0 and 8 <= width <= 8 * field
-        assert size >= 0.75 * width, "no more than a quarter lies beyond the volume"
-        assert width == 8 * field or abs(width - size) <= 4, "the nearest number of crops"
+    assert wide(field=(4, 1, 2)).find_width((23, 100, 100)) == (24, 8, 16)
+    for size, field, beyond in product(range(8, 60), range(1, 6), (0, 0.25, 0.5)):
+        width = wide(field=field, beyond=beyond).find_width((size, 8, 8))[0]
+        fits = [8 * times for times in range(1, field + 1) if size >= (1 - beyond) * 8 * times]
+        assert width == fits[-1]
 
 
 @pytest.mark.parametrize("size", [SIZE, (13, 14, 15)])
@@ -147,6 +146,11 @@ def test_a_further_tensor_of_the_crop_is_refused_in_one_line(volumes: list[Prepa
 def test_a_field_that_does_not_fit_is_refused(field: Any):
     with pytest.raises(UserError, match="--field"):
         wide(field=field)
+
+
+def test_a_share_that_does_not_fit_is_refused():
+    with pytest.raises(UserError, match="--beyond"):
+        wide(beyond=0.6)
 
 
 def test_finer_voxels_are_kept_on_request_and_what_is_prepared_stays_prepared():

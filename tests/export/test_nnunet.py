@@ -15,7 +15,7 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet, Resi
 from torch import nn
 
 from bundle.errors import UserError
-from bundle.export import FORMATS, export_model, fit_plans, plain_model
+from bundle.export import FORMATS, export_model, fit_plans, plain_model, write_nnunet
 from tests.export.models import write_model
 from tests.networks.encoder_cases import CASES, Case
 
@@ -135,9 +135,9 @@ def test_what_nnunets_tools_for_nnssls_files_read_is_there(tmp_path: Path):
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize("case", [ONE_WAY, PLAIN], ids=lambda case: case.name)
 def test_nnunets_loader_of_nnssls_files_takes_encoder_and_stem(case: Case, channels: int, tmp_path: Path):
-    """As its PretrainedTrainer: the parts that the network's class names get, strictly, what is below the file's keys."""
+    """As its PretrainedTrainer: the parts that the network's class names get what is below its keys, strictly."""
     file, _ = write_model(tmp_path, case, orientation="SPL")
-    FORMATS["nnunet"].write(plain_model(file), tmp_path / "out.pth", channels)
+    write_nnunet(plain_model(file), tmp_path / "out.pth", channels)
     content = torch.load(tmp_path / "out.pth", weights_only=True)
     given, about = content["network_weights"], content["nnssl_adaptation_plan"]
     assert about["pretrain_num_input_channels"] == channels  # else it repeats the stem once more

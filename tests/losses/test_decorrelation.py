@@ -12,10 +12,8 @@ from bundle.sparse import SparseVolume
 
 
 def view(features: torch.Tensor, visible: torch.Tensor) -> View:
-    count = len(features)
-    return View(
-        [SparseVolume.from_dense(features, visible)], None, torch.ones(count, 3), torch.arange(count), torch.zeros(count, 3)
-    )  # fmt: skip
+    count, levels = len(features), [SparseVolume.from_dense(features, visible)]
+    return View(levels, None, torch.ones(count, 3), torch.arange(count), torch.zeros(count, 3))
 
 
 def test_dimensions_are_the_participation_ratio_of_the_eigenvalues():

@@ -137,6 +137,17 @@ def test_a_truncated_file_is_damaged(tmp_path: Path):
             read_weights(tmp_path / "cut.pt")
 
 
+def test_the_page_of_a_failed_download_is_damaged(tmp_path: Path):
+    (tmp_path / "model.pt").write_text("<html>404 not found</html>")
+    with pytest.raises(UserError, match="is damaged or no weights file"):
+        read_weights(tmp_path / "model.pt")
+
+
+def test_weights_below_two_usual_names_are_unpacked(tmp_path: Path):
+    torch.save({"model": {"state_dict": pretrained(), "epoch": 1}, "state_dict": None}, tmp_path / "model.pt")
+    assert read_weights(tmp_path / "model.pt").keys() == pretrained().keys()
+
+
 class Code:
     """What an unsafe checkpoint could hold."""
 

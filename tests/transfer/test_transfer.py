@@ -85,6 +85,14 @@ def test_a_frozen_encoder_takes_part_in_reestimating_statistics_once(tmp_path: P
     assert torch.equal(norm.running_mean, kept)
 
 
+def test_a_part_of_the_encoder_alone_is_one_line(tmp_path: Path):
+    network, file = nets.SegResNetDS(init_filters=4, blocks_down=(1, 1, 1), out_channels=2), tmp_path / "model.pt"
+    torch.save(dict(list(network.encoder.state_dict().items())[:10]), file)
+    encoder = {"name": "SegResEncoder", "init_filters": 4, "blocks_down": [1, 1, 1]}
+    with pytest.raises(UserError, match=r"has 10 of the encoder's \d+ tensors, it lacks encoder.layers.*: give a file"):
+        Transfer(network, file, encoder=encoder)
+
+
 def test_another_activation_or_stride_than_in_pretraining_is_told(tmp_path: Path, caplog):
     with caplog.at_level(logging.WARNING):
         transfer(tmp_path)

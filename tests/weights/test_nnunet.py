@@ -196,6 +196,16 @@ def test_kernels_in_another_order_of_axes_are_named(axes: str, tmp_path: Path):
     assert str(raised.value).count("\n") == 0
 
 
+def test_few_kernels_in_another_order_of_axes_are_refused_too(tmp_path: Path):
+    """All other kernels are cubes: they fit, and would be read in the wrong order without a word."""
+    cubes = {"kernel_sizes": [[3, 3, 3]] * 3, "strides": [[1, 1, 1], [2, 2, 2], [2, 2, 2]]}
+    one, other = ({**cubes, "kernel_sizes": [flat, [3, 3, 3], [3, 3, 3]]} for flat in ([1, 3, 3], [3, 3, 1]))
+    file = save({"network_weights": network(**one).state_dict()}, tmp_path)
+    file.with_suffix(".json").write_text("{}")
+    with pytest.raises(UserError, match="their axes lie in another order: say which"):
+        load_encoder(network(**other), file, min_matched=0.1)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

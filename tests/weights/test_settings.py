@@ -65,3 +65,16 @@ def test_unknown_keys_stay_and_missing_ones_have_defaults(tmp_path: Path):
 
 def test_without_a_json_there_are_no_settings(tmp_path: Path):
     assert ModelFiles(tmp_path / "model.pt").read_settings() is None
+
+
+@pytest.mark.parametrize("encoder", ["SegResEncoder", {"init_filters": 4}])
+def test_an_encoder_without_its_name_is_one_line(encoder: Any, tmp_path: Path):
+    (tmp_path / "model.json").write_text(json.dumps({"encoder": encoder}))
+    with pytest.raises(UserError, match=r"has no encoder of the form .*: copy it again"):
+        ModelFiles(tmp_path / "model.pt").read_settings()
+
+
+def test_axes_that_are_none_name_the_json(tmp_path: Path):
+    (tmp_path / "model.json").write_text(json.dumps({**WRITTEN, "orientation": "XYZ"}))
+    with pytest.raises(UserError, match=r"model.json: orientation 'XYZ' is not known: give"):
+        ModelFiles(tmp_path / "model.pt").describe()

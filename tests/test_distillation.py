@@ -12,7 +12,8 @@ from monai.bundle import ConfigWorkflow
 from bundle.training.history import read_history
 from tests.tiny_run import DEV, ROOT, TINY, TRAIN, bundle_root
 
-CONFIGS = [TRAIN, DEV, *(str(ROOT / f"configs/{name}.yaml") for name in ("decoder_segres", "objective_distillation"))]
+OVERLAYS = ("decoder_segres", "objective_distillation", "appearance_regions")
+CONFIGS = [TRAIN, DEV, *(str(ROOT / f"configs/{name}.yaml") for name in OVERLAYS)]
 
 
 @pytest.fixture(scope="module")

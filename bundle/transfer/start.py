@@ -99,7 +99,7 @@ def origin(init_from: str | os.PathLike[str] | None = None, *, licence: str | No
     known = {
         key: about.content[key]
         for key in ("card", "source", "trained_on", "version", "volumes", "epochs")
-        if key in about.content
+        if about.content.get(key) is not None
     }
     derived = theirs if theirs == licence or theirs.startswith(_DERIVED) else f"{_DERIVED}{theirs}"
     return {"licence": derived, "origin": [*about.content.get("origin", []), {**step, **known}]}

@@ -89,7 +89,7 @@ def train(task: Task, labels: str, arm: str, steps: int, seed: int, options: arg
             "pretrained": str(options.pretrained),
             # both arms have the weights' own network and preparation
             "encoder": settings["encoder"],
-            "spacing": settings["spacing"],
+            "spacing": options.spacing or settings["spacing"],
             "ct_window": settings["ct_window"],
             "mr_percentiles": settings["mr_percentiles"],
             "crop_size": [options.crop] * 3,
@@ -202,6 +202,7 @@ def read_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[5], help="how many, or with several values which")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=["scratch", "pretrained"])
     parser.add_argument("--crop", type=int, default=64, help="voxels per axis")
+    parser.add_argument("--spacing", type=float, nargs=3, help="mm of all arms (default: that of the weights)")
     parser.add_argument("--validate_every", type=int, default=50, help="steps")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--data_dir", type=Path, default=ROOT / "data")

@@ -111,7 +111,7 @@ def test_a_step_of_pretraining_runs_on_the_device_alone(step: str, device: Devic
         device.send_network(network)
         children = target.pop("children")
         for level in children:  # their masks stay, too
-            for key in ("image", "valid", "foreground", "spacing", "parent", "corner"):
+            for key in ("image", "clean", "valid", "foreground", "spacing", "parent", "corner"):
                 setattr(level, key, device.send(getattr(level, key)))
         trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained)

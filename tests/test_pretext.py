@@ -13,7 +13,8 @@ from monai.networks.nets.segresnet_ds import SegResNetDS
 from bundle.training.history import read_history
 from tests.tiny_run import DEV, ROOT, TINY, TRAIN, bundle_root
 
-CONFIGS = [TRAIN, DEV, *(str(ROOT / f"configs/{name}.yaml") for name in ("decoder_segres", "objective_pretext"))]
+PRESETS = ("decoder_segres", "objective_pretext", "objective_decorrelation")
+CONFIGS = [TRAIN, DEV, *(str(ROOT / f"configs/{name}.yaml") for name in PRESETS)]
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +54,9 @@ def test_it_trains_stops_and_goes_on_with_the_same_classes(root: Path, tmp_path:
     for row in rows:
         assert row["train/pretext"] > 0 and 0 <= row["train/pretext_accuracy_hidden"] <= 1
         assert row["validation/pretext"] > 0 and 0 < row["validation/pretext_accuracy_guess"] <= 1
+        assert row["train/decorrelation"] > 0
+        filled = [row[f"train/dimensions_{half}{level}"] for half in ("level", "decoder") for level in range(4)]
+        assert all(1 <= one <= most for one, most in zip(filled, [4, 8, 16, 32] * 2))
 
     network = SegResNetDS(init_filters=4, blocks_down=(1, 1, 1, 1, 1), norm=("instance", {"affine": True}))
     encoder, decoder = (torch.load(run / f"{name}.pt", weights_only=True) for name in ("model", "model_decoder"))

@@ -21,7 +21,7 @@ from bundle.data.split import check_fold, split_volumes
 from bundle.errors import UserError
 from bundle.stores.store import Store, open_store
 
-__all__ = ["VolumeSet", "hashed", "listed_by_one", "prepare_together"]
+__all__ = ["VolumeSet", "hashed", "listed_by_one", "prepare_together", "prepare_usable"]
 
 logger = logging.getLogger(__name__)
 
@@ -113,23 +113,16 @@ class VolumeSet:
         self.preparation = Preparation(transform, open_store(store, Path(cache_dir)))
         listed = listed_by_one(lambda: find(dataset_dir))
         found = [volume for volume in listed if volume.part != "test"]  # neither trained nor validated on
-        results = prepare_together(found, self.preparation, workers=workers, memory_gb=memory_gb)
-        if hash_names:
-            results = [hashed(result, found) for result in results]
-        self.skipped = [result for result in results if isinstance(result, SkippedVolume)]
-        for skipped in self.skipped:
-            logger.warning("skipped %s: %s; %s", skipped.name, skipped.problem, skipped.remedy)
-        usable = [result for result in results if isinstance(result, PreparedVolume)]
-        for volume in usable:
-            if volume.notes:
-                logger.warning("%s: %s", volume.name, volume.notes)
+        usable, self.skipped = prepare_usable(
+            found,
+            self.preparation,
+            source=f"--dataset_dir {dataset_dir}",
+            workers=workers,
+            memory_gb=memory_gb,
+            hash_names=hash_names,
+        )
         if padded := [volume.name for volume in usable if volume.padded]:
             logger.info("smaller than the crop, so padded: %s", ", ".join(padded))
-        if not usable:
-            raise UserError(
-                f"none of the {len(found)} volumes in --dataset_dir {dataset_dir} can be used; the first: "
-                f"{self.skipped[0].name} {self.skipped[0].problem}; {self.skipped[0].remedy}"
-            )
         self.training, self.validation = split_volumes(
             usable, val_fraction=val_fraction, seed=seed, folds=folds, fold=fold, earlier=earlier
         )
@@ -182,6 +175,49 @@ def prepare_together(
             raise part
     results = [result for part in shared for result in part]
     return sorted(results, key=lambda result: result.name)
+
+
+def prepare_usable(
+    found: Sequence[FoundVolume],
+    preparation: Preparation,
+    *,
+    source: str,
+    kind: str = "",
+    workers: int = 1,
+    memory_gb: float | None = None,
+    hash_names: bool = False,
+) -> tuple[list[PreparedVolume], list[SkippedVolume]]:
+    """The volumes that can be used, and those that cannot; the log says which, and what is odd about the others.
+
+    Args:
+        found: as for `prepare_together`.
+        preparation: as for `prepare_together`.
+        source: the option and what it was given, for the error.
+        kind: what the log calls a volume, before its name.
+        workers: as for `prepare_together`.
+        memory_gb: as for `prepare_together`.
+        hash_names: as for `VolumeSet`.
+
+    Raises:
+        UserError: if none can be used.
+    """
+    results = prepare_together(found, preparation, workers=workers, memory_gb=memory_gb)
+    if hash_names:
+        results = [hashed(result, found) for result in results]
+    skipped = [result for result in results if isinstance(result, SkippedVolume)]
+    usable = [result for result in results if isinstance(result, PreparedVolume)]
+    for one in skipped:
+        logger.warning("skipped %s%s: %s; %s", kind, one.name, one.problem, one.remedy)
+    for volume in usable:
+        if volume.notes:
+            logger.warning("%s%s: %s", kind, volume.name, volume.notes)
+    if not usable:
+        first = skipped[0]
+        raise UserError(
+            f"none of the {len(found)} volumes in {source} can be used; the first: {first.name} {first.problem}; "
+            f"{first.remedy}"
+        )
+    return usable, skipped
 
 
 def listed_by_one(find: Callable[[], list[FoundVolume]]) -> list[FoundVolume]:

@@ -88,5 +88,5 @@ def effective_dimensions(features: Tensor) -> Tensor:
     """
     sites = features.flatten(2)
     sites = sites if sites.dtype == torch.float64 else sites.float()
-    covariance = torch.einsum("bcn,bdn->cd", sites, sites) / (sites.shape[0] * sites.shape[2])
+    covariance = (sites @ sites.mT).sum(0) / (sites.shape[0] * sites.shape[2])
     return (covariance.trace() ** 2 + 1e-12) / (covariance.square().sum() + 1e-12)

@@ -11,12 +11,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from bundle.data import FoundVolume, PreparedVolume, SkippedVolume, VolumeSet
+from bundle.data import FoundVolume, PreparedVolume, VolumeSet
 from bundle.data.fingerprints import fingerprint
 from bundle.data.lists import find_unlabelled
 from bundle.data.names import without_ending
 from bundle.data.preparation import Preparation
-from bundle.data.volume_set import hashed, listed_by_one, prepare_together
+from bundle.data.volume_set import listed_by_one, prepare_usable
 from bundle.errors import UserError
 from bundle.prediction.scans import find_scans_to_predict
 from bundle.stores.store import Store, open_store
@@ -81,22 +81,14 @@ class UnlabelledVolumes:
         if held_out not in _HELD_OUT:
             raise UserError(f"--unlabelled_held_out {held_out!r} is not known: choose one of {', '.join(_HELD_OUT)}")
         found = listed_by_one(lambda: _find(unlabelled_dir, channels))
-        results = prepare_together(found, Preparation(transform, open_store(store, Path(cache_dir))), workers=workers)
-        if hash_names:
-            results = [hashed(result, found) for result in results]
-        self.skipped = [result for result in results if isinstance(result, SkippedVolume)]
-        for skipped in self.skipped:
-            logger.warning("skipped unlabelled %s: %s; %s", skipped.name, skipped.problem, skipped.remedy)
-        usable = [result for result in results if isinstance(result, PreparedVolume)]
-        for volume in usable:
-            if volume.notes:
-                logger.warning("unlabelled %s: %s", volume.name, volume.notes)
-        if not usable:
-            first = self.skipped[0]
-            raise UserError(
-                f"none of the {len(found)} volumes in --unlabelled_dir {unlabelled_dir} can be used; the first: "
-                f"{first.name} {first.problem}; {first.remedy}"
-            )
+        usable, self.skipped = prepare_usable(
+            found,
+            Preparation(transform, open_store(store, Path(cache_dir))),
+            source=f"--unlabelled_dir {unlabelled_dir}",
+            kind="unlabelled ",
+            workers=workers,
+            hash_names=hash_names,
+        )
         self._labelled, self._held_out = _Recognised(volumes.training), _Recognised(volumes.validation)
         if not volumes.held_out:
             self._held_out = _Recognised(())

@@ -31,8 +31,8 @@ def find_largest_part(mask: np.ndarray) -> np.ndarray:
     Args:
         mask: bool ``[D, H, W]``, with at least one voxel.
     """
-    parts, _ = ndimage.label(mask)
-    sizes = np.bincount(parts.reshape(-1))
+    parts, count = ndimage.label(mask)
+    sizes = _count(parts.reshape(-1), count + 1)
     sizes[0] = 0
     return np.asarray(parts == sizes.argmax())
 
@@ -43,12 +43,26 @@ def fill_axial_holes(mask: np.ndarray) -> np.ndarray:
     Args:
         mask: bool ``[D, H, W]``; slices are along the last axis.
     """
-    parts, count = ndimage.label(~mask, _IN_PLANE)
+    filled = mask.copy()
+    if not mask.any():
+        return filled
+    # what lies more than a voxel outside of all slices of the body is no hole
+    lines: list[np.ndarray] = [np.any(mask, axis=(1, 2)), np.any(mask, axis=(0, 2))]
+    box = tuple(slice(max(0, low - 1), high + 2) for low, high in map(_ends, lines))
+    inside = filled[box]
+    parts, count = ndimage.label(~inside, _IN_PLANE)
     is_hole = np.ones(count + 1, dtype=bool)
     for border in (parts[0], parts[-1], parts[:, 0], parts[:, -1]):
         is_hole[border] = False
     is_hole[0] = False  # the mask itself
-    return np.asarray(mask | is_hole[parts])
+    inside |= is_hole[parts]
+    return filled
+
+
+def _ends(line: np.ndarray) -> tuple[int, int]:
+    """The first and the last place that is true."""
+    places = np.flatnonzero(line)
+    return int(places[0]), int(places[-1])
 
 
 def find_otsu_threshold(values: np.ndarray) -> float:
@@ -76,6 +90,15 @@ def _histogram(values: np.ndarray, ends: np.ndarray) -> np.ndarray:
     for start in range(0, flat.size, _CHUNK):  # sorted into bins in float64, which a whole volume need not be at once
         bins = np.searchsorted(ends[1:-1], flat[start : start + _CHUNK].astype(np.float64), side="right")
         counts += np.bincount(bins, minlength=_BINS)
+    return counts
+
+
+def _count(numbers: np.ndarray, count: int) -> np.ndarray:
+    """How often each number below `count` occurs: as `bincount`, which would make a whole volume int64."""
+    counts = np.zeros(count, dtype=np.int64)
+    step = max(_CHUNK, count)  # of a noisy volume there are as many parts as voxels
+    for start in range(0, numbers.size, step):
+        counts += np.bincount(numbers[start : start + step], minlength=count)
     return counts
 
 

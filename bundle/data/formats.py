@@ -12,9 +12,11 @@ from typing import Any
 
 import nibabel
 import numpy as np
+from nibabel.volumeutils import apply_read_scaling
 
 from bundle.data.cut_off import check_end
 from bundle.data.header_texts import TextHeader, read_text_header
+from bundle.data.memory_order import last_axis_fastest
 from bundle.data.sanity import check_affine, check_shape, check_size
 from bundle.errors import VolumeError
 
@@ -93,9 +95,13 @@ def read_by_nibabel(file: str, name: str, stacked: bool) -> tuple[np.ndarray, np
     """
     image = nibabel.load(file)
     header = _check_nibabel(image, name, stacked)
-    array = np.asanyarray(_verified(image, file).dataobj, dtype=np.float32)  # header's slope and intercept applied
-    array = np.moveaxis(array, 3, 0) if header.channels > 1 else array.reshape(1, *header.shape)
-    return np.ascontiguousarray(array), header.affine, header.notes
+    proxy = _verified(image, file).dataobj
+    stored = np.asarray(proxy.get_unscaled())
+    channels = np.moveaxis(stored, 3, 0) if header.channels > 1 else stored.reshape(1, *header.shape, order="F")
+    # in float64, as nibabel does it, but not all voxels at once
+    scale = partial(apply_read_scaling, slope=np.float64(proxy.slope), inter=np.float64(proxy.inter))
+    arrays = [last_axis_fastest(channel, scale) for channel in channels]
+    return arrays[0][None] if len(arrays) == 1 else np.stack(arrays), header.affine, header.notes
 
 
 def _check_nibabel(image: Any, name: str, stacked: bool) -> FileHeader:
@@ -130,7 +136,7 @@ def read_by_itk(file: str, name: str) -> tuple[np.ndarray, np.ndarray, tuple[str
     affine = np.array(meta["affine"], dtype=np.float64)
     affine[:3] *= header.millimetres(name)
     check_affine(affine, array.shape[:3], name)
-    return np.ascontiguousarray(array, dtype=np.float32).reshape(1, *shape[:3]), affine, header.notes
+    return last_axis_fastest(np.asarray(array).reshape(shape[:3], order="F"))[None], affine, header.notes
 
 
 def _open_by_itk(file: str, name: str) -> tuple[Any, tuple[int, ...], TextHeader]:

@@ -158,7 +158,7 @@ class PadToCropd(MapTransform, InvertibleTransform):
         item = dict(data)
         image = item[self.first_key(item)]
         item["valid"] = self.pad(torch.ones(image[:1].shape, dtype=torch.uint8), value=0)
-        if valid_cells(item["valid"][None], self.cell).sum() < 2:
+        if self._count_cells(item["valid"], padded=item["valid"].shape[1:] != image.shape[1:]) < 2:
             raise VolumeError(
                 str(item.get("name", "the volume")),
                 f"has {' x '.join(map(str, image.shape[1:]))} voxels, less than two cells of the encoder's stride",
@@ -174,6 +174,11 @@ class PadToCropd(MapTransform, InvertibleTransform):
             ]
             item[key] = channels[0] if len(channels) == 1 else torch.cat(channels)
         return item
+
+    def _count_cells(self, valid: torch.Tensor, *, padded: bool) -> int:
+        if padded:
+            return int(valid_cells(valid[None], self.cell).sum())
+        return math.prod(size // cell for size, cell in zip(valid.shape[1:], self.cell))
 
     def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Takes the padding off."""

@@ -153,8 +153,9 @@ def _read(files: Sequence[str], name: str, stacked: bool) -> tuple[np.ndarray, n
 
 
 def _check_values(array: np.ndarray, name: str, constant: bool) -> None:
-    bad = int(np.count_nonzero(~np.isfinite(array)))
-    if bad:
+    low, high = array.min(), array.max()
+    if not np.isfinite((low, high)).all():  # a NaN anywhere makes both NaN
+        bad = int(np.count_nonzero(~np.isfinite(array)))
         raise VolumeError(name, f"holds {bad} voxels that are NaN or infinite", "repair it or leave it out")
-    if not constant and array.min() == array.max():
+    if not constant and low == high:
         raise VolumeError(name, f"is constant (every voxel is {array.flat[0]:g})", "leave it out")

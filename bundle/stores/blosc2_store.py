@@ -171,7 +171,7 @@ def _add(arrays: dict[str, np.ndarray], name: str, value: np.ndarray, *, on_grid
     codings = []
     for number, channel in enumerate(value):
         coded = encode(channel, exact=exact)
-        arrays[f"{name}/{number}"] = coded.numbers.astype(bool) if coded.coding.kind == "bits" else coded.numbers
+        arrays[f"{name}/{number}"] = coded.numbers.view(bool) if coded.coding.kind == "bits" else coded.numbers
         if coded.table is not None:
             arrays[f"{name}/{number}/table"] = coded.table
         codings.append(vars(coded.coding))

@@ -70,13 +70,19 @@ def _compress_all(array: np.ndarray) -> tuple[bytes, list[bytes]]:
     for number, place in enumerate(itertools.product(*map(range, counts))):
         where = tuple(slice(p * c, (p + 1) * c) for p, c in zip(place, chunk))
         part = np.ascontiguousarray(array[where])
-        if part.size and part.itemsize <= 4 and part.ndim == 3 and (part == part.flat[0]).all():
+        if part.ndim == 3 and part.itemsize <= 4 and _is_constant(part):
             index[number] = 0, int.from_bytes(part.reshape(-1)[:1].tobytes(), "little")
             continue
         packed = _compress(part)
         index[number] = len(packed), zlib.crc32(packed)
         chunks.append(packed)
     return index.tobytes(), chunks
+
+
+def _is_constant(part: np.ndarray) -> bool:
+    flat = part.reshape(-1)
+    # the two ends first: they differ in nearly every chunk that is not constant
+    return bool(flat.size and flat[0] == flat[-1] and (flat == flat[0]).all())
 
 
 def _compress(part: np.ndarray) -> bytes:

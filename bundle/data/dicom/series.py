@@ -12,6 +12,7 @@ from bundle.data.dicom.acquisitions import check_not_mixed, main_acquisition, no
 from bundle.data.dicom.frames import Frame, read_all_frames
 from bundle.data.dicom.pixels import StoredValues, through_table
 from bundle.data.dicom.placement import Grid, choose_slices, in_order, lay_out
+from bundle.data.memory_order import last_axis_fastest
 from bundle.data.sanity import check_size
 from bundle.errors import VolumeError
 
@@ -54,7 +55,7 @@ def read_series(files: Sequence[str], name: str) -> DicomVolume:
     if slices.grid.at is not None:
         values = _between(values, slices.grid)
     notes = (*slices.notes, *doubts)
-    return DicomVolume(np.ascontiguousarray(values.transpose(2, 1, 0)), slices.grid.affine, notes)
+    return DicomVolume(last_axis_fastest(values.transpose(2, 1, 0)), slices.grid.affine, notes)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from bundle.data.sanity import check_affine, check_shape, check_size
 from bundle.errors import VolumeError
 
 __all__ = [
+    "ITK",
     "NIBABEL",
     "FileHeader",
     "itk_affine",
@@ -32,6 +33,8 @@ __all__ = [
 
 #: what nibabel reads; an Analyze pair has the endings of a NIfTI pair
 NIBABEL = (".nii", ".nii.gz", ".mgz", ".mgh", ".hdr", ".img")
+#: what ITK reads
+ITK = (".nrrd", ".nhdr", ".mha", ".mhd")
 
 #: mm per unit of a NIfTI header; most writers leave "unknown" where they mean mm
 _MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
@@ -95,8 +98,7 @@ def read_by_nibabel(file: str, name: str, stacked: bool) -> tuple[np.ndarray, np
     """
     image = nibabel.load(file)
     header = _check_nibabel(image, name, stacked)
-    proxy = _verified(image, file).dataobj
-    stored = np.asarray(proxy.get_unscaled())
+    proxy, stored = image.dataobj, _stored_values(image, file)
     channels = np.moveaxis(stored, 3, 0) if header.channels > 1 else stored.reshape(1, *header.shape, order="F")
     # in float64, as nibabel does it, but not all voxels at once
     scale = partial(apply_read_scaling, slope=np.float64(proxy.slope), inter=np.float64(proxy.inter))
@@ -244,17 +246,24 @@ def _doubts(image: Any) -> tuple[str, ...]:
     return (f"sform and qform are up to {apart:.3g} apart; the sform is taken",)
 
 
-def _verified(image: Any, file: str) -> Any:
-    """The image, read to the end of a gzip file: the checksum stands there, and nibabel stops at the last voxel.
+def _stored_values(image: Any, file: str) -> np.ndarray:
+    """The voxels of an image, before they are scaled.
+
+    A gzip file is read to its end: the checksum stands there, and nibabel stops at the last voxel.
 
     Raises:
         OSError: if the file is damaged; or EOFError.
     """
+    proxy = image.dataobj
     with Path(file).open("rb") as stream:
         if stream.read(2) != _GZIP:
-            return image
+            return np.asarray(proxy.get_unscaled())
+    unpacked, size = np.empty(_bytes_to_the_end(image), np.uint8), 0
     with gzip.open(file) as stream:
-        voxels = stream.read(_bytes_to_the_end(image))
-        while stream.read(_CHUNK):
-            pass
-    return type(image).from_bytes(voxels)
+        while part := stream.read(_CHUNK):
+            piece = np.frombuffer(part, np.uint8)[: unpacked.size - size]
+            unpacked[size : size + piece.size] = piece
+            size += piece.size
+    if size < unpacked.size:
+        raise OSError(f"Expected {unpacked.size} bytes, got {size} bytes")
+    return unpacked[proxy.offset :].view(proxy.dtype).reshape(proxy.shape, order="F")

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from bundle.data.find import FoundVolume
 from bundle.data.fingerprints import fingerprint
+from bundle.data.formats import ITK
 from bundle.data.prepared_volume import PreparedVolume, SkippedVolume, skipped_because
 from bundle.data.processes import Lost, NoProcessesError, run_in_processes
 from bundle.errors import UserError, VolumeError
@@ -187,7 +188,9 @@ def _prepare(
         order = sorted(left, key=lambda number: -sizes[number])
         ordered = [tasks[number] for number in order]
         try:
-            for place, result in run_in_processes(preparation, ordered, processes=workers, memory_gb=memory_gb):
+            itk = any(file.lower().endswith(ITK) for task in tasks for file in task.files[:1])
+            done = run_in_processes(preparation, ordered, processes=workers, memory_gb=memory_gb, itk=itk)
+            for place, result in done:
                 number = order[place]
                 name = left.pop(number).name
                 yield number, _skipped_if_lost(name, result)

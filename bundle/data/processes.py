@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import multiprocessing
 import os
 import pickle
 import signal
@@ -16,6 +15,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bundle.data.process_server import start_server
 from bundle.errors import UserError
 
 __all__ = ["Lost", "NoProcessesError", "run_in_processes"]
@@ -46,7 +46,7 @@ class Lost(NamedTuple):
 
 
 def run_in_processes(
-    function: _Function, tasks: Sequence[Any], *, processes: int, memory_gb: float | None = None
+    function: _Function, tasks: Sequence[Any], *, processes: int, memory_gb: float | None = None, itk: bool = False
 ) -> Iterator[tuple[int, Any]]:
     """Calls a function for each task, in other processes.
 
@@ -59,6 +59,7 @@ def run_in_processes(
         tasks: one argument for each call.
         processes: at most so many.
         memory_gb: that all processes together may take; None sets no bound.
+        itk: whether they will need ITK, so that it is loaded once and not by each.
 
     Yields:
         Number of a task, and its result or `Lost`, as they become ready.
@@ -71,7 +72,7 @@ def run_in_processes(
         if memory_gb <= 0:
             raise UserError(f"--memory_gb {memory_gb} does not fit: give the gigabytes of all processes, such as 16")
         processes = min(processes, max(1, int(memory_gb / _BASE_GB)))
-    pool = _Pool(function, tasks, max(1, min(processes, len(tasks))), memory_gb)
+    pool = _Pool(function, tasks, max(1, min(processes, len(tasks))), memory_gb, itk)
     try:
         yield from pool.run()
     finally:
@@ -104,16 +105,16 @@ class _Worker:
 
 
 class _Pool:
-    def __init__(self, function: _Function, tasks: Sequence[Any], processes: int, memory_gb: float | None) -> None:
+    def __init__(
+        self, function: _Function, tasks: Sequence[Any], processes: int, memory_gb: float | None, itk: bool
+    ) -> None:
         self.function, self.tasks, self.memory_gb = function, tasks, memory_gb
         self.waiting, self.alone = deque(range(len(tasks))), deque[int]()
         self.most = self.now = processes
         self.went_well = 0
         self.tried: set[int] = set()
         self.workers: list[_Worker] = []
-        self.context = multiprocessing.get_context("forkserver")
-        # not this package: the server does not know the path that this process has found it on
-        self.context.set_forkserver_preload(["torch", "monai.transforms"])
+        self.context = start_server(itk=itk)
         try:
             self.packed = pickle.dumps(function)
         except Exception as error:
@@ -221,7 +222,7 @@ def _serve(connection: Connection, packed: bytes) -> None:
     """What a process does until the other end of its connection is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever has started it stops it
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = "1"
+    os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = "1"  # also of a server that somebody else has started
     import torch  # noqa: PLC0415 - not needed where tasks are handed out
 
     torch.set_num_threads(1)

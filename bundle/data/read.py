@@ -15,7 +15,7 @@ from monai.transforms import MapTransform
 
 from bundle.data.dicom import UnknownCompressionError, read_header, read_series
 from bundle.data.files import is_locked
-from bundle.data.formats import NIBABEL, read_by_itk, read_by_nibabel
+from bundle.data.formats import ITK, NIBABEL, read_by_itk, read_by_nibabel
 from bundle.data.label_maps import refuse_label_map
 from bundle.data.sanity import check_affine
 from bundle.data.straighten import is_sheared, straighten
@@ -25,7 +25,6 @@ __all__ = ["ReadVolumed", "read_volume", "same_grid"]
 
 #: two grids are one if their voxels lie nearer than this, in voxels: writers round the affine differently
 _SAME_PLACE = 0.1
-_ITK = (".nrrd", ".nhdr", ".mha", ".mhd")
 
 
 class ReadVolumed(MapTransform):
@@ -145,7 +144,7 @@ def _read(files: Sequence[str], name: str, stacked: bool) -> tuple[np.ndarray, n
     ending = files[0].lower()
     if len(files) == 1 and ending.endswith(NIBABEL):
         return read_by_nibabel(files[0], name, stacked)
-    if len(files) > 1 or (not ending.endswith(_ITK) and read_header(files[0]) is not None):
+    if len(files) > 1 or (not ending.endswith(ITK) and read_header(files[0]) is not None):
         volume = read_series(files, name)
         check_affine(volume.affine, volume.array.shape, name)
         return volume.array[None], volume.affine, volume.notes

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+import bundle.data.processes
 from bundle.data.processes import Lost, NoProcessesError, run_in_processes
 from bundle.errors import UserError
 
@@ -36,6 +39,10 @@ class Work:
             kept = np.ones(value * 2**17)
             signal.pause()
             return len(kept)
+        if what == "look":
+            lines = Path(f"/proc/{os.getppid()}/status").read_text().splitlines()
+            threads = next(int(line.split()[1]) for line in lines if line.startswith("Threads:"))
+            return threads, "mask_in_mask_preload" in sys.modules, gc.get_freeze_count(), bundle.data.processes.__file__
         return os.getpid(), torch.get_num_threads(), value
 
 
@@ -49,6 +56,15 @@ def test_a_killed_process_costs_no_other_task_anything(tmp_path: Path) -> None:
     assert isinstance(results[1], Lost) and results[1].problem.endswith("was killed by SIGKILL, twice")
     assert isinstance(results[3], Lost) and results[3].problem.endswith("ended with exit code 3, twice")
     assert {(tmp_path / f"fine_{n}").read_text() for n in (0, *range(4, 12))} == {"x"}, "done once"
+
+
+def test_processes_are_forked_from_one_thread_that_has_loaded_what_they_need(tmp_path: Path) -> None:
+    before = dict(os.environ)
+    ((_, (threads, is_loaded, frozen, file)),) = run_in_processes(Work(tmp_path), [("look", 0)], processes=1)
+    assert threads == 1, "a thread would be lost by the fork, with the locks that it holds"
+    assert is_loaded and frozen > 100_000, "what is loaded is no work for the collector of any process"
+    assert file == bundle.data.processes.__file__
+    assert dict(os.environ) == before
 
 
 def test_a_task_that_needs_more_memory_than_allowed_is_lost_and_the_others_are_done(tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def measure_preparation(dataset_dir: Path, folder: Path, transform: Any, process
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.symlink_to(Path(volume.files[0]).absolute())
     started = time.monotonic()
-    list(run_in_processes(abs, [1], processes=1))
+    list(run_in_processes(abs, [1], processes=1, itk=True))
     result: dict[str, Any] = {"start_up_seconds": time.monotonic() - started, "load": os.getloadavg()[0]}
     result["speed_up_at_most"] = min(processes, sum(of_each) / max(of_each))
     for name, volumes in (("once", dataset_dir), ("twice", twice)):

@@ -23,19 +23,20 @@ Usually there already where torch is: numpy, scipy, matplotlib, tensorboard, PyY
 msgpack and threadpoolctl for blosc2; einops for dynamic-network-architectures.
 
 Triton, which comes with torch's builds for CUDA, needs a C compiler to start its programs. Without one the method fused
-is left out with a note, and the compiled decoder has an error for a time.
+is left out with a note, and the compiled decoder has an error for a time. numpy may be newer than in constraints.txt:
+the dry run was done with 2.5.2, too, on Python 3.12.
 
 Parts, the most worth first; each runs in a process of its own, within its share of the minutes:
 
     a  parity on the device, leaks, every encoder      d  pre-training with configs/preset_prod.yaml, resume, loading
     b  time and memory beside the alternatives         g  b and c for nnU-Net's ResEnc-L
     c  where the time goes, method by method           e  fine-tuning; prediction, the network's and a user's
-    h  Triton's method fused, auto; ResEnc-L by it     i  the decoder in CUDA graphs and compiled
+    h  Triton's method fused, auto, both encoders      i  the decoder in CUDA graphs and compiled
                                                        f  weights by the recipe of the day, with the time that is left
 
 results/ gets results.json and results.md after every part, and at last model.pt with its model.json. A part that fails
 is reported with its traceback, one that outlasts its time with what it had found, and the next one runs. Parts d, e and
-f need --data. `--dry_run` does all of it on a CPU at tiny sizes, in about a minute.
+f need --data. `--dry_run` does all of it on a CPU at tiny sizes, in two minutes.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 
+from bundle.runs import find_trained
 from bundle.training.history import read_history
 from tests.tiny_run import DEV, ROOT, TINY, TRAIN, bundle_root
 
@@ -65,3 +66,7 @@ def test_it_trains_stops_and_goes_on_with_the_same_teacher(root: Path, tmp_path:
     assert rows[1]["validation/distillation"] > 0
     model, decoder = (torch.load(tmp_path / f"run/{name}.pt", weights_only=True) for name in ("model", "model_decoder"))
     assert not any("distillation" in key or "teacher" in key for key in (*model, *decoder))
+    network = find_trained(configs=[], bundle_root=root, run_folder=tmp_path / "run").network  # reconstructs
+    assert {key: value.tolist() for key, value in network.state_dict().items()} == {
+        key: value.tolist() for key, value in again.items() if key.startswith(("encoder.", "decoder."))
+    }

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigWorkflow, create_workflow
 from monai.networks.nets.segresnet_ds import SegResNetDS
 
 from bundle.training.history import read_history
@@ -65,3 +66,12 @@ def test_it_trains_stops_and_goes_on_with_the_same_classes(root: Path, tmp_path:
     assert any(key.startswith("up_layers.") for key in decoder)
     state = torch.load(run / "checkpoints/last.pt", weights_only=True)["network"]
     assert state["pretext.classes.weight"].shape == (6, 4, 1, 1, 1)
+
+    for config in ([TRAIN, str(ROOT / "configs/evaluate.yaml")], [str(ROOT / "configs/reconstruct.yaml")]):
+        flow = create_workflow(config_file=config, workflow_type="train", bundle_root=str(root), run_folder=str(run))
+        flow.run()
+        flow.finalize()
+    metrics = json.loads((run / "evaluation.json").read_text())["metrics"]
+    assert metrics == {name: value for name, value in rows[-1].items() if name.startswith("validation/")}
+    assert (run / "reconstruction/errors.csv").is_file()
+    assert (run / "pretext_classes.json").read_text() == kept

@@ -47,7 +47,7 @@ class ShippedModel(TrainedRun):
         self.checkpoint = root / "models/model.pt"
         self.config = root / "configs" / configs[-1]
         self._files = [root / "configs" / name for name in configs]
-        super()._use({**(settings or {}), "bundle_root": str(root)})
+        super()._use({**(settings or {}), "bundle_root": str(root)}, heads=False)  # which are not shipped
         self._model = ModelFiles(self.checkpoint)
         for file in (self._model.weights, self._model.settings, self._model.decoder):
             if not file.is_file():
@@ -73,9 +73,7 @@ class ShippedModel(TrainedRun):
         Raises:
             UserError: if they are of another network, as those of a run that replaced the shipped ones may be.
         """
-        # other heads are not shipped: nothing that is done with a trained network needs them
-        given = {k: v for k, v in network.state_dict().items() if not k.startswith(("encoder.", "decoder."))}
-        given |= {f"encoder.network.{key}": value for key, value in self._model.read_weights().items()}
+        given = {f"encoder.network.{key}": value for key, value in self._model.read_weights().items()}
         given |= {f"decoder.{key}": value for key, value in self._model.read_decoder().items()}
         load_network(network, given, self.checkpoint)
         logger.info("shipped weights %s, after epoch %d", self.checkpoint, self.epoch)
@@ -89,7 +87,7 @@ def find_trained(
     checkpoint: str = "last",
     settings: Mapping[str, Any] | None = None,
 ) -> TrainedRun:
-    """A run, or the shipped weights.
+    """A run, or the shipped weights, to reconstruct with: encoder and decoder, no other heads.
 
     Args:
         configs: that the shipped weights were made with, as for `ShippedModel`.
@@ -105,4 +103,6 @@ def find_trained(
         if run_folder is None:
             logger.info("no run in %s: takes the shipped weights", Path(bundle_root) / "runs")
         return ShippedModel(configs=configs, bundle_root=bundle_root, settings=settings)
-    return TrainedRun(bundle_root=bundle_root, run_folder=run_folder, checkpoint=checkpoint, settings=settings)
+    return TrainedRun(
+        bundle_root=bundle_root, run_folder=run_folder, checkpoint=checkpoint, settings=settings, heads=False
+    )

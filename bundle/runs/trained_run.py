@@ -24,6 +24,7 @@ __all__ = ["TrainedRun", "newest_run"]
 logger = logging.getLogger(__name__)
 
 _CHECKPOINTS = ("last", "best")
+_WITHOUT_HEADS: dict[str, Any] = {"objectives": {}, "network_def#alignment": None, "network_def#teacher_momentum": None}
 
 
 class TrainedRun:
@@ -37,6 +38,8 @@ class TrainedRun:
         run_folder: of the run; None takes the newest one under `runs/` that has a checkpoint.
         checkpoint: "last", after the last whole epoch, or "best", after that with the lowest validation loss.
         settings: replace those of the run, by id.
+        heads: whether the network has those of alignment and of further objectives. Encoder and decoder reconstruct
+            without them, while a head may need a teacher, or classes that are made from the run's volumes.
 
     Attributes:
         folder: the run's folder.
@@ -55,6 +58,7 @@ class TrainedRun:
         run_folder: str | os.PathLike[str] | None = None,
         checkpoint: str = "last",
         settings: Mapping[str, Any] | None = None,
+        heads: bool = True,
     ) -> None:
         if checkpoint not in _CHECKPOINTS:
             raise UserError(f"--checkpoint {checkpoint!r} is not known: choose {' or '.join(_CHECKPOINTS)}")
@@ -74,10 +78,10 @@ class TrainedRun:
         self.config = config
         self._check_pretraining()
         self._check_components()
-        self._use(settings)
+        self._use(settings, heads)
 
-    def _use(self, settings: Mapping[str, Any] | None) -> None:
-        self._settings = dict(settings or {})
+    def _use(self, settings: Mapping[str, Any] | None, heads: bool) -> None:
+        self._heads, self._settings = heads, {**({} if heads else _WITHOUT_HEADS), **(settings or {})}
         self._parser: ConfigParser | None = None
         self._saved: dict[str, Any] | None = None
 
@@ -144,7 +148,10 @@ class TrainedRun:
         Raises:
             UserError: if the checkpoint is damaged or of another network.
         """
-        load_network(network, self._read()["network"], self.checkpoint)
+        saved = self._read()["network"]
+        if not self._heads:
+            saved = {key: tensor for key, tensor in saved.items() if key.startswith(("encoder.", "decoder."))}
+        load_network(network, saved, self.checkpoint)
         logger.info("weights of %s, after epoch %d", self.checkpoint, self.epoch)
 
     def _read(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -82,3 +83,17 @@ def test_from_scratch_and_classes_have_one_form():
         assert "null (--pretrained None): from scratch" in remark and "False" not in first
     segmentation, classification, detection = (yaml.safe_load(file.read_text()) for file in FINE_TUNING)
     assert segmentation["classes"] == detection["classes"] == {} and classification["findings"] == []
+
+
+def test_no_target_is_also_a_module():
+    """From Python 3.12 on MONAI would be given the module."""
+    files = [file for folder in ("configs", "docs", "bundle", "scripts") for file in (ROOT / folder).rglob("*.*")]
+    text = "\n".join(file.read_text() for file in files if file.suffix in {".yaml", ".py", ".md"})
+    targets = set(re.findall(r"""_target_["']?: ["']?(bundle(?:\.\w+)+)""", text))
+    assert len(targets) > 80
+    assert [target for target in targets if _is_module(target)] == []
+
+
+def _is_module(target: str) -> bool:
+    room, _, name = target.rpartition(".")
+    return (ROOT / room.replace(".", "/") / f"{name}.py").exists()

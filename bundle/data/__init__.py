@@ -1,13 +1,13 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
 """From files to crops: find, read and check, prepare once, split, crop."""
 
+from bundle.data.archive_preparation import prepare_archive
 from bundle.data.crops import CropDataset, DrawSampler, PlacedCropd, RandForegroundCropd, make_loader
 from bundle.data.find import FoundVolume, find_volumes
 from bundle.data.geometry import OptionalSpacingd, PadToCropd, ToPlainTensorsd, crop_size
 from bundle.data.intensity import Foregroundd, Modalityd, NormalizeByModalityd
 from bundle.data.intensity_scheme import NormalizeBySchemed, normalization
 from bundle.data.mirrors import mirrored_axes, random_mirrors
-from bundle.data.prepare_archive import prepare_archive
 from bundle.data.prepared_volume import PreparedVolume, SkippedVolume, skipped_because
 from bundle.data.pretext_classes import PretextClasses, PretextClassesd, fit_pretext_classes
 from bundle.data.read import ReadVolumed, read_volume

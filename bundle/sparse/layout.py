@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from typing import TypeVar
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bundle.cells import Triple, send
+from bundle.sparse.places import Places, find_places
 
 __all__ = ["CellLayout", "HaloTable"]
 
@@ -106,9 +108,15 @@ class CellLayout:
     @cached_property
     def cell_numbers(self) -> Tensor:
         """``[N]`` int64: each visible cell's number among all cells of the batch, in raster order."""
+        return self._numbers((0, 0, 0))
+
+    def _numbers(self, reach: Triple) -> Tensor:
+        """As `cell_numbers`, in a grid with so many more cells at each end of each axis."""
         sample, z, y, x = self.cells.unbind(1)
-        d, h, w = self.grid
-        return ((sample * d + z) * h + y) * w + x
+        d, h, w = (cells + 2 * more for cells, more in zip(self.grid, reach))
+        numbers = torch.add(torch.add(torch.add(x, y, alpha=w), z, alpha=h * w), sample, alpha=d * h * w)
+        first = (reach[0] * h + reach[1]) * w + reach[2]
+        return numbers + first if first else numbers
 
     @cached_property
     def slots(self) -> Tensor:
@@ -124,15 +132,22 @@ class CellLayout:
             before: cells before each one on each axis.
             after: cells after it.
         """
-        return self.cached(("neighbour cells", before, after), lambda: self._neighbour_cells(before, after))
 
-    def _neighbour_cells(self, before: Triple, after: Triple) -> Tensor:
-        padding = [cells for axis in (2, 1, 0) for cells in (before[axis], after[axis])]
-        slots = F.pad(self.slots, padding, value=-1).int()
-        sample = self.cells[:, 0, None, None, None]
-        steps = [torch.arange(lo + 1 + hi, device=self.device) for lo, hi in zip(before, after)]
-        z, y, x = (self.cells[:, 1 + axis, None] + steps[axis] for axis in range(3))
-        return slots[sample, z[:, :, None, None], y[:, None, :, None], x[:, None, None]].flatten(1)
+        def make() -> Tensor:
+            places = find_places((1, 1, 1), before, after, self.grid, self.device)  # each cell as if it were a site
+            return self._slots_at(places, slice(None)).int()
+
+        return self.cached(("neighbour cells", before, after), make)
+
+    def _slots_at(self, places: Places, part: slice) -> Tensor:
+        """``[cells, P]`` int64: in which of the visible cells the sites of widened blocks lie; -1 if absent."""
+
+        def make() -> tuple[Tensor, Tensor]:
+            padded = F.pad(self.slots, [r for axis in reversed(places.reach) for r in (axis, axis)], value=-1)
+            return padded, self._numbers(places.reach)
+
+        slots, numbers = self.cached(("slots", places.reach), make)
+        return slots.take(numbers[part, None] + places.steps)
 
     def site_mask(self, cell_shape: Triple) -> Tensor:
         """Bool ``[B, 1, D, H, W]`` on the sites of the level whose cells have `cell_shape` sites per axis."""
@@ -168,26 +183,13 @@ class CellLayout:
             first += len(cells)
 
     def _halo(self, part: slice, cell_shape: Triple, low: Triple, high: Triple) -> HaloTable:
-        cells = self.cells[part]
-        # per axis: the sites of the widened block, the cell they lie in relative to this one, the place inside it
-        sites = [torch.arange(-lo, b + hi, device=self.device) for b, lo, hi in zip(cell_shape, low, high)]
-        steps = [torch.div(s, b, rounding_mode="floor") for s, b in zip(sites, cell_shape)]
-        inside = [s - k * b for s, k, b in zip(sites, steps, cell_shape)]
-        places = [range(-lo, b + hi) for b, lo, hi in zip(cell_shape, low, high)]
-        reach = [max((abs(s // b) for s in axis), default=0) for axis, b in zip(places, cell_shape)]
-        slots = F.pad(self.slots, [r for axis in reversed(reach) for r in (axis, axis)], value=-1)
-        place = [cells[:, 1 + axis, None] + reach[axis] + steps[axis] for axis in range(3)]  # each [N, P_axis]
-        slot = slots[
-            cells[:, 0, None, None, None],
-            place[0][:, :, None, None],
-            place[1][:, None, :, None],
-            place[2][:, None, None],
-        ]
-        offset = (inside[0][:, None, None] * cell_shape[1] + inside[1][:, None]) * cell_shape[2] + inside[2]
-        rows = torch.where(slot < 0, 0, slot * (cell_shape[0] * cell_shape[1] * cell_shape[2]) + offset).flatten()
-        count = int(self.count_absent(cell_shape, [[axis] for axis in places], part).sum())
-        absent = (slot.flatten() < 0).nonzero_static(size=count)[:, 0]
-        return HaloTable(rows, absent, (len(sites[0]), len(sites[1]), len(sites[2])), part)
+        places = find_places(cell_shape, low, high, self.grid, self.device)
+        # an absent site's slot is -1, and its row negative
+        rows = torch.add(places.rows, self._slots_at(places, part), alpha=prod(cell_shape)).flatten()
+        read = [[range(-lo, b + hi)] for b, lo, hi in zip(cell_shape, low, high)]
+        count = int(self.count_absent(cell_shape, read, part).sum())
+        absent = (rows < 0).nonzero_static(size=count)[:, 0]
+        return HaloTable(rows.clamp_(min=0), absent, places.shape, part)
 
     def count_absent(
         self, cell_shape: Triple, sites: Sequence[Sequence[Iterable[int]]], part: slice = slice(None)

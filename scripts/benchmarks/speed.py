@@ -43,7 +43,7 @@ from tqdm import tqdm
 from bundle.atomic import replace_file
 from bundle.cells import Triple
 from bundle.losses import AlignmentLoss, PretrainingLoss, ReconstructionLoss
-from bundle.networks import Decoder, Encoder, PretrainingNetwork, build_encoder
+from bundle.networks import Decoder, Encoder, PretrainingNetwork, SegResDecoder, build_encoder
 from bundle.sparse import CellLayout, SparseVolume, Window
 from bundle.sparse.convolution import methods
 
@@ -56,7 +56,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {}
 ENCODERS = ("cells", "auto", "masked", "minkowski", "dense", "dense channels-last", "spark")
 #: of the whole step: also our network with a decoder to half the resolution instead of a quarter, with the two finest
 #: levels computed again in the backward pass, and with the decoder compiled. On a GPU, gpu.py also times "cells
-#: graphed", with the decoder in CUDA graphs
+#: graphed", with the decoder in CUDA graphs, and each of these with SegResNetDS's decoder: "cells segres compiled"
 STEPS = ("cells", "cells to half", "cells recomputing", "cells compiled", "auto", "masked", "minkowski", "spark")
 CANDIDATES = list(dict.fromkeys((*ENCODERS, *STEPS)))
 
@@ -158,21 +158,26 @@ def training_step(candidate: str, case: Case) -> Callable[[], None]:
         executor, _, variant = candidate.partition(" ")
         network = PretrainingNetwork(
             encoder=encoder,
-            decoder=Decoder(levels=encoder.levels, stride=2 if variant == "to half" else 4),
+            decoder=SegResDecoder(encoder=encoder)
+            if variant.startswith("segres")
+            else Decoder(levels=encoder.levels, stride=2 if variant == "to half" else 4),
             executor=executor,
             recompute_levels=2 if variant == "recomputing" else 0,
-            compile_decoder=variant == "compiled",
+            compile_decoder=variant.endswith("compiled"),
             autocast=half,  # its own: it switches off one around it
         ).to(case.device)
-        if variant == "graphed":
-            _graph_decoder(network.decoder, case)
         whole = PretrainingLoss(reconstruction=reconstruction, alignment=AlignmentLoss())
         spacing = torch.ones(len(case.image), 3, device=case.device)
 
+        def forward() -> Any:
+            return network(case.image, visible=case.drawn, hidden=~case.drawn, spacing=spacing)
+
+        if variant.endswith("graphed"):
+            _graph_decoder(network.decoder, forward, case)
+
         def loss() -> Tensor:
             with convolve_by(variant):
-                output = network(case.image, visible=case.drawn, hidden=~case.drawn, spacing=spacing)
-            return whole(output, target)
+                return whole(forward(), target)
 
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True)
 
@@ -184,17 +189,22 @@ def training_step(candidate: str, case: Case) -> Callable[[], None]:
     return step
 
 
-def _graph_decoder(decoder: Any, case: Case) -> None:
+def _graph_decoder(decoder: Any, forward: Callable[[], Any], case: Case) -> None:
     """Makes each block of the decoder one CUDA graph: its sizes never change, as those of the sparse encoder do."""
     half = half_precision(case.device)
-    blocks, samples = [], []
-    for level, block in reversed([*zip(decoder.levels, decoder.refine)]):  # as they run
-        size = [voxels // step for voxels, step in zip(case.image.shape[2:], level.stride)]
-        shape = (len(case.image), next(block.parameters()).shape[1], *size)
-        blocks.append(block)
-        samples.append((torch.randn(shape, device=case.device, dtype=half or torch.float32, requires_grad=True),))
+    given: dict[nn.Module, Tensor] = {}  # in the order in which they run
+
+    def look(block: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        given[block] = inputs[0]
+
+    hooks = [block.register_forward_pre_hook(look) for block in decoder.refine]
+    with torch.no_grad():
+        forward()
+    for hook in hooks:
+        hook.remove()  # a graph takes no block with hooks
+    samples = tuple((torch.randn_like(x).requires_grad_(),) for x in given.values())
     with torch.autocast(case.device.type, half, enabled=half is not None, cache_enabled=False):
-        torch.cuda.make_graphed_callables(tuple(blocks), tuple(samples))  # in place
+        torch.cuda.make_graphed_callables(tuple(given), samples)  # in place
 
 
 WHAT = {"encoder": encoder_pass, "step": training_step}

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from bundle.sparse import CellLayout
+from tests.sparse.calls import Calls
 
 
 def visible_cells(*places: tuple[int, int, int, int], shape: tuple[int, ...] = (2, 1, 3, 2, 2)) -> torch.Tensor:
@@ -103,3 +104,25 @@ def test_no_visible_cell_is_refused():
 def test_a_mask_of_another_kind_is_refused():
     with pytest.raises(ValueError, match="bool tensor"):
         CellLayout(torch.ones(1, 1, 2, 2, 2))
+
+
+def test_a_table_of_a_new_mask_takes_few_programs_of_the_device():
+    first, second = (CellLayout(torch.rand(2, 1, 3, 2, 2) > 0.4) for _ in range(2))
+    for layout in (first, second):
+        layout.halo((8, 8, 8), (1, 1, 1), (0, 0, 0))  # what all tables of a mask share
+    first.halo((4, 4, 4), (1, 1, 1), (1, 1, 1))  # what all masks share
+    with Calls() as calls:
+        second.halo((4, 4, 4), (1, 1, 1), (1, 1, 1))
+    views = {"unsqueeze", "slice", "select", "view"}
+    started = sum(count for name, count in calls.counts.items() if name not in views)
+    assert started <= 6, calls.counts
+
+
+def test_what_masks_share_serves_gradients_though_it_was_found_without():
+    visible = torch.ones(1, 1, 2, 2, 3, dtype=torch.bool)
+    with torch.inference_mode():
+        CellLayout(visible).halo((3, 3, 3), (1, 1, 1), (1, 1, 1))
+    table = CellLayout(visible).halo((3, 3, 3), (1, 1, 1), (1, 1, 1))
+    features = torch.randn(12 * 27, 1, requires_grad=True)
+    features.index_select(0, table.rows).sum().backward()
+    assert features.grad is not None

@@ -86,8 +86,9 @@ class CellsVolume(SparseVolume, executor="cells"):
         """In half precision a norm without scale or shift gets one: torch then keeps the mean in float32, else not."""
         if self.dtype not in {torch.bfloat16, torch.float16}:
             return weight, bias
-        ones = torch.ones(self.channels, device=self.device)
-        return ones if weight is None else weight, torch.zeros_like(ones) if bias is None else bias
+        channels, device = self.channels, self.device
+        weight = torch.ones(channels, device=device) if weight is None else weight
+        return weight, torch.zeros(channels, device=device) if bias is None else bias
 
     def pool(self, kind: Literal["max", "sum", "mean"], window: Window) -> SparseVolume:
         cell_shape, blocks = window.outputs(self.cell_shape), self.features

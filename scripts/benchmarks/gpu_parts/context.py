@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,9 @@ from gpu_parts.settings import Settings
 from bundle.atomic import replace_file
 
 __all__ = ["Context"]
+
+#: where batches pass from processes that load, and the bytes that two dozen of them need at 128^3
+SHARED, LEAST_SHARED = Path("/dev/shm"), 2_000_000_000  # noqa: S108 - only its size is asked for
 
 
 @dataclass
@@ -55,9 +59,15 @@ class Context:
 
     @property
     def workers(self) -> int:
-        """Processes that load."""
-        cores = min(os.cpu_count() or 1, 12)
-        return cores if self.settings.workers is None else self.settings.workers
+        """Processes that load; none where a container has too little shared memory for their batches."""
+        if self.settings.workers is not None:
+            return self.settings.workers
+        if SHARED.is_dir() and shutil.disk_usage(SHARED).free < LEAST_SHARED:
+            text = f"loading without processes: {SHARED} has less than {LEAST_SHARED / 1e9:.0f} GB free"
+            if text not in self.found["notes"]:
+                self.note(text)
+            return 0
+        return min(os.cpu_count() or 1, 12)
 
     def remaining(self) -> float:
         """Seconds until the part should be done."""

@@ -1,11 +1,12 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
-"""Part h: what needs Triton or a compiler. The method fused, `auto`, which tries it, and the decoder compiled.
+"""Part h: what needs Triton. The method fused, for both encoders, and `auto`, which tries it.
 
 It is a part of its own since a kernel that reads past its memory takes all that follows in its process with it.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import statistics
 from typing import Any
 
@@ -13,7 +14,7 @@ import speed
 import torch
 from gpu_parts.context import Context
 from gpu_parts.profiling import random_blocks, time_methods
-from gpu_parts.timing import choose_kernels, take_turns, time_cases
+from gpu_parts.timing import Turns, choose_kernels, time_cases
 
 from bundle.kernels import launch
 from bundle.kernels.launch import Tiles
@@ -24,8 +25,10 @@ from bundle.sparse.windows import Window
 __all__ = ["run"]
 
 CANDIDATES = ("cells", "cells fused", "auto", "dense channels-last")
-#: seconds that compiling the decoder may take
-COMPILING = 75
+#: of a step's time, what `auto` must save to be worth its measurements
+WORTH = 0.03
+#: seconds that ResEnc-L takes about: Triton compiles for its numbers of channels
+RESENC = 15
 #: of the method fused, to be compared with what it chooses
 TILES = (
     Tiles(64, 32, 32),
@@ -41,7 +44,7 @@ TILES = (
 
 
 def run(context: Context) -> None:
-    """Times the most telling cases, every layer, tiles of the method fused, and the decoder in graphs and compiled."""
+    """Times the most telling cases, every layer, ResEnc-L, and tiles of the method fused."""
     speed.use_encoder(**context.settings.encoder)
     size, ratios = context.settings.sizes[0], context.settings.ratios[:2]
     case = speed.Case(size, ratios[0], context.settings.batch, context.device)
@@ -51,16 +54,39 @@ def run(context: Context) -> None:
     else:
         context.note("no method fused: Triton is not there or does not work here")
     candidates = [name for name in CANDIDATES if has_fused or name != "cells fused"]
-    cases = [("encoder", size, ratios[0]), ("step", size, ratios[0]), *(("encoder", size, r) for r in ratios[1:])]
-    time_cases(context, cases, candidates, [name for name in candidates if not name.startswith("dense")])
+    steps = [name for name in candidates if not name.startswith("dense")]
+    cases = [Turns("encoder", size, ratios[0], candidates), Turns("step", size, ratios[0], steps)]
+    rows, _ = time_cases(context, [*cases, *(Turns("encoder", size, ratio, candidates) for ratio in ratios[1:])])
+    _advise(context, [row for row in rows if row["what"] == "step"])
     if has_fused:
         table = time_methods(context, case, ("blocks", "rows", "fused"))
         context.table("ms of each way to convolve, forward and backward", table)
+        _resenc(context, candidates)
         context.table("ms of fused by its tiles (sites, channels out, in), forward", _tiles(context, case))
-    if not context.dry and context.remaining() > 0:
-        context.table("decoder in CUDA graphs", take_turns(context, "step", ("cells", "cells graphed"), case))
-    if not context.dry and context.remaining() > COMPILING:
-        context.table("decoder compiled", take_turns(context, "step", ("cells", "cells compiled"), case))
+
+
+def _advise(context: Context, steps: list[dict[str, Any]]) -> None:
+    """Says in plain words which option to set, by the whole step's times."""
+    ms = {row["candidate"]: row["ms"] for row in steps if "ms" in row}
+    if not {"cells", "auto"} <= ms.keys():
+        return
+    if ms["auto"] < (1 - WORTH) * ms["cells"]:
+        choice = "set --network_def#executor auto, which measures every way for each layer, fused among them"
+    else:
+        choice = "leave network_def#executor at cells"
+    fused = f", {ms['cells fused']:.1f} by fused in all layers" if "cells fused" in ms else ""
+    context.note(f"a step takes {ms['cells']:.1f} ms by cells, {ms['auto']:.1f} by auto{fused}: {choice}")
+
+
+def _resenc(context: Context, candidates: list[str]) -> None:
+    """The same for nnU-Net's ResEnc-L, all of whose convolutions but the pointwise ones are `fused`'s to take."""
+    if importlib.util.find_spec("dynamic_network_architectures") is None or context.remaining() < RESENC:
+        context.note("no time for ResEnc-L by the method fused, or no dynamic-network-architectures")
+        return
+    speed.use_encoder(**context.settings.resenc)
+    cases = [Turns("encoder", context.settings.sizes[0], ratio, candidates) for ratio in context.settings.ratios[:2]]
+    time_cases(context, cases, of="ResEnc-L: ")
+    speed.use_encoder(**context.settings.encoder)
 
 
 def _compile_fused(context: Context, case: speed.Case) -> None:

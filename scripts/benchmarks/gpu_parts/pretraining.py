@@ -1,7 +1,8 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
 """Part f: weights by the recipe of the day, as many steps as fit into the time that is left.
 
-It is that of scripts/studies/people.md: a pretext segmentation beside reconstruction, at full resolution.
+It is that of scripts/studies/people.md: a pretext segmentation beside reconstruction at full resolution, and features
+that are kept apart.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from gpu_parts.workflow import StepClock, finish, make_workflow
 
 __all__ = ["run"]
 
-FILES = ["train.yaml", "decoder_segres.yaml", "objective_pretext.yaml"]
+FILES = ["train.yaml", "decoder_segres.yaml", "objective_pretext.yaml", "objective_decorrelation.yaml"]
 #: what the study set beside the files; a GPU has room for more crops of more voxels than its one CPU core
 RECIPE = {
     "encoder#init_filters": 16,

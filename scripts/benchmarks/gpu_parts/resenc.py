@@ -8,13 +8,12 @@ import importlib.util
 import speed
 from gpu_parts.context import Context
 from gpu_parts.profiling import profile_cells
-from gpu_parts.timing import time_cases
+from gpu_parts.timing import ENCODERS, Turns, time_cases
 
 __all__ = ["run"]
 
-#: SparK is not among them: it knows BatchNorm, and this encoder has InstanceNorm
-ENCODERS = ("cells", "dense", "dense channels-last", "masked")
-STEPS = ("cells", "masked")
+#: of the step, and of the encoder in the end; SparK is not among them: it knows BatchNorm, this encoder InstanceNorm
+MASKED = ("cells", "masked")
 
 
 def run(context: Context) -> None:
@@ -24,7 +23,8 @@ def run(context: Context) -> None:
         return
     speed.use_encoder(**context.settings.resenc)
     size, (first, *others) = context.settings.sizes[0], context.settings.ratios
-    cases = [("encoder", size, first), ("step", size, first), *(("encoder", size, ratio) for ratio in others)]
-    slowest = time_cases(context, cases, ENCODERS, STEPS)
-    if context.remaining() > slowest / 2:
+    cases = [Turns("encoder", size, ratio, ENCODERS) for ratio in (first, *others)]
+    cases += [Turns("step", size, first, MASKED), Turns("encoder", size, first, MASKED)]
+    _, seconds = time_cases(context, cases)
+    if context.remaining() > seconds / 2:
         profile_cells(context)

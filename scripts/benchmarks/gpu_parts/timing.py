@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import limits
@@ -16,71 +17,97 @@ import speed
 import torch
 from gpu_parts.context import Context
 
-__all__ = ["choose_kernels", "run", "take_turns", "time_cases"]
+__all__ = ["Turns", "choose_kernels", "run", "take_turns", "time_cases"]
 
 #: how many times as long as `cells` the dense encoder should take at 128^3, by the share that is masked
 GOALS = {0.6: 1.8, 0.75: 3.0}
-ENCODERS = ("cells", "dense", "dense channels-last", "spark", "masked", "minkowski")
-STEPS = ("cells", "spark", "masked", "cells to half", "cells recomputing")
+#: what the goals are about, before its rivals; each group has `cells`, which the others are compared with
+ENCODERS = ("cells", "dense", "dense channels-last")
+RIVALS = ("cells", "spark", "masked", "minkowski")
+STEPS = ("cells", "spark", "masked")
+VARIANTS = ("cells", "cells to half", "cells recomputing")
 MODES = ("benchmark", "default", "deterministic")
 
 
 def run(context: Context) -> None:
     """Times case after case while there is time, the most telling first."""
     speed.use_encoder(**context.settings.encoder)
-    slowest = time_cases(context, _cases(context), ENCODERS, STEPS)
-    if context.remaining() > slowest:
+    _, seconds = time_cases(context, _cases(context))
+    if context.remaining() > seconds:
         context.table("choice of cuDNN's kernels", _modes(context))
 
 
-def time_cases(
-    context: Context, cases: Iterable[tuple[str, int, float]], encoders: Sequence[str], steps: Sequence[str]
-) -> float:
+@dataclass(frozen=True)
+class Turns:
+    """Candidates that take turns in one case.
+
+    Attributes:
+        what: "encoder" or "step".
+        size: voxels per axis.
+        ratio: share that is masked.
+        candidates: `cells` among them.
+    """
+
+    what: str
+    size: int
+    ratio: float
+    candidates: Sequence[str]
+
+    def __str__(self) -> str:
+        return f"{self.what}, {self.size}^3, {self.ratio:.0%} masked, {', '.join(self.candidates)}"
+
+
+def time_cases(context: Context, cases: Iterable[Turns], of: str = "") -> tuple[list[dict[str, Any]], float]:
     """Times the encoder that speed.py was told, case after case while there is time.
+
+    In the first case cuDNN tries its kernels for all layers, so it says little about the time of the next ones.
 
     Args:
         context: of the part.
-        cases: "encoder" or "step", voxels per axis, and the share that is masked.
-        encoders: candidates for the encoder.
-        steps: candidates for the whole step.
+        cases: the most telling first.
+        of: what the tables' names begin with.
 
     Returns:
-        Seconds that the slowest case took.
+        One row for each candidate and case, and the seconds that a case may take.
     """
     rows: list[dict[str, Any]] = []
     ceilings = _ceilings(context)
     context.table("what the device can do", [ceilings])
-    slowest = 0.0
-    for what, size, ratio in cases:
-        if context.remaining() < 1.5 * slowest:
-            context.note(f"no time for {what}, {size}^3, {ratio:.0%} masked, and what follows")
+    first, slowest = 0.0, 0.0
+    for number, case in enumerate(cases):
+        if context.remaining() < 1.5 * (slowest or first / 3):
+            context.note(f"no time for {case}, and what follows")
             break
         before = context.remaining()
-        rows += _measure(context, what, size, ratio, encoders if what == "encoder" else steps)
-        slowest = max(slowest, before - context.remaining())
-        context.table("times", rows)
-        context.table("dense ÷ cells", _compare(rows))
-        context.table("distance to the limits on paper (scripts/benchmarks/limits.py)", _distances(rows, ceilings))
-        context.say(f"{what}, {size}^3, {ratio:.0%} masked timed")
-    return slowest
+        rows += [{**row, "turns": number} for row in _measure(context, case)]
+        took = before - context.remaining()
+        first, slowest = first or took, max(slowest, took) if first else 0.0
+        context.table(f"{of}times", rows)
+        context.table(f"{of}dense ÷ cells", _compare(rows))
+        context.table(f"{of}distance to the limits on paper (scripts/benchmarks/limits.py)", _distances(rows, ceilings))
+        context.say(f"{case} timed")
+    return rows, slowest or first
 
 
-def _cases(context: Context) -> Iterator[tuple[str, int, float]]:
+def _cases(context: Context) -> Iterator[Turns]:
     first, *others = context.settings.sizes
     ratios = context.settings.ratios
-    yield from (("encoder", first, ratio) for ratio in ratios)
-    yield from (("step", first, ratio) for ratio in ratios[:2])
+    yield from (Turns("encoder", first, ratio, ENCODERS) for ratio in ratios)
+    yield from (Turns("step", first, ratio, STEPS) for ratio in ratios[:2])
+    yield from (Turns("encoder", first, ratio, RIVALS) for ratio in ratios)
+    yield Turns("step", first, ratios[0], VARIANTS)
     for size in others:
-        yield from (("encoder", size, ratio) for ratio in ratios)
-        yield from (("step", size, ratio) for ratio in ratios[:1])
+        yield from (Turns("encoder", size, ratio, (*ENCODERS, *RIVALS[1:])) for ratio in ratios)
+        yield Turns("step", size, ratios[0], STEPS)
 
 
-def _measure(context: Context, what: str, size: int, ratio: float, candidates: Sequence[str]) -> list[dict[str, Any]]:
+def _measure(context: Context, case: Turns) -> list[dict[str, Any]]:
     """One row for each candidate; one that cannot run has its error for a time."""
     choose_kernels("benchmark")
-    case = speed.Case(size, ratio, context.settings.batch, context.device)
-    about = {"size": size, "masked": ratio, "batch": context.settings.batch}
-    return [{**about, **row} for row in take_turns(context, what, candidates, case)]
+    batch = context.settings.batch
+    about = {"size": case.size, "masked": case.ratio, "batch": batch}
+    drawn = speed.Case(case.size, case.ratio, batch, context.device)
+    return [{**about, **row} for row in take_turns(context, case.what, case.candidates, drawn)]
 
 
 def take_turns(context: Context, what: str, candidates: Sequence[str], case: speed.Case) -> list[dict[str, Any]]:
@@ -107,9 +134,9 @@ def take_turns(context: Context, what: str, candidates: Sequence[str], case: spe
 
 
 def _peak(context: Context, step: Callable[[], None]) -> float | None:
-    """MiB that two steps need beyond what there is before; they also warm up. None on a CPU."""
+    """MiB that two steps need beyond what there is before, after one to warm up. None on a CPU."""
+    step()  # cuDNN tries kernels that take more memory than the one that it then chooses
     if context.device.type != "cuda":
-        step()
         return None
     _free(context)
     torch.cuda.reset_peak_memory_stats()
@@ -131,22 +158,23 @@ def _first_line(error: BaseException) -> str:
 
 
 def _compare(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """How many times as long as `cells` the others take in each case; of both dense formats the faster one counts."""
-    table = []
-    for what, size, ratio in dict.fromkeys((r["what"], r["size"], r["masked"]) for r in rows):
-        same = [r for r in rows if (r["what"], r["size"], r["masked"]) == (what, size, ratio)]
+    """How many times as long as the `cells` of their turns the others take; of both dense formats the faster counts."""
+    table: dict[tuple[str, int, float], dict[str, Any]] = {}
+    for turns in dict.fromkeys(r["turns"] for r in rows):
+        same = [r for r in rows if r["turns"] == turns]
         ms = {r["candidate"]: r["ms"] for r in same if "ms" in r}
         if "cells" not in ms:
             continue
+        what, size, ratio = same[0]["what"], same[0]["size"], same[0]["masked"]
+        new = {"what": what, "size": size, "masked": ratio, "cells ms": ms["cells"], "ideal": 1 / (1 - ratio)}
+        row = table.setdefault((what, size, ratio), new)
         dense = min((ms[name] for name in ("dense", "dense channels-last") if name in ms), default=None)
-        row = {"what": what, "size": size, "masked": ratio, "cells ms": ms["cells"], "ideal": 1 / (1 - ratio)}
         if dense is not None:
             row |= {"dense ms": dense, "dense ÷ cells": dense / ms["cells"]}
             if size == 128 and ratio in GOALS:
                 row |= {"goal": GOALS[ratio], "reached": dense / ms["cells"] >= GOALS[ratio]}
-        others = ("cells fused", "spark", "masked", "auto", "minkowski")
-        table.append(row | {f"{name} ÷ cells": ms[name] / ms["cells"] for name in others if name in ms})
-    return table
+        row |= {f"{name} ÷ cells": ms[name] / ms["cells"] for name in ms if name != "cells" and "dense" not in name}
+    return list(table.values())
 
 
 def _ceilings(context: Context) -> dict[str, float]:
@@ -167,7 +195,7 @@ def _distances(rows: Sequence[dict[str, Any]], ceilings: dict[str, float]) -> li
     """How many times as long as their least time on this device the encoder's candidates take."""
     layers = limits.layers({"name": speed.USUAL, **speed.ENCODER})
     rates = ceilings["TB/s"] * 1e12, ceilings["TFLOP/s in bfloat16"] * 1e12
-    table = []
+    table: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in rows:
         kind = "fused" if row["candidate"] == "cells fused" else row["candidate"].partition(" ")[0]
         if row["what"] != "encoder" or "ms" not in row or kind not in limits.METHODS:
@@ -175,8 +203,9 @@ def _distances(rows: Sequence[dict[str, Any]], ceilings: dict[str, float]) -> li
         case = limits.Case(row["size"], row["batch"], speed.CELL, row["masked"])
         least = {found["method"]: found["whole ms"] for found in limits.totals(limits.limits(layers, case, *rates))}
         about = {name: row[name] for name in ("size", "masked", "candidate", "ms")}
-        table.append({**about, "least ms": least[kind], "ms ÷ least": row["ms"] / least[kind]})
-    return table
+        found_here = {**about, "least ms": least[kind], "ms ÷ least": row["ms"] / least[kind]}
+        table.setdefault((row["size"], row["masked"], row["candidate"]), found_here)  # in its first turns
+    return list(table.values())
 
 
 def choose_kernels(mode: str) -> None:

@@ -19,7 +19,10 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from gpu_parts import decoder, pretraining, timing
+from gpu_parts.context import Context
 from gpu_parts.encoders import SMALL
+from gpu_parts.settings import DRY, FULL
 
 from bundle.networks.encoders.build import ENCODERS
 
@@ -94,7 +97,7 @@ def test_crops_are_small_files_in_hounsfield_units_with_their_bodies(crops: Path
 
 
 def test_every_part_is_done(parts: dict[str, Any]):
-    assert {letter: part["status"] for letter, part in parts.items()} == dict.fromkeys("abchdgef", "done")
+    assert {letter: part["status"] for letter, part in parts.items()} == dict.fromkeys("abchdgeif", "done")
 
 
 def test_the_executors_agree_and_nothing_leaks(parts: dict[str, Any]):
@@ -110,13 +113,72 @@ def test_every_candidate_is_timed_or_says_why_not(parts: dict[str, Any]):
     assert errors.keys() == {"minkowski"} and "UserError" in errors["minkowski"]
     assert all(row["fastest"] <= row["ms"] <= row["slowest"] for row in rows if "error" not in row)
     (encoder, step) = parts["b"]["tables"]["dense ÷ cells"]
-    ms = {row["candidate"]: row["ms"] for row in rows if row["what"] == "encoder" and "ms" in row}
+    ms = {row["candidate"]: row["ms"] for row in rows if row["turns"] == 0}  # the encoder beside dense
     assert encoder["dense ÷ cells"] == min(ms["dense"], ms["dense channels-last"]) / ms["cells"]
-    assert step["spark ÷ cells"] > 0
+    assert step["spark ÷ cells"] > 0 and step["cells recomputing ÷ cells"] > 0
+    assert encoder["masked ÷ cells"] > 0  # of the turns in which both were timed
     (name,) = [name for name in parts["b"]["tables"] if name.startswith("distance to the limits")]
     far = parts["b"]["tables"][name]
     assert [row["candidate"] for row in far] == ["cells", "dense", "dense channels-last", "masked"]
     assert all(row["ms ÷ least"] == row["ms"] / row["least ms"] for row in far)
+
+
+def test_resenc_l_is_timed_and_profiled(parts: dict[str, Any]):
+    tables = parts["g"]["tables"]
+    assert {row["what"] for row in tables["dense ÷ cells"]} == {"encoder", "step"}
+    assert all(row["masked ÷ cells"] > 0 for row in tables["dense ÷ cells"])
+    assert any(name.startswith("encoder: kinds") for name in tables)
+
+
+def test_the_decoder_is_timed_as_it_is_and_what_a_cpu_cannot_do_says_so(parts: dict[str, Any]):
+    (rows,) = parts["i"]["tables"].values()
+    assert [row["candidate"] for row in rows if "ms" in row] == ["cells", "cells segres"]
+    assert [row["candidate"] for row in rows if "error" in row] == ["cells graphed", "cells segres graphed"]
+    assert all("compiled" in note for note in parts["i"]["notes"])
+
+
+def test_a_note_says_which_executor_to_set(parts: dict[str, Any]):
+    (note,) = [note for note in parts["h"]["notes"] if note.startswith("a step takes")]
+    ms = {row["candidate"]: row["ms"] for row in parts["h"]["tables"]["times"] if row["what"] == "step"}
+    assert ("--network_def#executor auto" in note) == (ms["auto"] < 0.97 * ms["cells"])
+
+
+@pytest.mark.parametrize(("ms", "value"), [(96.0, "true"), (98.0, "false"), (110.0, "false")])
+def test_a_note_says_whether_to_compile_the_decoder(ms: float, value: str):
+    note = decoder._advice("compiled", 100.0, ms, "SegResDecoder")
+    assert f"set network_def#compile_decoder to {value} with this decoder" in note
+
+
+def test_the_weights_of_the_day_keep_features_apart():
+    assert [file for file in pretraining.FILES if not (ROOT / "configs" / file).exists()] == []
+    assert pretraining.FILES[-1] == "objective_decorrelation.yaml"  # it sees what the files before it have made
+
+
+def test_without_shared_memory_nothing_loads_beside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    context = Context(
+        part="d", settings=FULL, dry=True, data=None, work=tmp_path, output=tmp_path, ends=time.monotonic()
+    )
+    monkeypatch.setattr("gpu_parts.context.LEAST_SHARED", 0)
+    assert context.workers > 0
+    monkeypatch.setattr("gpu_parts.context.LEAST_SHARED", 2**62)
+    assert [context.workers, context.workers] == [0, 0] and len(context.found["notes"]) == 1
+
+
+def test_cases_go_on_after_a_slow_first_one_and_stop_when_time_is_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    context = Context(part="b", settings=DRY, dry=True, data=None, work=tmp_path, output=tmp_path, ends=94.0)
+    now, took = [0.0], iter([60.0, 10.0, 10.0, 10.0])
+    monkeypatch.setattr(Context, "remaining", lambda self: self.ends - now[0])
+    monkeypatch.setattr(timing, "_ceilings", lambda _: {"TB/s": 1.0, "TFLOP/s in bfloat16": 1.0})
+
+    def measure(_: Context, case: timing.Turns) -> list[dict[str, Any]]:
+        now[0] += next(took)  # cuDNN tries its kernels in the first one
+        return [{"what": "step", "size": 32, "masked": case.ratio, "candidate": "cells", "ms": 1.0}]
+
+    monkeypatch.setattr(timing, "_measure", measure)
+    cases = [timing.Turns("step", 32, ratio, ["cells"]) for ratio in (0.1, 0.2, 0.3, 0.4, 0.5)]
+    rows, seconds = timing.time_cases(context, cases)
+    assert [row["masked"] for row in rows] == [0.1, 0.2, 0.3] and seconds == 10.0
+    assert "no time for step, 32^3, 40% masked" in context.found["notes"][0]
 
 
 def test_the_profile_says_where_the_time_goes(parts: dict[str, Any]):
@@ -144,7 +206,7 @@ def test_it_fine_tunes_predicts_and_leaves_weights(parts: dict[str, Any], result
 
 def test_the_page_holds_every_part_and_no_path_of_the_machine(results: Path):
     page = (results / "results.md").read_text()
-    assert re.findall(r"^## (\w):", page, flags=re.MULTILINE) == list("abchdgef")
+    assert re.findall(r"^## (\w):", page, flags=re.MULTILINE) == list("abchdgeif")
     assert str(ROOT) not in page
 
 

@@ -14,14 +14,17 @@ import torch
 from torch import Tensor
 
 from bundle.kernels import launch
+from bundle.networks import build_encoder
 from bundle.sparse import CellLayout, SparseVolume, Window
-from bundle.sparse.convolution import fused
+from bundle.sparse.convolution import fused, methods
 from bundle.sparse.convolution.methods import applicable, convolve
 from bundle.sparse.executors import auto
 
 CENTRED = Window((3, 3, 3), padding=(1, 1, 1))
 FLAT = Window((1, 3, 3), padding=(0, 1, 1))
 STRIDED = Window((3, 3, 3), stride=(2, 2, 2), padding=(1, 1, 1))
+FLAT_STRIDED = Window((1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1))
+PARTLY_STRIDED = Window((3, 3, 3), stride=(1, 2, 2), padding=(1, 1, 1))
 CUBE, TINY = (4, 4, 4), (2, 2, 2)
 
 
@@ -42,6 +45,8 @@ CASES = {
     "3x3x3 in float32": Case(CENTRED, TINY, dtype=torch.float32),
     "without bias": Case(CENTRED, TINY, bias=False),
     "1x3x3": Case(FLAT, CUBE),
+    "1x3x3, strided on two axes": Case(FLAT_STRIDED, CUBE),
+    "3x3x3, strided on two axes": Case(PARTLY_STRIDED, CUBE, c_in=3, c_out=4),
     "strided": Case(STRIDED, CUBE),
     "strided to one site": Case(STRIDED, TINY, bias=False),
     "strided without overlap": Case(Window((2, 2, 2), stride=(2, 2, 2)), TINY),
@@ -86,6 +91,40 @@ def distances(case: Case) -> list[float]:
     return [float((a.double() - b).norm() / b.norm()) for a, b in zip(found, expected, strict=True)]
 
 
+#: as nnU-Net plans it for thick slices
+RESENC = {
+    "n_stages": 3,
+    "features_per_stage": [3, 4, 5],
+    "kernel_sizes": [[1, 3, 3], [3, 3, 3], [3, 3, 3]],
+    "strides": [[1, 1, 1], [1, 2, 2], [2, 2, 2]],
+    "n_blocks_per_stage": [1, 1, 1],
+}
+
+
+def resenc() -> dict[str, object]:
+    """nnU-Net's residual encoder, every convolution by this method: how far features and gradients are from blocks."""
+    usual, found = methods.usual_method, {}
+    for method in ("fused", "blocks"):
+        calls: list[str] = []
+
+        def choose(*_: object, method: str = method, calls: list[str] = calls) -> str:
+            calls.append(method)
+            return method
+
+        methods.usual_method = choose
+        torch.manual_seed(0)
+        encoder = build_encoder("ResidualEncoderUNet", **RESENC).double()
+        visible = torch.tensor([True, True, False, True]).view(1, 1, 2, 1, 2)
+        image = torch.randn(1, 1, 4, 4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        features = [f.features for f in encoder(SparseVolume.from_dense(image, visible))]
+        torch.autograd.backward(features, [f.detach().cos() for f in features])
+        gradients = [p.grad for p in encoder.parameters() if p.grad is not None]
+        found[method] = [torch.cat([x.detach().flatten() for x in part]) for part in (features, gradients)]
+    methods.usual_method = usual
+    apart = [float((a - b).norm() / b.norm()) for a, b in zip(found["fused"], found["blocks"], strict=True)]
+    return {"distances": apart, "convolutions": len(calls)}
+
+
 def trial() -> dict[str, object]:
     """What the trial on a device finds: that the kernels are right, that one is wrong, that one does not start."""
     cpu = torch.device("cpu")
@@ -123,6 +162,7 @@ if __name__ == "__main__":
                 "applicable": applicable(torch.float32, CUBE, CENTRED, 1),
                 "applicable in groups": applicable(torch.float32, CUBE, CENTRED, 2),
                 "auto": auto_executor(),
+                "resenc": resenc(),
                 "trial": trial(),
             }
         )

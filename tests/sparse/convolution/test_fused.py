@@ -14,7 +14,9 @@ import pytest
 import torch
 
 from bundle.errors import UserError
-from bundle.sparse import CellLayout, Window
+from bundle.networks import build_encoder
+from bundle.sparse import CellLayout, SparseVolume, Window
+from bundle.sparse.convolution import fused, methods
 from bundle.sparse.convolution.fused import find_gradient_reads, find_reads
 from bundle.sparse.convolution.methods import applicable, convolve
 from tests.sparse.convolution.interpret_fused import CASES, CENTRED, CUBE, STRIDED
@@ -52,6 +54,11 @@ def test_output_and_gradients_are_those_of_blocks(name: str, interpreted: dict[s
     found = dict(zip(WHAT, interpreted["cases"][name]))
     assert len(found) == 3 + CASES[name].bias
     assert all(distance <= ALLOWED[CASES[name].dtype] for distance in found.values()), found
+
+
+def test_a_whole_encoder_of_nnunet_has_the_features_and_gradients_of_blocks(interpreted: dict[str, Any]):
+    assert interpreted["resenc"]["convolutions"] == 7
+    assert max(interpreted["resenc"]["distances"]) < 1e-12
 
 
 def test_auto_measures_it_and_runs_it_where_it_is_fastest(interpreted: dict[str, Any]):
@@ -107,6 +114,49 @@ def test_each_product_of_the_forward_pass_is_one_of_the_gradient(window: Window)
         assert {r for r in reads if r[0] in inner and r[1] in inner} == {
             g for g in given if g[0] in inner and g[1] in inner
         }
+
+
+# ---- ResEnc-L --------------------------------------------------------------------------------------------------------
+
+
+def convolutions(monkeypatch: pytest.MonkeyPatch, **arguments: Any) -> set[tuple[Any, ...]]:
+    """What nnU-Net's encoder asks for: channels, cell shape, window and groups, of all but pointwise convolutions."""
+    asked = set()
+
+    def look(blocks: torch.Tensor, cell_shape: Any, window: Window, groups: int) -> str:
+        asked.add((blocks.shape[1], cell_shape, window, groups))
+        return "blocks"
+
+    monkeypatch.setattr(methods, "usual_method", look)
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)  # which the device meta has not
+    meta = torch.device("meta")
+    with meta:
+        encoder = build_encoder("ResidualEncoderUNet", **arguments)
+    image = torch.empty(1, 1, *(2 * s for s in encoder.total_stride), device=meta)
+    encoder(SparseVolume.from_dense(image, CellLayout(torch.ones(1, 1, 2, 2, 2, dtype=torch.bool), meta)))
+    return asked
+
+
+#: as nnU-Net plans for thick slices
+FLAT_STEMS = {
+    "n_stages": 6,
+    "features_per_stage": [32, 64, 128, 256, 320, 320],
+    "kernel_sizes": [[1, 3, 3], [1, 3, 3], [3, 3, 3], [3, 3, 3], [3, 3, 3], [3, 3, 3]],
+    "strides": [[1, 1, 1], [1, 2, 2], [1, 2, 2], [2, 2, 2], [2, 2, 2], [2, 2, 2]],
+    "n_blocks_per_stage": [1, 3, 4, 6, 6, 6],
+}
+
+
+@pytest.mark.parametrize("arguments", [{}, FLAT_STEMS], ids=["ResEnc-L", "for thick slices"])
+def test_every_convolution_of_resenc_l_is_one_that_it_takes_and_whose_window_is_tried(
+    arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    asked = convolutions(monkeypatch, **arguments)
+    assert {channels for channels, *_ in asked} == {1, 32, 64, 128, 256, 320}
+    tried = {case.window for case in CASES.values()}
+    for _, cell_shape, window, groups in asked:
+        assert groups == 1 and window in tried
+        assert all(fused.applies(dtype, cell_shape, window) for dtype in (torch.bfloat16, torch.float32))
 
 
 # ---- where it is not -------------------------------------------------------------------------------------------------

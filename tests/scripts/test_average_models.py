@@ -1,0 +1,102 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""scripts/average_models.py: two models in, their average out, or one line that says why not."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+
+import average_models
+import pytest
+import torch
+
+from bundle.errors import UserError
+from bundle.transfer import load_decoder, load_encoder, origin
+from bundle.weights import ModelFiles
+
+WEIGHTS = {"conv_init.weight": torch.arange(54.0).reshape(2, 1, 3, 3, 3), "count": torch.tensor(3)}
+DECODER = {"mask_tokens.0": torch.ones(2), "head.weight": torch.full((1, 2), 4.0)}
+
+
+def write(folder: Path, times: float, *, decoder: bool = True, count: int = 3, **settings: object) -> Path:
+    folder.mkdir()
+    weights = {**{k: v * times for k, v in WEIGHTS.items()}, "count": torch.tensor(count)}
+    about = {"encoder": {"name": "SegResEncoder"}, "orientation": "RAS", "licence": "Apache-2.0", **settings}
+    ModelFiles(folder / "model.pt").write(
+        weights, about, {k: v * times for k, v in DECODER.items()} if decoder else None
+    )
+    return folder
+
+
+def average(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["average_models.py", *map(str, arguments)])
+    average_models.main()
+
+
+def test_every_tensor_is_the_mean_and_the_settings_say_of_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    first = write(tmp_path / "first", 1.0, epochs=10)
+    second = write(tmp_path / "second", 3.0, count=7, epochs=24, spacing=[1, 1, 1], **origin(first))
+    average(monkeypatch, first, second, "--share", 0.75, "--output_dir", tmp_path / "made")
+    made = ModelFiles(tmp_path / "made")
+    weights, decoder, about = made.read_weights(), made.read_decoder(), made.read_settings()
+    assert about is not None
+    for found, given in ((weights, WEIGHTS), (decoder, DECODER)):
+        assert found.keys() == given.keys()
+        for name, value in given.items():
+            if value.is_floating_point():
+                torch.testing.assert_close(found[name], value * 2.5)  # 0.25 * 1 + 0.75 * 3
+    assert weights["count"] == 7
+    content = about.content
+    assert (content["average"], content["epochs"], content["spacing"]) == ({"share": 0.75}, 24, [1, 1, 1])
+    assert content["licence"] == "Apache-2.0"
+    files = (first / "model.pt", second / "model.pt")
+    assert [step["sha256"] for step in content["origin"]] == [
+        hashlib.sha256(file.read_bytes()).hexdigest() for file in files
+    ]
+    with pytest.raises(UserError, match="holds a model: give another folder"):
+        average(monkeypatch, first, second, "--output_dir", tmp_path / "made")
+
+
+def test_with_one_decoder_the_average_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    first, second = write(tmp_path / "first", 1.0), write(tmp_path / "second", 1.0, decoder=False)
+    average(monkeypatch, first, second, "--output_dir", tmp_path / "made")
+    assert sorted(file.name for file in (tmp_path / "made").iterdir()) == ["model.json", "model.pt"]
+
+
+def test_what_has_no_average_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    first = write(tmp_path / "first", 1.0)
+    other = tmp_path / "other"
+    other.mkdir()
+    ModelFiles(other).write({"conv_init.weight": torch.ones(4, 1, 3, 3, 3)}, {"orientation": "RAS"})
+    made = tmp_path / "made"
+    for second, share, message in (
+        (other, 0.5, "different networks, 2 tensors such as conv_init.weight differ"),
+        (write(tmp_path / "turned", 1.0, orientation="LPS"), 0.5, "want different axes"),
+        (first, 1.5, "--share 1.5 is no share"),
+    ):
+        with pytest.raises(UserError, match=message):
+            average(monkeypatch, first, second, "--share", share, "--output_dir", made)
+    (other / "model.json").unlink()
+    with pytest.raises(UserError, match="is missing: copy it beside"):
+        average(monkeypatch, first, other, "--output_dir", made)
+    assert not made.exists()
+
+
+def test_the_average_of_the_shipped_weights_with_themselves_is_loaded_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from monai.networks.nets.segresnet_ds import SegResNetDS  # noqa: PLC0415
+
+    models = Path(__file__).parents[2] / "models"
+    average(monkeypatch, models, models, "--output_dir", tmp_path / "made")
+    networks = [
+        SegResNetDS(init_filters=16, blocks_down=(1, 2, 2, 1, 1), norm=("instance", {"affine": True})) for _ in "12"
+    ]
+    for network, folder in zip(networks, (models, tmp_path / "made")):
+        torch.manual_seed(0)
+        load_encoder(network, folder / "model.pt")
+        load_decoder(network, folder / "model.pt")
+    for name, value in networks[0].state_dict().items():
+        if "head" not in name:
+            torch.testing.assert_close(networks[1].state_dict()[name], value)

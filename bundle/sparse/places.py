@@ -35,8 +35,10 @@ class Places:
     shape: Triple
 
 
-#: by all that `find_places` is given; kept for the life of the process
+#: by all that `find_places` is given
 _FOUND: dict[tuple[object, ...], Places] = {}
+#: a training needs some dozen; whole volumes, each with a grid of its own, would fill the memory
+_MOST = 1024
 
 
 def find_places(cell_shape: Triple, low: Triple, high: Triple, grid: Triple, device: torch.device) -> Places:
@@ -55,6 +57,8 @@ def find_places(cell_shape: Triple, low: Triple, high: Triple, grid: Triple, dev
     with torch.inference_mode(False):  # a table made in that mode could serve no gradient later
         found = _find(cell_shape, low, high, grid, device)
     if type(found.steps) is Tensor:  # one that only pretends to be a tensor belongs to who pretends
+        if len(_FOUND) >= _MOST:
+            _FOUND.clear()
         _FOUND[key] = found
     return found
 

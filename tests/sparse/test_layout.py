@@ -4,7 +4,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bundle.sparse import CellLayout
+from bundle.sparse import CellLayout, places
 from tests.sparse.calls import Calls
 
 
@@ -126,3 +126,12 @@ def test_what_masks_share_serves_gradients_though_it_was_found_without():
     features = torch.randn(12 * 27, 1, requires_grad=True)
     features.index_select(0, table.rows).sum().backward()
     assert features.grad is not None
+
+
+def test_places_of_ever_new_grids_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(places, "_FOUND", {})
+    monkeypatch.setattr(places, "_MOST", 3)
+    for size in range(1, 9):
+        found = places.find_places((2, 2, 2), (1, 1, 1), (1, 1, 1), (size, size, size), torch.device("cpu"))
+        assert places.find_places((2, 2, 2), (1, 1, 1), (1, 1, 1), (size, size, size), torch.device("cpu")) is found
+        assert len(places._FOUND) <= 3

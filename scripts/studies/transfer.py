@@ -67,10 +67,15 @@ BASES = {
 }
 
 
-def recorded_rate(arm: str, pretrained: Path) -> float:
-    """The learning rate of all recorded runs: that of the config before it looked at the number of steps."""
+def recorded_recipe(arm: str, epochs: float, pretrained: Path) -> dict[str, Any]:
+    """What the recorded runs have and the config of today has not (recipe.md): the recipe before it was studied."""
     whole = not arm.startswith(("scratch", "encoder alone")) and ModelFiles(pretrained).decoder.is_file()
-    return 3e-4 if whole else 1e-3
+    return {
+        "mirror_axes": [0, 1, 2],
+        "mr_floor": 3.0,
+        "lr": 3e-4 if whole else 1e-3,
+        "warmup_epochs": 0.1 * epochs,
+    }
 
 
 def train(task: Task, labels: str, arm: str, steps: int, seed: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -93,14 +98,10 @@ def train(task: Task, labels: str, arm: str, steps: int, seed: int, options: arg
             "ct_window": settings["ct_window"],
             "mr_percentiles": settings["mr_percentiles"],
             "crop_size": [options.crop] * 3,
-            # the recipe of all recorded runs; today's defaults are others (recipe.md)
-            "mirror_axes": [0, 1, 2],
-            "mr_floor": 3.0,
-            "lr": recorded_rate(arm, options.pretrained),
+            **(recorded_recipe(arm, steps / epoch, options.pretrained) if options.recipe == "recorded" else {}),
             "seed": seed,
             "epochs": max(1, steps // options.validate_every),
             "steps_per_epoch": epoch,
-            "warmup_epochs": 0.1 * steps / epoch,
             "val_interval": 1,
             "num_workers": 0,
             "validate#inferer#overlap": 0.25,
@@ -125,6 +126,7 @@ def train(task: Task, labels: str, arm: str, steps: int, seed: int, options: arg
         "arm": arm,
         "steps": steps,
         "seed": seed,
+        "recipe": options.recipe,
         # the side changes with the seed
         "dice": {("other side" if n in ("left", "right") else n): row for n, row in zip(names, details.tolist())},
         "curve": [[min(steps, row["epoch"] * epoch), row["validation/dice"]] for row in rows],
@@ -201,6 +203,12 @@ def read_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, nargs="+", default=[150], help="0: the heads are fitted, and that is all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[5], help="how many, or with several values which")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=["scratch", "pretrained"])
+    parser.add_argument(
+        "--recipe",
+        choices=["recorded", "today"],
+        default="recorded",
+        help="that of the recorded runs, or the defaults of the config as it is; each with a --json of its own",
+    )
     parser.add_argument("--crop", type=int, default=64, help="voxels per axis")
     parser.add_argument("--spacing", type=float, nargs=3, help="mm of all arms (default: that of the weights)")
     parser.add_argument("--validate_every", type=int, default=50, help="steps")
@@ -233,6 +241,9 @@ def main(arguments: list[str] | None = None) -> int:
     logging.getLogger().setLevel(logging.WARNING)
     seeds = range(options.seeds[0]) if len(options.seeds) == 1 else options.seeds
     runs: list[dict[str, Any]] = json.loads(options.json.read_text()) if options.json.exists() else []
+    if any(run.get("recipe", "recorded") != options.recipe for run in runs):
+        print(f"error: {options.json} has runs of another --recipe: name another file", file=sys.stderr)
+        return 1
     done = {(r["task"], r["labels"], r["arm"], r["steps"], r["seed"]) for r in runs}
     wanted = [
         (labels, arm, steps, seed)

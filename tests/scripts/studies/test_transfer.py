@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import ttest_1samp
-from transfer import main, recorded_rate, table
+from transfer import main, recorded_recipe, table
 from transfer_tasks import TASKS, threshold_dice, write_task
 
 from bundle.networks import build_encoder
@@ -55,9 +55,9 @@ def test_parts_to_train_and_to_test_on_lie_on_two_sides_with_a_gap(data_dir: Pat
 def test_runs_have_the_rate_of_the_recorded_ones(tmp_path: Path):
     model = tmp_path / "model.pt"
     arms = ["pretrained", "pretrained, sawtooth", "encoder alone", "scratch", "scratch, frozen"]
-    assert [recorded_rate(arm, model) for arm in arms] == [1e-3] * 5
+    assert [recorded_recipe(arm, 1, model)["lr"] for arm in arms] == [1e-3] * 5
     (tmp_path / "model_decoder.pt").touch()
-    assert [recorded_rate(arm, model) for arm in arms] == [3e-4, 3e-4, 1e-3, 1e-3, 1e-3]
+    assert [recorded_recipe(arm, 1, model)["lr"] for arm in arms] == [3e-4, 3e-4, 1e-3, 1e-3, 1e-3]
 
 
 def test_two_thresholds_find_tissue_that_differs_in_intensity():
@@ -86,6 +86,10 @@ def test_both_arms_run_and_are_not_repeated(data_dir: Path, tmp_path: Path, caps
     assert main([*command, "--seeds", "1"]) == 0
     assert json.loads((tmp_path / "runs.json").read_text()) == first
     assert "| chest | half | 2 | scratch |" in capsys.readouterr().out
+    assert main([*command, "--seeds", "1", "--recipe", "today"]) == 1, "runs of two recipes are not mixed"
+    assert "has runs of another --recipe: name another file" in capsys.readouterr().err
+    assert main([*command, "--seeds", "1", "--recipe", "today", "--json", str(tmp_path / "today.json")]) == 0
+    assert [r["recipe"] for r in json.loads((tmp_path / "today.json").read_text())] == 4 * ["today"]
 
 
 def test_weights_without_their_settings_are_refused(tmp_path: Path, capsys):

@@ -70,12 +70,7 @@ BASES = {
 def recorded_recipe(arm: str, epochs: float, pretrained: Path) -> dict[str, Any]:
     """What the recorded runs have and the config of today has not (recipe.md): the recipe before it was studied."""
     whole = not arm.startswith(("scratch", "encoder alone")) and ModelFiles(pretrained).decoder.is_file()
-    return {
-        "mirror_axes": [0, 1, 2],
-        "mr_floor": 3.0,
-        "lr": 3e-4 if whole else 1e-3,
-        "warmup_epochs": 0.1 * epochs,
-    }
+    return {"mirror_axes": [0, 1, 2], "mr_floor": 3.0, "lr": 3e-4 if whole else 1e-3, "warmup_epochs": 0.1 * epochs}
 
 
 def train(task: Task, labels: str, arm: str, steps: int, seed: int, options: argparse.Namespace) -> dict[str, Any]:

@@ -165,7 +165,7 @@ def test_the_product_is_the_epoch_with_the_highest_dice_and_loads_into_plain_mon
     network.load_state_dict(weights(finished / "model.pt"), strict=True)
     assert about["spacing"] is None and about["mr_percentiles"] == [1, 99] and about["classes"] == CLASSES
     assert about["task"] == "segmentation" and about["in_channels"] == 1 and about["modality"] == "auto"
-    assert about["mirror_axes"] == [0]
+    assert about["mirror_axes"] == []
 
 
 def test_a_broken_volume_is_skipped_and_reported(finished: Path):

@@ -13,15 +13,13 @@ from bundle.errors import UserError
 __all__ = ["mirrored_axes", "random_mirrors"]
 
 
-def random_mirrors(
-    flip: Callable[..., Any], *, axes: Sequence[int], probabilities: Sequence[float] = (0.5, 0.5, 0.5)
-) -> Compose:
+def random_mirrors(flip: Callable[..., Any], *, axes: Sequence[int], probability: float = 0.5) -> Compose:
     """One random flip for each of `axes`.
 
     Args:
         flip: makes a random transform from `prob` and `spatial_axis`, such as MONAI's `RandFlipd` with its keys.
         axes: to mirror: 0 left to right, 1 front to back, 2 top to bottom, for volumes in RAS; none for [].
-        probabilities: of a mirror image on each of the three axes.
+        probability: of a mirror image on each of them.
 
     Raises:
         UserError: for `axes` that are no list of different axes.
@@ -31,26 +29,26 @@ def random_mirrors(
         >>> import torch
         >>> from monai.transforms import RandFlipd
         >>> from bundle.data import random_mirrors
-        >>> mirrors = random_mirrors(partial(RandFlipd, keys="image"), axes=[0], probabilities=[1, 1, 1])
+        >>> mirrors = random_mirrors(partial(RandFlipd, keys="image"), axes=[0], probability=1)
         >>> mirrors({"image": torch.arange(4).view(1, 2, 2, 1)})["image"].flatten().tolist()
         [2, 3, 0, 1]
     """
     _check_axes(axes)
-    return Compose([flip(prob=probabilities[axis], spatial_axis=axis) for axis in axes])
+    return Compose([flip(prob=probability, spatial_axis=axis) for axis in axes])
 
 
-def mirrored_axes(axes: Sequence[int], probabilities: Sequence[float] = (0.5, 0.5, 0.5)) -> list[int]:
-    """Those of `axes` on which `random_mirrors` with the same arguments ever mirrors, in rising order.
+def mirrored_axes(axes: Sequence[int]) -> list[int]:
+    """The `axes` of `random_mirrors`, in rising order.
 
     Raises:
         UserError: as `random_mirrors`.
 
     Example:
-        >>> mirrored_axes([2, 0], probabilities=[0, 0.5, 0.5])
-        [2]
+        >>> mirrored_axes([2, 0])
+        [0, 2]
     """
     _check_axes(axes)
-    return sorted(axis for axis in axes if probabilities[axis] > 0)
+    return sorted(axes)
 
 
 def _check_axes(axes: Sequence[int]) -> None:

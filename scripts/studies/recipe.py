@@ -62,7 +62,7 @@ _BOTH = {"keys": ["image", "label"]}
 #: what a part of an arm's name changes in the config
 CHANGES: dict[str, dict[str, Any]] = {
     "all mirrors": {"mirror_axes": [0, 1, 2]},
-    "no mirror": {"mirror_axes": []},
+    "mirrors left to right": {"mirror_axes": [0]},
     "warm-up of 5 epochs": {"warmup_epochs": 5},
     "random heads": {"fit_heads": 0},
     "random crops": {

@@ -60,7 +60,7 @@ def read(folder: Path) -> list[dict]:
 
 
 def test_arms_run_on_the_same_people_and_are_not_repeated(people: Path, capsys):
-    arms = ["plain", "config", "config + no mirror + whole-volume z-score"]
+    arms = ["plain", "config", "config + mirrors left to right + whole-volume z-score"]
     assert main(command(people, "--seeds", "1", "--arms", *arms)) == 0
     rows = read(people)
     assert [(row["arm"], row["seed"], row["people"]) for row in rows] == [(arm, 1, 2) for arm in arms]

@@ -20,6 +20,8 @@ PEOPLE = json.loads((ROOT / "docs/figures/shipped_people.json").read_text())
 METHOD = json.loads((ROOT / "docs/figures/method_study.json").read_text())["results"]
 SPEED = json.loads((ROOT / "docs/figures/benchmark.json").read_text())["rows"]
 
+STUDY = (ROOT / "scripts/studies/people.md").read_text()
+PEOPLE_COUNTS = {"two people": "2", "four people": "4", "five people": "5"}
 TASKS = {"tissues in brain MR": "brain", "organs in chest CT": "chest"}
 BUDGETS = {"a quarter of a brain": "quarter", "half a brain": "half", "one side": "half"}
 ARMS = {
@@ -59,26 +61,43 @@ def dice(runs: list[dict], task: str, labels: str, steps: int, arm: str) -> dict
     return {run["seed"]: 100 * fmean(fmean(classes) for classes in run["dice"].values()) for run in runs}
 
 
-def test_dice_of_the_shipped_weights():
+def people_dice(data: str, labelled: str, steps: int, arm: str) -> dict[int, float]:
+    """Mean Dice in % over the classes, by draw of the labelled people."""
+    wanted = (data, labelled, steps, arm)
+    runs = [run for run in PEOPLE if (run["data"], run["labelled"], run["steps"], run["arm"]) == wanted]
+    return {run["draw"]: 100 * fmean(run["dice"]) for run in runs}
+
+
+def test_dice_of_the_shipped_weights_and_of_own_scans():
     rows = table(README, "task")
-    assert len(rows) == 4
+    assert len(rows) == 6
     for task, labels, steps, *cells in rows:
-        if task.endswith("*"):
-            data, steps_ = task.removesuffix(" in MR*").replace(" ", "_"), int(steps)
-            found = [
-                {
-                    run["draw"]: 100 * fmean(run["dice"])
-                    for run in PEOPLE
-                    if (run["data"], run["steps"], run["arm"]) == arm
-                }
-                for arm in ((data, steps_, "scratch"), (data, steps_, "pretrained"))
-            ]
+        if labels.endswith(" people"):
+            case = (task.removesuffix(" in MR").replace(" ", "_"), PEOPLE_COUNTS[labels], int(steps))
+            found = [people_dice(*case, arm) for arm in ("scratch", "pretrained", "own people")]
         else:
             wanted = (TASKS[task], BUDGETS[labels], int(steps))
-            found = [dice(TRANSFER, *wanted, "scratch"), dice(SHIPPED, *wanted, "pretrained")]
+            found = [dice(TRANSFER, *wanted, "scratch"), dice(SHIPPED, *wanted, "pretrained"), {}]
         for by_seed, cell in zip(found, cells, strict=True):
-            assert sorted(by_seed) == list(range(5))
-            assert float(cell) == pytest.approx(fmean(by_seed.values()), abs=0.051)
+            assert sorted(by_seed) == (list(range(5)) if cell else [])
+            assert not cell or float(cell) == pytest.approx(fmean(by_seed.values()), abs=0.051)
+
+
+def test_the_table_of_people():
+    """Draws, mean, difference and p of every row are those of the recorded runs."""
+    rows = table(STUDY, "data")
+    assert len(rows) >= 15
+    arms = {"shipped": "pretrained"}
+    for data, labelled, steps, arm, *cells in rows:
+        case = (data.replace(" ", "_"), labelled, int(steps))
+        runs, scratch = people_dice(*case, arms.get(arm, arm)), people_dice(*case, "scratch")
+        assert [cell != "" for cell in cells[:5]] == [draw in runs for draw in range(5)]
+        assert all(not cell or float(cell) == pytest.approx(runs[n], abs=0.051) for n, cell in enumerate(cells[:5]))
+        assert float(cells[5]) == pytest.approx(fmean(runs.values()), abs=0.051)
+        if arm != "scratch":
+            pairs = [(runs[draw], scratch[draw]) for draw in runs]
+            assert float(cells[6].split()[0]) == pytest.approx(fmean(a - b for a, b in pairs), abs=0.051)
+            assert float(cells[7]) == pytest.approx(ttest_rel(*zip(*pairs)).pvalue, rel=0.06)
 
 
 def test_dice_from_scratch_and_pre_trained():

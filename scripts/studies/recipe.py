@@ -222,6 +222,19 @@ def table(rows: Sequence[Mapping[str, Any]], first: str) -> str:
     return "\n".join(lines)
 
 
+def read_rows(output: Path) -> list[dict[str, Any]]:
+    """The runs that are in the file already."""
+    return [json.loads(line) for line in output.read_text().splitlines()] if output.exists() else []
+
+
+def add_row(row: Mapping[str, Any], output: Path) -> None:
+    """Writes a run to the end of the file, and below the bar."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with output.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    tqdm.write(json.dumps(row))
+
+
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The options, checked, with `split_lists` and the test `people`."""
     parser = argparse.ArgumentParser(description="Which settings of fine-tuning cost what, one change at a time.")
@@ -270,15 +283,12 @@ def main(arguments: list[str] | None = None) -> int:
     logging.getLogger().setLevel(logging.WARNING)
     try:
         options = parse(arguments)
-        rows = [json.loads(line) for line in options.output.read_text().splitlines()] if options.output.exists() else []
+        rows = read_rows(options.output)
         cases = [(arm, seed) for arm in options.arms for seed in options.seeds]
         done = [{key: row[key] for key in _case("", 0, options)} for row in rows]
         for arm, seed in tqdm([case for case in cases if _case(*case, options) not in done], desc="runs"):
             rows.append(run(arm, seed, options))
-            options.output.parent.mkdir(parents=True, exist_ok=True)
-            with options.output.open("a") as file:
-                file.write(json.dumps(rows[-1]) + "\n")
-            tqdm.write(json.dumps(rows[-1]))
+            add_row(rows[-1], options.output)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

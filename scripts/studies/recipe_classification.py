@@ -27,7 +27,7 @@ import nibabel
 import numpy as np
 import torch
 from monai.bundle import ConfigWorkflow
-from recipe import table
+from recipe import add_row, read_rows, table
 from tqdm import tqdm
 
 from bundle.errors import UserError
@@ -144,7 +144,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.getLogger().setLevel(logging.WARNING)
     try:
         options = parse(arguments)
-        rows = [json.loads(line) for line in options.output.read_text().splitlines()] if options.output.exists() else []
+        rows = read_rows(options.output)
         about = {"data": options.dataset_dir.name, "labelled": options.labelled}
         cases = [
             {**about, "steps": steps, "arm": arm, "seed": seed}
@@ -155,10 +155,7 @@ def main(arguments: list[str] | None = None) -> int:
             with torch.random.fork_rng():
                 auc = train(case["arm"], case["steps"], case["seed"], options)
             rows.append({**case, "auc": round(auc, 5)})
-            options.output.parent.mkdir(parents=True, exist_ok=True)
-            with options.output.open("a") as file:
-                file.write(json.dumps(rows[-1]) + "\n")
-            tqdm.write(json.dumps(rows[-1]))
+            add_row(rows[-1], options.output)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

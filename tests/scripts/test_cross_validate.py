@@ -14,7 +14,10 @@ import nibabel
 import numpy as np
 import pytest
 import yaml
-from cross_validate import Plan, Trainings, main
+from cross_validate import main
+from cross_validate_parts.gather import _note_folds
+from cross_validate_parts.plan import Plan
+from cross_validate_parts.trainings import Trainings
 from monai.bundle import ConfigWorkflow
 
 from bundle.prediction import FineTuned
@@ -139,7 +142,7 @@ def test_so_many_run_at_a_time(trainer: Path):
 
 def test_a_scan_in_two_folds_is_noticed(trainer: Path):
     plan = Plan(CLASSIFICATION, "scans", 3, trainer / "out")
-    (note,) = cross_validate._note_folds(plan, [("a", 0), ("b", 0), ("c", 1), ("b", 1)])
+    (note,) = _note_folds(plan, [("a", 0), ("b", 0), ("c", 1), ("b", 1)])
     assert note.startswith("1 scans were validated in several folds") and note.endswith(": b")
 
 

@@ -1,0 +1,123 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""Puts together what each fold says of the scans that it was not trained on."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from cross_validate_parts.out_of_fold import evaluate_out_of_fold, find_validated, predict_out_of_fold
+from cross_validate_parts.plan import ROOT, Plan, given_options
+from monai.bundle import ConfigParser
+
+from bundle.atomic import replace_file
+from bundle.data import table_row
+from bundle.evaluation import EvaluationFolder
+from bundle.runs.checkpoint import config_of_checkpoint
+from bundle.tasks.classification import ClassificationEvaluation
+from bundle.tasks.detection import DetectionEvaluation
+
+__all__ = ["gather"]
+
+PREDICT = ROOT / "configs/predict_segmentation.yaml"
+
+
+def gather(plan: Plan) -> list[str]:
+    """Puts the results of the folds together; gives what a reader must know, a line each."""
+    done = [fold for fold in range(plan.folds) if plan.is_done(fold)]
+    if not done:
+        return []
+    about = json.loads(plan.folder(done[0]).model_files.settings.read_text())
+    tasks = {"segmentation": gather_label_maps, "classification": gather_probabilities, "detection": gather_boxes}
+    return tasks[about["task"]](plan, done, about)
+
+
+def gather_label_maps(plan: Plan, done: Sequence[int], about: Mapping[str, Any]) -> list[str]:
+    """Segments each scan with the fold that was not trained on it, and evaluates that on the files' grids."""
+    given = {name: yaml.safe_load(value) for name, value in given_options(plan.overrides).items()}
+    options = {"bundle_root": str(ROOT), "dataset_dir": plan.dataset_dir}
+    options |= {name: given[name] for name in ("device", "amp", "num_workers") if name in given}
+    files: dict[str, Path] = {}
+    pairs: list[tuple[str, int]] = []
+    for fold in done:
+        folder = plan.folder(fold)
+        config = config_of_checkpoint(folder.path, folder.last_checkpoint)
+        volumes = ConfigParser(yaml.safe_load(Path(str(config)).read_text())).get_parsed_content("volumes")
+        scans = find_validated(volumes, plan.dataset_dir, hashed=plan.hashes_names)
+        print(f"fold {fold}: {len(scans)} scans that it was not trained on")
+        output = plan.output / "predictions" / f"fold_{fold}"
+        found = predict_out_of_fold(PREDICT, folder.path, scans, output, hashed=plan.hashes_names, options=options)
+        pairs += [(name, fold) for name in found]
+        files |= found
+    if files:
+        evaluate_out_of_fold(files, plan.dataset_dir, plan.output, classes=about["classes"], hashed=plan.hashes_names)
+    return _note_folds(plan, pairs)
+
+
+def gather_probabilities(plan: Plan, done: Sequence[int], about: Mapping[str, Any]) -> list[str]:
+    """Puts the tables of probabilities together, and evaluates them."""
+    rows = [row for fold in done for row in _rows(plan, fold, "predictions.csv")]
+    _write(plan.output / "predictions.csv", rows)
+    ClassificationEvaluation(
+        predictions=plan.output / "predictions.csv",
+        dataset_dir=plan.dataset_dir,
+        output=EvaluationFolder(plan.output, overwrite=True),
+        findings=about["findings"],
+        part="",
+        hash_names=plan.hashes_names,
+    ).run()
+    return _note_folds(plan, [(row["volume"], row["fold"]) for row in rows])
+
+
+def gather_boxes(plan: Plan, done: Sequence[int], about: Mapping[str, Any]) -> list[str]:
+    """Puts the boxes together, and evaluates them."""
+    found = [
+        (fold, one)
+        for fold in done
+        for one in json.loads((plan.folder(fold).path / "boxes.json").read_text())["validation"]
+    ]
+    file = plan.output / "predicted_boxes.json"
+    with replace_file(file) as temporary:
+        temporary.write_text(json.dumps({"validation": [one for _, one in found]}, indent=1) + "\n")
+    DetectionEvaluation(
+        predictions=file,
+        dataset_dir=plan.dataset_dir,
+        output=EvaluationFolder(plan.output, overwrite=True),
+        classes=about["classes"],
+        part="",
+        hash_names=plan.hashes_names,
+    ).run()
+    return _note_folds(plan, [(one["image"], fold) for fold, one in found])
+
+
+def _note_folds(plan: Plan, pairs: Sequence[tuple[str, int]]) -> list[str]:
+    """Writes which fold each scan is of; a scan of several folds is noted."""
+    folds: dict[str, list[int]] = {}
+    for name, fold in pairs:
+        folds.setdefault(name, []).append(fold)
+    _write(plan.output / "folds.csv", [{"case": name, "fold": found[0]} for name, found in sorted(folds.items())])
+    twice = [name for name in sorted(folds) if len(folds[name]) > 1]
+    if not twice:
+        return []
+    listed = ", ".join(twice[:5])
+    return [f"{len(twice)} scans were validated in several folds: other scans could be used in each training: {listed}"]
+
+
+def _rows(plan: Plan, fold: int, name: str) -> list[dict[str, Any]]:
+    file = plan.folder(fold).path / name
+    if not file.is_file():
+        return []
+    with file.open(newline="", encoding="utf-8") as opened:
+        return [{**row, "fold": fold} for row in csv.DictReader(opened)]
+
+
+def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    with replace_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(table_row(columns))
+        table.writerows(table_row([row.get(name, "") for name in columns]) for row in rows)

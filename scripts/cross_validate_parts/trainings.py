@@ -1,0 +1,93 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""Trains the folds, each in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+from cross_validate_parts.plan import ROOT, Plan, given_options
+from tqdm import tqdm
+
+__all__ = ["Trainings"]
+
+
+class Trainings:
+    """Trains the folds, so many at a time, each in a process of its own."""
+
+    def __init__(self, plan: Plan, jobs: int) -> None:
+        self.plan, self.jobs = plan, jobs
+        self._running: dict[int, subprocess.Popen[bytes]] = {}
+        self._stopped = threading.Event()
+
+    def run(self) -> dict[int, str]:
+        """Trains what is not done; gives for each fold that failed its last words."""
+        waiting = [fold for fold in range(self.plan.folds) if not self.plan.is_done(fold)]
+        if done := self.plan.folds - len(waiting):
+            print(f"{done} of {self.plan.folds} folds are done already")
+        failed: dict[int, str] = {}
+        with ThreadPoolExecutor(self.jobs) as pool:
+            tasks = {pool.submit(self._train, fold): fold for fold in waiting}
+            try:
+                self._watch(set(tasks))
+            except KeyboardInterrupt:
+                self._stop()
+                raise
+            for task, fold in tasks.items():
+                if said := task.result():
+                    failed[fold] = said
+        return failed
+
+    def _train(self, fold: int) -> str:
+        if self._stopped.is_set():
+            return "interrupted"
+        log = self.plan.log(fold)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+        with log.open("ab") as file:
+            process = subprocess.Popen(self.plan.command(fold), stdout=file, stderr=subprocess.STDOUT, env=environment)
+            self._running[fold] = process
+            code = process.wait()
+        del self._running[fold]
+        if code == 0:
+            self.plan.mark(fold).touch()
+            return ""
+        return _last_words(log) or f"ended with {code}"
+
+    def _watch(self, tasks: set[Any]) -> None:
+        """Shows the epochs of all folds until they are done."""
+        epochs = self._epochs()
+        total = None if epochs is None else epochs * self.plan.folds
+        with tqdm(total=total, desc="epochs of all folds") as bar:
+            bar.update(self._trained())
+            bar.unpause()
+            while tasks:
+                tasks = wait(tasks, timeout=1).not_done
+                if more := self._trained() - int(bar.n):
+                    bar.update(more)
+
+    def _trained(self) -> int:
+        files = (self.plan.folder(fold).history for fold in range(self.plan.folds))
+        return sum(max(0, len(file.read_bytes().splitlines()) - 1) for file in files if file.is_file())
+
+    def _epochs(self) -> int | None:
+        given = given_options(self.plan.overrides).get("epochs", self.plan.config().get("epochs"))
+        return int(given) if str(given).isdecimal() else None
+
+    def _stop(self) -> None:
+        self._stopped.set()
+        for process in list(self._running.values()):
+            process.send_signal(signal.SIGINT)  # it writes its summary
+
+
+def _last_words(log: Path) -> str:
+    """The line of an error, or the last line."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("error: ")]
+    return (errors or lines or [""])[-1].removeprefix("error: ")

@@ -22,7 +22,7 @@ from bundle.training.sampling import SetSamplerEpoch
 from bundle.training.scalars import Scalars
 from bundle.training.summary import Summary
 from bundle.training.tensorboard import TensorBoard
-from bundle.training.validation import ValidationLoss
+from bundle.training.validation import ValidateLastEpoch, ValidationLoss
 
 __all__ = [
     "Accumulate",
@@ -49,6 +49,7 @@ __all__ = [
     "TeacherTemperature",
     "TensorBoard",
     "UpdateTeacher",
+    "ValidateLastEpoch",
     "ValidationLoss",
     "WarmUpObjective",
     "earlier_split",

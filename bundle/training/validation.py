@@ -1,5 +1,5 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
-"""What validation needs beside MONAI's evaluator: the loss terms, and the same random choices every time."""
+"""What validation needs beside MONAI's: the last epoch, the loss terms, and the same random choices every time."""
 
 from __future__ import annotations
 
@@ -9,9 +9,33 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
+from monai.engines import Evaluator
 from monai.utils.enums import CommonKeys
 
-__all__ = ["ValidationLoss"]
+__all__ = ["ValidateLastEpoch", "ValidationLoss"]
+
+
+class ValidateLastEpoch:
+    """Validates the last epoch, too, where MONAI's ValidationHandler does not, as its `interval` does not divide them.
+
+    Otherwise the last weights, which are often the best, would never be looked at. Put it right behind that handler.
+
+    Args:
+        validator: that is run.
+        interval: of the other handler, in epochs.
+    """
+
+    def __init__(self, *, validator: Evaluator, interval: int) -> None:
+        self.validator, self.interval = validator, interval
+
+    def attach(self, engine: Engine) -> None:
+        """Registers with the trainer."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._validate)
+
+    def _validate(self, engine: Engine) -> None:
+        epoch = engine.state.epoch
+        if epoch == engine.state.max_epochs and epoch % self.interval:
+            self.validator.run(epoch)
 
 
 class ValidationLoss:

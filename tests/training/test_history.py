@@ -5,6 +5,7 @@ import csv
 import logging
 
 import matplotlib.image
+import pytest
 from ignite.engine import Events
 from monai.handlers import ValidationHandler
 from torch.optim import SGD
@@ -12,6 +13,7 @@ from torch.optim import SGD
 from bundle.runs.folder import RunFolder
 from bundle.training.history import History, clock
 from bundle.training.scalars import Scalars
+from bundle.training.validation import ValidateLastEpoch
 
 from .toy import ToyNetwork, toy_evaluator, toy_loader, toy_trainer
 
@@ -45,6 +47,18 @@ def test_each_epoch_is_a_row_and_a_log_line(tmp_path, caplog):
     assert lines[0].startswith("epoch 1/2: train/loss ")
     assert "validation/reconstruction" in lines[1]
     assert lines[1].endswith("0:00:00 to go")
+
+
+@pytest.mark.parametrize(("epochs", "validated"), [(1, [1]), (2, [2]), (5, [2, 4, 5])])
+def test_the_last_epoch_is_validated_whatever_the_interval(epochs, validated):
+    network = ToyNetwork()
+    optimizer = SGD(network.parameters(), lr=0.1)
+    evaluator = toy_evaluator(network, [])
+    seen = []
+    evaluator.add_event_handler(Events.STARTED, lambda engine: seen.append(engine.state.max_epochs))
+    handlers = [ValidationHandler(2, evaluator), ValidateLastEpoch(validator=evaluator, interval=2)]
+    toy_trainer(network, optimizer, toy_loader(), epochs, handlers).run()
+    assert seen == validated  # MONAI's evaluators take the trainer's epoch as their last
 
 
 def test_a_resume_keeps_the_rows_of_finished_epochs_only(tmp_path):

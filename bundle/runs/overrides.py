@@ -35,12 +35,18 @@ def check_overrides(source: ConfigSource, base_names: Sequence[str] = ()) -> Non
         base_names: names of further files of the bundle's that define ids.
 
     Raises:
-        UserError: for the first unknown id, with the nearest known one.
+        UserError: for the first unknown id, with the nearest known one, or the first component given as text, which is
+            what the command line makes of a mapping that lacks quotes.
     """
     if not source.files:
         return
     base = _load(_base_files(source, base_names))
     merged = {key: value for key, value in source.parser.get().items() if key in base or key not in _ADDED_BY_MONAI}
+    if text := next(_texts_for_components(base, merged), None):
+        raise UserError(
+            f"--{text} is a component, and was given as text: write a mapping with quotes around all text in it, such "
+            "as \"{'_target_': 'my.Class', 'size': 3}\", or put it into a YAML file behind the others"
+        )
     unknown, siblings = next(_unknown_ids(base, merged), ("", []))
     if not unknown:
         return
@@ -147,6 +153,20 @@ def _unknown_keys(known: Mapping[str, Any], merged: Mapping[str, Any], prefix: s
             yield from _unknown_ids(known.get(key), value, f"{prefix}{key}#")
         else:
             yield f"{prefix}{key}", [f"{prefix}{name}" for name in sorted(accepted) if not name.startswith("_")]
+
+
+def _texts_for_components(base: Any, merged: Any, prefix: str = "") -> Iterator[str]:
+    """Yields each id that is a component in `base` and text in `merged`, but no reference, expression or macro."""
+    pairs: Iterable[tuple[Any, Any, Any]] = ()
+    if isinstance(base, Mapping) and isinstance(merged, Mapping):
+        pairs = ((key, value, merged.get(key)) for key, value in base.items())
+    elif isinstance(base, list) and isinstance(merged, list):
+        pairs = ((index, *pair) for index, pair in enumerate(zip(base, merged)))
+    for key, value, new in pairs:
+        component = isinstance(value, Mapping) and "_target_" in value
+        if component and isinstance(new, str) and not new.startswith(("@", "$", "%")):
+            yield f"{prefix}{key}"
+        yield from _texts_for_components(value, new, f"{prefix}{key}#")
 
 
 def _same_component(one: Any, other: Any) -> bool:

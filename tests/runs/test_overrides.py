@@ -64,6 +64,24 @@ def test_an_unknown_option_is_refused_with_the_nearest(configs, option, said):
     assert message(lambda: ConfigWorkflow(config_file=str(configs / "train.yaml"), **option).initialize()) == said
 
 
+@pytest.mark.parametrize("option", ["network", "train#handlers#0"])
+def test_a_component_given_as_text_is_refused(configs, option):
+    """The command line makes text of `{_target_: my.Class}`, as a dot needs quotes around it."""
+    text = "{_target_: my.Class}"
+    said = message(lambda: create_workflow(config_file=str(configs / "train.yaml"), **{option: text}))
+    assert said.startswith(f"--{option} is a component, and was given as text: write a mapping with quotes")
+
+
+def test_a_component_may_be_a_reference_or_a_mapping(configs):
+    file = str(configs / "train.yaml")
+    flow = create_workflow(config_file=file, network="$dict(features=[1])")
+    assert flow.parser.get("network") == "$dict(features=[1])"
+    assert create_workflow(config_file=file, network={"_target_": "dict", "a": 1}).parser.get("network") == {
+        "_target_": "dict",
+        "a": 1,
+    }
+
+
 def test_what_is_like_nothing_points_to_the_config(configs):
     said = message(lambda: create_workflow(config_file=str(configs / "train.yaml"), dryrun=True))
     assert said == f"unknown option --dryrun: see {configs / 'train.yaml'} for all options"

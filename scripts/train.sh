@@ -1,23 +1,44 @@
 #!/usr/bin/env bash
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
 #
-# Sets up .venv, fetches the default CT and MR volumes and pre-trains an encoder on them. Options are passed on to
+# Sets up .venv, fetches the default CT and MR volumes and pre-trains an encoder on them. --preset says how: small (the
+# default), dev, prod, or few_labels, which is the recipe before few scans are labelled. Other options are passed on to
 # MONAI and override the config:
 #
 #   bash scripts/train.sh
 #   bash scripts/train.sh --epochs 3
 #   bash scripts/train.sh --dataset_dir /path/to/volumes      (then nothing is fetched)
+#   bash scripts/train.sh --preset few_labels --dataset_dir /path/to/volumes
 set -euo pipefail
 
 root="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)"
 python="$root/.venv/bin/python"
 
+preset=small
+options=()
+while (($#)); do
+    case "$1" in
+        --preset) preset="${2:-}" && shift "$(($# > 1 ? 2 : 1))" ;;
+        --preset=*) preset="${1#*=}" && shift ;;
+        *) options+=("$1") && shift ;;
+    esac
+done
+configs=(train "preset_$preset")
+case "$preset" in
+    small | dev | prod) ;;
+    few_labels) configs+=(decoder_segres objective_pretext objective_decorrelation) ;;
+    *)
+        echo "error: --preset '$preset' is not known: give small, dev, prod or few_labels" >&2
+        exit 1
+        ;;
+esac
+files="$(printf ",'$root/configs/%s.yaml'" "${configs[@]}")"
+
 bash "$root/scripts/setup_env.sh"
-case " $*" in
+case " ${options[*]-}" in
     *" --dataset_dir"*) ;;
     *) "$python" "$root/scripts/fetch_data.py" --data_dir "$root/data" ;;
 esac
 # the bundle's own paths hang on bundle_root, so that a path given as an option is read from where the user stands
 exec "$python" -m monai.bundle run training --workflow_name bundle.runs.CheckedWorkflow \
-    --config_file "['$root/configs/train.yaml','$root/configs/preset_small.yaml']" \
-    --bundle_root "$root" "$@"
+    --config_file "[${files:1}]" --bundle_root "$root" ${options[@]+"${options[@]}"}

@@ -119,8 +119,11 @@ def _script_options(script: Path) -> set[str]:
 def _check_shell_script(script: str, rest: Sequence[str], page: str, folder: Path) -> None:
     text = _must_exist(script).read_text()
     if script == "scripts/train.sh":
-        files = [f"configs/{name}" for name in re.findall(r"configs/(\w+\.yaml)", text)]
-        _check_overrides(files, _options(rest), page, folder)
+        given = _options(rest)
+        preset = given.pop("preset", "small")
+        names = re.findall(rf"^    {preset}\) configs\+=\((.*)\) ;;", text, re.MULTILINE)
+        names = ["train", f"preset_{preset}", *" ".join(names).split()]
+        _check_overrides([f"configs/{name}.yaml" for name in names], given, page, folder)
     elif script != "scripts/test.sh":  # whose options are pytest's
         for word in rest:
             _require(word in text, f"{script} has no {word}")

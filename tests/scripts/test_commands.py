@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,6 +45,24 @@ def test_training_sets_up_fetches_and_runs_the_bundle(project: Path) -> None:
 def test_options_reach_the_bundle_unchanged_and_last(project: Path) -> None:
     options = ["--epochs", "3", "--name", "two words", "--lr=[1, 2]"]
     assert run(project / "scripts/train.sh", *options).stdout.splitlines()[-5:] == options
+
+
+@pytest.mark.parametrize("options", [["--preset", "few_labels", "--lr", "1"], ["--lr", "1", "--preset=few_labels"]])
+def test_a_preset_brings_all_its_files(project: Path, options: list[str]) -> None:
+    lines = run(project / "scripts/train.sh", *options).stdout.splitlines()
+    names = ("train", "preset_few_labels", "decoder_segres", "objective_pretext", "objective_decorrelation")
+    files = [f"{project}/configs/{name}.yaml" for name in names]
+    given = lines[lines.index("--config_file") + 1]
+    assert yaml.safe_load(given) == files
+    assert lines[-2:] == ["--lr", "1"]
+    assert all((ROOT / "configs" / Path(file).name).is_file() for file in files)
+
+
+@pytest.mark.parametrize("options", [["--preset", "large"], ["--preset"], ["--epochs", "3", "--preset="]])
+def test_an_unknown_preset_is_refused_before_anything_starts(project: Path, options: list[str]) -> None:
+    result = run(project / "scripts/train.sh", *options)
+    assert result.returncode == 1 and result.stdout == ""
+    assert result.stderr.endswith("is not known: give small, dev, prod or few_labels\n")
 
 
 @pytest.mark.parametrize("count", ["", "1000"])

@@ -9,7 +9,8 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from does_pretraining_help import main, part_people
+from does_pretraining_help import main
+from does_pretraining_help_parts.people import part_people
 
 from bundle.data import FoundVolume
 from bundle.errors import UserError

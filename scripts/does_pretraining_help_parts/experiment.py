@@ -1,0 +1,199 @@
+# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
+"""Runs all arms on the same people, and keeps a line of each run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from does_pretraining_help_parts.people import part_people
+from tqdm import tqdm
+
+from bundle.atomic import replace_file
+from bundle.errors import UserError
+from bundle.evaluation.arms import ArmComparison, compare_arms
+from bundle.evaluation.starts import Start, find_starts
+from bundle.tasks.segmentation import find_segmentations, pick_classes
+from bundle.training.trial import run_trial
+
+__all__ = ["ROOT", "Experiment", "mean_dice"]
+
+#: of the bundle
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = ROOT / "configs/finetune_segmentation.yaml"
+
+
+def key(arm: str, labels: int, seed: int, lr: float | None, purpose: str) -> str:
+    """Which run it is."""
+    return json.dumps([purpose, arm, labels, seed, lr])
+
+
+class Experiment:
+    """Runs what is missing, and keeps a line of each run."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.classes = dict(pick_classes(options.classes, options.dataset_dir))
+        if not self.classes:
+            raise UserError(f"{options.dataset_dir} has no dataset.json that names classes: give --classes")
+        volumes = find_segmentations(options.dataset_dir, "all")
+        self.people = part_people(volumes, options.test_people, bool(options.lrs))
+        self._check_enough()
+        self.arms: dict[str, Start] = find_starts(options.weights)
+        self.file = options.output_dir / "runs.jsonl"
+        self._check_same()
+        lines = self.file.read_text().splitlines() if self.file.is_file() else []
+        self.rows = {row["key"]: row for row in map(json.loads, lines)}
+
+    def _check_enough(self) -> None:
+        if max(self.options.labels) > len(self.people.pool):
+            raise UserError(
+                f"--labels {max(self.options.labels)} needs as many people, and {len(self.people.pool)} are left "
+                f"beside the {len(self.people.held_out)} held out: give smaller numbers, or fewer --test_people"
+            )
+
+    def _check_same(self) -> None:
+        """The data, and what changes every run, must be those that the folder was begun with."""
+        options, file = self.options, self.options.output_dir / "settings.json"
+        now = {
+            "dataset_dir": str(options.dataset_dir),
+            "classes": self.classes,
+            "steps": options.steps,
+            "crop_size": options.crop_size,
+            "batch_size": options.batch_size,
+            "held_out": sorted(scan for scans in self.people.held_out.values() for scan in scans),
+            "options": options.overrides,
+            **self._preparations(),
+        }
+        if file.is_file():
+            before = json.loads(file.read_text())
+            for name, value in json.loads(json.dumps(now)).items():
+                if before.get(name) != value:
+                    raise UserError(
+                        f"{options.output_dir} was begun with {name} {before.get(name)}, and now it is {value}: give "
+                        "the same to go on, or another --output_dir"
+                    )
+            return
+        with replace_file(file) as temporary:
+            temporary.write_text(json.dumps(now, indent=1) + "\n")
+
+    def _preparations(self) -> dict[str, Any]:
+        """What each network and its volumes are, those of a single network by the names of its options."""
+        found = {
+            name: start.overrides(self.options.spacing) for name, start in self.arms.items() if name == start.scratch
+        }
+        return next(iter(found.values())) if len(found) == 1 else {"networks": found}
+
+    def run(self) -> None:
+        """Runs all arms; first, with --lrs, those that choose their learning rates."""
+        options = self.options
+        cases = [(arm, labels) for labels in options.labels for arm in self.arms]
+        if options.lrs:
+            choosing = [(arm, labels, 0, lr, "choose") for arm, labels in cases for lr in options.lrs]
+            self._run_all(choosing, "choosing learning rates")
+        wanted = [
+            (arm, labels, seed, self.lr(arm, labels), "measure")
+            for seed in range(options.seeds)
+            for arm, labels in cases
+        ]
+        self._run_all(wanted, "runs")
+
+    def lr(self, arm: str, labels: int) -> float | None:
+        """The learning rate that is best on the people who choose; None, the config's, without --lrs."""
+        if not self.options.lrs:
+            return None
+        found = {lr: self.rows[key(arm, labels, 0, lr, "choose")] for lr in self.options.lrs}
+        return max(found, key=lambda lr: float(np.mean(list(found[lr]["dice"].values()))))
+
+    def _run_all(self, wanted: Sequence[tuple[str, int, int, float | None, str]], title: str) -> None:
+        missing = [case for case in wanted if key(*case) not in self.rows]
+        for case in tqdm(missing, desc=title):
+            row = {"key": key(*case), **self._run(*case)}
+            self.rows[row["key"]] = row
+            with replace_file(self.file) as temporary:  # a kill leaves no half of a line
+                temporary.write_text("".join(json.dumps(one) + "\n" for one in self.rows.values()))
+            tqdm.write(f"{case[0]}, {case[1]} people, seed {case[2]}: Dice {mean_dice(row):.3f}")
+
+    def _run(self, arm: str, labels: int, seed: int, lr: float | None, purpose: str) -> dict[str, Any]:
+        options, start = self.options, time.monotonic()
+        measured = self.people.choosing if purpose == "choose" else self.people.held_out
+        epochs = min(5, options.steps)
+        with tempfile.TemporaryDirectory() as name, torch.random.fork_rng():
+            overrides: dict[str, Any] = {
+                **self.arms[arm].overrides(options.spacing),
+                "bundle_root": str(ROOT),
+                "dataset_dir": str(options.dataset_dir),
+                "output_dir": str(Path(name) / "run"),
+                "cache_dir": str(options.cache_dir),
+                "classes": self.classes,
+                "in_channels": options.in_channels,
+                "crop_size": options.crop_size,
+                "batch_size": options.batch_size,
+                "pretrained": self.arms[arm].weights,
+                "seed": seed,
+                "lr": lr,
+                "epochs": epochs,
+                "steps_per_epoch": options.steps // epochs,
+                "val_interval": 1,
+                "num_workers": options.num_workers,
+                "device": options.device,
+                "find_segmentations": {
+                    "_target_": "bundle.data.choose.choose_volumes",
+                    "_mode_": "callable",
+                    "find": {
+                        "_target_": "bundle.tasks.segmentation.find_segmentations", "_mode_": "callable", "part": "all"
+                    },
+                    "training": self.people.draw(labels, seed),
+                    "validation": [scan for scans in measured.values() for scan in scans],
+                },
+                **options.overrides,
+            }  # fmt: skip
+            more = [str(CONFIG.with_name(file))] if (file := self.arms[arm].config) else []
+            done = run_trial(
+                [str(CONFIG), *more],
+                overrides,
+                crop=options.crop_size,
+                classes=len(self.classes),
+                shown=options.curve_people,
+            )
+        steps = options.steps // epochs
+        return {
+            "purpose": purpose, "arm": arm, "labels": labels, "seed": seed, "lr": done.lr,
+            "dice": {scan: round(float(np.mean(values)), 5) for scan, values in zip(done.names, done.dice)},
+            "classes": [round(float(value), 5) for value in np.mean(done.dice, axis=0)],
+            "curve": [[row["epoch"] * steps, round(row["validation/dice"], 5)] for row in done.history
+                      if "validation/dice" in row],
+            "skipped": done.skipped, "seconds": round(time.monotonic() - start),
+        }  # fmt: skip
+
+    def measured(self) -> list[dict[str, Any]]:
+        """The runs that were asked for."""
+        wanted = [
+            key(arm, labels, seed, self.lr(arm, labels), "measure")
+            for labels in self.options.labels for arm in self.arms for seed in range(self.options.seeds)
+        ]  # fmt: skip
+        return [self.rows[one] for one in wanted if one in self.rows]
+
+    def comparisons(self) -> list[ArmComparison]:
+        """Each weights file against scratch, for each number of labelled people."""
+        person = {scan: name for name, scans in self.people.held_out.items() for scan in scans}
+        rows = self.measured()
+        return [
+            compare_arms(
+                [row for row in rows if row["labels"] == labels and row["arm"] in (start.scratch, arm)],
+                first=start.scratch, second=arm, labels=labels, person=person,
+            )
+            for labels in self.options.labels for arm, start in self.arms.items() if arm != start.scratch
+        ]  # fmt: skip
+
+
+def mean_dice(row: Mapping[str, Any]) -> float:
+    """Of a run, over its people."""
+    return float(np.mean(list(row["dice"].values())))

@@ -42,7 +42,7 @@ class PretextClasses:
     Attributes:
         centres: ``[classes - 1][features]``, in deviations of the features.
         mean: of each feature.
-        deviation: of each feature.
+        deviation: of each feature; of one with another weight, over that weight.
         levels: evenly spaced quantiles of the intensities of the body, by modality: intensities are compared by rank.
     """
 
@@ -127,6 +127,7 @@ def fit_pretext_classes(
     classes: int = 24,
     crops_per_volume: int = 2,
     voxels_per_crop: int = 1000,
+    place_weight: float = 1.0,
     seed: int = 0,
 ) -> PretextClasses:
     """Fits classes to crops of all volumes, or reads those that the run has already.
@@ -141,13 +142,18 @@ def fit_pretext_classes(
         classes: how many, the outside included.
         crops_per_volume: to draw voxels from.
         voxels_per_crop: at most.
+        place_weight: of the place in the body, where each of the other features has 1. With more, classes become
+            compact regions; with 0 they are appearance alone.
         seed: of the draw and of the k-means.
 
     Raises:
-        UserError: for less than three or more than 256 classes, or if the volumes have too few voxels for them.
+        UserError: for less than three or more than 256 classes, for a negative weight, or if the volumes have too few
+            voxels for them.
     """
     if not 3 <= classes <= 256:
         raise UserError(f"{classes} pretext classes cannot be: set pretext_classes#classes to 3 up to 256")
+    if place_weight < 0:
+        raise UserError(f"place_weight {place_weight} cannot be: set pretext_classes#place_weight to 0 or more")
     several = dist.is_available() and dist.is_initialized()
     shared: list[Any] = [None]
     if not several or dist.get_rank() == 0:
@@ -155,7 +161,8 @@ def fit_pretext_classes(
             draw = RandForegroundCropd(
                 ["image", "foreground"], spatial_size=crop_size, min_foreground=0.3, place_key=_PLACE
             )
-            fitted = _fit(_draw(volumes, draw, crops_per_volume, seed), classes, voxels_per_crop, seed)
+            crops = _draw(volumes, draw, crops_per_volume, seed)
+            fitted = _fit(crops, classes, voxels_per_crop, place_weight, seed)
             with replace_file(file) as temporary:
                 temporary.write_text(json.dumps(asdict(fitted), indent=1))
         shared = [PretextClasses(**json.loads(file.read_text()))]
@@ -179,7 +186,9 @@ def _draw(volumes: Sequence[PreparedVolume], draw: RandForegroundCropd, crops: i
     return found
 
 
-def _fit(crops: Sequence[Mapping[str, Any]], classes: int, voxels: int, seed: int) -> PretextClasses:
+def _fit(
+    crops: Sequence[Mapping[str, Any]], classes: int, voxels: int, place_weight: float, seed: int
+) -> PretextClasses:
     generator = np.random.default_rng(seed)
     body = [np.flatnonzero(crop["foreground"].numpy()) for crop in crops]
     drawn = [generator.choice(place, min(voxels, len(place)), replace=False) for place in body]
@@ -199,5 +208,6 @@ def _fit(crops: Sequence[Mapping[str, Any]], classes: int, voxels: int, seed: in
             "pretext_classes#classes"
         )
     mean, deviation = features.mean(0), features.std(0).clip(1e-6)
+    deviation[-3:] /= max(place_weight, 1e-6)
     centres, _ = kmeans2((features - mean) / deviation, classes - 1, iter=30, minit="++", seed=seed)
     return PretextClasses(centres.tolist(), mean.tolist(), deviation.tolist(), levels)

@@ -106,6 +106,23 @@ def test_they_are_fitted_once_per_run_and_are_the_same_for_the_same_seed(volumes
         fit(volumes, tmp_path / "a", classes=6)
 
 
+@pytest.mark.parametrize(("weight", "told_by"), [(0.0, slice(0, 6)), (1000.0, slice(6, 9))])
+def test_classes_are_told_by_appearance_or_by_the_place(volumes, tmp_path, weight, told_by):
+    """Whatever the other features are, the classes are the same."""
+    classes = fit(volumes, tmp_path, place_weight=weight)
+    item = volumes[0].load()
+    features = voxel_features(item["image"], classes.levels["MR"], WHOLE)
+    others = torch.rand(features.shape, generator=torch.Generator().manual_seed(1))
+    others[told_by] = features[told_by]
+    found, again = (classes.classify(values, item["foreground"]) for values in (features, others))
+    assert len(found.unique()) >= 4 and torch.equal(found, again)
+
+
+def test_a_negative_weight_of_the_place(volumes, tmp_path):
+    with pytest.raises(UserError, match="place_weight -1 cannot be"):
+        fit(volumes, tmp_path, place_weight=-1)
+
+
 def test_a_volume_that_cannot_be_read_is_left_out(volumes, tmp_path, caplog):
     broken = replace(volumes[0], key="lost", name="lost volume")
     assert fit([broken, *volumes], tmp_path).count == 5

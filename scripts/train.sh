@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
 #
-# Sets up .venv, fetches the default CT and MR volumes and pre-trains an encoder on them. --preset says how: small (the
-# default), dev, prod, or few_labels, which is the recipe before few scans are labelled. Other options are passed on to
-# MONAI and override the config:
+# Sets up .venv, fetches the default CT and MR volumes and pre-trains on them. --preset says how: small (the default), a
+# first look, which reconstructs what is hidden; or the recipe for work: few_labels, before few scans are labelled, prod
+# for a GPU, dev to see that all works. Other options are passed on to MONAI and override the config:
 #
 #   bash scripts/train.sh
 #   bash scripts/train.sh --epochs 3
@@ -23,16 +23,15 @@ while (($#)); do
         *) options+=("$1") && shift ;;
     esac
 done
-configs=(train "preset_$preset")
+more=""
 case "$preset" in
-    small | dev | prod) ;;
-    few_labels) configs+=(decoder_segres objective_pretext objective_decorrelation) ;;
+    small) more=",'$root/configs/objective_reconstruction.yaml'" ;; # whose pictures show what is learned, in minutes
+    dev | prod | few_labels) ;;
     *)
         echo "error: --preset '$preset' is not known: give small, dev, prod or few_labels" >&2
         exit 1
         ;;
 esac
-files="$(printf ",'$root/configs/%s.yaml'" "${configs[@]}")"
 
 bash "$root/scripts/setup_env.sh"
 case " ${options[*]-}" in
@@ -41,4 +40,5 @@ case " ${options[*]-}" in
 esac
 # the bundle's own paths hang on bundle_root, so that a path given as an option is read from where the user stands
 exec "$python" -m monai.bundle run training --workflow_name bundle.runs.CheckedWorkflow \
-    --config_file "[${files:1}]" --bundle_root "$root" ${options[@]+"${options[@]}"}
+    --config_file "['$root/configs/train.yaml','$root/configs/preset_$preset.yaml'$more]" \
+    --bundle_root "$root" ${options[@]+"${options[@]}"}

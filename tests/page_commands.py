@@ -121,9 +121,9 @@ def _check_shell_script(script: str, rest: Sequence[str], page: str, folder: Pat
     if script == "scripts/train.sh":
         given = _options(rest)
         preset = given.pop("preset", "small")
-        names = re.findall(rf"^    {preset}\) configs\+=\((.*)\) ;;", text, re.MULTILINE)
-        names = ["train", f"preset_{preset}", *" ".join(names).split()]
-        _check_overrides([f"configs/{name}.yaml" for name in names], given, page, folder)
+        files = ["configs/train.yaml", f"configs/preset_{preset}.yaml"]
+        files += ["configs/objective_reconstruction.yaml"] if preset == "small" else []
+        _check_overrides(files, given, page, folder)
     elif script != "scripts/test.sh":  # whose options are pytest's
         for word in rest:
             _require(word in text, f"{script} has no {word}")

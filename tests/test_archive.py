@@ -28,7 +28,6 @@ SMALL = {
     "num_workers": 0,
     "encoder#init_filters": 4,
     "encoder#blocks_down": [1, 1, 1],
-    "decoder#width": 8,
     "device": "cpu",
 }
 

@@ -14,16 +14,12 @@ from monai.bundle import ConfigWorkflow
 
 from tests.tiny_run import DEV, ROOT, TINY, TRAIN, bundle_root
 
-DECODER = str(ROOT / "configs/decoder_segres.yaml")
-
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Path:
-    """The folder of a run with `configs/decoder_segres.yaml`, which has published its weights."""
+    """The folder of a run that has published its weights."""
     root = bundle_root(tmp_path_factory.mktemp("pretraining"), data_dir)
-    flow = ConfigWorkflow(
-        [TRAIN, DEV, DECODER], workflow_type="train", run_id="training", bundle_root=str(root), **TINY
-    )
+    flow = ConfigWorkflow([TRAIN, DEV], workflow_type="train", run_id="training", bundle_root=str(root), **TINY)
     flow.initialize()
     crop = next(iter(flow.parser.get_parsed_content("train#dataloader")))
     image, clean = crop["image"].flatten(), crop["clean"].flatten()

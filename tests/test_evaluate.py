@@ -30,7 +30,7 @@ def root(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained(root: Path) -> Path:
     # a learning rate that rises until the second epoch is worse, so that best.pt is not last.pt
-    return train(root, lr=3.0, warmup_epochs=2, **{"lr_scheduler#warmup_multiplier": 1.0e-5})
+    return train(root, lr=1.0, warmup_epochs=2, **{"lr_scheduler#warmup_multiplier": 1.0e-5})
 
 
 def evaluate(root: Path, files: tuple[str, ...] = (TRAIN, EVALUATE), **overrides) -> dict:
@@ -123,7 +123,7 @@ def test_the_command_takes_the_newest_run_and_keeps_earlier_reports(root: Path, 
         ("run_folder", "nowhere", 'run_folder "nowhere" has no checkpoints/last.pt'),
         ("checkpoint", "first", "--checkpoint 'first' is not known: choose last or best"),
         ("checkpoints", "best", "did you mean --checkpoint?"),
-        ("decoder#width", 8, "holds another network"),
+        ("encoder#init_filters", 8, "holds another network"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_it(root: Path, trained: Path, option: str, value, message: str):

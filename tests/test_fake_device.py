@@ -27,14 +27,14 @@ import bundle.sparse.layout
 from bundle.sparse import CellLayout
 
 DEVICE = torch.device("lazy:0")
-TINY = {"device": "cpu", "encoder#init_filters": 4, "encoder#blocks_down": [1, 1, 1], "decoder#width": 8}
+TINY = {"device": "cpu", "encoder#init_filters": 4, "encoder#blocks_down": [1, 1, 1]}
 PRETEXT = {"_target_": "bundle.losses.PretextSegmentation", "channels": 4, "classes": 5}
 #: files beside train.yaml, and options
 STEPS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "cells": ([], {}),
     "dense": ([], {"sparse": False}),
     "children and a teacher": (["mask_in_mask.yaml", "alignment_levels.yaml"], {"mask_in_mask#levels#0#size": [8] * 3}),
-    "pretext": (["decoder_segres.yaml"], {"objectives#pretext": PRETEXT, "decoder#width": None}),
+    "reconstruction alone": (["objective_reconstruction.yaml"], {"objectives": {}}),
 }
 
 
@@ -102,9 +102,7 @@ def test_a_step_of_pretraining_runs_on_the_device_alone(step: str, device: Devic
     files, options = STEPS[step]
     parser = ConfigParser()
     parser.read_config([f"configs/{file}" for file in ("train.yaml", *files)])
-    parser.update({**TINY, **options})
-    if options.get("decoder#width", 0) is None:
-        del parser["decoder"]["width"]
+    parser.update({**TINY, "objectives#pretext": PRETEXT, **options})
     network, loss = parser.get_parsed_content("network_def"), parser.get_parsed_content("loss")
     image, target, _, arguments = parser.get_parsed_content("masked_batch")(crops(), torch.device("cpu"))
     with device.mode:

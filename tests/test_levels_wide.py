@@ -15,10 +15,7 @@ from bundle.errors import user_error_in
 from bundle.training.history import read_history
 from tests.tiny_run import DEV, ROOT, TINY, TRAIN, bundle_root
 
-WIDE, SEGRES, ALIGNED, PRETEXT = (
-    str(ROOT / f"configs/{name}.yaml")
-    for name in ("levels_wide", "decoder_segres", "alignment_levels", "objective_pretext")
-)
+WIDE, ALIGNED = (str(ROOT / f"configs/{name}.yaml") for name in ("levels_wide", "alignment_levels"))
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +46,7 @@ def prepared(root: Path, *configs: str, **options) -> ConfigWorkflow:
 def test_it_trains(root: Path, tmp_path: Path):
     run = tmp_path / "run"
     few = {"decoder#channels": 8, "loss#reconstruction#histogram#bins": 8, "validate#dataloader#crops_per_volume": 1}
-    flow = prepared(
-        root, WIDE, SEGRES, ALIGNED, output_dir=str(run), epochs=1, **few, **{"validate#handlers#4#crops": 1}
-    )
+    flow = prepared(root, WIDE, ALIGNED, output_dir=str(run), epochs=1, **few, **{"validate#handlers#4#crops": 1})
     batch = next(iter(flow.parser.get_parsed_content("train#dataloader")))
     assert batch["image"].shape == (2, 1, 32, 32, 32) and batch["children_image"].shape == (2, 1, 1, 32, 32, 32)
     assert not torch.equal(batch["image"], batch["clean"])
@@ -69,10 +64,10 @@ def test_it_trains(root: Path, tmp_path: Path):
     assert (run / "model_decoder.pt").exists()
 
 
-@pytest.mark.parametrize("configs", [(WIDE, SEGRES, PRETEXT), (SEGRES, PRETEXT, WIDE)])
-def test_a_pretext_segmentation_is_refused_in_one_line(root: Path, tmp_path: Path, configs: tuple[str, ...]):
-    flow = prepared(root, *configs, output_dir=str(tmp_path / "other"), **{"pretext_classes#classes": 3})
+def test_classes_of_voxels_are_refused_in_one_line(root: Path, tmp_path: Path):
+    keys = ["image", "valid", "foreground", "pretext_class"]
+    flow = prepared(root, WIDE, output_dir=str(tmp_path / "other"), **{"train#dataset#keys": keys})
     with pytest.raises(RuntimeError, match="CropDataset") as raised:
         flow.parser.get_parsed_content("train#dataset")
-    assert "pretext_class, which WideField cannot take: leave out" in str(user_error_in(raised.value))
+    assert "pretext_class, which WideField cannot take: leave them out" in str(user_error_in(raised.value))
     flow.finalize()

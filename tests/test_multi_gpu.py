@@ -16,12 +16,13 @@ import torch
 from .tiny_run import DEV, ROOT, TINY, TRAIN, bundle_root, train
 
 MULTI_GPU = str(ROOT / "configs/multi_gpu_train.yaml")
-# the alignment contrasts the places within a process, so it is another one with several processes
+# the alignment contrasts the places within a process, so it is another one with several processes; so is decorrelation
 SAME = {
+    "objectives#decorrelation": None,
     "steps_per_epoch": 3, "network_def#alignment": "@alignment_heads", "loss#alignment_weight": 0.0,
     "balance": "modality", "balance_weights": {"CT": 1, "MR": 3},
 }  # fmt: skip
-EQUAL = ("loss", "reconstruction", "zero_predictor", "mean_predictor", "reconstruction_raw", "mask_ratio")
+EQUAL = ("loss", "pretext", "reconstruction", "zero_predictor", "mean_predictor", "reconstruction_raw", "mask_ratio")
 #: in the first step of the second epoch the last process of the second node gets a signal
 STOP = "+train#handlers:\n- {_target_: tests.tiny_run.SignalOneProcess, rank: 3, step: 4}\n"
 

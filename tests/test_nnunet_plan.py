@@ -21,7 +21,7 @@ from tests.export.test_nnunet import load_as_nnunet
 from tests.tiny_run import TRAIN
 
 ROOT = Path(__file__).parents[1]
-FILES = [TRAIN, *(str(ROOT / f"configs/{name}.yaml") for name in ("nnunet", "decoder_nnunet"))]
+FILES = [TRAIN, *(str(ROOT / f"configs/{name}.yaml") for name in ("nnunet",))]
 PLAN = plan("ResidualEncoderUNet", patch=(8, 16, 32))
 
 

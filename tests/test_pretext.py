@@ -14,8 +14,7 @@ from monai.networks.nets.segresnet_ds import SegResNetDS
 from bundle.training.history import read_history
 from tests.tiny_run import DEV, ROOT, TINY, TRAIN, bundle_root
 
-PRESETS = ("decoder_segres", "objective_pretext", "objective_decorrelation")
-CONFIGS = [TRAIN, DEV, *(str(ROOT / f"configs/{name}.yaml") for name in PRESETS)]
+CONFIGS = [TRAIN, DEV]
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from bundle.runs import ShippedModel, TrainedRun, find_trained
 
 from .tiny_run import ROOT, bundle_root, train
 
-CONFIGS = ["train.yaml", "preset_shipped.yaml", "decoder_segres.yaml"]
+CONFIGS = ["train.yaml", "preset_shipped.yaml"]
 
 
 @pytest.fixture

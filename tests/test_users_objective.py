@@ -57,14 +57,15 @@ def root(tmp_path: Path, data_dir: Path) -> Path:
 
 @pytest.mark.usefixtures("importable")
 def test_it_trains_is_logged_kept_and_resumed(user_files: Path, root: Path):
-    flow = prepared(user_files, root, "my_objective.yaml", **{"train#trainer#max_epochs": 1})
+    files = (str(ROOT / "configs/objective_reconstruction.yaml"), "my_objective.yaml")
+    flow = prepared(user_files, root, *files, **{"train#trainer#max_epochs": 1})
     head = flow.parser.get_parsed_content("network_def").contrast
     before = {key: value.clone() for key, value in head.state_dict().items()}
     run = trained(flow)
     for key, value in head.state_dict().items():
         assert not torch.equal(value, before[key]), f"{key} is not trained"
 
-    again = prepared(user_files, root, "my_objective.yaml", output_dir=str(run), resume=True)
+    again = prepared(user_files, root, *files, output_dir=str(run), resume=True)
     assert trained(again) == run
     rows = read_history(run / "metrics.csv")
     assert [row["epoch"] for row in rows] == [1, 2]

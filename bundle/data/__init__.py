@@ -1,6 +1,7 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
 """From files to crops: find, read and check, prepare once, split, crop."""
 
+from bundle.data.appearance import change_appearance
 from bundle.data.archive_preparation import prepare_archive
 from bundle.data.crops import CropDataset, DrawSampler, PlacedCropd, RandForegroundCropd, make_loader
 from bundle.data.find import FoundVolume, find_volumes
@@ -45,6 +46,7 @@ __all__ = [
     "ToPlainTensorsd",
     "VolumeSet",
     "WeightMapd",
+    "change_appearance",
     "crop_size",
     "find_scans",
     "find_volumes",

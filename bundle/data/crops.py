@@ -189,9 +189,8 @@ class CropDataset(Dataset[dict[str, Any]]):
         self.keys, self.last_step = tuple(keys), last_step
         if last_step is not None and (unknown := sorted(set(keys) - set(last_step.keys))):
             raise UserError(
-                f"crops have {', '.join(unknown)}, which {type(last_step).__name__} cannot take: leave out the config "
-                "that adds it, such as objective_pretext.yaml, or the one that sets train#dataset#last_step, such as "
-                "levels_wide.yaml"
+                f"crops have {', '.join(unknown)}, which {type(last_step).__name__} cannot take: leave them out of "
+                "train#dataset#keys, or the config that sets train#dataset#last_step, such as levels_wide.yaml"
             )
         if self.transform.transforms and isinstance(first := self.transform.transforms[0], PlacedCropd):
             first.report(self.data)

@@ -21,7 +21,7 @@ def draw_curves(rows: Sequence[Mapping[str, float]], curves: Mapping[str, Mappin
     Args:
         rows: metrics of each epoch by name; an epoch that lacks a metric has no point on its curve.
         curves: for each picture, by the label of its y axis: the names of metrics, and what to call them. A metric
-            whose name ends in "_predictor" is a baseline, and grey.
+            whose name ends in "_predictor" or "_guess" is a baseline, and grey.
     """
     figure = Figure(figsize=(7 * len(curves), 4.5), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
@@ -41,4 +41,4 @@ def draw_curves(rows: Sequence[Mapping[str, float]], curves: Mapping[str, Mappin
 
 def _choose_styles(names: Mapping[str, str]) -> list[str]:
     colours, baselines = iter(f"C{number}-" for number in range(len(names))), iter(_BASELINES * len(names))
-    return [next(baselines if name.endswith("_predictor") else colours) for name in names]
+    return [next(baselines if name.endswith(("_predictor", "_guess")) else colours) for name in names]

@@ -22,20 +22,20 @@ class Reconstruction(Objective):
 
     Args:
         voxels: the loss of one level.
-        level_weights: of the crops, the children, and their children.
+        level_weights: of the crops, the children, and their children. The first is the objective's weight.
 
     Raises:
         UserError: if the first weight is not above 0, or another one is below.
     """
 
     def __init__(self, *, voxels: ReconstructionLoss, level_weights: Sequence[float] = (1.0, 1.0, 1.0)) -> None:
-        super().__init__()
         if not level_weights or min(level_weights) < 0 or level_weights[0] <= 0:
             raise UserError(f"level_weights {list(level_weights)} do not fit: the first above 0, none below")
-        self.voxels, self.level_weights = voxels, list(level_weights)
+        super().__init__(weight=level_weights[0])
+        self.voxels, self.level_weights = voxels, [weight / level_weights[0] for weight in level_weights]
 
     def loss(self, made: Sequence[Tensor], target: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum over the levels; the terms of the children's levels end in "_level2", "_level3"."""
+        """The sum over the levels, the crops' with weight 1; terms of the children's end in "_level2" and "_level3"."""
         if len(made) > len(self.level_weights):
             raise UserError(f"{len(made)} levels, but {len(self.level_weights)} level_weights: one for each")
         crops, *rest = made
@@ -44,7 +44,6 @@ class Reconstruction(Objective):
         loss, terms = self.voxels(
             crops, image, target["valid"], target["hidden"], target["foreground"], total=totals[0]
         )
-        loss = self.level_weights[0] * loss
         for number, (reconstruction, level) in enumerate(zip(rest, target["children"], strict=True), 1):
             found, metrics = self.voxels(
                 reconstruction, level.clean, level.valid, level.hidden, level.foreground, total=totals[number]

@@ -55,7 +55,7 @@ class PretextSegmentation(Objective):
         self.hidden_weight, self.key = hidden_weight, key
 
     def loss(self, made: Sequence[Tensor], target: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross-entropy of the voxels that are no padding.
+        """Cross-entropy of the voxels that are no padding: the mean of each crop, and then over the crops.
 
         Returns:
             The loss, and its terms: how often the class is right among all voxels, among hidden ones, and if the most
@@ -67,7 +67,8 @@ class PretextSegmentation(Objective):
         hidden = F.interpolate(target["hidden"].float(), size=grid)[:, 0] > 0
         weight = valid.float() * torch.where(hidden, self.hidden_weight, 1.0)
         each = F.cross_entropy(logits.float(), classes.long(), reduction="none")
-        loss = (each * weight).sum() / weight.sum().clamp(min=1e-6)
+        # of each crop by itself: a step in parts, or on several processes, is then the same step
+        loss = ((each * weight).flatten(1).sum(1) / weight.flatten(1).sum(1).clamp(min=1e-6)).mean()
         with torch.no_grad():
             right = (logits.argmax(1) == classes).float()
             # sums in place of a count of those picked out, for which a GPU would wait for the host

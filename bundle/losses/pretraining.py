@@ -28,7 +28,7 @@ class PretrainingLoss(nn.Module):
         alignment: between adjacent levels.
         alignment_weight: of the alignment in the sum.
         level_weights: of the reconstruction of the crops, the children, and their children (MiM: 1, 1, 1).
-        objectives: further pretext tasks by name, the same that the network has.
+        objectives: further pretext tasks by name, the same that the network has. None is left out.
 
     Attributes:
         objectives: all of them by name, "reconstruction" and "alignment" first.
@@ -44,7 +44,7 @@ class PretrainingLoss(nn.Module):
         alignment: AlignmentLoss,
         alignment_weight: float = 0.05,
         level_weights: Sequence[float] = (1.0, 1.0, 1.0),
-        objectives: Mapping[str, Objective] | None = None,
+        objectives: Mapping[str, Objective | None] | None = None,
     ) -> None:
         super().__init__()
         self.reconstruction, self.alignment = reconstruction, alignment
@@ -55,7 +55,8 @@ class PretrainingLoss(nn.Module):
         for name, objective in (objectives or {}).items():
             if name in self.objectives:
                 raise UserError(f"objectives#{name}: the loss has an objective of this name: choose another one")
-            self.objectives[name] = objective
+            if objective is not None:
+                self.objectives[name] = objective
         for name, objective in self.objectives.items():
             if objective.weight < 0:
                 raise UserError(f"the weight {objective.weight} of the {name} is negative: give 0 or more")

@@ -11,6 +11,7 @@ from bundle.networks.encoders.nnunet import nnunet_arguments
 from bundle.networks.feature_map import build_feature_map, total_stride
 from bundle.networks.key_queue import BodyPlaces, KeyQueue
 from bundle.networks.level_pairs import VolumeLevelPairs
+from bundle.networks.matching_decoder import build_decoder
 from bundle.networks.nnunet_decoder import NnunetDecoder
 from bundle.networks.nnunet_segmentation import NnunetSegmentation
 from bundle.networks.objective import Objective, ObjectiveSum
@@ -44,6 +45,7 @@ __all__ = [
     "View",
     "VolumeLevelPairs",
     "average_at",
+    "build_decoder",
     "build_encoder",
     "build_feature_map",
     "encoder_from_plan",

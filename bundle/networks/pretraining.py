@@ -59,7 +59,7 @@ class PretrainingNetwork(nn.Module):
         encoder: a MONAI network behind the `Encoder` contract.
         decoder: from the encoder's features to voxels; the heads of the objective "reconstruction".
         alignment: draws pairs of features to be aligned, or None; the heads of the objective "alignment".
-        objectives: further pretext tasks by name; their heads become submodules of that name.
+        objectives: further pretext tasks by name; their heads become submodules of that name. None is left out.
         teacher_momentum: of a teacher, the moving average of the encoder and of the heads that use it, which sees the
             whole volume; None has no teacher. It has a decoder, too, where an objective needs one.
         sparse: False encodes the crop densely with its hidden voxels set to zero: a plain masked autoencoder, for
@@ -95,7 +95,7 @@ class PretrainingNetwork(nn.Module):
         encoder: Encoder,
         decoder: Decoder | SegResDecoder | NnunetDecoder,
         alignment: EncoderDepthPairs | VolumeLevelPairs | None = None,
-        objectives: Mapping[str, Objective] | None = None,
+        objectives: Mapping[str, Objective | None] | None = None,
         teacher_momentum: float | None = None,
         sparse: bool = True,
         executor: str = "cells",
@@ -113,7 +113,7 @@ class PretrainingNetwork(nn.Module):
             for block in decoder.refine:
                 block.compile()  # in place: the keys of the state dict stay
         self.teacher: Teacher | None = None
-        self._further = dict(objectives or {})
+        self._further = {name: one for name, one in (objectives or {}).items() if one is not None}
         for name, objective in self._further.items():
             if not name.isidentifier() or name in _TAKEN or hasattr(self, name):
                 raise UserError(f"objectives#{name}: an objective cannot have this name: choose another one")

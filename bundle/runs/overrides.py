@@ -28,7 +28,8 @@ def check_overrides(source: ConfigSource, base_names: Sequence[str] = ()) -> Non
     """Compares the merged config with its base: the first of its files, and those named in `base_names`.
 
     An id is known if the base file defines it, or if it is an argument that the component (`_target_`) it belongs to
-    accepts. Lists may grow. A value may be replaced by anything, and an empty mapping may be filled with anything.
+    accepts. Lists may grow, and so may a mapping of components by name, such as `objectives`. A value may be replaced
+    by anything, and an empty mapping may be filled with anything.
 
     Args:
         source: the config.
@@ -148,8 +149,9 @@ def _unknown_keys(known: Mapping[str, Any], merged: Mapping[str, Any], prefix: s
     arguments = _argument_names(merged)
     anything = arguments is None or (not known and "_target_" not in merged)
     accepted = {*known, *(arguments or ())}
+    named = bool(known) and all(value is None or _is_component(value) for value in known.values())
     for key, value in merged.items():
-        if anything or key in accepted:
+        if anything or key in accepted or (named and _is_component(value)):
             yield from _unknown_ids(known.get(key), value, f"{prefix}{key}#")
         else:
             yield f"{prefix}{key}", [f"{prefix}{name}" for name in sorted(accepted) if not name.startswith("_")]
@@ -163,10 +165,13 @@ def _texts_for_components(base: Any, merged: Any, prefix: str = "") -> Iterator[
     elif isinstance(base, list) and isinstance(merged, list):
         pairs = ((index, *pair) for index, pair in enumerate(zip(base, merged)))
     for key, value, new in pairs:
-        component = isinstance(value, Mapping) and "_target_" in value
-        if component and isinstance(new, str) and not new.startswith(("@", "$", "%")):
+        if _is_component(value) and isinstance(new, str) and not new.startswith(("@", "$", "%")):
             yield f"{prefix}{key}"
         yield from _texts_for_components(value, new, f"{prefix}{key}#")
+
+
+def _is_component(value: Any) -> bool:
+    return isinstance(value, Mapping) and "_target_" in value
 
 
 def _same_component(one: Any, other: Any) -> bool:

@@ -139,6 +139,7 @@ class CostReport:
         image = torch.randn(self.batch_size, channels, *self.crop_size)
         everywhere = torch.ones_like(image[:, :1], dtype=torch.bool)
         batch = {"image": image, "valid": everywhere, "foreground": everywhere, "weight_map": everywhere.float()}
+        batch["pretext_class"] = torch.zeros_like(everywhere, dtype=torch.uint8)
         draw = torch.arange(self.batch_size)
         place = torch.tensor([0.0, 1.0]).expand(self.batch_size, 3, 2)
         return batch | {"draw": draw, "volume": draw, "place": place, "spacing": torch.ones(self.batch_size, 3)}

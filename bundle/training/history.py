@@ -23,14 +23,19 @@ __all__ = ["History", "clock", "on_training", "read_history"]
 
 logger = logging.getLogger(__name__)
 
-#: pre-training's learning curves: the loss, beside what predicts without having learned
+#: pre-training's learning curves, beside what predicts without having learned
 _CURVES = {
+    "hidden voxels whose class is named": {
+        "train/pretext_accuracy_hidden": "training",
+        "validation/pretext_accuracy_hidden": "validation",
+        "validation/pretext_accuracy_guess": "validation: the most frequent class",
+    },
     "reconstruction loss of hidden voxels": {
         "train/reconstruction": "training",
         "validation/reconstruction": "validation",
         "validation/zero_predictor": "validation: predict 0",
         "validation/mean_predictor": "validation: predict the mean of the visible voxels",
-    }
+    },
 }
 
 
@@ -45,7 +50,7 @@ class History:
         validator: the engine that validates; epochs in which it did not run have empty cells.
         shown: the metrics of the log line, such as "train/reconstruction".
         curves: what to draw: for each picture, by the label of its y axis, metrics and what to call them; None draws
-            pre-training's.
+            pre-training's. A picture without any metric is left out.
         volumes: where none of them are held out, no label speaks of validation.
 
     Attributes:
@@ -98,8 +103,10 @@ class History:
             row.update(self.validator.state.metrics)
         self.rows = [earlier for earlier in self.rows if earlier["epoch"] < epoch] + [row]
         _write(self.path, self.rows)
+        found = {name for row in self.rows for name in row}
+        curves = {label: lines for label, lines in self.curves.items() if found & set(lines)}
         with replace_file(self.picture) as temporary:
-            draw_curves(self.rows, self.curves).savefig(temporary, format="png")
+            draw_curves(self.rows, curves or self.curves).savefig(temporary, format="png")
 
         shown = [f"{name} {row[name]:.4g}" for name in self.shown if name in row]
         remaining = (last_epoch - epoch) * row["seconds"]

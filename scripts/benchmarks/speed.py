@@ -55,9 +55,11 @@ CELL = 16
 ARGUMENTS: dict[str, dict[str, Any]] = {}
 ENCODERS = ("cells", "auto", "masked", "minkowski", "dense", "dense channels-last", "spark")
 #: of the whole step: also our network with a decoder to half the resolution instead of a quarter, with the two finest
-#: levels computed again in the backward pass, and with the decoder compiled. On a GPU, gpu.py also times "cells
-#: graphed", with the decoder in CUDA graphs, and each of these with SegResNetDS's decoder: "cells segres compiled"
-STEPS = ("cells", "cells to half", "cells recomputing", "cells compiled", "auto", "masked", "minkowski", "spark")
+#: levels computed again in the backward pass, with the decoder compiled, and with the default SegResNetDS's decoder at
+#: full resolution. On a GPU, gpu.py also times "cells graphed", with the decoder in CUDA graphs, and each of these with
+#: SegResNetDS's decoder: "cells segres compiled"
+STEPS = ("cells", "cells to half", "cells recomputing", "cells compiled", "cells segres", "auto", "masked",
+         "masked segres", "minkowski", "spark")  # fmt: skip
 CANDIDATES = list(dict.fromkeys((*ENCODERS, *STEPS)))
 
 

@@ -73,6 +73,8 @@ LEVEL_TEACHER = {
     "loss#alignment#exclusion_mm": 20,
     "mask_in_mask#levels": [CHILD],
 }
+#: the arm that has the decoder and the loss of configs/train.yaml; all others have objective_reconstruction.yaml's
+FULL = "full decoder, histogram"
 #: what each arm changes against `base`: sparse, adaptive masks, one level, no alignment, per_volume target, stride 4
 ARMS: dict[str, dict[str, Any]] = {
     "base": {},
@@ -91,15 +93,13 @@ ARMS: dict[str, dict[str, Any]] = {
     "target per_patch": {"loss#reconstruction#target": "per_patch"},
     "decoder stride 2": {"decoder#stride": 2},
     "decoder stride 8": {"decoder#stride": 8},
-    "full decoder, histogram": {},
+    FULL: {"objectives": {}, "loss#level_weights": [1, 1, 1]},
     "SparK-style": {
         "encoder#norm": "batch",
         "network_def": {"_target_": "spark_baseline.SparKPretraining", "encoder": "@encoder", "autocast": None},
         "validate#handlers#2#_disabled_": True,  # the health figures are of SparseVolume's features
     },
 }
-#: the config that an arm puts after configs/train.yaml
-OVERLAYS = {"full decoder, histogram": "decoder_segres.yaml"}
 COMMON = {
     "crop_size": [48, 48, 48],
     "spacing": [3, 3, 3],
@@ -135,10 +135,9 @@ def data_list(folder: Path) -> Path:
 def train(arm: str, seed: int, steps: int, folder: Path) -> tuple[ConfigWorkflow, dict[str, float]]:
     """Runs the bundle's training; the workflow, and what it measured itself."""
     settings = {**COMMON, **(NO_ALIGNMENT if "network_def" not in ARMS[arm] else {}), **ARMS[arm]}
-    if arm in OVERLAYS:
-        del settings["decoder#width"]  # of the decoder that the overlay replaces
+    files = ["train.yaml"] if arm == FULL else ["train.yaml", "objective_reconstruction.yaml"]
     workflow = ConfigWorkflow(
-        config_file=[str(ROOT / "configs" / name) for name in ("train.yaml", *filter(None, [OVERLAYS.get(arm)]))],
+        config_file=[str(ROOT / "configs" / name) for name in files],
         meta_file=str(ROOT / "configs/metadata.json"),
         logging_file=False,
         workflow_type="train",

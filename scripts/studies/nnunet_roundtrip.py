@@ -33,7 +33,7 @@ from bundle.export import plain_model
 from bundle.weights import without_reconstruction
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = ("configs/train.yaml", "configs/nnunet.yaml", "configs/decoder_nnunet.yaml")
+CONFIGS = ("configs/train.yaml", "configs/nnunet.yaml")
 FETCHED = ROOT / ".cache/nnunet/bin"
 PROBE = Path(__file__).resolve().parent / "nnunet_probe.py"
 CONFIGURATION, TRAINER = "3d_fullres", "nnUNetTrainerSparseMim"

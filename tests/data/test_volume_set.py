@@ -94,7 +94,7 @@ def test_hashed_names_hide_the_names_and_change_nothing_else(folder: Path, caplo
 
 
 def test_prepared_volume_is_normalised_padded_and_described(folder: Path) -> None:
-    volumes = volume_set(folder, transform=preparation((16, 16, 32)))
+    volumes = volume_set(folder, transform=preparation((16, 16, 32), mr_floor=3.0))
     for volume in volumes.training + volumes.validation:
         kept = volume.load()
         assert volume.modality == volume.name[:2].upper() and volume.padded

@@ -138,7 +138,7 @@ def test_children_are_voxels_of_the_volume_and_the_first_level_means_of_them(vol
 
 
 def test_a_further_tensor_of_the_crop_is_refused_in_one_line(volumes: list[PreparedVolume]):
-    with pytest.raises(UserError, match=r"pretext_class, which WideField cannot take: leave out .*levels_wide"):
+    with pytest.raises(UserError, match=r"pretext_class, which WideField cannot take: leave them out .*levels_wide"):
         dataset(volumes, keys=("image", "valid", "foreground", "pretext_class"))
 
 

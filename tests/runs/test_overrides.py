@@ -82,6 +82,22 @@ def test_a_component_may_be_a_reference_or_a_mapping(configs):
     }
 
 
+def test_components_by_name_may_become_more(configs):
+    """As `objectives` do; what is no component is taken for a mistake."""
+    more = {"_target_": "monai.losses.DiceLoss", "sigmoid": True}
+    (configs / "named.yaml").write_text(
+        yaml.safe_dump({**BASE, "losses": {"first": {"_target_": "monai.losses.DiceLoss"}}})
+    )
+    flow = create_workflow(config_file=str(configs / "named.yaml"), **{"losses#second": more})
+    assert flow.parser.get("losses").keys() == {"first", "second"}
+    said = message(lambda: create_workflow(config_file=str(configs / "named.yaml"), **{"losses#frist": 3}))
+    assert said == "unknown option --losses#frist: did you mean --losses#first?"
+    said = message(
+        lambda: create_workflow(config_file=str(configs / "named.yaml"), **{"losses#second": more | {"no": 1}})
+    )
+    assert said.startswith("unknown option --losses#second#no")
+
+
 def test_what_is_like_nothing_points_to_the_config(configs):
     said = message(lambda: create_workflow(config_file=str(configs / "train.yaml"), dryrun=True))
     assert said == f"unknown option --dryrun: see {configs / 'train.yaml'} for all options"

@@ -37,7 +37,8 @@ def run(script: Path, *options: str, **environment: str) -> subprocess.Completed
 def test_training_sets_up_fetches_and_runs_the_bundle(project: Path) -> None:
     lines = run(project / "scripts/train.sh").stdout.splitlines()
     fetch = ["python", f"{project}/scripts/fetch_data.py", "--data_dir", f"{project}/data"]
-    files = f"['{project}/configs/train.yaml','{project}/configs/preset_small.yaml']"
+    names = ("train", "preset_small", "objective_reconstruction")
+    files = str([f"{project}/configs/{name}.yaml" for name in names]).replace(", ", ",")
     bundle = ["python", "-m", "monai.bundle", "run", "training", "--workflow_name", "bundle.runs.CheckedWorkflow"]
     assert lines == ["set up ", *fetch, *bundle, "--config_file", files, "--bundle_root", str(project)]
 
@@ -48,10 +49,9 @@ def test_options_reach_the_bundle_unchanged_and_last(project: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [["--preset", "few_labels", "--lr", "1"], ["--lr", "1", "--preset=few_labels"]])
-def test_a_preset_brings_all_its_files(project: Path, options: list[str]) -> None:
+def test_a_preset_is_chosen_by_name(project: Path, options: list[str]) -> None:
     lines = run(project / "scripts/train.sh", *options).stdout.splitlines()
-    names = ("train", "preset_few_labels", "decoder_segres", "objective_pretext", "objective_decorrelation")
-    files = [f"{project}/configs/{name}.yaml" for name in names]
+    files = [f"{project}/configs/{name}.yaml" for name in ("train", "preset_few_labels")]
     given = lines[lines.index("--config_file") + 1]
     assert yaml.safe_load(given) == files
     assert lines[-2:] == ["--lr", "1"]

@@ -68,6 +68,7 @@ def test_a_real_volume_is_prepared_as_configs_train_yaml_does(name: str, model: 
     parser.read_config(str(ROOT / "configs/train.yaml"))
     # the same values as in the model's settings, through the names of the configuration
     parser.update({key: value for key, value in SETTINGS.items() if key != "orientation"})
+    parser.update({"mr_floor": 3.0})  # of models that do not say it, which are older than the option
     parser.update({"encoder#init_filters": 4, "encoder#blocks_down": [1, 2, 1]})
     prepare = parser.get_parsed_content("prepare")
     expected = prepare({"image": [str(file)], "name": name, "modality": ""})["image"]

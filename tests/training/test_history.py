@@ -76,5 +76,19 @@ def test_the_curves_are_drawn(tmp_path):
     assert (255, 127, 14) in colours, "the validation curve's orange"
 
 
+def test_a_picture_without_any_metric_is_left_out(tmp_path):
+    curves = {"loss": {"train/loss": "training"}, "classes": {"train/pretext_accuracy_hidden": "training"}}
+    sizes = []
+    for number, shown in enumerate((curves, {"loss": curves["loss"]})):
+        folder = RunFolder(tmp_path / str(number))
+        folder.path.mkdir()
+        network = ToyNetwork()
+        optimizer = SGD(network.parameters(), lr=0.1)
+        handlers = [Scalars(name="train", optimizer=optimizer), History(run_folder=folder, curves=shown)]
+        toy_trainer(network, optimizer, toy_loader(), 1, handlers).run()
+        sizes.append(matplotlib.image.imread(folder.curves).shape)
+    assert sizes[0] == sizes[1]
+
+
 def test_times_read_as_hours_minutes_seconds():
     assert clock(3723.4) == "1:02:03"

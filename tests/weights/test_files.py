@@ -27,7 +27,7 @@ from bundle.weights import ModelFiles, load_strictly, read_weights
 
 ROOT = Path(__file__).parents[2]
 ABOUT = json.loads((ROOT / "models/model.json").read_text())
-SHIPPED = ["train.yaml", "preset_shipped.yaml", "decoder_segres.yaml"]
+SHIPPED = ["train.yaml", "preset_shipped.yaml"]
 
 
 @pytest.fixture

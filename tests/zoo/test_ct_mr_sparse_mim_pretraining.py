@@ -69,7 +69,7 @@ class TestSparseMaskInMask(unittest.TestCase):
 
     def test_train_and_evaluate(self):
         quick = {"epochs": 1, "steps_per_epoch": 1, "num_workers": 0, "modality": "CT", "crop_size": [32, 32, 32]}
-        quick |= {"encoder#init_filters": 4, "encoder#blocks_down": [1, 1, 1, 1, 1], "decoder#width": 8}
+        quick |= {"encoder#init_filters": 4, "encoder#blocks_down": [1, 1, 1, 1, 1]}
         self._check(["train.yaml"], "train", output_dir=os.fspath(self.root / "run"), **quick)
         assert (self.root / "run/model.pt").is_file()
         run = os.fspath(self.root / "run")

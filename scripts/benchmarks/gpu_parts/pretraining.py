@@ -17,7 +17,7 @@ from gpu_parts.workflow import StepClock, finish, make_workflow
 
 __all__ = ["run"]
 
-FILES = ["train.yaml", "decoder_segres.yaml", "objective_pretext.yaml", "objective_decorrelation.yaml"]
+FILES = ["train.yaml"]
 #: what the study set beside the files; a GPU has room for more crops of more voxels than its one CPU core
 RECIPE = {
     "encoder#init_filters": 16,

@@ -76,7 +76,8 @@ def test_fine_tuning_changes_the_encoder_and_learns():
 
 
 def test_every_arms_options_are_ids_of_the_config():
-    config = ConfigParser.load_config_file(str(method_study.ROOT / "configs/train.yaml"))
+    names = ("train", "objective_reconstruction")
+    config = ConfigParser.load_config_files([str(method_study.ROOT / f"configs/{name}.yaml") for name in names])
     for overrides in (method_study.COMMON, method_study.NO_ALIGNMENT, *method_study.ARMS.values()):
         for key in (key for key in overrides if not key.endswith("_disabled_")):
             place = config

@@ -93,6 +93,8 @@ def train(task: Task, labels: str, arm: str, steps: int, seed: int, options: arg
             "ct_window": settings["ct_window"],
             "mr_percentiles": settings["mr_percentiles"],
             "crop_size": [options.crop] * 3,
+            # one side of a body is labelled, and the other one is tested: today's default shows no mirror images
+            **({"mirror_axes": [0]} if options.recipe == "today" else {}),
             **(recorded_recipe(arm, steps / epoch, options.pretrained) if options.recipe == "recorded" else {}),
             "seed": seed,
             "epochs": max(1, steps // options.validate_every),
@@ -202,7 +204,7 @@ def read_options(arguments: list[str] | None) -> argparse.Namespace:
         "--recipe",
         choices=["recorded", "today"],
         default="recorded",
-        help="that of the recorded runs, or the defaults of the config as it is; each with a --json of its own",
+        help="that of the recorded runs, or today's with mirrors of the first axis; each with a --json of its own",
     )
     parser.add_argument("--crop", type=int, default=64, help="voxels per axis")
     parser.add_argument("--spacing", type=float, nargs=3, help="mm of all arms (default: that of the weights)")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow, create_workflow
 from monai.networks.nets.segresnet_ds import SegResNetDS
+from monai.transforms import RandAffined
 
 from bundle.training.history import read_history
 from tests.tiny_run import DEV, ROOT, TINY, TRAIN, bundle_root
@@ -34,6 +35,26 @@ def trained(flow: ConfigWorkflow) -> Path:
     flow.finalize()
     path: Path = flow.parser.get_parsed_content("run_folder").path
     return path
+
+
+def test_all_maps_of_a_crop_move_with_it(root: Path, tmp_path: Path):
+    """The default's rotation and scale: each key has its own interpolation."""
+    flow = prepared(root, output_dir=str(tmp_path / "run"))
+    (move,) = [one for one in flow.parser.get_parsed_content("train#preprocessing").transforms
+               if isinstance(one, RandAffined)]  # fmt: skip
+    move.prob = 1.0
+    move.set_random_state(seed=1)
+    image = torch.rand(1, 16, 16, 16).mul(4).floor()
+    names = ("image", "weight_map", "foreground", "valid", "pretext_class")
+    moved = move({name: image.clone() for name in names})
+    assert not torch.equal(moved["image"], image)
+    assert torch.equal(moved["image"], moved["weight_map"])
+    for name in names[2:]:
+        assert set(moved[name].unique().tolist()) <= {0, 1, 2, 3}, "classes are not averaged"
+        assert torch.equal(moved[name], moved["valid"])
+    assert (moved["image"] - moved["valid"]).abs().mean() < (moved["image"] - image).abs().mean()
+    assert "weight_map" not in move({name: image.clone() for name in names if name != "weight_map"})
+    flow.finalize()
 
 
 def test_it_trains_stops_and_goes_on_with_the_same_classes(root: Path, tmp_path: Path):

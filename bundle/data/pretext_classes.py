@@ -94,6 +94,8 @@ class PretextClassesd(MapTransform):
     """Adds the class of every voxel of a crop, uint8 ``[1, D, H, W]``.
 
     It belongs right behind the crop, before mirrors and changes of intensities: the class is that of the scan as it is.
+    A crop of a modality that the classes were not fitted on counts its intensities by their rank in its own body, and a
+    warning says so once.
 
     Args:
         keys: of the image.
@@ -107,16 +109,25 @@ class PretextClassesd(MapTransform):
     def __init__(self, keys: KeysCollection = "image", *, classes: PretextClasses, name: str = "pretext_class") -> None:
         super().__init__(keys)
         self.classes, self.name = classes, name
+        self._strange: set[str] = set()
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
         if _PLACE not in item:
             raise UserError("pretext classes need the place of the crop: set place_key: place in RandForegroundCropd")
-        features = voxel_features(
-            item[self.first_key(item)].as_subclass(Tensor), self.classes.levels[item["modality"]], item[_PLACE]
-        )
-        item[self.name] = self.classes.classify(features, item["foreground"].as_subclass(Tensor))
+        image, body = item[self.first_key(item)].as_subclass(Tensor), item["foreground"].as_subclass(Tensor)
+        features = voxel_features(image, self._levels(item["modality"], image[:1][body > 0]), item[_PLACE])
+        item[self.name] = self.classes.classify(features, body)
         return item
+
+    def _levels(self, modality: str, inside: Tensor) -> Sequence[float]:
+        if modality in self.classes.levels:
+            return self.classes.levels[modality]
+        if modality not in self._strange:
+            self._strange.add(modality)
+            logger.warning("pretext classes were made from no %s: each crop of it is ranked by itself", modality)
+        # a sample is enough, and torch takes no more than 16 million
+        return _quantiles(inside[:: len(inside) // 100_000 + 1] if len(inside) else torch.zeros(1))
 
 
 def fit_pretext_classes(
@@ -127,10 +138,11 @@ def fit_pretext_classes(
     classes: int = 24,
     crops_per_volume: int = 2,
     voxels_per_crop: int = 1000,
+    most_volumes: int = 200,
     place_weight: float = 1.0,
     seed: int = 0,
 ) -> PretextClasses:
-    """Fits classes to crops of all volumes, or reads those that the run has already.
+    """Fits classes to crops of the volumes, or reads those that the run has already.
 
     A k-means with `classes` - 1 centres on the features of voxels of the body. Under torchrun the first process fits
     and hands the result to the others.
@@ -142,6 +154,8 @@ def fit_pretext_classes(
         classes: how many, the outside included.
         crops_per_volume: to draw voxels from.
         voxels_per_crop: at most.
+        most_volumes: of a larger archive so many are drawn, of every modality as many as there are or as of the others:
+            the crops are in memory together.
         place_weight: of the place in the body, where each of the other features has 1. With more, classes become
             compact regions; with 0 they are appearance alone.
         seed: of the draw and of the k-means.
@@ -161,7 +175,7 @@ def fit_pretext_classes(
             draw = RandForegroundCropd(
                 ["image", "foreground"], spatial_size=crop_size, min_foreground=0.3, place_key=_PLACE
             )
-            crops = _draw(volumes, draw, crops_per_volume, seed)
+            crops = _draw(_choose(volumes, most_volumes, seed), draw, crops_per_volume, seed)
             fitted = _fit(crops, classes, voxels_per_crop, place_weight, seed)
             with replace_file(file) as temporary:
                 temporary.write_text(json.dumps(asdict(fitted), indent=1))
@@ -172,6 +186,25 @@ def fit_pretext_classes(
     if found.count != classes:
         raise UserError(f"{file} has {found.count} classes and the config asks for {classes}: set both alike")
     return found
+
+
+def _choose(volumes: Sequence[PreparedVolume], most: int, seed: int) -> list[PreparedVolume]:
+    """All volumes, or of more than `most` so many, one of each modality after the other."""
+    if len(volumes) <= most:
+        return list(volumes)
+    order = np.random.default_rng(seed).permutation(len(volumes))
+    turns: dict[str, int] = {}
+    ranked = []
+    for number in order:
+        modality = volumes[number].modality
+        turns[modality] = turns.get(modality, 0) + 1
+        ranked.append((turns[modality], int(number)))
+    return [volumes[number] for _, number in sorted(ranked)[:most]]
+
+
+def _quantiles(values: Tensor) -> list[float]:
+    levels: list[float] = values.float().quantile(torch.linspace(0, 1, _LEVELS)).tolist()
+    return levels
 
 
 def _draw(volumes: Sequence[PreparedVolume], draw: RandForegroundCropd, crops: int, seed: int) -> list[dict[str, Any]]:
@@ -195,8 +228,7 @@ def _fit(
     values: dict[str, list[Tensor]] = {}
     for crop, place in zip(crops, drawn):
         values.setdefault(crop["modality"], []).append(crop["image"].flatten()[place])
-    steps = torch.linspace(0, 1, _LEVELS)
-    levels = {modality: torch.cat(found).quantile(steps).tolist() for modality, found in values.items()}
+    levels = {modality: _quantiles(torch.cat(found)) for modality, found in values.items()}
     rows = [
         voxel_features(crop["image"], levels[crop["modality"]], crop[_PLACE]).flatten(1).T[place].numpy()
         for crop, place in zip(tqdm(crops, desc="features for pretext classes"), drawn)

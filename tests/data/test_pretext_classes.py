@@ -118,6 +118,26 @@ def test_classes_are_told_by_appearance_or_by_the_place(volumes, tmp_path, weigh
     assert len(found.unique()) >= 4 and torch.equal(found, again)
 
 
+def test_of_a_large_archive_some_volumes_of_every_modality_are_read(volumes, tmp_path, monkeypatch):
+    read = []
+    look = RandForegroundCropd.read
+    monkeypatch.setattr(RandForegroundCropd, "read", lambda self, volume: read.append(volume) or look(self, volume))
+    mr, ct = volumes
+    classes = fit([mr] * 30 + [ct], tmp_path, most_volumes=4, crops_per_volume=1)
+    assert [volume.modality for volume in read].count("CT") == 1 and len(read) == 4
+    assert set(classes.levels) == {"MR", "CT"}
+
+
+def test_a_modality_that_was_not_there_is_ranked_by_itself_and_said_once(volumes, tmp_path, caplog):
+    mr, ct = volumes
+    crop = RandForegroundCropd(["image", "foreground"], spatial_size=(20, 20, 20), place_key="place")
+    add = PretextClassesd(classes=fit([mr], tmp_path))
+    first, second, third = (add(crop.read(volume))["pretext_class"] for volume in (mr, ct, ct))
+    body = mr.load()["foreground"] > 0
+    assert (first == second)[body].float().mean() > 0.9 and torch.equal(second, third)
+    assert caplog.text.count("from no CT: each crop of it is ranked by itself") == 1
+
+
 def test_a_negative_weight_of_the_place(volumes, tmp_path):
     with pytest.raises(UserError, match="place_weight -1 cannot be"):
         fit(volumes, tmp_path, place_weight=-1)

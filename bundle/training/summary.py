@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Mapping, Sequence
 
 from ignite.engine import Engine, Events
@@ -33,7 +34,9 @@ _METRICS = {
     "validation/zero_predictor": ("the same if 0 is predicted", ".4f"),
     "validation/mean_predictor": ("the same if the mean of the visible voxels is predicted", ".4f"),
     "validation/reconstruction_raw": ("validation reconstruction loss, raw intensities", ".4f"),
-    "validation/zero_predictor_raw": ("the same if 0 is predicted", ".4f"),
+    "validation/zero_predictor_raw": ("the same if 0 is predicted, raw intensities", ".4f"),
+    "validation/pretext_accuracy_hidden": ("validation: hidden voxels whose class is named", ".3f"),
+    "validation/pretext_accuracy_guess": ("the same if the most frequent class is named", ".3f"),
     "train/mask_ratio": ("masked fraction of the cells", ".3f"),
     "train/volumes_per_second": ("crops per second", ".3g"),
     "train/voxels_per_second": ("voxels per second", ".3g"),
@@ -159,9 +162,10 @@ class Summary:
 
     def _hints(self) -> list[str]:
         folder = self.run_folder
-        hints = [f"scalars and pictures: `tensorboard --logdir {folder.tensorboard}`"]
+        logdir, run = shlex.quote(str(folder.tensorboard)), shlex.quote(str(folder.path))
+        hints = [f"scalars and pictures: `tensorboard --logdir {logdir}`"]
         if folder.last_checkpoint.exists():
-            hints += [f"to go on: the same command with `--resume {folder.path}` (and more `--epochs` if it completed)"]
+            hints += [f"to go on: the same command with `--resume {run}` (and more `--epochs` if it completed)"]
         if folder.model.exists() and self.metrics is _METRICS:
             hints += [f'to fine-tune: `torch.load("{folder.model}", weights_only=True)` fits the encoder key for key']
         return hints

@@ -17,9 +17,9 @@ from torch.optim import SGD
 from bundle.data import PlainStore, PreparedVolume, SkippedVolume
 from bundle.errors import UserError
 from bundle.runs.folder import RunFolder
-from bundle.training.history import History
+from bundle.training.history import History, on_training
 from bundle.training.scalars import Scalars
-from bundle.training.summary import Summary
+from bundle.training.summary import _METRICS, Summary
 
 from .toy import ToyNetwork, toy_evaluator, toy_loader, toy_trainer
 
@@ -75,6 +75,14 @@ def test_the_page_says_what_on_what_how_well_and_where(tmp_path, caplog):
     assert f"`{tmp_path / 'metrics.csv'}`" in text
     assert "model.pt" not in text, "only what is there is listed"
     assert text in caplog.text
+
+
+def test_no_metric_hides_another():
+    """They are rows of one table by their labels: two of one label would be one row, with the last one's value."""
+    for metrics in (_METRICS, {name: (on_training(label), form) for name, (label, form) in _METRICS.items()}):
+        labels = [label for label, _ in metrics.values()]
+        assert len(set(labels)) == len(labels)
+    assert not any("validation" in on_training(label) for label in labels)
 
 
 def test_the_training_loss_says_what_it_is_the_sum_of(tmp_path):

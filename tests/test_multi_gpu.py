@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import socket
 import subprocess
@@ -45,7 +46,7 @@ def two_nodes(folder: Path, configs: list[str], options: dict) -> list[tuple[int
         sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=2", "--rdzv_backend=c10d",
         f"--rdzv_endpoint=localhost:{free_port()}", "--rdzv_id=test", "--local_addr=localhost", "-m",
     ]  # fmt: skip
-    command = [*launcher, "monai.bundle", "run", "training", "--config_file", str(configs).replace(" ", "")]
+    command = [*launcher, "monai.bundle", "run", "training", "--config_file", json.dumps(configs)]
     command += [f"--{key}={value}" for key, value in options.items()]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     nodes = [

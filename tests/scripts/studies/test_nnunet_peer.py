@@ -12,6 +12,11 @@ from nnunet_peer import main
 from recipe import draw_people
 
 # Stand-ins for nnU-Net's commands: they keep what they were given, and leave what nnU-Net would.
+#: begins a script of this Python, as pip's do where its path has a space, which no `#!` can name
+START = f"""#!/bin/sh
+'''exec' "{sys.executable}" "$0" "$@"
+' '''
+"""
 PLAN = """
 import json, os, pathlib, sys
 folder = pathlib.Path(os.environ["nnUNet_preprocessed"]) / "Dataset001_peer"
@@ -55,7 +60,7 @@ def folder(tmp_path: Path) -> Path:
     kept = f"KEPT = {str(tmp_path / 'seen.json')!r}\n"
     (tmp_path / "bin").mkdir()
     for name, code in (("plan_and_preprocess", PLAN), ("train", kept + TRAIN), ("predict", PREDICT)):
-        (tmp_path / f"bin/nnUNetv2_{name}").write_text(f"#!{sys.executable}\n{code}")
+        (tmp_path / f"bin/nnUNetv2_{name}").write_text(START + code)
         (tmp_path / f"bin/nnUNetv2_{name}").chmod(0o755)
     return tmp_path
 
@@ -86,13 +91,13 @@ def test_nnunet_trains_on_the_people_of_the_seed_and_is_measured_as_the_arms_are
 
 
 def test_a_command_that_fails_is_named_with_its_last_line(folder: Path, capsys):
-    (folder / "bin/nnUNetv2_train").write_text(f"#!{sys.executable}\nraise ValueError('no such device')")
+    (folder / "bin/nnUNetv2_train").write_text(START + "raise ValueError('no such device')")
     assert main(command(folder)) == 1
     assert "nnUNetv2_train failed, it says: ValueError: no such device" in capsys.readouterr().err
     assert not (folder / "peer.jsonl").exists()
 
 
 def test_an_nnunet_that_does_not_know_the_trainer_is_refused(folder: Path, capsys):
-    (folder / "bin/nnUNetv2_train").write_text(f"#!{sys.executable}\nprint('trained as usual')")
+    (folder / "bin/nnUNetv2_train").write_text(START + "print('trained as usual')")
     assert main(command(folder)) == 1
     assert "install nnunetv2 >= 2.8" in capsys.readouterr().err

@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,16 @@ def two_nodes(folder: Path, configs: list[str], options: dict) -> list[tuple[int
     return [(node.returncode, text) for node, text in zip(nodes, said)]
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As the processes of the launchers have: sums by several threads are rounded otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_two_nodes_are_stopped_and_one_process_goes_on_with_the_losses_of_one_alone(data_dir: Path, tmp_path: Path):
     root, stop = bundle_root(tmp_path / "root", data_dir), tmp_path / "stop.yaml"
     stop.write_text(STOP)

@@ -78,7 +78,8 @@ class RunCheckpoint:
         optimizer: its optimizer.
         lr_scheduler: its schedule.
         validator: the engine that validates.
-        key_metric: which of the validator's metrics tells the best epoch.
+        key_metric: which of the validator's metrics tells the best epoch; the sum that is trained, unless it is set. A
+            run that goes on with another one begins to look for the best anew.
         higher_is_better: as of a Dice; else lower is better, as of a loss.
         volumes: the data, to compare a resume's with; None compares none.
         save_minutes: time between two checkpoints, in minutes, beside those after the epochs; None writes those only.
@@ -94,7 +95,7 @@ class RunCheckpoint:
         optimizer: Optimizer,
         lr_scheduler: LRScheduler,
         validator: Engine | None = None,
-        key_metric: str = "validation/reconstruction",
+        key_metric: str = "validation/loss",
         higher_is_better: bool = False,
         volumes: SplitVolumes | None = None,
         save_minutes: float | None = None,
@@ -178,6 +179,7 @@ class RunCheckpoint:
             "crops_per_step": _world() * _crops(engine),
             "best_loss": self.best_loss,
             "best_epoch": self.best_epoch,
+            "key_metric": self.key_metric,
             "volumes": list(self.volumes),
         }
         if self.further:
@@ -215,7 +217,8 @@ class RunCheckpoint:
             _load_schedule(self.lr_scheduler, checkpoint["lr_scheduler"])
             restore_random_state(checkpoint["random_states"], engine.state.device)
             engine.state.epoch, engine.state.iteration = checkpoint["epoch"], checkpoint["iteration"]
-            self.best_loss, self.best_epoch = checkpoint["best_loss"], checkpoint["best_epoch"]
+            if checkpoint.get("key_metric", self.key_metric) == self.key_metric:  # versions before 0.2.0 kept no name
+                self.best_loss, self.best_epoch = checkpoint["best_loss"], checkpoint["best_epoch"]
             take_up(engine, checkpoint.get("gathered", []), _rank(), _world())
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, UserError):

@@ -30,7 +30,7 @@ from .toy import ToyNetwork, toy_evaluator, toy_loader, toy_trainer
 ROOT = Path(__file__).parents[2]
 
 
-def train(path, epochs=4, *, resume=False, kill_at=0, stop_at=0, channels=3, draws=8, lr=0.01, total=None):
+def train(path, epochs=4, *, resume=False, kill_at=0, stop_at=0, channels=3, draws=8, lr=0.01, total=None, **more):
     """Trains the toy in a run folder and returns the loss (with a random draw of Python's and numpy's) by iteration."""
     set_determinism(1)
     torch.set_num_threads(1)
@@ -40,7 +40,7 @@ def train(path, epochs=4, *, resume=False, kill_at=0, stop_at=0, channels=3, dra
     evaluator = toy_evaluator(network, [Scalars(name="validation")])
     checkpoint = RunCheckpoint(
         run_folder=RunFolder(Path(path), resumed=resume),
-        network=network, optimizer=optimizer, lr_scheduler=schedule, validator=evaluator,
+        network=network, optimizer=optimizer, lr_scheduler=schedule, validator=evaluator, **more,
     )  # fmt: skip
     handlers = [
         SetSamplerEpoch(loader),
@@ -106,6 +106,13 @@ def test_a_higher_validation_loss_leaves_the_best_checkpoint(tmp_path):
     checkpoint.best_loss = 0.0
     checkpoint._save(trainer)
     assert (tmp_path / "checkpoints" / "best.pt").read_bytes() == before
+
+
+def test_a_run_that_goes_on_with_another_metric_looks_for_its_best_anew(tmp_path):
+    _, _, first = train(tmp_path, epochs=2, key_metric="validation/zero_predictor")
+    _, _, checkpoint = train(tmp_path, epochs=3, resume=True)
+    assert checkpoint.best_loss > first.best_loss, "else this test shows nothing"
+    assert checkpoint.best_epoch == 3
 
 
 def test_a_longer_run_stretches_the_schedule_and_takes_the_new_learning_rate(tmp_path):

@@ -83,7 +83,7 @@ def voxel_features(image: Tensor, levels: Sequence[float], place: Tensor) -> Ten
     Returns:
         ``[9, D, H, W]``.
     """
-    ranks = torch.bucketize(image[0].contiguous(), torch.tensor(levels)) / len(levels)
+    ranks = torch.bucketize(image[0].float().contiguous(), torch.tensor(levels)) / len(levels)
     smooth = [ranks if width == 0 else _gaussian(ranks, width) for width in _SMOOTHED]
     slopes = [[_gaussian(ranks, width, along=axis) for axis in range(3)] for width in _EDGES]
     edges = [torch.stack(parts).square().sum(0).sqrt() for parts in slopes]

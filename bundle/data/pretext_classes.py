@@ -102,7 +102,7 @@ def _gaussian(image: Tensor, width: float, *, along: int | None = None) -> Tenso
 
 @lru_cache(maxsize=64)
 def _gaussian_matrix(size: int, width: float, order: int) -> Tensor:
-    """``[size, size]``, a Gaussian filter of one axis as a matrix: few voxels are fastest as dense products."""
+    """``[size, size]``, scipy's Gaussian filter of one axis. For sides as short as a crop's a product is fastest."""
     # the nearest voxel goes on beyond the crop's border: zeros would be dark tissue
     return torch.from_numpy(gaussian_filter1d(np.eye(size, dtype=np.float32), width, 0, order=order, mode="nearest"))
 

@@ -116,6 +116,18 @@ class PretrainingLoss(nn.Module):
         return self.reconstruction.restore(made, image, valid, cell)
 
     @contextmanager
+    def without_warm_up(self) -> Iterator[None]:
+        """While it lasts, every objective has its full weight: so that sums of different epochs can be compared."""
+        before = [objective.warm_up for objective in self.objectives.values()]
+        for objective in self.objectives.values():
+            objective.warm_up = 1.0
+        try:
+            yield
+        finally:
+            for objective, value in zip(self.objectives.values(), before):
+                objective.warm_up = value
+
+    @contextmanager
     def on_this_process_alone(self) -> Iterator[None]:
         """While it lasts, no part waits for the other processes: for one that measures something by itself.
 

@@ -102,5 +102,8 @@ class ObjectiveSum(Protocol):
     def __call__(self, output: Any, target: dict[str, Any]) -> Tensor:
         """The weighted sum of the objectives' losses."""
 
+    def without_warm_up(self) -> AbstractContextManager[None]:
+        """While it lasts, every objective has its full weight."""
+
     def on_this_process_alone(self) -> AbstractContextManager[None]:
         """While it lasts, nothing waits for the other processes."""

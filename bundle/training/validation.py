@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
 from monai.engines import Evaluator
 from monai.utils.enums import CommonKeys
+
+from bundle.networks import ObjectiveSum
 
 __all__ = ["ValidateLastEpoch", "ValidationLoss"]
 
@@ -42,7 +42,8 @@ class ValidationLoss:
     """Computes the loss of each validation batch, so that its terms can be logged as in training.
 
     Crops and masks are fixed by the numbers of their draws. What else is random, such as the sites that heads
-    draw, is drawn from `seed` anew in every validation, and leaves the training's generators as they were.
+    draw, is drawn from `seed` anew in every validation, and leaves the training's generators as they were. Objectives
+    have their full weight, also while training still raises it: the lowest sum tells the best epoch.
 
     Put this handler before the one that collects the terms.
 
@@ -51,9 +52,9 @@ class ValidationLoss:
         seed: of everything random in validation.
     """
 
-    def __init__(self, *, loss_function: Callable[[Any, Any], torch.Tensor], seed: int = 0) -> None:
+    def __init__(self, *, loss_function: ObjectiveSum, seed: int = 0) -> None:
         self.loss_function, self.seed = loss_function, seed
-        self._fixed_randomness = ExitStack()
+        self._while_it_runs = ExitStack()
 
     def attach(self, engine: Engine) -> None:
         """Registers with the evaluator."""
@@ -64,16 +65,17 @@ class ValidationLoss:
 
     def _start(self, engine: Engine) -> None:
         device = torch.device(engine.state.device)
-        self._fixed_randomness.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+        self._while_it_runs.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
         torch.manual_seed(self.seed)
+        self._while_it_runs.enter_context(self.loss_function.without_warm_up())
 
     def _compute(self, engine: Engine) -> None:
         with torch.no_grad():
             self.loss_function(engine.state.output[CommonKeys.PRED], engine.state.output[CommonKeys.LABEL])
 
     def _finish(self, engine: Engine) -> None:  # noqa: ARG002 - the signature of a handler
-        self._fixed_randomness.close()
+        self._while_it_runs.close()
 
     def _fail(self, engine: Engine, error: BaseException) -> None:  # noqa: ARG002 - the signature of a handler
-        self._fixed_randomness.close()
+        self._while_it_runs.close()
         raise error

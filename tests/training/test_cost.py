@@ -11,7 +11,7 @@ from bundle.errors import UserError
 from bundle.losses import AlignmentLoss, PretrainingLoss, ReconstructionLoss
 from bundle.masking import AdaptiveBlocks, ChildLevel, MaskedBatch, MaskInMask, MaskSampler
 from bundle.networks import Decoder, EncoderDepthPairs, Objective, PretrainingNetwork, build_encoder
-from bundle.training import AlignmentWarmUp, CostReport, UpdateTeacher, WarmUpObjective
+from bundle.training import AlignmentWarmUp, CostReport, UpdateTeacher, ValidationLoss, WarmUpObjective
 from bundle.training.cost import cost_lines
 
 
@@ -112,6 +112,19 @@ def test_the_alignments_weight_rises_and_stays():
     AlignmentWarmUp(loss=whole, steps=4).attach(engine)
     engine.run(range(3), max_epochs=2)
     assert weights == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+
+
+def test_validation_has_the_full_weight_while_training_still_raises_it():
+    whole = loss()
+    seen: list[float] = []
+    whole.register_forward_pre_hook(lambda module, _: seen.append(module.objectives["alignment"].warm_up))
+    whole.forward = lambda output, target: output  # noqa: ARG005 - its place in the sum is tested elsewhere
+    whole.objectives["alignment"].warm_up = 0.25
+    validator = Engine(lambda *_: {"pred": 0, "label": 0})
+    validator.state.device = torch.device("cpu")
+    ValidationLoss(loss_function=whole).attach(validator)
+    validator.run(range(2))
+    assert seen == [1.0, 1.0] and whole.objectives["alignment"].warm_up == 0.25
 
 
 def test_the_weight_of_any_objective_rises_by_its_name():

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -41,7 +40,7 @@ from bundle.evaluation.label_map_case import COLUMNS, EvaluatedCase, LabelledCas
 from bundle.evaluation.mask_metrics import HIGHER_IS_BETTER
 from bundle.evaluation.written_labels import find_label_maps
 from bundle.reports import Case
-from bundle.tasks.segmentation.classes import pick_classes
+from bundle.tasks.segmentation.evaluated_classes import pick_evaluated, predicted_classes, same_names, tolerances
 from bundle.tasks.segmentation.find import find_segmentations
 from bundle.tasks.segmentation.labels import check_classes
 
@@ -122,12 +121,12 @@ class SegmentationEvaluation:
         self.worst, self.hash_names, self.workers, self.seen = worst, hash_names, workers, seen
         self._skipped: dict[str, str] = {}  # why a prediction left scans out
         self.volumes = _find_references(self.dataset_dir, part)
-        predicted = _predicted_classes(self.predictions)
-        self.classes = dict(_pick(classes or {}, predicted, self.dataset_dir, self.predictions, self.volumes))
+        predicted = predicted_classes(self.predictions)
+        self.classes = dict(pick_evaluated(classes or {}, predicted, self.dataset_dir, self.predictions, self.volumes))
         check_classes(self.classes)
         told = predicted if set(self.classes) <= set(predicted) else self.classes
-        self.prediction_classes = _same_names(prediction_classes, self.classes, told)
-        self.tolerance_mm = _tolerances(tolerance_mm, self.classes)
+        self.prediction_classes = same_names(prediction_classes, self.classes, told)
+        self.tolerance_mm = tolerances(tolerance_mm, self.classes)
 
     def run(self) -> None:
         """Evaluates, writes and says where to look."""
@@ -152,8 +151,8 @@ class SegmentationEvaluation:
         drawn = [case for case in done if math.isfinite(case.score) and case.case.prediction is not None][: self.worst]
         self._draw(drawn)
         settings = self._settings(every, unused)
-        tolerances = set(self.tolerance_mm.values())
-        within = f", {tolerances.pop():g} mm" if len(tolerances) == 1 else ""
+        mm = set(self.tolerance_mm.values())
+        within = f", {mm.pop():g} mm" if len(mm) == 1 else ""
         summary = summary_rows(metrics, {**_SHOWN, "surface_dice": f"surface Dice{within}"})
         lead = f"{len(done)} of {len(every)} scans, with {100 * self.confidence:g} % intervals over people"
         logger.info("worst cases by mean Dice: %s", ", ".join(f"{c.case.name} {c.score:.3f}" for c in drawn))
@@ -339,59 +338,3 @@ def _value(row: Mapping[str, Any], metric: str) -> float:
     """The value of a metric; an absolute one is that of the signed one."""
     value: float = row.get(metric.removeprefix("absolute_"), math.nan)
     return abs(value) if metric.startswith("absolute_") else value
-
-
-def _tolerances(tolerance_mm: float | Mapping[str, float], classes: Mapping[str, int]) -> dict[str, float]:
-    remedy = "give mm, such as 2, or one for each class, such as {liver: 3, tumour: 1}"
-    given = dict(tolerance_mm) if isinstance(tolerance_mm, Mapping) else dict.fromkeys(classes, tolerance_mm)
-    if set(given) != set(classes):
-        raise UserError(f"--tolerance_mm {tolerance_mm} does not name the classes {', '.join(classes)}: {remedy}")
-    for value in given.values():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-            raise UserError(f"--tolerance_mm {tolerance_mm} does not fit: {remedy}")
-    return {name: float(given[name]) for name in classes}
-
-
-def _same_names(given: Mapping[str, int] | None, classes: Mapping[str, int], told: Mapping[str, int]) -> dict[str, int]:
-    if given:
-        check_classes(given)
-        if set(given) != set(classes):
-            wanted = ", ".join(classes)
-            raise UserError(f"--prediction_classes names {', '.join(given)}: name the classes, which are {wanted}")
-    return {name: (given or told)[name] for name in classes}
-
-
-def _pick(
-    classes: Mapping[str, int],
-    predicted: Mapping[str, int],
-    dataset_dir: Path,
-    predictions: Path,
-    volumes: Sequence[FoundVolume],
-) -> Mapping[str, int]:
-    """The classes that are given, that were predicted, or that a json or the names of the masks say."""
-    if classes:
-        return classes
-    # of a folder such as labelsTr the json is in the one above
-    listed = pick_classes({}, dataset_dir) or pick_classes({}, dataset_dir.parent)
-    if predicted:
-        return {name: listed[name] for name in predicted} if set(predicted) <= set(listed) else predicted
-    maps = [volume.annotations["label"] for volume in volumes]
-    structures = sorted({name for masks in maps if isinstance(masks, Mapping) for name in masks})
-    found = listed or pick_classes({}, predictions) or {name: n for n, name in enumerate(structures, start=1)}
-    if not found:
-        raise UserError(
-            f"--classes is missing and neither {dataset_dir} nor {predictions} has a json that names them: give "
-            "--classes, such as {liver: 1}"
-        )
-    return found
-
-
-def _predicted_classes(predictions: Path) -> Mapping[str, int]:
-    """What `about.json` of a folder of predictions says."""
-    try:
-        content = json.loads((predictions / "about.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    settings = content.get("settings") if isinstance(content, Mapping) else None
-    classes = settings.get("classes") if isinstance(settings, Mapping) else None
-    return classes if isinstance(classes, Mapping) else {}

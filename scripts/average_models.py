@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, required=True, help="a folder without a model")
     options = parser.parse_args()
     target = ModelFiles(options.output_dir / "model.pt")
-    if any(file.exists() for file in (target.weights, target.decoder, target.settings)):
+    if target.exist():
         raise UserError(f"--output_dir {options.output_dir} holds a model: give another folder")
     made = average_models(options.first, options.second, share=options.share)
     options.output_dir.mkdir(parents=True, exist_ok=True)

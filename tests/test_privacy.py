@@ -63,6 +63,7 @@ def write_series(folder: Path, seed: int) -> list[bytes]:
     """A small CT series with a body in it, and a header full of names; returns what must not be found again."""
     folder.mkdir(parents=True)
     random, uids = np.random.default_rng(seed), [str(generate_uid()) for _ in range(3)]
+    uids[0] = f"1.2.0840.01.{seed + 19310217}.77"  # not valid, as old scanners write them: pydicom would warn of it
     for index in range(48):
         header = pydicom.Dataset()
         for number, keyword in enumerate(TEXTS):
@@ -70,7 +71,8 @@ def write_series(folder: Path, seed: int) -> list[bytes]:
         for keyword, date in DATES.items():
             setattr(header, keyword, date)
         header.SOPClassUID, header.Modality, header.SOPInstanceUID = CTImageStorage, "CT", generate_uid()
-        header.StudyInstanceUID, header.SeriesInstanceUID, header.FrameOfReferenceUID = uids
+        with pydicom.config.disable_value_validation():
+            header.StudyInstanceUID, header.SeriesInstanceUID, header.FrameOfReferenceUID = uids
         header.Rows, header.Columns, header.BitsAllocated, header.BitsStored, header.HighBit = 48, 48, 16, 16, 15
         header.PixelRepresentation, header.SamplesPerPixel, header.PhotometricInterpretation = 1, 1, "MONOCHROME2"
         header.PixelSpacing, header.SliceThickness = [4.0, 4.0], 4.0
@@ -81,7 +83,8 @@ def write_series(folder: Path, seed: int) -> list[bytes]:
         header.PixelData = pixels.tobytes()
         header.file_meta = pydicom.dataset.FileMetaDataset()
         header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        header.save_as(folder / f"{index:03d}.dcm", enforce_file_format=True)
+        with pydicom.config.disable_value_validation():
+            header.save_as(folder / f"{index:03d}.dcm", enforce_file_format=True)
     return [MARK.encode(), *(date.encode() for date in DATES.values()), *(uid.encode() for uid in uids)]
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bundle.data.dicom.frames import FRAME_TAGS, Frame, frames_from_header
+from bundle.data.dicom.headers import quiet_pydicom
 from bundle.data.dicom.pixels import unknown_compression
 from bundle.data.dicom.slices import SLICE_TAGS, Slice, place_taken, slice_from_header
 
@@ -109,9 +110,7 @@ def whole_record(path: Path, bare: Record, salt: Salt) -> tuple[Record, int]:
 
 def _read(stream: Any) -> tuple[pydicom.FileDataset, int]:
     """The header, and where it ends in the file."""
-    import pydicom  # noqa: PLC0415 - needed for DICOM only
-
-    header = pydicom.dcmread(stream, stop_before_pixels=True, force=True, specific_tags=_TAGS)
+    header = quiet_pydicom().dcmread(stream, stop_before_pixels=True, force=True, specific_tags=_TAGS)
     return header, stream.tell()
 
 

@@ -18,6 +18,7 @@ from bundle.archive.records import SliceRow, frames_and_slice
 from bundle.data.dataset_json import modality_named
 from bundle.data.dicom.folders import Series, join_folders
 from bundle.data.dicom.frames import Frame, read_all_frames
+from bundle.data.dicom.headers import quiet_pydicom
 from bundle.data.dicom.pixels import StoredValues
 from bundle.data.dicom.series import arrange
 from bundle.data.printable import printable
@@ -154,9 +155,7 @@ def whole_content(files: Sequence[str]) -> str:
 
 
 def _pixels(file: str) -> bytes:
-    import pydicom  # noqa: PLC0415 - needed for DICOM only
-
-    header = pydicom.dcmread(file, force=True, specific_tags=list(_PIXELS))
+    header = quiet_pydicom().dcmread(file, force=True, specific_tags=list(_PIXELS))
     digest = hashlib.blake2b(digest_size=16)
     for tag in _PIXELS:
         digest.update(header.get(tag) or b"")

@@ -18,7 +18,7 @@ from bundle.data.dicom.folders import Series, numbered
 from bundle.data.index.database import volume_paths
 from bundle.data.label_maps import label_map_by_path
 from bundle.data.printable import printable
-from bundle.data.scans import json_modality
+from bundle.data.scans import json_channel, nearest_json
 
 __all__ = ["give_verdicts"]
 
@@ -34,12 +34,16 @@ def give_verdicts(connection: sqlite3.Connection, root: Path, pool: Pool) -> Non
         connection.row_factory = None
     before = {volume["id"]: tuple(volume[name] for name in _SET) for volume in volumes}
     _name(volumes, root, connection, pool)
-    from_json = cache(json_modality)
+    json_above = cache(nearest_json)
     for volume in volumes:
         volume["site"] = printable(Path(os.fsdecode(volume["first"])).parts[0]) if b"/" in volume["first"] else ""
         file = Path(root, os.fsdecode(volume["first"]))
-        volume["modality"] = volume["tag"] if volume["format"] == "DICOM" else from_json(file.parent, root)
         volume["problem"], volume["remedy"], volume["duplicate_of"] = *_problem(volume), ""
+        volume["modality"] = volume["tag"]
+        if volume["format"] != "DICOM":
+            volume["modality"], _, left_out = json_channel(json_above(file.parent, root), volume["name"])
+            if left_out[0] and not volume["problem"]:
+                volume["problem"], volume["remedy"] = left_out
     volumes.sort(key=lambda volume: volume["name"])
     whole = _mark_duplicates(connection, volumes, root, pool)
     for volume in volumes:

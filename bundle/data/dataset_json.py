@@ -4,18 +4,33 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bundle.errors import UserError
 
-__all__ = ["PARTS", "check_part", "choose_part", "first_modality", "list_entries", "modality_named", "read_json"]
+__all__ = [
+    "PARTS",
+    "channel_of",
+    "check_part",
+    "choose_part",
+    "first_modality",
+    "is_neither",
+    "list_entries",
+    "modality_named",
+    "read_json",
+]
 
 #: the lists of a json, in their order; what is for testing is in no training and no validation
 PARTS = ("training", "validation", "test")
 
 _MODALITIES = {"CT": "CT", "MR": "MR", "MRI": "MR"}
+#: what a channel may be called that is neither; a name that says nothing, such as T1, is looked at in the voxels
+_NEITHER = {"PET", "PT", "SUV", "SPECT", "NM", "US", "ULTRASOUND", "XA", "CR", "DX", "MG", "DOSE"}
+#: nnU-Net's names of the channels of a case end so
+_CHANNEL = re.compile(r"_(\d{4})$")
 
 
 def modality_named(name: object) -> str:
@@ -23,10 +38,33 @@ def modality_named(name: object) -> str:
     return _MODALITIES.get(str(name or "").upper(), "")
 
 
+def is_neither(name: str) -> bool:
+    """Whether the name of a channel says that it is neither CT nor MR."""
+    return name.upper() in _NEITHER
+
+
 def first_modality(content: Mapping[str, Any]) -> str:
     """What MSD's `modality` and nnU-Net's `channel_names` say of the first channel, such as {"0": "CT"}."""
+    return modality_named(channel_of(content)[0])
+
+
+def channel_of(content: Mapping[str, Any], stem: str = "") -> tuple[str, str]:
+    """What a dataset's json calls the channel that a file holds, and the case that the channel is of.
+
+    Args:
+        content: of the json.
+        stem: the file's name without its ending; of several channels nnU-Net's `case_0001` holds the second.
+
+    Returns:
+        The name of the channel, "" where there is none, and the case, "" where a file is a case by itself.
+    """
     channels = content.get("modality") or content.get("channel_names")
-    return modality_named(channels.get("0") if isinstance(channels, Mapping) else channels)
+    if not isinstance(channels, Mapping):
+        return str(channels or ""), ""
+    number = _CHANNEL.search(stem)
+    if len(channels) < 2 or number is None:
+        return str(channels.get("0") or ""), ""
+    return str(channels.get(str(int(number[1]))) or ""), stem[: number.start()]
 
 
 def read_json(file: Path) -> Mapping[str, Any]:

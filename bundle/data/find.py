@@ -86,7 +86,8 @@ def find_volumes(
 
     Args:
         dataset_dir: a folder, searched with its subfolders, or an MSD-style json: lists `training` and, optionally,
-            `validation`, of paths or of objects with `image` and optionally `modality`; paths are relative to it. Or
+            `validation`, of paths or of objects with `image` and optionally `modality` and `group`, whose volumes stay
+            on one side of the split; paths are relative to it. Or
             the index of a folder, a file that ends in .sqlite, which `configs/index.yaml` makes.
         part: which lists of a json to take: "training", "validation", "test" or "all"; "": all but `test`; "auto":
             `test` if there is one, else all. A folder has no parts.
@@ -190,7 +191,10 @@ def _from_json(path: Path, part: str) -> list[FoundVolume]:
                 f"--dataset_dir {path} lists {shortened(entry)} in {name!r}: give a path or {{'image': path}}"
             )
         modality = modality_named(entry.get("modality")) or first_modality(content)
-        volumes += find_listed(path.parent / entry["image"], entry["image"], modality=modality, part=own_part)
+        group = str(entry.get("group") or "")
+        volumes += find_listed(
+            path.parent / entry["image"], entry["image"], modality=modality, part=own_part, group=group
+        )
     return volumes
 
 

@@ -158,8 +158,9 @@ def fit_pretext_classes(
     most_volumes: int = 200,
     place_weight: float = 1.0,
     seed: int = 0,
+    keep: bool = False,
 ) -> PretextClasses:
-    """Fits classes to crops of the volumes, or reads those that the run has already.
+    """Fits classes to crops of the volumes, or reads those that the run was trained with.
 
     A k-means with `classes` - 1 centres on the features of voxels of the body. Under torchrun the first process fits
     and hands the result to the others.
@@ -167,7 +168,7 @@ def fit_pretext_classes(
     Args:
         volumes: to train on.
         crop_size: voxels per axis.
-        file: where the classes are kept; a resumed run reads them.
+        file: where the classes are kept.
         classes: how many, the outside included.
         crops_per_volume: to draw voxels from.
         voxels_per_crop: at most.
@@ -176,6 +177,8 @@ def fit_pretext_classes(
         place_weight: of the place in the body, where each of the other features has 1. With more, classes become
             compact regions; with 0 they are appearance alone.
         seed: of the draw and of the k-means.
+        keep: reads the classes in `file`, which the run that goes on, or is evaluated, was trained with. Else a file
+            there is of a start that failed, perhaps of other volumes, and is written anew.
 
     Raises:
         UserError: for less than three or more than 256 classes, for a negative weight, or if the volumes have too few
@@ -188,7 +191,9 @@ def fit_pretext_classes(
     several = dist.is_available() and dist.is_initialized()
     shared: list[Any] = [None]
     if not several or dist.get_rank() == 0:
-        if not file.exists():
+        if keep and not file.exists():
+            logger.warning("%s is not there: the pretext classes are made anew", file)
+        if not (keep and file.exists()):
             draw = RandForegroundCropd(
                 ["image", "foreground"], spatial_size=crop_size, min_foreground=0.3, place_key=_PLACE
             )

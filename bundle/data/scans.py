@@ -4,19 +4,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-from bundle.data.dataset_json import first_modality, read_json
+from bundle.data.dataset_json import channel_of, is_neither, modality_named, read_json
 from bundle.data.find import FoundVolume, find_volumes
 from bundle.data.index.database import indexed_folder, is_index
 from bundle.data.label_maps import check_include, is_included, label_map_by_path
+from bundle.data.names import without_ending
 from bundle.data.printable import printable
 from bundle.errors import UserError
 
-__all__ = ["find_scans", "json_modality"]
+__all__ = ["find_scans", "json_channel", "nearest_json"]
 
 #: so many label maps of one kind have a line each in the report; the others are counted
 _NAMED = 20
@@ -29,7 +31,7 @@ def find_scans(
 
     Label maps by their path have `left_out`: the reason, for the report. The other files of a folder are marked
     `from_folder`, so that `ReadVolumed` looks at their voxels. What a json lists is taken as it says. In a folder, a
-    `dataset.json` above a file says its modality.
+    `dataset.json` above a file says its modality; of nnU-Net's files that of each channel, which stay together.
 
     Args:
         dataset_dir: as for `find_volumes`.
@@ -53,7 +55,7 @@ def find_scans(
         root = indexed_folder(root)
     elif not root.is_dir():
         return volumes
-    from_json = cache(json_modality)
+    json_above = cache(nearest_json)
     kinds: dict[tuple[str, str], list[FoundVolume]] = {}
     found = []
     for volume in volumes:
@@ -63,8 +65,16 @@ def find_scans(
         elif not included and (kind := label_map_by_path(volume.name)):
             kinds.setdefault(kind, []).append(volume)
         else:
-            modality = volume.modality or from_json(Path(volume.files[0]).parent, root)
-            found.append(replace(volume, modality=modality, from_folder=not included))
+            modality, case, reason = json_channel(json_above(Path(volume.files[0]).parent, root), volume.name)
+            found.append(
+                replace(
+                    volume,
+                    modality=volume.modality or modality,
+                    group=volume.group or case,
+                    left_out=volume.left_out if volume.left_out[0] else reason,
+                    from_folder=not included,
+                )
+            )
     left_out = [volume for kind, alike in kinds.items() for volume in _left_out(alike, *kind)]
     return sorted([*found, *left_out], key=lambda volume: volume.name)
 
@@ -81,14 +91,32 @@ def _left_out(volumes: Sequence[FoundVolume], reason: str, pattern: str) -> list
     return named
 
 
-def json_modality(folder: Path, root: Path) -> str:
-    """What the nearest dataset.json says, from the folder up to the dataset's."""
+def json_channel(content: Mapping[str, Any], name: str) -> tuple[str, str, tuple[str, str]]:
+    """What a dataset.json says of a file: its modality, its case, and why it is left out with what to do.
+
+    Args:
+        content: of the json, or nothing.
+        name: the file's path below the dataset's folder.
+
+    Returns:
+        "CT", "MR" or "", the path of the case of which the file is one of several channels or "", and two empty texts
+        if the file is used.
+    """
+    channel, case = channel_of(content, without_ending(Path(name).name))
+    group = str(Path(name).with_name(case)) if case else ""
+    if is_neither(channel):
+        return "", group, (f"is {printable(channel)} by its dataset.json, neither CT nor MR", "nothing is to be done")
+    return modality_named(channel), group, ("", "")
+
+
+def nearest_json(folder: Path, root: Path) -> Mapping[str, Any]:
+    """The nearest dataset.json, from the folder up to the dataset's; nothing where there is none of a dataset."""
     for place in (folder, *folder.parents):
         if (place / "dataset.json").is_file():
             try:
-                return first_modality(read_json(place / "dataset.json"))
+                return read_json(place / "dataset.json")
             except UserError:  # of another program
-                return ""
+                return {}
         if place == root:
             break
-    return ""
+    return {}

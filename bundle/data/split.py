@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +16,7 @@ from bundle.errors import UserError
 if TYPE_CHECKING:
     from bundle.data.prepared_volume import PreparedVolume
 
-__all__ = ["check_fold", "deal_folds", "split_volumes"]
+__all__ = ["check_fold", "deal_folds", "join_copies", "split_volumes"]
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,37 @@ def check_fold(folds: int | None, fold: int) -> None:
         raise UserError(f"--folds {folds} cannot work: give at least 2, or leave it out to use val_fraction")
     elif not 0 <= fold < folds:
         raise UserError(f"--fold {fold} does not exist with --folds {folds}: give 0 to {folds - 1}")
+
+
+def join_copies(volumes: Sequence[PreparedVolume]) -> list[PreparedVolume]:
+    """The volumes, in their order; those whose files have the same bytes are in one group, and the log says so."""
+    alike: dict[str, list[PreparedVolume]] = {}
+    for volume in volumes:
+        alike.setdefault(volume.content or volume.name, []).append(volume)
+    copies = [same for same in alike.values() if len(same) > 1]
+    joined: dict[str, str] = {}  # the group that a group is in now
+
+    def group_of(group: str) -> str:
+        while group in joined:
+            group = joined[group]
+        return group
+
+    for first, *others in copies:
+        for other in others:
+            if (own := group_of(other.group)) != (group := group_of(first.group)):
+                joined[own] = group
+    if copies:
+        first, second, *_ = copies[0]
+        logger.warning(
+            "%d volumes have the same bytes as another, such as %s and %s: remove copies; they stay on one side of the "
+            "split", sum(map(len, copies)) - len(copies), first.name, second.name,
+        )  # fmt: skip
+    if both := [same[0].name for same in copies if {v.part for v in same} >= {"training", "validation"}]:
+        logger.warning(
+            "%s is listed for training and for validation: what the validation says is no test of unseen volumes",
+            ", ".join(both[:5]),
+        )
+    return [replace(volume, group=group_of(volume.group)) for volume in volumes]
 
 
 def split_volumes(
@@ -116,14 +148,50 @@ def deal_folds(volumes: Sequence[PreparedVolume], folds: int) -> dict[str, int]:
 
 
 def _draw_groups(volumes: Sequence[PreparedVolume], val_fraction: float, seed: int) -> set[str]:
-    """Groups to hold out: of each modality that share, at least one where there are two."""
+    """Groups to hold out: of each modality about that share of the volumes, and one at least where there are two.
+
+    A group that would leave nothing of a modality to train on stays in training.
+    """
+    sizes: dict[str, Counter[str]] = {}
+    for volume in volumes:
+        sizes.setdefault(volume.group, Counter())[volume.modality] += 1
+    left = sum(sizes.values(), Counter[str]())  # to train on
+    whole = dict(left)
     held_out: set[str] = set()
+
+    def hold_out(group: str) -> None:
+        held_out.add(group)
+        left.subtract(sizes[group])
+
     for modality in ("CT", "MR"):
-        groups = sorted({v.group for v in volumes if v.modality == modality})
-        count = max(1, round(val_fraction * len(groups))) if len(groups) > 1 else 0
-        order = np.random.default_rng((seed, 3)).permutation(len(groups))
-        held_out |= {groups[i] for i in order[:count]}
+        groups = sorted(group for group in sizes if sizes[group][modality])
+        drawn = [groups[i] for i in np.random.default_rng((seed, 3)).permutation(len(groups))]
+        for group in drawn:
+            missing = val_fraction * whole[modality] - (whole[modality] - left[modality])
+            nearer = abs(missing - sizes[group][modality]) < abs(missing)
+            if group not in held_out and nearer and _spares(left, sizes[group]):
+                hold_out(group)
+        if groups and left[modality] == whole[modality]:  # all are too large
+            spared = [group for group in drawn if _spares(left, sizes[group])]
+            if spared:
+                hold_out(min(spared, key=lambda group: sizes[group][modality]))
+        _warn_of_share(modality, whole.get(modality, 0), left[modality], val_fraction)
     return held_out
+
+
+def _spares(left: Mapping[str, int], group: Mapping[str, int]) -> bool:
+    """Whether holding out a group leaves something to train on of each of its modalities."""
+    return all(left[modality] > count for modality, count in group.items())
+
+
+def _warn_of_share(modality: str, count: int, left: int, val_fraction: float) -> None:
+    held_out = count - left
+    if held_out > max(2, 1.5 * val_fraction * count):
+        logger.warning(
+            "%d of %d %s volumes are for validation, where --val_fraction is %g: patients have unequal numbers of "
+            "them, or one PatientID stands for many (DICOM with one PatientID is one patient)",
+            held_out, count, modality, val_fraction,
+        )  # fmt: skip
 
 
 def _both(

@@ -17,7 +17,7 @@ from bundle.data.names import name_digest, without_paths
 from bundle.data.preparation import Preparation, prepare_all
 from bundle.data.prepared_volume import PreparedVolume, SkippedVolume
 from bundle.data.scans import find_scans
-from bundle.data.split import check_fold, split_volumes
+from bundle.data.split import check_fold, join_copies, split_volumes
 from bundle.errors import UserError
 from bundle.stores.store import Store, open_store
 
@@ -124,7 +124,7 @@ class VolumeSet:
         if padded := [volume.name for volume in usable if volume.padded]:
             logger.info("smaller than the crop, so padded: %s", ", ".join(padded))
         self.training, self.validation = split_volumes(
-            usable, val_fraction=val_fraction, seed=seed, folds=folds, fold=fold, earlier=earlier
+            join_copies(usable), val_fraction=val_fraction, seed=seed, folds=folds, fold=fold, earlier=earlier
         )
 
     @property

@@ -33,7 +33,8 @@ class WeightMapd(MapTransform):
 
     Raises:
         UserError: if there is no such folder.
-        VolumeError: for a volume without a map, or with one that has values below 0.
+        VolumeError: for a volume without a map, or with one that cannot be read, has values below 0, or has nothing
+            above 0 where the volume is.
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None = None, keys: KeysCollection = "image") -> None:
@@ -58,9 +59,15 @@ class WeightMapd(MapTransform):
         if file is None:
             raise VolumeError(name, f"has no map below --weight_maps {self.folder}", "add it or leave the volume out")
         image = item[self.first_key(item)]
-        weights = ResampleToMatch(mode="bilinear", padding_mode="zeros")(read_volume([str(file)], name), image)
+        try:
+            written = read_volume([str(file)], name, constant=True)
+        except VolumeError as error:
+            raise VolumeError(name, f"has a map that {error.problem}", error.remedy) from error
+        weights = ResampleToMatch(mode="bilinear", padding_mode="zeros")(written, image)
         if weights.min() < 0:
             raise VolumeError(name, "has weights below 0 in its map", "give weights from 0 up")
+        if weights.max() <= 0:
+            raise VolumeError(name, "has a map without a weight where the volume is", "look at the map's place in mm")
         item["weight_map"] = weights.to(torch.float32)
         return item
 

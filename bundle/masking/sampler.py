@@ -67,7 +67,7 @@ class MaskSampler:
             weight: ``[B, 1, D, H, W]`` on voxels, none negative: what is to be hidden more often.
             stream: further numbers that the randomness derives from.
         """
-        cells = valid_cells(valid, self.cell)
+        cells = _at_least_two(valid_cells(valid, self.cell), valid, self.cell)
         weights = None if weight is None else self._cell_weights(weight)
         hidden = torch.zeros_like(cells)
         for sample, number in enumerate(draw.tolist()):
@@ -86,6 +86,17 @@ class MaskSampler:
             raise UserError("a weight map has values below 0 or not finite: give weights from 0 up")
         largest = means.amax(dim=(1, 2, 3, 4), keepdim=True)
         return torch.where(largest > 0, means / largest.clamp(min=1e-30), 0.0) + self.weight_floor
+
+
+def _at_least_two(cells: Tensor, valid: Tensor, cell: Sequence[int]) -> Tensor:
+    """The cells that count as data; where that is less than two, all with any valid voxel, or else all.
+
+    A crop, zoomed while it is augmented, or a child may hold no more of a small volume. It must not end a long run.
+    """
+    for more in (F.max_pool3d(valid.float(), tuple(cell)) > 0, torch.ones_like(cells)):
+        few = cells.flatten(1).sum(1) < 2
+        cells = torch.where(few[:, None, None, None, None], more, cells)
+    return cells
 
 
 def make_generator(*numbers: int) -> torch.Generator:

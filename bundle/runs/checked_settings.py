@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,26 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _is_reference(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith(("@", "$", "%"))
+
+
+def _is_list(value: Any, length: int) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str) and len(value) == length
+
+
+def _is_triple(value: Any) -> bool:
+    return _is_list(value, 3)
+
+
+def _is_mm(value: Any) -> bool:
+    return value is None or (_is_number(value) and value > 0)
+
+
+def _is_range(value: Any) -> bool:
+    return _is_list(value, 2) and all(map(_is_number, value)) and value[0] < value[1]
+
+
 _COUNT = _Rule(lambda value: _is_whole(value) and value >= 1, "a whole number from 1")
 _COUNT_OR_0 = _Rule(lambda value: _is_whole(value) and value >= 0, "a whole number from 0")
 _ABOVE_0 = _Rule(lambda value: _is_number(value) and value > 0, "a number above 0")
@@ -63,6 +83,18 @@ _RULES: dict[str, _Rule] = {
     "val_fraction": _SHARE,
     "folds": _Rule(lambda value: _is_whole(value) and value >= 2, "a whole number from 2", or_null=True),
     "fold": _COUNT_OR_0,
+    "crop_size": _Rule(lambda value: _is_triple(value) and all(map(_COUNT.fits, value)),
+                       "three whole numbers of voxels, such as [96, 96, 96]"),
+    "spacing": _Rule(lambda value: value == "own" or (_is_triple(value) and all(map(_is_mm, value))),
+                     "three numbers of mm, such as [1, 1, 1], with null for an axis to keep, or own", or_null=True),
+    "mr_floor": _Rule(_ABOVE_0.fits, _ABOVE_0.wanted, or_null=True),
+    "mr_percentiles": _Rule(lambda value: _is_range(value) and value[0] >= 0 and value[1] <= 100,
+                            "two percentiles from 0 to 100, the lower one first, such as [0.5, 99.5]", or_null=True),
+    "ct_window": _Rule(_is_range, "two numbers of HU, the lower one first, such as [-1000, 1000]",
+                       or_null=True),
+    "balance_weights": _Rule(lambda value: isinstance(value, Mapping),
+                             "a share for each value, such as {CT: 2, MR: 1}", or_null=True),
+    "include": _Rule(lambda value: isinstance(value, (str, Sequence)), "patterns of paths, such as ['labels/*']"),
     "replace_model": _SWITCH,
     "hash_names": _SWITCH,
     "sparse": _SWITCH,
@@ -84,7 +116,9 @@ def check_settings(config: Mapping[str, Any]) -> None:
         value = config.get(name, rule)
         if value is rule or (value is None and rule.or_null):
             continue
-        if isinstance(value, Mapping) or (isinstance(value, str) and value.startswith(("@", "$", "%"))):
+        if isinstance(value, Mapping) or any(
+            map(_is_reference, value if isinstance(value, (list, tuple)) else [value])
+        ):
             continue
         if not rule.fits(value):
             raise UserError(f"--{name} {value} cannot work: give {rule.wanted}")

@@ -196,6 +196,8 @@ def _pick(runs: Path, output_dir: str | os.PathLike[str] | None, resume: bool | 
                 f'"{output_dir}" already holds a run: add --resume to continue it, '
                 "or give another --output_dir to start a new one"
             )
+        elif folder.model_files.exist():
+            raise UserError(f'"{output_dir}" holds a model, which a run would write over: give another --output_dir')
         return folder
 
     if resume:

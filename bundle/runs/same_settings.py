@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from bundle.runs.recorded_config import config_text, read_config
 
 __all__ = ["FIXED", "check_same_settings"]
 
+logger = logging.getLogger(__name__)
+
 #: ids of the configs, of pre-training and of fine-tuning
 FIXED = (
     "classes",
@@ -26,6 +29,7 @@ FIXED = (
     "modality",
     "ct_window",
     "mr_percentiles",
+    "mr_floor",
     "mask_ratio",
     "mask_weight",
     "sparse",
@@ -43,7 +47,11 @@ FIXED = (
     "init_from",
 )
 
-#: of these, what may change where a step of all processes takes as many crops as before
+#: components that say what is trained on and for what: where they differ, a resume says so and goes on, since another
+#: version of the bundle may only write them differently
+_SECTIONS = ("prepare", "masking", "mask_in_mask", "objectives", "pretext_classes", "loss", "train#preprocessing")
+
+#: of `FIXED`, what may change where a step of all processes takes as many crops as before
 _CROPS = ("batch_size", "global_batch")
 
 #: what pre-training's configs said before their null meant it
@@ -52,6 +60,8 @@ _MEANT_BY_NULL: Mapping[str, Any] = {"ct_window": [-1000, 1000], "mr_percentiles
 
 def check_same_settings(recorded: Path, present: Mapping[str, Any], *, crops: int | None = None) -> None:
     """Compares a config with the one that a run was trained with. An id that one of them lacks is not compared.
+
+    Sections such as `loss` and `masking` may differ: the log says which do.
 
     Args:
         recorded: the run's file of settings.
@@ -64,7 +74,9 @@ def check_same_settings(recorded: Path, present: Mapping[str, Any], *, crops: in
     alike = bool(crops) and crops == _crops(present)
     fixed = [name for name in FIXED if not (alike and name in _CROPS)]
     now = yaml.safe_load(config_text({name: present[name] for name in fixed if name in present}))
+    sections = _sections(yaml.safe_load(config_text(present)) if now else {})
     before = read_config(recorded) if now else {}
+    were = _sections(before)
     if present.get("init_from") is None and "pretrained" not in present:
         now, before = _without_null(now), _without_null(before)
     for name in fixed:
@@ -73,6 +85,18 @@ def check_same_settings(recorded: Path, present: Mapping[str, Any], *, crops: in
                 f"{recorded.parent} was trained with --{name} {_shown(before[name])}, and this command has "
                 f"{_shown(now[name])}: resume it with the same value, or leave --resume out to start a new run"
             )
+
+    if differ := [name for name in sections if name in were and were[name] != sections[name]]:
+        logger.warning(
+            "%s was trained with another %s: from here on it is trained with this command's",
+            recorded.parent, ", another ".join(differ),
+        )  # fmt: skip
+
+
+def _sections(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The `_SECTIONS` that a config has."""
+    whole = {**config, "train#preprocessing": (config.get("train") or {}).get("preprocessing")}
+    return {name: whole[name] for name in _SECTIONS if whole.get(name) is not None}
 
 
 def _without_null(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -42,7 +42,7 @@ class TrainedRun:
             without them, while a head may need a teacher, or classes that are made from the run's volumes.
 
     Attributes:
-        folder: the run's folder.
+        folder: the run's folder, as of a run that goes on: what it keeps there is read.
         checkpoint: the file.
         config: the file with the settings.
 
@@ -62,7 +62,7 @@ class TrainedRun:
     ) -> None:
         if checkpoint not in _CHECKPOINTS:
             raise UserError(f"--checkpoint {checkpoint!r} is not known: choose {' or '.join(_CHECKPOINTS)}")
-        self.folder = _newest(Path(bundle_root)) if run_folder is None else RunFolder(Path(run_folder))
+        self.folder = _newest(Path(bundle_root)) if run_folder is None else RunFolder(Path(run_folder), resumed=True)
         last = checkpoint == "last"
         self.checkpoint = self.folder.last_checkpoint if last else self.folder.best_checkpoint
         if not self.checkpoint.is_file():
@@ -167,7 +167,7 @@ class TrainedRun:
 def newest_run(bundle_root: Path) -> RunFolder | None:
     """The newest run below a bundle's folder that has a checkpoint."""
     found = sorted((bundle_root / "runs").glob("*/checkpoints/last.pt"), key=lambda file: file.stat().st_mtime)
-    return RunFolder(found[-1].parents[1]) if found else None
+    return RunFolder(found[-1].parents[1], resumed=True) if found else None
 
 
 def _newest(bundle_root: Path) -> RunFolder:

@@ -193,7 +193,7 @@ def open_store(store: str | Store, folder: Path) -> Store:
         folder: of the cache, for a store by name.
 
     Raises:
-        UserError: if there is no store of that name.
+        UserError: if there is no store of that name, or its folder is a file.
     """
     from bundle.stores.blosc2_store import Blosc2Store  # noqa: PLC0415 - it is made of what this file holds
 
@@ -201,4 +201,6 @@ def open_store(store: str | Store, folder: Path) -> Store:
         return store
     if store not in STORES:
         raise UserError(f"--store {store!r} is not known: choose one of {', '.join(STORES)}")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--cache_dir {folder} is a file: give a folder")
     return Blosc2Store(folder) if store == "blosc2" else PlainStore(folder)

@@ -50,6 +50,10 @@ class ModelFiles:
         self.settings = self.weights.with_suffix(".json")
         self.decoder = self.weights.with_name(f"{self.weights.stem}_decoder{self.weights.suffix}")
 
+    def exist(self) -> bool:
+        """Whether any of them is there, so that a new model would write over it."""
+        return any(file.exists() for file in (self.weights, self.settings, self.decoder))
+
     def read_settings(self) -> ModelSettings | None:
         """Reads `model.json`; None where there is none.
 

@@ -164,6 +164,20 @@ def test_localizers_and_screen_saves_are_left_out_and_named(tmp_path: Path) -> N
     assert sorted(volume.meta["notes"]) == ["1 image(s) left out: a localizer", "2 image(s) left out: a screen save"]
 
 
+def test_a_series_of_localizers_is_no_volume(tmp_path: Path) -> None:
+    images = [image(plane, k, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]) for k, plane in enumerate(planes())]
+    with pytest.raises(VolumeError, match="holds localizers, no slices of a volume"):
+        read_volume(save(images, tmp_path), "series")
+
+
+def test_a_scan_written_as_screen_saves_is_read_and_named(tmp_path: Path) -> None:
+    stored = planes()
+    images = [image(plane, k, SOPClassUID=SCREEN_SAVE) for k, plane in enumerate(stored)]
+    volume = read_volume(save(images, tmp_path), "series")
+    np.testing.assert_array_equal(volume[0].numpy(), stored.transpose(2, 1, 0) - 1024)
+    assert volume.meta["notes"] == ("its images are screen saves by their headers: look whether they are a scan",)
+
+
 def test_a_few_slices_of_another_orientation_are_left_out_and_named(tmp_path: Path) -> None:
     stored = planes(20)
     images = [image(stored[k], k) for k in range(20)]

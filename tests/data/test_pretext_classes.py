@@ -100,11 +100,12 @@ def test_classes_of_two_modalities_agree_about_what_is_bright_and_where(volumes,
 def test_they_are_fitted_once_per_run_and_are_the_same_for_the_same_seed(volumes, tmp_path):
     first = fit(volumes, tmp_path / "a")
     kept = (tmp_path / "a/pretext_classes.json").read_text()
-    assert fit(volumes[:1], tmp_path / "a") == first, "a resumed run reads them"
+    assert fit(volumes[:1], tmp_path / "a", keep=True) == first, "a resumed run reads them"
     assert fit(volumes, tmp_path / "b") == first
     assert json.loads(kept) == json.loads((tmp_path / "b/pretext_classes.json").read_text())
     with pytest.raises(UserError, match="has 5 classes and the config asks for 6"):
-        fit(volumes, tmp_path / "a", classes=6)
+        fit(volumes, tmp_path / "a", classes=6, keep=True)
+    assert fit(volumes[:1], tmp_path / "b") != first, "those of a start that failed are of other volumes"
 
 
 @pytest.mark.parametrize(("weight", "told_by"), [(0.0, slice(0, 6)), (1000.0, slice(6, 9))])

@@ -103,6 +103,28 @@ def test_a_dataset_json_above_a_file_says_its_modality(tmp_path: Path, key: str)
     assert [volume.modality for volume in find_scans(tmp_path)] == ["CT", "MR", "", ""]
 
 
+def test_each_channel_of_nnunets_files_has_its_own_modality_and_stays_with_its_case(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"imagesTr/{case}_000{n}.nii.gz" for case in ("a", "b") for n in range(3)))
+    (tmp_path / "dataset.json").write_text(json.dumps({"channel_names": {"0": "CT", "1": "PET", "2": "T1"}}))
+    found = find_scans(tmp_path)
+    assert [(v.modality, v.group) for v in found if not v.left_out[0]] == [
+        ("CT", "imagesTr/a"), ("", "imagesTr/a"), ("CT", "imagesTr/b"), ("", "imagesTr/b"),
+    ]  # fmt: skip
+    assert {v.left_out[0] for v in found if "_0001" in v.name} == {"is PET by its dataset.json, neither CT nor MR"}
+
+
+def test_one_channel_means_that_a_number_at_the_end_is_part_of_the_name(tmp_path: Path) -> None:
+    touch(tmp_path, "imagesTr/scan_0001.nii.gz", "imagesTr/scan_0002.nii.gz")
+    (tmp_path / "dataset.json").write_text(json.dumps({"channel_names": {"0": "CT"}}))
+    assert [(v.modality, v.group) for v in find_scans(tmp_path)] == [("CT", "")] * 2
+
+
+def test_a_list_may_say_whose_scan_a_volume_is(tmp_path: Path) -> None:
+    training = ["a.nii", {"image": "b.nii", "group": "p"}, {"image": "c.nii", "group": "p"}]
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": training}))
+    assert [volume.group for volume in find_scans(tmp_path / "dataset.json")] == ["", "p", "p"]
+
+
 def test_a_list_with_one_modality_for_all_says_it_of_each_entry_that_says_nothing(tmp_path: Path) -> None:
     training = ["a.nii", {"image": "b.nii"}, {"image": "c.nii", "modality": "CT"}]
     (tmp_path / "dataset.json").write_text(json.dumps({"modality": {"0": "MRI"}, "training": training}))

@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from monai.transforms import Compose
 
 from bundle.data import FoundVolume, PlainStore, PreparedVolume
 from bundle.data.find import find_volumes
-from bundle.data.split import check_fold, deal_folds, split_volumes
+from bundle.data.split import check_fold, deal_folds, join_copies, split_volumes
 from bundle.errors import UserError
 from tests.data.test_volume_set import Quick, names, volume_set
 from tests.data.volumes import ct_phantom, write_nifti
@@ -128,3 +129,39 @@ def test_volumes_that_come_leave_the_others_on_their_sides():
         assert all(sides.get(v.name, part) == part for v in held)
         assert any(v.name not in sides for v in held), "of the new ones some are on this side"
     assert not {v.group for v in after[0]} & {v.group for v in after[1]}
+
+
+def sizes_of(volumes: list[PreparedVolume], val_fraction: float, seed: int) -> tuple[Counter[str], Counter[str]]:
+    sides = split_volumes(volumes, val_fraction=val_fraction, seed=seed)
+    return tuple(Counter(v.modality for v in side) for side in sides)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_one_patient_id_of_a_whole_collection_is_not_held_out(seed: int, caplog: pytest.LogCaptureFixture):
+    training, validation = sizes_of(prepared({"CT": [100, 1, 1, 1, 1]}), 0.2, seed)
+    assert training["CT"] == 100 and validation["CT"] == 4
+    training, validation = sizes_of(prepared({"CT": [9, 9]}), 0.2, seed)
+    assert training["CT"] == validation["CT"] == 9 and "9 of 18 CT volumes are for validation" in caplog.text
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_no_modality_is_left_without_a_volume_to_train_on(seed: int):
+    volumes = prepared({"MR": [1] * 10})
+    volumes += [replace(v, name=f"{v.name} CT", modality="CT") for v in volumes[:2]]
+    training, validation = sizes_of(volumes, 0.2, seed)
+    assert training == {"CT": 1, "MR": 8} and validation == {"CT": 1, "MR": 2}
+
+
+def test_copies_are_on_one_side_and_said(caplog: pytest.LogCaptureFixture):
+    volumes = [replace(v, content=str(n % 7)) for n, v in enumerate(prepared({"MR": [2] * 10}))]
+    joined = join_copies(volumes)
+    assert [v.name for v in joined] == [v.name for v in volumes]
+    group = {v.content: v.group for v in joined}
+    assert all(v.group == group[v.content] for v in joined), "the copies"
+    assert all(a.group == b.group for a, b in zip(joined[::2], joined[1::2])), "and the scans of a patient, as before"
+    assert "13 volumes have the same bytes as another, such as MR_0_0 and MR_3_1" in caplog.text
+    listed = [replace(v, content="1", part=part) for v, part in zip(volumes, ("training", "validation"))]
+    assert [v.part for v in join_copies(listed)] == ["training", "validation"]
+    assert "MR_0_0 is listed for training and for validation" in caplog.text
+    caplog.clear()
+    assert join_copies(prepared({"CT": [1] * 3})) == prepared({"CT": [1] * 3}) and not caplog.text

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -94,3 +95,17 @@ def test_a_name_that_cannot_be_shown_finds_its_map(tmp_path: Path, name: str):
         write_nifti(tmp_path / folder / name, (image > 0).astype(np.float32) if folder == "maps" else image)
     found = prepared(tmp_path / "volumes", tmp_path / "maps", tmp_path / "cache")
     assert not found.skipped and "weight_map" in found.training[0].load()
+
+
+def test_a_constant_map_is_a_map_and_one_that_lies_elsewhere_is_none(folders, tmp_path: Path):
+    volumes, maps = folders
+    write_nifti(maps / "a.nii.gz", np.ones((24, 20, 16), np.float32))
+    elsewhere = np.eye(4)
+    elsewhere[:3, 3] = 5000
+    nibabel.save(nibabel.Nifti1Image(np.ones((24, 20, 16), np.float32), elsewhere), maps / "sub/b.nii.gz")
+    found = prepared(volumes, maps, tmp_path / "cache")
+    assert [volume.name for volume in found.training] == ["a.nii.gz"]
+    assert found.skipped[0].problem == "has a map without a weight where the volume is"
+    (maps / "a.nii.gz").write_bytes(b"no map")
+    with pytest.raises(UserError, match=r"a\.nii\.gz has a map that cannot be read"):
+        prepared(volumes, maps, tmp_path / "cache")

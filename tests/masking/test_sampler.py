@@ -71,3 +71,15 @@ def test_wrong_weights_are_refused():
         SAMPLER(valid, torch.tensor([0]), weight=-torch.ones(1, 1, 16, 16, 8))
     with pytest.raises(UserError, match="weight_floor"):
         MaskSampler(rule=AdaptiveBlocks(), cell=(4, 4, 4), weight_floor=-1)
+
+
+@pytest.mark.parametrize(("first", "end", "cells"), [(3, 9, 27), (4, 8, 64)], ids=["beyond a cell", "within a cell"])
+def test_a_small_volume_of_which_a_crop_holds_one_cell_ends_no_run(first: int, end: int, cells: int):
+    valid = torch.zeros(2, 1, 16, 16, 16, dtype=torch.bool)
+    valid[0, :, first:end, first:end, first:end] = True
+    valid[1] = True
+    sampler = MaskSampler(rule=UniformCells(ratio=0.5), cell=(4, 4, 4), seed=7)
+    mask = sampler(valid, torch.tensor([0, 1]))
+    assert (mask.visible | mask.hidden).flatten(1).sum(1).tolist() == [cells, 64]
+    assert mask.visible[0].any() and mask.hidden[0].any()
+    assert torch.equal(mask.hidden[1], sampler(valid[1:], torch.tensor([1])).hidden[0]), "the others are as before"

@@ -40,6 +40,19 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
         ("fold", -1),
         ("resume", 1),
         ("resume", ""),
+        ("crop_size", 96),
+        ("crop_size", [96, 96]),
+        ("crop_size", [96, 96, 0]),
+        ("spacing", "isotropic"),
+        ("spacing", [1, 1, "abc"]),
+        ("spacing", [1, 1, 0]),
+        ("mr_floor", "abc"),
+        ("mr_percentiles", [0.5, 200]),
+        ("mr_percentiles", [99, 1]),
+        ("ct_window", [240, -160]),
+        ("ct_window", 400),
+        ("balance_weights", "CT:1"),
+        ("include", 5),
     ],
 )
 def test_a_setting_that_cannot_work_is_one_line_with_what_would(name: str, value: object):
@@ -52,7 +65,8 @@ def test_a_setting_that_cannot_work_is_one_line_with_what_would(name: str, value
     "config",
     [{}, {"seed": None}, {"lr": None}, {"lr": 0}, {"epochs": "@more"}, {"lr": "$1 / 3"}, {"resume": "runs/a"},
      {"lr": {"_target_": "builtins.float"}}, {"weight_decay": 0}, {"max_gradient_norm": 1.0e-3},
-     {"warmup_epochs": None}],
+     {"warmup_epochs": None}, {"spacing": [1, 1, None]}, {"spacing": "own"}, {"crop_size": ["$2 * @side", 8, 8]},
+     {"mr_percentiles": [0, 100]}, {"balance_weights": {"CT": 1}}, {"include": "*_seg*"}, {"ct_window": (-160, 240)}],
     ids=str,
 )  # fmt: skip
 def test_what_can_work_passes(config: dict):

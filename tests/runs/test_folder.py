@@ -50,6 +50,13 @@ def test_a_folder_that_holds_a_run_is_not_written_over(tmp_path):
         open_run_folder(bundle_root=tmp_path, output_dir=tmp_path / "x")
 
 
+@pytest.mark.parametrize("name", ["model.pt", "model.json", "model_decoder.pt"])
+def test_a_folder_that_holds_a_model_is_not_written_over(tmp_path, name):
+    (tmp_path / name).touch()
+    with pytest.raises(UserError, match=r"holds a model, which a run would write over: give another --output_dir"):
+        open_run_folder(bundle_root=tmp_path, output_dir=tmp_path)
+
+
 def test_resuming_an_empty_output_dir_starts_from_the_beginning(tmp_path, caplog):
     assert not open_run_folder(bundle_root=tmp_path, output_dir=tmp_path / "x", resume=True).resumed
     assert "starting from the beginning" in caplog.text

@@ -16,7 +16,7 @@ SETTINGS = {
     "spacing": [3, 3, 3], "modality": "CT", "ct_window": [-1000, 1000], "mr_percentiles": [0.5, 99.5],
     "mask_ratio": 0.6, "mask_weight": None, "sparse": True, "batch_size": 2, "steps_per_epoch": 10,
     "val_fraction": 0.2, "folds": 5, "fold": 0, "seed": 0, "hash_names": False, "pretrained": "models/model.pt",
-    "init_from": None, "global_batch": None, "balance": None, "balance_weights": None,
+    "init_from": None, "global_batch": None, "balance": None, "balance_weights": None, "mr_floor": None,
 }  # fmt: skip
 OTHER = {
     "classes": {"liver": 2}, "findings": ["aneurysm"], "in_channels": 2, "input": "crop", "crop_size": [32, 32, 48],
@@ -24,6 +24,7 @@ OTHER = {
     "mask_ratio": [0.5, 0.7], "mask_weight": "foreground", "sparse": False, "batch_size": 4, "steps_per_epoch": 20,
     "val_fraction": 0.5, "folds": None, "fold": 3, "seed": 1, "hash_names": True, "pretrained": None,
     "init_from": "runs/one", "global_batch": 8, "balance": "modality", "balance_weights": {"CT": 1, "MR": 2},
+    "mr_floor": 3.0,
 }  # fmt: skip
 
 
@@ -105,3 +106,12 @@ def test_a_checkpoint_that_names_none_of_its_folder_leaves_the_newest(tmp_path: 
     assert config_of_checkpoint(tmp_path, tmp_path / "last.pt") == tmp_path / "config_2.yaml"
     (tmp_path / "last.pt").write_bytes(b"damaged")
     assert config_of_checkpoint(tmp_path, tmp_path / "last.pt") == tmp_path / "config_2.yaml"
+
+
+def test_a_section_that_differs_is_said_and_the_run_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    sections = {"loss": {"weight": 1}, "train": {"preprocessing": ["flip"]}, "masking": {"seed": 0}}
+    recorded = record(tmp_path, **sections)
+    check_same_settings(recorded, {**SETTINGS, **sections})
+    assert not caplog.text
+    check_same_settings(recorded, {**SETTINGS, **sections, "loss": {"weight": 2}, "train": {"preprocessing": []}})
+    assert "was trained with another loss, another train#preprocessing: from here on" in caplog.text

@@ -99,6 +99,9 @@ def test_a_store_is_chosen_by_name_or_given(tmp_path: Path) -> None:
     assert open_store("blosc2", tmp_path) == Blosc2Store(tmp_path)
     npz = NpzStore(tmp_path)
     assert open_store(npz, tmp_path) is npz
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"--cache_dir .*/file is a file: give a folder"):
+        open_store("plain", tmp_path / "file")
     with pytest.raises(UserError, match="--store 'zarr' is not known: choose one of blosc2, plain"):
         open_store("zarr", tmp_path)
 

@@ -6,29 +6,41 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
-    import pydicom
+    from pydicom import Dataset
 
-__all__ = ["looks_like_dicom", "read_header"]
+__all__ = ["looks_like_dicom", "quiet_pydicom", "read_header"]
 
 
-def read_header(file: str | os.PathLike[str], tags: Sequence[str] | None = None) -> pydicom.Dataset | None:
+def quiet_pydicom() -> ModuleType:
+    """pydicom, imported where DICOM is read, which takes invalid values from here on as they are.
+
+    It would warn of each with the value itself, which may name a person.
+    """
+    import pydicom  # noqa: PLC0415 - needed for DICOM only
+
+    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+    return pydicom
+
+
+def read_header(file: str | os.PathLike[str], tags: Sequence[str] | None = None) -> Dataset | None:
     """The header of a DICOM file, with or without a preamble; None for any other file.
 
     Args:
         file: to read; the pixels are not read.
         tags: the only ones to read; None reads all.
     """
-    import pydicom  # noqa: PLC0415 - needed for DICOM only
-
+    pydicom = quiet_pydicom()
     try:
         with Path(file).open("rb") as stream:
             if not looks_like_dicom(stream.read(132)):
                 return None
             stream.seek(0)
-            return pydicom.dcmread(stream, stop_before_pixels=True, force=True, specific_tags=tags)
+            header = pydicom.dcmread(stream, stop_before_pixels=True, force=True, specific_tags=tags)
+            return cast("Dataset", header)
     except Exception:  # noqa: BLE001  a damaged header raises anything, and is none
         return None
 

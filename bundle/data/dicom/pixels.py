@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bundle.data.dicom.headers import quiet_pydicom
 from bundle.data.dicom.padding import keep_padding
 
 if TYPE_CHECKING:
@@ -65,10 +66,9 @@ class StoredValues:
 
 def stored_frames(file: str) -> np.ndarray:
     """The images of a file, ``[frames, rows, columns]``; raises as `StoredValues`."""
-    import pydicom  # noqa: PLC0415 - needed for DICOM only
-    from pydicom import uid  # noqa: PLC0415
+    from pydicom import uid  # noqa: PLC0415 - needed for DICOM only
 
-    header = pydicom.dcmread(file, force=True, specific_tags=_TAGS)
+    header = quiet_pydicom().dcmread(file, force=True, specific_tags=_TAGS)
     meta = header.file_meta
     if "TransferSyntaxUID" not in meta:  # a file without preamble
         is_implicit, is_little = header.original_encoding

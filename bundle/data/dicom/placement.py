@@ -60,7 +60,7 @@ def choose_slices(frames: Sequence[Frame], name: str) -> tuple[list[Frame], list
         VolumeError: if no set of slices is clearly the volume.
     """
     usable = [frame for frame in frames if not frame.odd and frame.place is not None and frame.pixel is not None]
-    if not usable:  # a series of localizers is refused for what it is
+    if screens_alone := not usable:
         _refuse_unusable(frames, name)
         usable = [frame for frame in frames if frame.place is not None and frame.pixel is not None]
     groups: list[list[Frame]] = []
@@ -81,7 +81,10 @@ def choose_slices(frames: Sequence[Frame], name: str) -> tuple[list[Frame], list
     kept = {id(frame) for frame in usable}
     kinds = Counter(frame.odd or "without a position" for frame in frames if id(frame) not in kept)
     kinds.update(f"of another {_difference(main[0], [frame])}" for frame in others)
-    return turned, [f"{count} image(s) left out: {kind}" for kind, count in kinds.items()]
+    notes = [f"{count} image(s) left out: {kind}" for kind, count in kinds.items()]
+    if screens_alone:
+        notes.append("its images are screen saves by their headers: look whether they are a scan")
+    return turned, notes
 
 
 def in_order(frames: Sequence[Frame]) -> tuple[list[Frame], np.ndarray]:
@@ -233,6 +236,8 @@ def _refuse_unusable(frames: Sequence[Frame], name: str) -> None:
         raise VolumeError(name, "holds colours, not one value per voxel", "leave it out")
     if any(frame.odd == "a mosaic of slices" for frame in frames):
         raise VolumeError(name, "holds mosaics, many slices in one image", "convert it to NIfTI, as with dcm2niix")
+    if any(frame.odd == "a localizer" for frame in frames):
+        raise VolumeError(name, "holds localizers, no slices of a volume", "leave it out")
     if any(frame.place is None for frame in frames):
         raise VolumeError(name, "has slices without a position", "leave it out")
     if any(frame.pixel is None for frame in frames):

@@ -113,8 +113,9 @@ def test_the_command_takes_the_newest_run_and_keeps_earlier_reports(root: Path, 
     # whether crops come one by one or in twos makes no difference
     expected = validation_metrics(trained, 2)["validation/reconstruction"]
     assert report["settings"]["batch_size"] == 1
-    assert report["metrics"]["validation/reconstruction"] == pytest.approx(expected, rel=1e-4)  # float32
-    assert f"validation/reconstruction             {expected:.6g}" in done.stdout
+    found = report["metrics"]["validation/reconstruction"]
+    assert found == pytest.approx(expected, rel=1e-4)  # float32, and other kernels for another batch
+    assert f"validation/reconstruction             {found:.6g}" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -244,12 +244,20 @@ def test_a_model_predicts_first_and_goes_on_where_it_was_stopped(tmp_path: Path)
     assert seen_note == "1 of 2 scans were trained on, so these values are not those of new scans: case 1_0000"
     again = [file.stat().st_mtime_ns for file in sorted(output.glob("predictions/label_maps/*"))]
     assert again[1] == stamps[1] and again[0] != stamps[0]
+    other = write_fine_tuned(tmp_path / "other", classes={"bone": 301, "soft tissue": 7})
+    run(None, dataset, output, model=str(other), device="cpu", num_workers=0, overwrite=True)
+    replaced = [as_written(file) for file in sorted(output.glob("predictions/label_maps/*"))]
+    assert len(replaced) == 2 and all((labels == 301).any() and not (labels == 300).any() for labels in replaced)
     with pytest.raises((RuntimeError, UserError)) as caught:
         run(None, dataset, tmp_path / "x", model=str(model), prediction_options={"mirror": False})
     assert "--prediction_options has 'mirror', which" in str(user_error_in(caught.value))
     with pytest.raises((RuntimeError, UserError)) as caught:
         run(dataset, dataset, tmp_path / "x", model=str(model))
     assert "--predictions or --model: give one" in str(user_error_in(caught.value))
+    (dataset / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "soft tissue": 1, "Bone": 2}}))
+    with pytest.raises((RuntimeError, UserError)) as caught:
+        run(output / "predictions", dataset, tmp_path / "x")
+    assert "have the class bone, and the dataset.json" in str(user_error_in(caught.value))
 
 
 def test_the_report_has_a_viewer_of_the_worst_cases_on_the_references_grid(evaluated: Path, dataset: Path):

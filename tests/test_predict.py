@@ -209,6 +209,14 @@ def test_resampled_label_maps_are_those_of_the_whole_volumes_probabilities(scans
     assert len(np.unique(truth)) > 1 and (labels == truth).all()
 
 
+def test_a_scan_of_a_modality_that_the_model_has_not_seen_has_a_note(tmp_path: Path, capsys):
+    model = write_fine_tuned(tmp_path / "run", volumes={"training": {"CT": 0, "MR": 3}})
+    save(tmp_path / "scans/a.nii.gz", body((34, 29, 25)), GRIDS["RAS"])
+    rows = run(model, tmp_path / "scans", tmp_path / "out")
+    assert rows["a"]["notes"] == "is CT, and the model was trained on MR alone"
+    assert "1 scans are of a modality that the model was not trained on" in "".join(capsys.readouterr())
+
+
 def test_an_ensemble_is_the_mean_of_its_members(scans: Path, tmp_path: Path):
     folds = [write_fine_tuned(tmp_path / f"folds/fold_{n}", random=True, seed=n, mirror_axes=[1]) for n in (0, 1)]
     scan, several = scans / "odd [é] names/RAS.nii.gz", {}

@@ -53,7 +53,7 @@ class Modalityd(MapTransform):
         if self.modality != "auto":
             item["modality"] = self.modality
         elif not item.get("modality"):
-            image = item[self.first_key(item)]
+            image = item[self.first_key(item)][:1]  # of several channels the first tells
             share = int(torch.count_nonzero(image < _CT_BELOW)) / image.numel()
             item["modality"] = "CT" if share >= _CT_SHARE else "MR"
         return item

@@ -30,7 +30,7 @@ __all__ = ["Preparation", "prepare_all"]
 logger = logging.getLogger(__name__)
 
 #: to be raised when the transforms' code changes what they compute: their settings are in the key, their code is not
-_CACHE_VERSION = 2
+_CACHE_VERSION = 3
 #: bytes of the files to prepare from which on processes are worth the seconds that they take to start
 _WORTH_PROCESSES = 2**25
 _Result = PreparedVolume | SkippedVolume

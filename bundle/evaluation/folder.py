@@ -25,7 +25,7 @@ class EvaluationFolder:
     def __init__(self, path: str | os.PathLike[str] | None, *, overwrite: bool = False) -> None:
         if path is None:
             raise UserError("--output_dir is missing: give a folder for the tables and pictures")
-        self.path = Path(path)
+        self.path, self.overwrite = Path(path), overwrite
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--output_dir {path} is a file: give a folder")
         old = [file.name for file in (self.results, self.cases) if file.exists()]

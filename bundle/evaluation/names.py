@@ -30,7 +30,7 @@ def match_names(volumes: Sequence[FoundVolume], predictions: Sequence[str]) -> l
 
     A prediction may have the scan's name below the data set's folder, its digest, the name of its label map, its last
     part, or the name of the scan's folder; nnU-Net's channel number may be missing. More of a name goes before less of
-    it. A name that several scans share, or several predictions, decides nothing.
+    it. A name that several scans share, or several predictions, decides nothing, also where some of them are taken.
 
     Args:
         volumes: the scans.
@@ -44,10 +44,11 @@ def match_names(volumes: Sequence[FoundVolume], predictions: Sequence[str]) -> l
     keys = [_keys(volume) for volume in volumes]
     for shorten in (_normal, _last_part):
         for level in range(len(keys[0]) if keys else 0):
-            names = _unique({prediction: shorten(prediction) for prediction in left})
-            wanted = _unique({index: levels[level] for index, levels in enumerate(keys) if found[index] is None})
+            # of all, also of those that have found each other: what two of them are called tells nobody apart
+            names = _unique({prediction: shorten(prediction) for prediction in predictions})
+            wanted = _unique({index: levels[level] for index, levels in enumerate(keys)})
             for name, index in wanted.items():
-                if name and name in names:
+                if name and found[index] is None and names.get(name) in left:
                     found[index] = names[name]
                     left.remove(names[name])
     return found

@@ -16,7 +16,7 @@ __all__ = ["seen_notes"]
 def seen_notes(
     volumes: Sequence[FoundVolume], fingerprints: Mapping[str, Sequence[str]] | None, *, hashed: bool = False
 ) -> list[str]:
-    """A line each on scans that were trained on, on those trained on without labels, and on those that chose the epoch.
+    """A line each on scans trained on, now, without labels or by an earlier model, and on those that chose the epoch.
 
     Args:
         volumes: the scans.
@@ -32,6 +32,7 @@ def seen_notes(
     for part, meaning in (
         ("training", "were trained on, so these values are not those of new scans"),
         ("unlabelled", "were trained on without their labels, so these values are not quite those of new scans"),
+        ("earlier", "were trained on by a model that this one began with, so these values are not those of new scans"),
         ("validation", "chose the model's epoch, so these values are a little too good"),
     ):
         if seen := [name for name, digest in own if digest and digest in fingerprints.get(part, ())]:

@@ -104,6 +104,10 @@ def plain_network(
     Raises:
         UserError: if the settings describe no encoder, or a tensor is missing, left over or of another shape.
     """
+    if settings.get("task"):
+        raise UserError(
+            f"{name} are of a model fine-tuned for {settings['task']}, no encoder: scripts/export_bundle.py exports it"
+        )
     about = settings.get("encoder")
     if not isinstance(about, Mapping) or "name" not in about:
         raise UserError(f"the settings of {name} name no encoder: give the model.json that pre-training wrote with it")

@@ -92,6 +92,14 @@ class FineTuned:
             raise AttributeError(f"{self.members[0].settings} has no {name}")
         return self.content[name]
 
+    @property
+    def trained_modalities(self) -> list[str]:
+        """Of "CT" and "MR" those that a member was trained on; empty where a `model.json` does not say it."""
+        counts = [(volumes or {}).get("training") for volumes in self.each("volumes")]
+        if not all(isinstance(count, Mapping) for count in counts):
+            return []
+        return [name for name in ("CT", "MR") if any(count and count.get(name) for count in counts)]
+
     def each(self, key: str, default: Any = None) -> list[Any]:
         """What the `model.json` of each member says under a key."""
         return [content.get(key, default) for content in self._contents]

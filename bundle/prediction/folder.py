@@ -30,19 +30,28 @@ class PredictionFolder:
     Args:
         path: the folder. This process takes it until it ends.
         settings: the models' sha256 and all settings that change a prediction.
-        overwrite: whether predictions with other models, settings or scans may be replaced; then all are made again.
+        overwrite: whether predictions with other models, settings or scans may be replaced; then all are made again,
+            and the files of the old ones removed. "others": that is done only where they are of others.
 
     Raises:
         UserError: if it holds something else, predictions of other models or settings, or another process writes there.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, settings: Mapping[str, Any], overwrite: bool = False) -> None:
-        self.path, self.overwrite = Path(path), overwrite
+    def __init__(
+        self, path: str | os.PathLike[str], *, settings: Mapping[str, Any], overwrite: bool | str = False
+    ) -> None:
+        self.path, self.overwrite = Path(path), overwrite is True
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--output_dir {path} is a file: give a folder")
         self.settings: dict[str, Any] = json.loads(json.dumps(dict(settings), default=str))
+        self._replaces_others = overwrite == "others"
         if not overwrite:
             self._check()
+        elif self._replaces_others:
+            try:
+                self._check()
+            except UserError:
+                self.overwrite = True
         lock_folder(self.path)
 
     def _check(self) -> None:
@@ -106,6 +115,8 @@ class PredictionFolder:
         if record is None or not all((self.path / file).is_file() for file in record["files"]):
             return False
         if record["stamp"] != _stamp(scan):
+            if self._replaces_others:
+                return False
             raise UserError(
                 f'--output_dir {self.path} holds a prediction of "{scan.name}" from files that were others or have '
                 "changed: give another --output_dir, or --overwrite True to predict all again"
@@ -113,8 +124,13 @@ class PredictionFolder:
         return True
 
     def begin(self) -> None:
-        """Writes `about.json`; with `overwrite`, first forgets what was done."""
+        """Writes `about.json`; with `overwrite`, first removes what was done."""
         if self.overwrite:
+            for record in self.records().values():
+                for name in record["files"]:
+                    file = (self.path / name).resolve()
+                    if file.is_relative_to(self.path.resolve()):
+                        file.unlink(missing_ok=True)
             shutil.rmtree(self.path / _RECORDS, ignore_errors=True)
             self.overwrite = False
         with replace_file(self.about) as temporary:

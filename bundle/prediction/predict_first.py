@@ -63,7 +63,8 @@ def predicted_folder(
 ) -> str | os.PathLike[str] | None:
     """The folder of predictions to evaluate: as given, or that of a model, which predicts into the folder of results.
 
-    Scans that are predicted already are not predicted again.
+    Scans that are predicted already are not predicted again, unless by another model or with other settings, which
+    `output` may overwrite.
 
     Args:
         predictions: a folder, or None.
@@ -95,7 +96,8 @@ def predicted_folder(
         "hash_names": hash_names,
         "files": "$@output.files",
     }
-    given = {"model": model, "output_dir": str(output.predictions), "hash_names": hash_names, "scans": scans}
+    given = {"model": model, "output_dir": str(output.predictions), "hash_names": hash_names, "scans": scans,
+             "overwrite": "others" if output.overwrite else False}  # fmt: skip
     if unknown := [name for name in options or {} if name not in parser or name in scans or name in given]:
         raise UserError(f"--prediction_options has {unknown[0]!r}, which configs/{config} does not take: see that file")
     parser.update({**given, **(settings or {}), **(options or {})})
@@ -130,13 +132,19 @@ def seen_in_training(model: Any, *, task: str) -> dict[str, list[str]] | None:
     """
     if model is None:
         return None
-    told = []
+    told: list[Any] = []
+    steps: list[Mapping[str, Any]] = []
     for files in FineTuned(model, task=task).members:
         about = files.read_settings()
         told.append(about.content.get("fingerprints") if about is not None else None)
+        steps += about.content.get("origin", []) if about is not None else []
     known = [parts for parts in told if isinstance(parts, Mapping)]
     if len(known) < len(told):
         return {}
-    return {
-        part: sorted({one for parts in known for one in parts.get(part, ())}) for part in ("training", "validation")
-    }
+    # a fine-tuned model that a member began with has seen its scans with their labels
+    earlier = [step["fingerprints"] for step in steps if isinstance(step.get("fingerprints"), Mapping)]
+    known += [
+        {"earlier": [one for part in ("training", "validation") for one in parts.get(part, ())]} for parts in earlier
+    ]
+    names = list(dict.fromkeys(name for parts in known for name in parts))
+    return {name: sorted({one for parts in known for one in parts.get(name, ())}) for name in names}

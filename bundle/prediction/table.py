@@ -49,6 +49,7 @@ class PredictionTables:
         columns: further columns of `predictions.csv`.
         tables: columns of each further table by its name, such as {"measurements": ["class", "ml"]}.
         where: what the last line of the log points at besides the table.
+        modalities: that the model was trained on; a scan of another one gets a note. Empty: not known.
         report: writes a page of the records and of what was skipped, and returns its path.
     """
 
@@ -60,10 +61,12 @@ class PredictionTables:
         columns: Sequence[str] = (),
         tables: Mapping[str, Sequence[str]] | None = None,
         where: str = "",
+        modalities: Sequence[str] = (),
         report: Report | None = None,
     ) -> None:
         self.output, self.scans, self.where = output, {scan.name: scan for scan in scans}, where
-        self.report = report
+        self.report, self.modalities = report, tuple(modalities)
+        self._strange = 0
         self.columns = (*_FIRST, *columns, *_LAST)
         self.tables = {name: ("scan", *rest) for name, rest in (tables or {}).items()}
         self._records: dict[str, dict[str, Any]] = {}
@@ -107,7 +110,7 @@ class PredictionTables:
                     "shape": " ".join(map(str, grid.shape)),
                     "spacing": " ".join(f"{size:.6g}" for size in grid.spacing),
                     "seconds": f"{float(item['seconds']) + time.perf_counter() - self._start:.2f}",
-                    "notes": _notes(item, result),
+                    "notes": _notes(item, result, self._strange_note(item["modality"])),
                 },
                 "tables": {name: result.get("tables", {}).get(name, []) for name in self.tables},
             }
@@ -130,11 +133,21 @@ class PredictionTables:
         if self._skipped:
             lines = "\n".join(f"- {name}: {problem}; {remedy}" for name, (problem, remedy) in self._skipped.items())
             logger.warning("%d of %d scans were skipped:\n%s", len(self._skipped), len(self.scans), lines)
+        if self._strange:
+            logger.warning(
+                "%d scans are of a modality that the model was not trained on: see their notes", self._strange
+            )
         page = self.report(self._records, self._skipped) if self.report is not None else None
         earlier = f" ({self._before} of them before)" if self._before else ""
         folder = [self.output.path / self.where] if self.where else []
         places = ", ".join(map(str, [*([page] if page else []), self.output.table, *folder]))
         logger.info("%d scans predicted%s, %d skipped: see %s", done, earlier, len(self._skipped), places)
+
+    def _strange_note(self, modality: str) -> str:
+        if not self.modalities or modality in self.modalities:
+            return ""
+        self._strange += 1
+        return f"is {modality}, and the model was trained on {' and '.join(self.modalities)} alone"
 
     def _file(self, table: str) -> Path:
         return self.output.path / f"{table}.csv"
@@ -153,9 +166,9 @@ class PredictionTables:
             csv.writer(opened, lineterminator="\n").writerows(_cells(columns, row) for row in rows)
 
 
-def _notes(item: Mapping[str, Any], result: Mapping[str, Any]) -> str:
-    """What the reader noted of the scan, and what a transform has."""
-    return "; ".join(note for note in (item.get("notes"), result.get("row", {}).get("notes")) if note)
+def _notes(item: Mapping[str, Any], result: Mapping[str, Any], strange: str) -> str:
+    """What the reader noted of the scan, what a transform has, and what is strange to the model."""
+    return "; ".join(note for note in (item.get("notes"), result.get("row", {}).get("notes"), strange) if note)
 
 
 def _write(file: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:

@@ -98,7 +98,7 @@ def origin(init_from: str | os.PathLike[str] | None = None, *, licence: str | No
     step = {"file": files.weights.name, "sha256": checksum(files.weights), "licence": theirs}
     known = {
         key: about.content[key]
-        for key in ("card", "source", "trained_on", "version", "volumes", "epochs")
+        for key in ("card", "source", "trained_on", "version", "volumes", "epochs", "fingerprints")
         if about.content.get(key) is not None
     }
     derived = theirs if theirs == licence or theirs.startswith(_DERIVED) else f"{_DERIVED}{theirs}"

@@ -60,6 +60,8 @@ class Plan:
         """Trains a fold, or goes on with it."""
         given = {"dataset_dir": self.dataset_dir, "folds": self.folds, "fold": fold, "resume": True}
         given["output_dir"] = self.folder(fold).path
+        if "bundle_root" not in given_options(self.overrides):
+            given["bundle_root"] = ROOT  # from any folder
         options = [text for name, value in given.items() for text in (f"--{name}", str(value))]
         start = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", self.config_file]
         return [*start, *options, *self.overrides]

@@ -43,6 +43,14 @@ def test_z_scored_mr_is_not_taken_for_ct() -> None:
     assert scored.min() < -5 and Modalityd()(item(scored))["modality"] == "MR"
 
 
+def test_of_several_channels_the_first_tells_the_modality() -> None:
+    mr = mr_phantom().astype(np.float32)
+    difference = item(mr)
+    difference["image"] = torch.cat([difference["image"], difference["image"] - 900])
+    assert Modalityd()(difference)["modality"] == "MR"
+    assert Modalityd()({**difference, "image": difference["image"].flip(0)})["modality"] == "CT"
+
+
 def test_unknown_modality_names_the_option() -> None:
     with pytest.raises(UserError, match="--modality 'PET'"):
         Modalityd(modality="PET")

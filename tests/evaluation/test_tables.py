@@ -105,6 +105,14 @@ def test_more_of_a_name_goes_before_less_and_what_several_share_decides_nothing(
     assert match_names([], ["a"]) == []
 
 
+def test_what_two_scans_are_called_tells_nobody_apart_when_one_has_its_prediction() -> None:
+    """s2 was skipped, and s3 is of another data set: its prediction must not stand in."""
+    assert match_names([scan("s1/ct.nii.gz"), scan("s2/ct.nii.gz")], ["s1/ct", "s3/ct"]) == ["s1/ct", None]
+    scans = [scan(f"{name}.nii.gz") for name in ("p1/t1", "p1/t2", "p2/t1")]
+    assert match_names(scans, ["p1/t1", "p1/t2", "p3/t1"]) == ["p1/t1", "p1/t2", None]
+    assert match_names([scan("p1/t1.nii.gz")], ["p1/t1", "p3/t1"]) == ["p1/t1"]
+
+
 def test_a_case_is_called_by_its_scan_or_a_digest() -> None:
     assert case_name(scan("./imagesTr/a.nii.gz")) == "imagesTr/a"
     assert case_name(scan("a.nii.gz"), hashed=True) == name_digest("a.nii.gz")

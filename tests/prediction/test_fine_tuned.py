@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from bundle.errors import UserError
-from bundle.prediction import FineTuned
+from bundle.prediction import FineTuned, seen_in_training
 from bundle.weights import ModelFiles, checksum
+from tests.prediction.models import write_fine_tuned
 
 ABOUT: dict[str, Any] = {
     "task": "segmentation",
@@ -141,3 +142,27 @@ def test_weights_that_the_json_does_not_describe_are_refused(tmp_path: Path):
     (run / "model.pt").write_bytes((tmp_path / "other/model.pt").read_bytes())
     with pytest.raises(UserError, match="is not the file that"):
         model.load(linear)
+
+
+@pytest.mark.parametrize(
+    ("volumes", "expected"),
+    [
+        ([{"training": {"CT": 0, "MR": 5}}], ["MR"]),
+        ([{"training": {"CT": 2, "MR": 0}}, {"training": {"CT": 0, "MR": 5}}], ["CT", "MR"]),
+        ([{"training": {"CT": 2, "MR": 0}}, None], []),
+    ],
+)
+def test_the_modalities_are_those_that_a_member_was_trained_on(tmp_path: Path, volumes: list, expected: list[str]):
+    for number, summary in enumerate(volumes):
+        write_fine_tuned(tmp_path / f"fold_{number}", volumes=summary)
+    assert FineTuned(tmp_path, task="segmentation").trained_modalities == expected
+
+
+def test_an_evaluation_is_told_of_all_scans_that_a_model_and_those_it_began_with_have_seen(tmp_path: Path):
+    began_with = [{"file": "pre.pt"}, {"file": "a.pt", "fingerprints": {"training": ["1"], "validation": ["2"]}}]
+    own = {"training": ["3"], "validation": ["4"], "unlabelled": ["5"]}
+    write_fine_tuned(tmp_path / "a", fingerprints=own, origin=began_with)
+    told = seen_in_training(str(tmp_path / "a"), task="segmentation")
+    assert told == {**{part: list(seen) for part, seen in own.items()}, "earlier": ["1", "2"]}
+    write_fine_tuned(tmp_path / "b", origin=began_with)
+    assert seen_in_training([str(tmp_path / "a"), str(tmp_path / "b")], task="segmentation") == {}

@@ -73,6 +73,34 @@ def test_other_models_or_settings_are_refused_unless_overwritten(tmp_path: Path,
     assert PredictionFolder(tmp_path / "out", settings=SETTINGS | changed).pending([volume]) == []
 
 
+def test_what_is_overwritten_leaves_no_old_file(tmp_path: Path):
+    first, second = (scan(tmp_path, name) for name in ("a", "b"))
+    output = PredictionFolder(tmp_path / "out", settings=SETTINGS)
+    output.begin()
+    for one in (first, second):
+        finish(output, one)
+    output.done(second, {"files": ["label_maps/b.nii.gz", "../a.nii"]})  # somebody's folder: nothing outside it goes
+    (output.path / "label_maps/mine.nii.gz").touch()
+    new = PredictionFolder(tmp_path / "out", settings=SETTINGS | {"overlap": 0.25}, overwrite=True)
+    assert output.label_map("a").exists(), "until it begins"
+    new.begin()
+    assert [file.name for file in (output.path / "label_maps").iterdir()] == ["mine.nii.gz"]
+    assert (tmp_path / "a.nii").exists()
+
+
+def test_only_what_others_made_may_be_replaced(tmp_path: Path):
+    volume = scan(tmp_path, "a")
+    for settings, pending in ((SETTINGS, [volume]), (SETTINGS, []), (SETTINGS | {"overlap": 0.25}, [volume])):
+        output = PredictionFolder(tmp_path / "out", settings=settings, overwrite="others")
+        assert output.pending([volume]) == pending
+        output.begin()
+        if pending:
+            finish(output, volume)
+    Path(volume.files[0]).write_bytes(b"another one")
+    output = PredictionFolder(tmp_path / "out", settings=SETTINGS | {"overlap": 0.25}, overwrite="others")
+    assert output.pending([volume]) == [volume]
+
+
 def test_a_scan_that_has_changed_is_refused_by_its_name(tmp_path: Path):
     volume = scan(tmp_path, "a")
     output = PredictionFolder(tmp_path / "out", settings=SETTINGS)

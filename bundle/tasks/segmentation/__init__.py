@@ -8,7 +8,13 @@ from bundle.tasks.segmentation.evaluate import SegmentationEvaluation
 from bundle.tasks.segmentation.find import find_segmentations
 from bundle.tasks.segmentation.fit_heads import FitHeads
 from bundle.tasks.segmentation.label_map import SaveLabelMapd, SaveProbabilitiesd, ToLabelMapd
-from bundle.tasks.segmentation.labels import LabelsInForegroundd, ReadLabelMapd, check_classes, check_labelled
+from bundle.tasks.segmentation.labels import (
+    LabelsInForegroundd,
+    ReadLabelMapd,
+    check_classes,
+    check_labelled,
+    check_validated,
+)
 from bundle.tasks.segmentation.loss import StackedSupervisionLoss
 from bundle.tasks.segmentation.measurements import MEASUREMENT_COLUMNS, MeasureClassesd, measure_classes
 from bundle.tasks.segmentation.metrics import SurfaceDistanceInMm
@@ -36,6 +42,7 @@ __all__ = [
     "check_classes",
     "check_dicom_seg",
     "check_labelled",
+    "check_validated",
     "clean_components",
     "find_segmentations",
     "measure_classes",

@@ -50,8 +50,15 @@ def pick_evaluated(
         return classes
     # of a folder such as labelsTr the json is in the one above
     listed = pick_classes({}, dataset_dir) or pick_classes({}, dataset_dir.parent)
+    if predicted and listed:
+        if lacking := [name for name in predicted if name not in listed]:
+            raise UserError(
+                f"the predictions have the class {lacking[0]}, and the dataset.json of {dataset_dir} names "
+                f"{', '.join(listed)}: give --classes with the values of the reference, such as {{{lacking[0]}: 1}}"
+            )
+        return {name: listed[name] for name in predicted}
     if predicted:
-        return {name: listed[name] for name in predicted} if set(predicted) <= set(listed) else predicted
+        return predicted
     maps = [volume.annotations["label"] for volume in volumes]
     structures = sorted({name for masks in maps if isinstance(masks, Mapping) for name in masks})
     found = listed or pick_classes({}, predictions) or {name: n for n, name in enumerate(structures, start=1)}

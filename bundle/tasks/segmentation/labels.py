@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -20,7 +21,9 @@ from bundle.data.read import same_grid
 from bundle.data.straighten import straighten
 from bundle.errors import UserError, VolumeError
 
-__all__ = ["LabelsInForegroundd", "ReadLabelMapd", "check_classes", "check_labelled"]
+__all__ = ["LabelsInForegroundd", "ReadLabelMapd", "check_classes", "check_labelled", "check_validated"]
+
+logger = logging.getLogger(__name__)
 
 
 def check_classes(classes: Mapping[str, int]) -> int:
@@ -137,17 +140,45 @@ def check_labelled(volumes: Sequence[PreparedVolume], classes: Mapping[str, int]
     Raises:
         UserError: naming the classes that no volume has.
     """
-    absent = dict(enumerate(classes, start=1))
-    for volume in volumes:
-        indices = volume.load(keys=["label_cls_indices"])["label_cls_indices"]
-        absent = {index: name for index, name in absent.items() if not len(indices[index])}
-        if not absent:
-            return volumes
-    missing = ", ".join(f"{name} ({classes[name]})" for name in absent.values())
+    if not (absent := _absent(volumes, classes)):
+        return volumes
+    missing = ", ".join(f"{name} ({classes[name]})" for name in absent)
     raise UserError(
         f"none of the {len(volumes)} training volumes has a voxel of {missing}: correct the values in --classes, leave "
         "the class out, or raise the number of training volumes"
     )
+
+
+def check_validated(volumes: Sequence[PreparedVolume], classes: Mapping[str, int]) -> Sequence[PreparedVolume]:
+    """The same volumes to validate on, if one of them has a class; a class that none has is said.
+
+    Args:
+        volumes: as for `check_labelled`.
+        classes: as for `check_labelled`.
+
+    Raises:
+        UserError: if none has a class: the Dice is not defined then, and no epoch better than another.
+    """
+    absent = _absent(volumes, classes)
+    if len(absent) == len(classes):
+        raise UserError(
+            f"none of the {len(volumes)} validation volumes has a voxel of any class, so no epoch can be chosen by its "
+            "Dice: name others in a data list, raise --val_fraction, or give another --seed"
+        )
+    if absent:
+        logger.warning("no validation volume has a voxel of %s: its Dice is not validated", ", ".join(absent))
+    return volumes
+
+
+def _absent(volumes: Sequence[PreparedVolume], classes: Mapping[str, int]) -> list[str]:
+    """The classes that no volume has; volumes are read until all are found."""
+    absent = dict(enumerate(classes, start=1))
+    for volume in volumes:
+        if not absent:
+            break
+        indices = volume.load(keys=["label_cls_indices"])["label_cls_indices"]
+        absent = {index: name for index, name in absent.items() if not len(indices[index])}
+    return [*absent.values()]
 
 
 class LabelsInForegroundd(MapTransform):

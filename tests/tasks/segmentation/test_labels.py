@@ -12,7 +12,7 @@ from monai.data import MetaTensor
 from bundle.data import PlainStore, PreparedVolume, ReadVolumed
 from bundle.errors import UserError, VolumeError
 from bundle.tasks.classification import FindingsTensord
-from bundle.tasks.segmentation import LabelsInForegroundd, ReadLabelMapd, check_classes, check_labelled
+from bundle.tasks.segmentation import LabelsInForegroundd, ReadLabelMapd, check_classes, check_labelled, check_validated
 from tests.data.volumes import mr_phantom, write_nifti
 
 SIZE = (12, 10, 8)
@@ -208,6 +208,19 @@ def test_every_class_must_be_somewhere_in_the_training_volumes(tmp_path: Path):
     assert check_labelled(volumes, classes) is volumes
     with pytest.raises(UserError, match=r"none of the 1 training volumes has a voxel of tumour \(4\)"):
         check_labelled(volumes[1:], classes)
+
+
+def test_a_validation_without_any_class_is_refused_and_one_without_some_is_said(tmp_path: Path, caplog):
+    empty, some = prepared(tmp_path / "a", 5, 0, 0), prepared(tmp_path / "b", 5, 2, 0)
+    classes = {"liver": 1, "tumour": 4}
+    with pytest.raises(UserError, match="none of the 1 validation volumes has a voxel of any class, so no epoch"):
+        check_validated([empty], classes)
+    volumes = [empty, some]
+    assert check_validated(volumes, classes) is volumes
+    assert "no validation volume has a voxel of tumour: its Dice is not validated" in caplog.text
+    caplog.clear()
+    check_validated([some], {"liver": 1})
+    assert not caplog.text
 
 
 def test_findings_become_a_tensor():

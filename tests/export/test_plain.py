@@ -88,3 +88,9 @@ def test_weights_must_fit_to_the_last_tensor(change: str, tmp_path: Path):
         weights["conv_init.weight"] = weights["conv_init.weight"][:2]
     with pytest.raises(UserError, match=r"1 tensors do not fit SegResEncoder .*(conv_init|head)\.weight"):
         plain_network(model.settings, weights)
+
+
+def test_a_fine_tuned_model_is_told_what_exports_it(tmp_path: Path):
+    path, _ = write_model(tmp_path, TINY, task="segmentation")
+    with pytest.raises(UserError, match=r"fine-tuned for segmentation, no encoder: scripts/export_bundle\.py"):
+        plain_model(path)

@@ -92,7 +92,10 @@ def test_the_command_of_a_fold_is_the_configs_own(tmp_path: Path):
     assert given == {
         "--config_file": "configs/finetune_segmentation.yaml", "--dataset_dir": "my scans", "--folds": "5",
         "--fold": "2", "--resume": "True", "--output_dir": str(tmp_path / "folds/fold_2"), "--epochs": "3",
+        "--bundle_root": str(ROOT),
     }  # fmt: skip
+    plan.overrides = ["--bundle_root", "/elsewhere"]
+    assert plan.command(2).count("--bundle_root") == 1
 
 
 def test_every_scan_is_in_one_table_with_the_fold_that_did_not_see_it(trainer: Path, capsys: Any):

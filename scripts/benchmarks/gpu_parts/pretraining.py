@@ -27,6 +27,7 @@ RECIPE = {
     "batch_size": 4,
     "lr": 5.0e-4,
     "pretext_classes#file": "$@run_folder.path.parent / 'pretext_classes.json'",  # fitted once for both runs
+    "pretext_classes#keep": True,
 }
 EPOCHS = 3
 #: of the time left: the rest is for the validation and the files at the end

@@ -279,7 +279,7 @@ def test_the_packages_own_prediction_says_the_same(ct_run: Path, ct_bundle: Path
     one, other = (tmp_path / name for name in ("out/scan_seg.nii.gz", "predicted/label_maps/scan.nii.gz"))
     labels, predicted = (np.asarray(nibabel.load(file).dataobj) for file in (one, other))
     assert len(np.unique(labels)) > 1
-    assert (labels == predicted).mean() >= 0.995  # after few steps classes are nearly alike, and kernels differ by machine
+    assert (labels == predicted).mean() >= 0.995  # after few steps classes are nearly alike, and kernels differ
 
 
 def test_several_channels_of_mr_are_prepared_by_this_package(mr_run: Path, brain, tmp_path: Path, capsys):

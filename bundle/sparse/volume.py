@@ -272,6 +272,17 @@ class SparseVolume(ABC):
     def __truediv__(self, other: Any) -> SparseVolume:
         return RULES[torch.div](self, other)
 
+    def __rtruediv__(self, other: Any) -> SparseVolume:
+        return RULES[torch.div](other, self)
+
+    def __eq__(self, other: object) -> Any:
+        raise unsupported(torch.eq)
+
+    def __ne__(self, other: object) -> Any:
+        raise unsupported(torch.ne)
+
+    __hash__ = object.__hash__
+
     def __pow__(self, exponent: float) -> SparseVolume:
         return RULES[torch.pow](self, exponent)
 

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from ignite.engine import Engine, Events
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from bundle.atomic import replace_file
 from bundle.errors import Preempted, UserError
@@ -309,3 +309,10 @@ def _load_schedule(lr_scheduler: LRScheduler, saved: dict[str, Any]) -> None:
     # a longer run must not keep the old t_total: after it, the cosine would turn upwards again
     present = lr_scheduler.state_dict()
     lr_scheduler.load_state_dict({**saved, **{name: present[name] for name in _SCHEDULE_SETTINGS if name in present}})
+    if isinstance(lr_scheduler, LambdaLR) and any(saved.get(name) != present.get(name) for name in _SCHEDULE_SETTINGS):
+        # the optimizer has the rate of the old schedule, and would take the next step with it
+        pairs = zip(lr_scheduler.base_lrs, lr_scheduler.lr_lambdas, strict=True)
+        rates = [base * factor(lr_scheduler.last_epoch) for base, factor in pairs]
+        for group, rate in zip(lr_scheduler.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        lr_scheduler._last_lr = rates  # noqa: SLF001 - get_last_lr has no counterpart

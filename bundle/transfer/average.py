@@ -57,7 +57,7 @@ def average_models(
         raise UserError(f"--share {share} is no share: give a number between 0 and 1")
     files = [ModelFiles(first), ModelFiles(second)]
     abouts = [_settings(each) for each in files]
-    if len({str(about.get("orientation")) for about in abouts}) > 1:
+    if len({str(about.get("orientation") or "RAS") for about in abouts}) > 1:
         raise UserError(
             f"{files[0].weights} and {files[1].weights} want different axes: average models that want the same"
         )

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -74,7 +74,10 @@ def turn_settings(content: Mapping[str, Any], to: str = "RAS") -> dict[str, Any]
         turned["levels"] = [{**level, "stride": [level["stride"][axis] for axis in order]} for level in levels]
     encoder = dict(content.get("encoder", {}))
     for name in _BY_STAGE & encoder.keys():
-        encoder[name] = [one if isinstance(one, int) else [one[axis] for axis in order] for one in encoder[name]]
+        if isinstance(encoder[name], Sequence):
+            encoder[name] = [one if isinstance(one, int) else [one[axis] for axis in order] for one in encoder[name]]
+    if encoder.get("resolution"):  # SegResNetDS's, a number for each axis
+        encoder["resolution"] = [encoder["resolution"][axis] for axis in order]
     if encoder:
         turned["encoder"] = encoder
     return turned
@@ -98,5 +101,5 @@ def axis_order(axes: str, to: str) -> list[int]:
 
 #: what `model.json` has for each axis, and what encoders that know other axes than RAS have for each stage and axis
 _BY_AXIS = {"spacing", "crop_size", "total_stride"}
-_BY_STAGE = {"kernel_sizes", "strides"}
+_BY_STAGE = {"kernel_sizes", "strides", "kernel_size", "upsample_kernel_size"}
 _PAIRS = {frozenset("RL"), frozenset("AP"), frozenset("SI")}

@@ -21,7 +21,7 @@ from torch.optim import AdamW
 from bundle.errors import UserError
 from bundle.runs.folder import RunFolder
 from bundle.runs.steps import training_steps
-from bundle.training.checkpoint import RunCheckpoint
+from bundle.training.checkpoint import RunCheckpoint, _load_schedule
 from bundle.training.sampling import SetSamplerEpoch
 from bundle.training.scalars import Scalars
 
@@ -122,8 +122,22 @@ def test_a_longer_run_stretches_the_schedule_and_takes_the_new_learning_rate(tmp
     _, whole, _ = train(tmp_path / "whole", epochs=8, lr=0.02)
     rates = [engine.optimizer.param_groups[0]["lr"] for engine in (trainer, whole)]
     assert rates[0] == rates[1]
+    first = _resumed_rate(tmp_path / "first")
+    assert first[0] == pytest.approx(first[1]) and first[0] > 0, "the first step has the rate of its place, too"
     assert trainer.state.epoch == 8
     assert trainer.optimizer.param_groups[0]["initial_lr"] == 0.02
+
+
+def _resumed_rate(folder: Path) -> tuple[float, float]:
+    """The rate of the first step after a finished run was made longer, and what the longer schedule says."""
+    train(folder, epochs=2, total=2)
+    old = torch.load(folder / "checkpoints/last.pt", weights_only=True)
+    assert old["optimizer"]["param_groups"][0]["lr"] < 1e-6, "the end of a cosine"
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.01)
+    steps = old["lr_scheduler"]["last_epoch"]
+    schedule = WarmupCosineSchedule(optimizer, warmup_steps=1, t_total=2 * steps, warmup_multiplier=0.01)
+    _load_schedule(schedule, old["lr_scheduler"])
+    return optimizer.param_groups[0]["lr"], 0.01 * schedule.lr_lambdas[0](steps)
 
 
 def test_a_finished_run_says_so_and_trains_no_more(tmp_path, caplog):

@@ -9,6 +9,7 @@ import torch
 
 from bundle.networks import build_encoder
 from bundle.weights import ModelFiles
+from bundle.weights.orientation import turn_settings
 
 ENCODER = {
     "name": "PlainConvUNet",
@@ -47,3 +48,20 @@ def test_a_null_spacing_stays(tmp_path: Path):
     files.write({"weight": torch.zeros(1)}, {"orientation": "SPL", "spacing": None})
     found = files.describe()
     assert found is not None and found.spacing is None and found.content["orientation"] == "RAS"
+
+
+def test_arguments_by_stage_and_axis_of_any_encoder_are_turned():
+    encoder = {
+        "name": "DynUNet",
+        "kernel_size": [[1, 3, 3], 3],
+        "strides": [1, [1, 2, 2]],
+        "upsample_kernel_size": [[1, 2, 2]],
+    }
+    turned = turn_settings({"orientation": "SPL", "encoder": encoder})["encoder"]
+    assert turned["kernel_size"] == [[3, 3, 1], 3] and turned["strides"] == [1, [2, 2, 1]]
+    assert turned["upsample_kernel_size"] == [[2, 2, 1]]
+    other = {"name": "SegResNetDS", "resolution": [3, 1, 2], "kernel_size": 3}
+    assert turn_settings({"orientation": "SPL", "encoder": other})["encoder"] == {**other, "resolution": [2, 1, 3]}
+    assert (
+        turn_settings({"orientation": "SPL", "encoder": {**other, "resolution": None}})["encoder"]["resolution"] is None
+    )

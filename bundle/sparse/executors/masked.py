@@ -40,7 +40,13 @@ class MaskedVolume(SparseVolume, executor="masked"):
         return self.features.shape[1]
 
     def pointwise(self, function: Callable[..., Tensor], *others: SparseVolume) -> SparseVolume:
-        return self._masked(function(self.features, *(other.features for other in others)), self.cell_shape)
+        before = _writes(self.features)
+        result = function(self.features, *(other.features for other in others))
+        if result is not self.features:
+            return self._masked(result, self.cell_shape)
+        if before is None or _writes(self.features) != before:  # written in place, also where nothing is
+            result.masked_fill_(~self._mask(), 0)
+        return self._like(result)
 
     def convolve(self, weight: Tensor, bias: Tensor | None, window: Window, groups: int) -> SparseVolume:
         convolved = F.conv3d(frame(self.features, window), weight, bias, window.stride, 0, window.dilation, groups)
@@ -112,6 +118,11 @@ class MaskedVolume(SparseVolume, executor="masked"):
 
     def _masked(self, features: Tensor, cell_shape: Triple) -> SparseVolume:
         return self._like(zero_absent(features, self.layout, cell_shape), cell_shape)
+
+
+def _writes(x: Tensor) -> int | None:
+    """How often a tensor was written in place; None where inference does not count it."""
+    return None if x.is_inference() else x._version  # noqa: SLF001 - torch's documented way to ask
 
 
 def _moments(x: Tensor, mask: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:

@@ -27,9 +27,11 @@ def _conv3d(
     groups: int = 1,
 ) -> SparseVolume:
     kernel, dilation = triple(weight.shape[2:]), triple(dilation)
-    if isinstance(padding, str):
-        padding = [d * (k - 1) // 2 if padding == "same" else 0 for d, k in zip(dilation, kernel)]
-    low = high = triple(padding)
+    if padding == "same":  # what is left over of an even kernel comes after, as in torch
+        around = [d * (k - 1) for d, k in zip(dilation, kernel)]
+        low, high = triple([w // 2 for w in around]), triple([w - w // 2 for w in around])
+    else:
+        low = high = triple(0 if isinstance(padding, str) else padding)
     if isinstance(volume, PaddedVolume):
         low, high = (triple(a + b for a, b in zip(low, beyond)) for beyond in (volume.low, volume.high))
         volume = volume.volume
@@ -45,6 +47,6 @@ def _pad(
     widths = [*pad, *[0] * (6 - len(pad))]
     if not any(widths):
         return volume
-    if mode != "constant" or value or len(widths) > 6:
+    if mode != "constant" or value or len(widths) > 6 or min(widths) < 0:
         raise UnsupportedOperation(f"a sparse volume can be padded with zeros on its spatial axes, not {pad}, {mode}")
     return PaddedVolume(volume, low=triple(widths[4::-2]), high=triple(widths[5::-2]))

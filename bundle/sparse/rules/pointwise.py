@@ -32,6 +32,9 @@ def _site_by_site(function: Callable[..., Tensor]) -> None:
 
     @rule(function)
     def pointwise(volume: SparseVolume, *args: Any, **kwargs: Any) -> SparseVolume:
+        if not isinstance(volume, SparseVolume) or any(isinstance(one, SparseVolume) for one in args):
+            name = getattr(function, "__name__", str(function))
+            raise UnsupportedOperation(f"{name} with a sparse volume among its further arguments")
         return volume.pointwise(partial(_apply, function, args, kwargs))
 
 
@@ -107,8 +110,20 @@ _binary(torch.add, torch.add, Tensor.add)
 _binary(torch.sub, torch.sub, Tensor.sub)
 _binary(torch.mul, torch.mul, Tensor.mul)
 _binary(torch.div, torch.div, torch.true_divide, Tensor.div)
-_binary(Tensor.add_, Tensor.add_)
-_binary(Tensor.mul_, Tensor.mul_)
+
+
+def _in_place(function: Callable[..., Tensor]) -> None:
+    BINARY.add(function)
+
+    @rule(function)
+    def combine(first: Any, second: Any, **kwargs: Any) -> SparseVolume:
+        if not isinstance(first, SparseVolume):
+            raise UnsupportedOperation("a sparse volume written into a dense tensor: add to the volume instead")
+        return _combine(first, second, partial(function, **kwargs))
+
+
+_in_place(Tensor.add_)
+_in_place(Tensor.mul_)
 
 
 # ---- new dense tensors beside a volume --------------------------------------------------------------------------

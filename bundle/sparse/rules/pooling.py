@@ -33,7 +33,18 @@ def _max_pool3d(
     kernel = triple(kernel_size)
     window = Window(kernel, triple(stride) if stride else kernel, triple(padding), triple(dilation))
     require_whole_cells(volume.shape[2:], window, ceil_mode=ceil_mode)
+    if not all(_sees_itself(window, axis) for axis in range(3)):
+        raise UnsupportedOperation(
+            f"max_pool3d with kernel {kernel}, padding {window.padding} and dilation {window.dilation}: its windows "
+            "leave out their own site, so that a visible one may see none"
+        )
     return volume.pool("max", window)
+
+
+def _sees_itself(window: Window, axis: int) -> bool:
+    """Whether a window reads one of the sites that its output stands for, on one axis."""
+    reads = (k * window.dilation[axis] - window.padding[axis] for k in range(window.kernel[axis]))
+    return any(0 <= site < window.stride[axis] for site in reads)
 
 
 @rule(F.avg_pool3d)
@@ -98,8 +109,16 @@ def _require_one_site(output_size: int | Sequence[int]) -> None:
 
 
 @rule(torch.mean, Tensor.mean)
-def _mean(volume: SparseVolume, dim: int | Sequence[int], keepdim: bool = False) -> SparseVolume | Tensor:
-    axes = _axes(dim)
+def _mean(
+    volume: SparseVolume,
+    dim: int | Sequence[int] | None = None,
+    keepdim: bool = False,
+    *,
+    dtype: torch.dtype | None = None,
+) -> SparseVolume | Tensor:
+    axes = _axes(() if dim is None else dim)
+    if dtype is not None:
+        raise UnsupportedOperation(f"mean of a sparse volume as {dtype}: convert the volume or the mean")
     if axes == (1,) and keepdim:
         return volume.pointwise(lambda features: features.mean(1, keepdim=True))
     _require_spatial("mean", axes)

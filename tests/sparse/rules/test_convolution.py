@@ -114,3 +114,11 @@ def test_executors_agree_on_any_geometry(case):
     for other in results[1:]:
         for a, b in zip(results[0], other):
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("kernel", [2, 3, (4, 3, 2)])
+def test_same_padding_of_even_kernels_is_torchs(executor, kernel):
+    image, visible = example()
+    layer = nn.Conv3d(4, 3, kernel, padding="same").double()
+    everything = torch.ones_like(visible)
+    torch.testing.assert_close(run(layer, image, everything, executor), layer(image), rtol=0, atol=1e-12)

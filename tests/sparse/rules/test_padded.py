@@ -31,6 +31,7 @@ def test_padding_with_other_values_or_before_something_else_is_refused(executor)
     volume = SparseVolume.from_dense(*example(), executor)
     for operation, message in (
         (lambda: F.pad(volume, (1, 1), mode="reflect"), "padded with zeros"),
+        (lambda: F.pad(volume, (-1, 1)), "padded with zeros"),  # a convolution's own padding would hide the cut
         (lambda: F.relu(F.pad(volume, (1, 1))), "only a convolution"),
     ):
         with pytest.raises(UnsupportedOperation, match=message):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from monai.networks.layers import Act, DropPath
 from monai.networks.nets.efficientnet import drop_connect
 from torch import nn
@@ -137,3 +138,61 @@ def test_a_map_that_broadcasts_along_one_axis_only_is_refused(executor):
     volume = SparseVolume.from_dense(*example(), executor)
     with pytest.raises(UnsupportedOperation, match="1 on each spatial axis"):
         volume * torch.ones(1, 4, 8, 1, 1)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda v: v.add_(1), lambda v: v.mul_(0).add_(2), lambda v: F.hardsigmoid(v, inplace=True)]
+)
+def test_what_is_written_in_place_leaves_absent_sites_absent_in_the_volume_itself(executor, change):
+    image, visible = example()
+    volume = SparseVolume.from_dense(image.clone(), visible, executor)
+    changed = change(volume)
+    mask = site_mask(visible, CELL_SHAPE)[:, None].expand_as(image)
+    for one in (volume, changed):
+        assert not one.to_dense()[~mask].any() and one.to_dense()[mask].any()
+    assert torch.equal(volume.to_dense(), changed.to_dense())
+
+
+def test_what_is_left_as_it_is_can_still_be_a_leaf_with_gradients(executor):
+    image, visible = example()
+    volume = SparseVolume.from_dense(image, visible, executor)
+    volume.features.requires_grad_()
+    volume.contiguous().double().to_dense().sum().backward()
+    assert volume.features.grad is not None
+
+
+def test_a_volume_written_into_a_dense_tensor_is_refused_and_nothing_is_lost(executor):
+    image, visible = example()
+    volume, dense = SparseVolume.from_dense(image, visible, executor), torch.zeros_like(image)
+
+    def add() -> None:
+        other = dense
+        other += volume
+
+    for write in (lambda: dense.add_(volume), lambda: dense.mul_(volume), add):
+        with pytest.raises(UnsupportedOperation, match="written into a dense tensor"):
+            write()
+    assert not dense.any()
+
+
+def test_calls_that_no_rule_can_answer_are_refused_by_name(executor):
+    volume = SparseVolume.from_dense(*example(), executor)
+    for call, message in (
+        (lambda: torch.pow(2.0, volume), "pow with a sparse volume among its further arguments"),
+        (lambda: torch.pow(volume, volume), "pow with a sparse volume among its further arguments"),
+        (lambda: torch.ones(1).to(volume), "with a sparse volume among its further arguments"),
+        (volume.mean, "mean of a sparse volume over axes"),
+        (lambda: volume.mean((2, 3, 4), dtype=torch.float32), "mean of a sparse volume as"),
+        (lambda: volume == 0, "eq"),
+        (lambda: volume != 0, "ne"),
+    ):
+        with pytest.raises(UnsupportedOperation, match=message):
+            call()
+    assert {volume: 1}[volume] == 1 and any(one is volume for one in [volume])
+
+
+def test_a_number_over_a_volume(executor):
+    image, visible = example()
+    mask = site_mask(visible, CELL_SHAPE)[:, None]
+    over = (1 / SparseVolume.from_dense(image, visible, executor)).to_dense()
+    assert torch.equal(over, torch.where(mask, 1 / image, 0.0))

@@ -207,3 +207,10 @@ def test_executors_agree_on_pooling_and_gates_in_any_geometry(case):
     for other in results[1:]:
         for a, b in zip(results[0], other):
             torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_maxima_over_windows_without_their_own_site_are_refused(executor):
+    volume = SparseVolume.from_dense(*example(), executor)
+    with pytest.raises(UnsupportedOperation, match="leave out their own site"):
+        F.max_pool3d(volume, 2, stride=1, padding=1, dilation=2)
+    assert F.max_pool3d(volume, 3, stride=1, padding=2, dilation=2).to_dense().isfinite().all()

@@ -125,7 +125,8 @@ def install_excepthook() -> None:
             raise SystemExit(PREEMPTED)
         if os.environ.get("BUNDLE_DEBUG") != "1" and isinstance(error, KeyboardInterrupt):
             what = "terminated" if isinstance(error, Terminated) else "interrupted"
-            print(f"{what}: a training goes on from its last complete epoch with --resume", file=sys.stderr)
+            going_on = "a training goes on from its last complete epoch with --resume, all else with the same command"
+            print(f"{what}: {going_on}", file=sys.stderr)
         elif user_error is None or os.environ.get("BUNDLE_DEBUG") == "1":
             previous(kind, error, trace)
         else:

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import nibabel
+import numpy as np
 import pytest
 from monai.bundle import ConfigWorkflow
 
@@ -115,9 +117,11 @@ def test_middle_slices_are_those_of_the_volumes(made: Path) -> None:
         image = read_volume(by_name[name].files, name)[0].numpy()
         found = middle_slice(by_name[name].files)
         expected = image[:, :, image.shape[2] // 2].T
-        assert (
-            found + (-1024 if name == "c/plain" else 0) == (expected[::-1] if name.endswith(".nii") else expected)
-        ).all()
+        affine = read_volume(by_name[name].files, name).affine
+        if name != "c/plain":  # right and front are left and above
+            across, down = (code in "RA" for code in nibabel.aff2axcodes(affine.numpy())[:2])
+            expected = expected[:: -1 if down else 1, :: -1 if across else 1]
+        assert (found + (-1024 if name == "c/plain" else 0) == expected).all()
     drawn = draw_sample(volumes, 3)
     assert drawn == draw_sample(volumes, 3) and len({volume["modality"] for volume in drawn}) > 1
     broken = [(drawn[0], ["nowhere.nii"])]
@@ -130,3 +134,15 @@ def test_an_archive_without_volumes_has_a_page(tmp_path: Path) -> None:
     run(tmp_path / "archive", tmp_path / "out")
     assert "0 volumes can be used" in (tmp_path / "out/report.html").read_text()
     assert count_volumes([])["usable"] == 0
+
+
+def test_middle_slices_lie_alike_whatever_the_order_of_the_voxels(tmp_path: Path) -> None:
+    voxels = np.random.default_rng(0).normal(size=(6, 5, 4)).astype(np.float32)
+    image = nibabel.Nifti1Image(voxels, np.diag([1.0, 1.0, 1.0, 1.0]))
+    for codes in ("RAS", "LPS", "LAS"):
+        order = nibabel.orientations.ornt_transform(
+            nibabel.io_orientation(image.affine), nibabel.orientations.axcodes2ornt(codes)
+        )
+        nibabel.save(image.as_reoriented(order), tmp_path / f"{codes}.nii")
+        found = middle_slice([str(tmp_path / f"{codes}.nii")])
+        assert (found == voxels[::-1, ::-1, 2].T).all(), codes

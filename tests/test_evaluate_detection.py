@@ -73,7 +73,9 @@ def test_boxes_are_counted_by_scan_and_listed(as_json: Path, dataset: Path, tmp_
     ]  # fmt: skip
     assert found["metrics"]["ap_iou_0.10"]["organ"]["mean"] == pytest.approx((51 + 50 * 2 / 3) / 101)
     assert found["metrics"]["map"]["lesion"]["mean"] == 0 and found["settings"]["cases"]["evaluated"] == 3
-    assert found["notes"] == ["boxes of other classes are left out: 99"]
+    first, *others = found["notes"]
+    assert first == "boxes of other classes are left out: 99"
+    assert all("have their centre outside the image" in note for note in others)  # as the boxes of this test do
     pictures = sorted(file.name for file in (tmp_path / "out/panels").iterdir())
     assert pictures == ["froc.png", "worst_01.png", "worst_02.png"]
 
@@ -109,3 +111,13 @@ def test_a_file_that_cannot_be_used_is_one_line(dataset: Path, tmp_path: Path, n
     with pytest.raises((RuntimeError, UserError)) as caught:
         run(tmp_path, dataset, tmp_path / "out")
     assert re.search(said, str(user_error_in(caught.value)))
+
+
+def test_true_boxes_that_cannot_count_are_said_and_end_nothing(as_json: Path, dataset: Path, tmp_path: Path) -> None:
+    listed = json.loads((dataset / "dataset.json").read_text())
+    listed["test"][0]["box"] = [[-BOX[0] - 900, *BOX[1:]], BOX]
+    (tmp_path / "lps.json").write_text(json.dumps(listed))
+    notes = run(as_json, tmp_path / "lps.json", tmp_path / "out", classes={"organ": 3}, worst=3)["notes"]
+    assert "1 true boxes are left out, of labels that --classes does not name: 7" in notes
+    (outside,) = [note for note in notes if "1 of 1 true boxes have their centre outside the image" in note]
+    assert outside.endswith("LPS: turn the signs of x and y")

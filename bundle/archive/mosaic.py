@@ -82,7 +82,10 @@ def _tile(task: tuple[int, Mapping[str, Any], Sequence[str]]) -> tuple[int, np.n
 
 
 def middle_slice(files: Sequence[str]) -> np.ndarray:
-    """The middle slice of a volume, float32 ``[rows, columns]``, as it is stored.
+    """The middle slice of a volume, float32 ``[rows, columns]``.
+
+    The patient's right, front and head are on the left and above. DICOM is taken as it is stored, which is so in most
+    series. Which axes are rows and columns is as stored, too.
 
     Of a DICOM series only the middle file is read, of a NIfTI file only that slice.
     """
@@ -93,6 +96,14 @@ def middle_slice(files: Sequence[str]) -> np.ndarray:
     if middle.lower().endswith(NIBABEL):
         image: Any = nibabel.load(middle)
         pixels = np.asarray(image.dataobj[:, :, image.shape[2] // 2], dtype=np.float32)
-        return pixels.reshape(*pixels.shape[:2], -1)[..., 0].T[::-1]  # most files have the front at the end
-    volume = np.asarray(read_volume([middle], Path(middle).name)[0])
-    return volume[:, :, volume.shape[2] // 2].T
+        return _turned(pixels.reshape(*pixels.shape[:2], -1)[..., 0], image.affine)
+    volume = read_volume([middle], Path(middle).name)
+    return _turned(np.asarray(volume[0, :, :, volume.shape[3] // 2]), np.asarray(volume.affine))
+
+
+def _turned(pixels: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """``[x, y]`` as rows and columns, each axis running away from the patient's right, front and head."""
+    codes = nibabel.aff2axcodes(affine)[:2]
+    away = tuple(slice(None, None, -1 if code in ("R", "A", "S") else None) for code in codes)
+    turned: np.ndarray = pixels[away].T
+    return turned

@@ -23,6 +23,7 @@ __all__ = ["IndexReport"]
 logger = logging.getLogger(__name__)
 
 _TILES = 48
+_SAMPLE = "A sample of the volumes that can be used: the patient's right is on the left, DICOM as it is stored"
 _LABELS = {"columns": "columns", "rows": "rows", "slices": "slices", "spacing_x": "between columns (mm)",
            "spacing_y": "between rows (mm)", "spacing_z": "between slices (mm)"}  # fmt: skip
 
@@ -95,7 +96,7 @@ class IndexReport:
         _what(report, facts)
         _histograms(report, usable)
         if pictures is not None:
-            report.section("Middle slices").picture(pictures, caption="A sample of the volumes that can be used")
+            report.section("Middle slices").picture(pictures, caption=_SAMPLE)
         if "estimate" in facts:
             _takes(report, facts["estimate"], usable)
         _left_out(report, volumes, facts)

@@ -40,10 +40,10 @@ def check_fold(folds: int | None, fold: int) -> None:
 
 
 def join_copies(volumes: Sequence[PreparedVolume]) -> list[PreparedVolume]:
-    """The volumes, in their order; those whose files have the same bytes are in one group, and the log says so."""
+    """The volumes, in their order; copies of one scan, whatever their labels, are in one group, and the log says so."""
     alike: dict[str, list[PreparedVolume]] = {}
     for volume in volumes:
-        alike.setdefault(volume.content or volume.name, []).append(volume)
+        alike.setdefault(volume.fingerprint or volume.name, []).append(volume)
     copies = [same for same in alike.values() if len(same) > 1]
     joined: dict[str, str] = {}  # the group that a group is in now
 
@@ -62,6 +62,8 @@ def join_copies(volumes: Sequence[PreparedVolume]) -> list[PreparedVolume]:
             "%d volumes have the same bytes as another, such as %s and %s: remove copies; they stay on one side of the "
             "split", sum(map(len, copies)) - len(copies), first.name, second.name,
         )  # fmt: skip
+    if differ := [same[0].name for same in copies if len({v.content for v in same}) > 1]:
+        logger.warning("the copies of %s have different labels: correct them", ", ".join(differ[:5]))
     if both := [same[0].name for same in copies if {v.part for v in same} >= {"training", "validation"}]:
         logger.warning(
             "%s is listed for training and for validation: what the validation says is no test of unseen volumes",

@@ -24,7 +24,7 @@ _CLASS = ("class", "finding")
 _NO_METRIC = {"group", "note", "fold", "label", "probability", "volume_ml", "reference_ml", "seed", "boxes"}
 #: errors with a sign are compared by their size
 _SIGNED = {"volume_error_ml", "volume_error_percent"}
-_LOWER = {"hausdorff95_mm", "surface_distance_mm", "squared_error", "false_positives", "misses"}
+_LOWER = {"hausdorff95_mm", "surface_distance_mm", "squared_error", "false_positives", "missed"}
 _HIGHER = {"dice", "surface_dice", "hits", "average_precision", "recall", "sensitivity", "roc_auc"}
 MEAN = "mean"
 

@@ -48,7 +48,12 @@ class DrawnVolume:
             box = self.predicted[0]
         else:
             box = np.array([0, 0, 0, *self.image.shape])
-        return tuple(int(min(c, size - 1)) for c, size in zip((box[:3] + box[3:]) / 2, self.image.shape))
+        return tuple(int(max(0, min(c, size - 1))) for c, size in zip((box[:3] + box[3:]) / 2, self.image.shape))
+
+    def count_outside(self, boxes: np.ndarray) -> int:
+        """How many boxes have their centre outside the image."""
+        centre = (boxes[:, :3] + boxes[:, 3:]) / 2
+        return int(((centre < 0) | (centre > np.array(self.image.shape))).any(axis=1).sum())
 
 
 def draw_detections(volumes: Sequence[DrawnVolume], *, title: str) -> np.ndarray:

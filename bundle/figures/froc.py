@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 
 __all__ = ["draw_froc"]
 
+_MOST = 10.0  # false positives per scan that are shown
+
 
 def draw_froc(
     curves: Mapping[str, tuple[np.ndarray, np.ndarray]], scores: Mapping[str, float], *, title: str
@@ -33,8 +35,17 @@ def draw_froc(
     for number, (name, (rates, sensitivity)) in enumerate(curves.items()):
         order = np.lexsort((sensitivity, rates))
         text = f"{name}: {scores[name]:.3f}"
-        ax.step(rates[order], sensitivity[order], where="post", color=colours(number % colours.N), label=text)
-    ax.set(xlabel="false positives per scan", ylabel="sensitivity", ylim=(0, 1.02), xscale="symlog", xlim=(0, 10))
+        # from nothing, and on to the edge: with more false positives the sensitivity stays at least as high
+        reached = np.concatenate([[0.0], sensitivity[order], [np.max(sensitivity, initial=0.0)]])
+        ax.step(
+            np.concatenate([[0.0], rates[order], [_MOST]]),
+            reached,
+            where="post",
+            color=colours(number % colours.N),
+            label=text,
+        )
+    ax.set(xlabel="false positives per scan", ylabel="sensitivity", ylim=(0, 1.02), xscale="symlog", xlim=(0, _MOST))
+    ax.set_xticks([0, 1, 2, 4, 8], ["0", "1", "2", "4", "8"])
     ax.set_title(title, parse_math=False)
     ax.grid(alpha=0.3)
     figure.legend(loc="outside right upper", title="FROC score", fontsize=9)

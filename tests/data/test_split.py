@@ -153,15 +153,18 @@ def test_no_modality_is_left_without_a_volume_to_train_on(seed: int):
 
 
 def test_copies_are_on_one_side_and_said(caplog: pytest.LogCaptureFixture):
-    volumes = [replace(v, content=str(n % 7)) for n, v in enumerate(prepared({"MR": [2] * 10}))]
+    volumes = [replace(v, fingerprint=str(n % 7)) for n, v in enumerate(prepared({"MR": [2] * 10}))]
     joined = join_copies(volumes)
     assert [v.name for v in joined] == [v.name for v in volumes]
-    group = {v.content: v.group for v in joined}
-    assert all(v.group == group[v.content] for v in joined), "the copies"
+    group = {v.fingerprint: v.group for v in joined}
+    assert all(v.group == group[v.fingerprint] for v in joined), "the copies"
     assert all(a.group == b.group for a, b in zip(joined[::2], joined[1::2])), "and the scans of a patient, as before"
     assert "13 volumes have the same bytes as another, such as MR_0_0 and MR_3_1" in caplog.text
-    listed = [replace(v, content="1", part=part) for v, part in zip(volumes, ("training", "validation"))]
+    assert "different labels" not in caplog.text
+    sides = ("training", "validation")
+    listed = [replace(v, fingerprint="1", content=part, part=part) for v, part in zip(volumes, sides)]
     assert [v.part for v in join_copies(listed)] == ["training", "validation"]
     assert "MR_0_0 is listed for training and for validation" in caplog.text
+    assert "the copies of MR_0_0 have different labels" in caplog.text
     caplog.clear()
     assert join_copies(prepared({"CT": [1] * 3})) == prepared({"CT": [1] * 3}) and not caplog.text

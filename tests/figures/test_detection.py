@@ -5,6 +5,7 @@ import numpy as np
 from matplotlib.colors import to_rgb
 
 from bundle.figures.detection import DrawnVolume, draw_detections
+from bundle.figures.froc import draw_froc
 
 BOX = np.array([[20, 20, 4, 30, 28, 12]], dtype=np.float32)
 
@@ -29,3 +30,19 @@ def test_true_and_predicted_boxes_are_drawn_where_their_voxels_are():
     outside = axial[rows[0] - 6 : rows[0] - 3, columns[0] : columns[-1]]
     assert (outside < 150).all() and bright.any()
     assert not frame(axial, "#ff9020").any()  # the prediction is not in these slices
+
+
+def test_boxes_outside_the_image_are_counted_and_drawn_at_its_border():
+    image = np.zeros((8, 8, 8), np.float32)
+    outside = np.array([[-340, 2, 2, -330, 4, 4], [2, 2, 2, 4, 4, 4]], dtype=np.float64)
+    drawn = DrawnVolume(image, (1, 1, 1), outside[:1], outside, np.array([0.5, 0.4]))
+    assert drawn.middle == (0, 3, 3)
+    assert drawn.count_outside(drawn.true) == drawn.count_outside(drawn.predicted) == 1
+    draw_detections([drawn], title="")
+
+
+def test_the_curve_of_a_perfect_detector_goes_on_to_the_edge():
+    curve = np.array([0.0, 0.0]), np.array([0.5, 1.0])
+    pixels, empty = (draw_froc({"a": one}, {"a": 1.0}, title="") for one in (curve, (np.empty(0), np.empty(0))))
+    columns = np.flatnonzero((pixels[22:32, :540].astype(int) - empty[22:32, :540]).any(axis=(0, 2)))  # at 1.0
+    assert np.ptp(columns) > 450, "of 640 pixels"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import os
+import posixpath
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -53,21 +54,11 @@ def find_findings(dataset_dir: str | os.PathLike[str], findings: Sequence[str], 
     table = root / "labels.csv" if root.is_dir() else root
     if not table.is_file() or table.suffix != ".csv":
         raise UserError(f"--dataset_dir {root} has no labels.csv: give a table with a column image and one per finding")
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))  # a row that is too short has None for a cell, one too long None as a key
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{table} is no readable table ({error}): save it as CSV in UTF-8") from error
-    if missing := {"image", *findings} - set(rows[0] if rows else ()):
-        raise UserError(
-            f"{table} has no column {', '.join(sorted(missing))}: name the findings in `findings` as its columns are"
-        )
+    rows = _read(table, {"image", *findings})
     volumes: list[FoundVolume] = []
-    has_parts = any(row.get("part") in ("training", "validation") for row in rows)
-    part = choose_part(part, {"test": [row for row in rows if row.get("part") == "test"]})
-    for line, row in enumerate(rows, start=2):
-        if None in row or None in row.values():
-            raise UserError(f"{table}, line {line} has another number of cells than the header: correct it")
+    has_parts = any(row.get("part") in ("training", "validation") for row in rows.values())
+    part = choose_part(part, {"test": [row for row in rows.values() if row.get("part") == "test"]})
+    for line, row in rows.items():
         own_part = row.get("part") or ("training" if has_parts else "")
         if own_part not in ("", *PARTS):
             raise UserError(f"{table}, line {line}: part {own_part!r} is no training, validation or test: correct it")
@@ -85,6 +76,34 @@ def find_findings(dataset_dir: str | os.PathLike[str], findings: Sequence[str], 
     if not volumes and part in PARTS:
         raise UserError(f"{table} has no row of the part {part!r}: name it in a column part, or give --part all")
     return sorted(volumes, key=lambda volume: volume.name)
+
+
+def _read(table: Path, columns: set[str]) -> dict[int, dict[str, str]]:
+    """The rows by their lines, each with its own image; blank ones, as spreadsheets write them, are left out."""
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))  # a row that is too short has None for a cell, one too long None as a key
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{table} is no readable table ({error}): save it as CSV in UTF-8") from error
+    if missing := columns - set(rows[0] if rows else ()):
+        raise UserError(
+            f"{table} has no column {', '.join(sorted(missing))}: name the findings in `findings` as its columns are"
+        )
+    found: dict[int, dict[str, str]] = {}
+    lines: dict[str, int] = {}
+    for line, row in enumerate(rows, start=2):
+        if not any(cell and (not isinstance(cell, str) or cell.strip()) for cell in row.values()):
+            continue
+        if None in row or None in row.values():
+            raise UserError(f"{table}, line {line} has another number of cells than the header: correct it")
+        if not row["image"].strip():
+            raise UserError(f"{table}, line {line} names no image: give its path or remove the line")
+        image = posixpath.normpath(row["image"])
+        if image in lines:
+            raise UserError(f"{table}, line {line} names {image} again, as line {lines[image]} does: remove one")
+        lines[image] = line
+        found[line] = row
+    return found
 
 
 def _is_wanted(own_part: str, part: str) -> bool:

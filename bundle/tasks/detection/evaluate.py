@@ -105,6 +105,8 @@ class DetectionEvaluation:
             )
         volumes, boxes = [volume for volume, _ in pairs], [found for _, found in pairs]
         true = [self._true(volume) for volume in volumes]
+        named = set(list_labels(self.classes))
+        others = [label for volume in volumes for label in volume.annotations["label"] if label not in named]
         matches = BoxMatches(
             [(_corners(placed), labels, scores) for placed, labels, scores in boxes],
             [(_corners(placed), labels) for placed, labels in true],
@@ -118,9 +120,12 @@ class DetectionEvaluation:
             notes.append("a scan in which nothing was found needs an entry in boxes.json or a row in predictions.csv")
         if unknown:
             notes.append(f"boxes of other classes are left out: {shortened_list(unknown)}")
+        if others:
+            labels = shortened_list([str(label) for label in dict.fromkeys(others)])
+            notes.append(f"{len(others)} true boxes are left out, of labels that --classes does not name: {labels}")
         order = self._write_cases(volumes, matches, missing)
         write_table(self.output.path / "boxes.csv", _BOXES, self._box_rows(volumes, boxes, true, matches))
-        self._draw(volumes, boxes, true, matches, metrics, order)
+        notes += self._draw(volumes, boxes, true, matches, metrics, order)
         settings = {
             "predictions": str(self.predictions),
             "dataset_dir": str(self.dataset_dir),
@@ -222,8 +227,10 @@ class DetectionEvaluation:
         matches: BoxMatches,
         metrics: Mapping[str, Mapping[str, Estimate]],
         order: Sequence[int],
-    ) -> None:
+    ) -> list[str]:
+        """Draws the worst cases; gives what is odd about the places of their boxes."""
         self.output.clear_panels()
+        notes = []
         cases = np.arange(len(volumes))
         curves = {
             name: froc_curve(*matches.scores(cases, label), matches.truths(cases, label), len(cases))
@@ -238,9 +245,16 @@ class DetectionEvaluation:
                 logger.warning("%s: the image cannot be read, so it has no picture", title)
             else:
                 pictures[f"worst_{number:02d}"] = draw_detections([drawn], title=title)
+                for what, placed in (("true", drawn.true), ("predicted", drawn.predicted)):
+                    if count := drawn.count_outside(placed):
+                        notes.append(
+                            f"{title}: {count} of {len(placed)} {what} boxes have their centre outside the image; "
+                            "coordinates are mm in RAS, DICOM's and ITK's are LPS: turn the signs of x and y"
+                        )
         for name, pixels in pictures.items():
             with replace_file(self.output.panels / f"{name}.png") as temporary:
                 imsave(temporary, pixels)
+        return notes
 
 
 def _corners(boxes: np.ndarray) -> np.ndarray:

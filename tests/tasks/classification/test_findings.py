@@ -41,6 +41,11 @@ def test_rows_become_lists_in_the_order_of_the_findings(folder: Path):
     assert b.annotations["label"] == [0.0, 1.0]
 
 
+def test_blank_rows_as_spreadsheets_write_them_are_none(folder: Path):
+    found = find_findings(table(folder, "image,stone\na.nii.gz,1\n,\n ,\nb.nii.gz,0\n,\n"), ["stone"])
+    assert [volume.name for volume in found] == ["a.nii.gz", "b.nii.gz"]
+
+
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
@@ -50,6 +55,8 @@ def test_rows_become_lists_in_the_order_of_the_findings(folder: Path):
         ("image,stone,cyst\na.nii.gz,1\n", ("line 2", "number of cells")),
         ("image,stone,cyst\na.nii.gz,1,0,1\n", ("line 2", "number of cells")),
         ("image,stone,cyst,part\na.nii.gz,1,0,spare\n", ("line 2", "'spare'")),
+        ("image,stone,cyst\na.nii.gz,1,0\n./a.nii.gz,0,0\n", ("line 3 names a.nii.gz again, as line 2 does",)),
+        ("image,stone,cyst\na.nii.gz,1,0\n,1,0\n", ("line 3 names no image",)),
         ("", ("no column cyst, image, stone",)),
     ],
 )

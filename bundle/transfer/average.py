@@ -17,6 +17,10 @@ from bundle.weights import ModelFiles
 __all__ = ["AveragedModel", "average_models"]
 
 
+#: what volumes or outputs mean to both models alike
+_ALIKE = ("task", "classes", "findings", "ct_window", "mr_percentiles", "mr_floor", "intensity_scheme")
+
+
 class AveragedModel(NamedTuple):
     """What `ModelFiles.write` takes.
 
@@ -46,7 +50,7 @@ def average_models(
         share: of the second, between 0 and 1.
 
     Raises:
-        UserError: if one cannot be read, they are of different networks or want different axes, or the share is none.
+        UserError: if one cannot be read, they are of different networks or want other volumes, or the share is none.
 
     Example:
         >>> from bundle.transfer import average_models
@@ -61,6 +65,12 @@ def average_models(
         raise UserError(
             f"{files[0].weights} and {files[1].weights} want different axes: average models that want the same"
         )
+    for key in _ALIKE:
+        if key in abouts[0] and key in abouts[1] and abouts[0][key] != abouts[1][key]:
+            raise UserError(
+                f"{files[0].weights} and {files[1].weights} differ in {key} ({abouts[0][key]} and {abouts[1][key]}): "
+                "average a training and what it went on from"
+            )
     weights = _lerp(files[0].weights, files[0].read_weights(), files[1].weights, files[1].read_weights(), share)
     decoder = {}
     if all(each.decoder.is_file() for each in files):

@@ -65,7 +65,7 @@ def test_with_one_decoder_the_average_has_none(tmp_path: Path, monkeypatch: pyte
 
 
 def test_what_has_no_average_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    first = write(tmp_path / "first", 1.0)
+    first = write(tmp_path / "first", 1.0, ct_window=[-1000, 1000])
     other = tmp_path / "other"
     other.mkdir()
     ModelFiles(other).write({"conv_init.weight": torch.ones(4, 1, 3, 3, 3)}, {"orientation": "RAS"})
@@ -73,6 +73,7 @@ def test_what_has_no_average_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
     for second, share, message in (
         (other, 0.5, "different networks, 2 tensors such as conv_init.weight differ"),
         (write(tmp_path / "turned", 1.0, orientation="LPS"), 0.5, "want different axes"),
+        (write(tmp_path / "window", 1.0, ct_window=[-160, 240]), 0.5, "differ in ct_window"),
         (first, 1.5, "--share 1.5 is no share"),
     ):
         with pytest.raises(UserError, match=message):

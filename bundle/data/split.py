@@ -40,7 +40,10 @@ def check_fold(folds: int | None, fold: int) -> None:
 
 
 def join_copies(volumes: Sequence[PreparedVolume]) -> list[PreparedVolume]:
-    """The volumes, in their order; copies of one scan, whatever their labels, are in one group, and the log says so."""
+    """The volumes, in their order; copies of one scan, whatever their labels, are in one group, and the log says so.
+
+    Where all are copies of one scan they stay as they are.
+    """
     alike: dict[str, list[PreparedVolume]] = {}
     for volume in volumes:
         alike.setdefault(volume.fingerprint or volume.name, []).append(volume)
@@ -56,12 +59,20 @@ def join_copies(volumes: Sequence[PreparedVolume]) -> list[PreparedVolume]:
         for other in others:
             if (own := group_of(other.group)) != (group := group_of(first.group)):
                 joined[own] = group
-    if copies:
-        first, second, *_ = copies[0]
-        logger.warning(
-            "%d volumes have the same bytes as another, such as %s and %s: remove copies; they stay on one side of the "
-            "split", sum(map(len, copies)) - len(copies), first.name, second.name,
-        )  # fmt: skip
+    _warn_of_copies(copies)
+    if len({group_of(volume.group) for volume in volumes}) == 1:
+        return list(volumes)  # all of one scan, as who tries something out has them: there is no other split
+    return [replace(volume, group=group_of(volume.group)) for volume in volumes]
+
+
+def _warn_of_copies(copies: Sequence[Sequence[PreparedVolume]]) -> None:
+    if not copies:
+        return
+    first, second, *_ = copies[0]
+    logger.warning(
+        "%d volumes have the same bytes as another, such as %s and %s: remove copies; they stay on one side of the "
+        "split", sum(map(len, copies)) - len(copies), first.name, second.name,
+    )  # fmt: skip
     if differ := [same[0].name for same in copies if len({v.content for v in same}) > 1]:
         logger.warning("the copies of %s have different labels: correct them", ", ".join(differ[:5]))
     if both := [same[0].name for same in copies if {v.part for v in same} >= {"training", "validation"}]:
@@ -69,7 +80,6 @@ def join_copies(volumes: Sequence[PreparedVolume]) -> list[PreparedVolume]:
             "%s is listed for training and for validation: what the validation says is no test of unseen volumes",
             ", ".join(both[:5]),
         )
-    return [replace(volume, group=group_of(volume.group)) for volume in volumes]
 
 
 def split_volumes(

@@ -71,9 +71,9 @@ class VolumeSet:
         >>> from bundle.data import Foregroundd, Modalityd, NormalizeByModalityd, PadToCropd, ReadVolumed
         >>> from bundle.data import ToPlainTensorsd, VolumeSet
         >>> folder = tempfile.TemporaryDirectory()
-        >>> for name in ("one", "two"):
+        >>> for seed, name in enumerate(("one", "two")):
         ...     voxels = numpy.zeros((24, 24, 24), dtype=numpy.float32)
-        ...     voxels[4:20, 4:20, 4:20] = numpy.random.default_rng(0).normal(500, 50, (16, 16, 16))
+        ...     voxels[4:20, 4:20, 4:20] = numpy.random.default_rng(seed).normal(500, 50, (16, 16, 16))
         ...     nibabel.save(nibabel.Nifti1Image(voxels, numpy.eye(4)), f"{folder.name}/{name}.nii")
         >>> steps = [ReadVolumed(), Modalityd(), Foregroundd(), NormalizeByModalityd()]
         >>> prepare = Compose([*steps, PadToCropd(spatial_size=(32, 32, 16)), ToPlainTensorsd()])

@@ -121,4 +121,5 @@ def check_settings(config: Mapping[str, Any]) -> None:
         ):
             continue
         if not rule.fits(value):
-            raise UserError(f"--{name} {value} cannot work: give {rule.wanted}")
+            shown = repr(value) if isinstance(value, str) else value
+            raise UserError(f"--{name} {shown} cannot work: give {rule.wanted}")

@@ -40,13 +40,14 @@ class MaskedVolume(SparseVolume, executor="masked"):
         return self.features.shape[1]
 
     def pointwise(self, function: Callable[..., Tensor], *others: SparseVolume) -> SparseVolume:
-        before = _writes(self.features)
-        result = function(self.features, *(other.features for other in others))
-        if result is not self.features:
-            return self._masked(result, self.cell_shape)
-        if before is None or _writes(self.features) != before:  # written in place, also where nothing is
-            result.masked_fill_(~self._mask(), 0)
-        return self._like(result)
+        given, before = self.features, _writes(self.features)
+        result = function(given, *(other.features for other in others))
+        masked = self._masked(result, self.cell_shape)
+        if result is given and (before is None or _writes(given) != before):
+            # written in place, also where nothing is. To write zeros there would spoil what a gradient needs of it
+            self.features = masked.features
+            return self
+        return masked
 
     def convolve(self, weight: Tensor, bias: Tensor | None, window: Window, groups: int) -> SparseVolume:
         convolved = F.conv3d(frame(self.features, window), weight, bias, window.stride, 0, window.dilation, groups)

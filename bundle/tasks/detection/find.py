@@ -35,11 +35,7 @@ def find_boxes(dataset_dir: str | os.PathLike[str], part: str = "") -> list[Foun
     if not listed.is_file():
         raise UserError(f"--dataset_dir {root} has no dataset.json: give one with training: [{{image, box, label}}]")
     volumes = find_labelled(listed, ("box", "label"), part)
-    seen: set[tuple[str, ...]] = set()
     for volume in volumes:
-        if volume.files and volume.files in seen:
-            raise UserError(f"{listed} names {volume.name} more than once: put its boxes into one entry")
-        seen.add(volume.files)
         boxes, labels = volume.annotations["box"], volume.annotations["label"]
         if not isinstance(boxes, list) or not isinstance(labels, list) or len(boxes) != len(labels):
             raise UserError(f"{listed} gives {volume.name} not one label for each box: list as many labels as boxes")

@@ -40,11 +40,11 @@ class PredictionFolder:
     def __init__(
         self, path: str | os.PathLike[str], *, settings: Mapping[str, Any], overwrite: bool | str = False
     ) -> None:
-        self.path, self.overwrite = Path(path), overwrite is True
+        self._replaces_others = overwrite == "others"
+        self.path, self.overwrite = Path(path), bool(overwrite) and not self._replaces_others
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--output_dir {path} is a file: give a folder")
         self.settings: dict[str, Any] = json.loads(json.dumps(dict(settings), default=str))
-        self._replaces_others = overwrite == "others"
         if not overwrite:
             self._check()
         elif self._replaces_others:

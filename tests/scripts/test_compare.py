@@ -62,6 +62,20 @@ def test_the_page_says_which_is_better_by_how_much_and_what_was_not_compared(
     assert "holds a comparison: give another one, or --overwrite" in capsys.readouterr().err
 
 
+def test_fewer_missed_lesions_and_false_positives_are_better(tmp_path: Path):
+    few, many = (
+        write(tmp_path / name, [
+            {"case": case, "class": "a", "boxes": 3, "hits": 3 - wrong, "missed": wrong, "false_positives": wrong}
+            for case in range(12)
+        ])
+        for name, wrong in (("few", 0), ("many", 2))
+    )  # fmt: skip
+    assert main([str(few), str(many), "--output_dir", str(tmp_path / "out")]) == 0
+    lines = [line for line in (tmp_path / "out/comparison.md").read_text().splitlines() if " better |" in line]
+    assert {line.split(" | ")[0].strip("| ") for line in lines} >= {"hits", "missed", "false_positives"}
+    assert all(line.endswith("| few is better |") for line in lines)
+
+
 def test_other_references_are_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     first = segmentation(tmp_path / "a", 0.0)
     second = segmentation(tmp_path / "b", 0.0, reference_ml=7)

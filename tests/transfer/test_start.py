@@ -129,6 +129,14 @@ def test_the_chain_of_origin_grows_by_a_step_each_time(run: Path, tmp_path: Path
     assert [step["sha256"] for step in chain] == [checksum(run / "model.pt"), checksum(second)]
 
 
+def test_a_step_says_which_scans_it_has_seen(run: Path, tmp_path: Path):
+    seen = {"training": ["1"], "validation": ["2"]}
+    file = tmp_path / "tuned/model.pt"
+    ModelFiles(file).write(network(3).encoder_state_dict(), {"encoder": SEGRES, "fingerprints": seen, **origin(run)})
+    first, second = origin(file)["origin"]
+    assert "fingerprints" not in first and second["fingerprints"] == seen
+
+
 def test_another_licence_stays_with_what_is_made_of_it(run: Path, tmp_path: Path):
     file = tmp_path / "theirs/model.pt"
     ModelFiles(file).write(network(3).encoder_state_dict(), {"encoder": SEGRES, "licence": "CC BY-SA 4.0"})

@@ -103,6 +103,7 @@ class ReconstructionLoss(nn.Module):
         cell = tuple(s // h for s, h in zip(image.shape[2:], hidden.shape[2:]))
         x = to_cells(image, cell)
         valid, foreground = to_cells(valid, cell), to_cells(foreground, cell)
+        x = torch.where(valid, x, x.new_zeros(()))  # NaN outside the scan would reach the gradients, weight 0 or not
         hidden = hidden.flatten(2).transpose(1, 2)[..., None]  # [B, cells, 1, 1], as `to_cells` lays voxels out
         mean, sd = self._statistics(x, valid)
         target = (x - mean) / sd

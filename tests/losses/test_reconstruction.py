@@ -124,6 +124,21 @@ def test_visible_and_padded_voxels_do_not_count(example):
     assert torch.equal(before, after)
 
 
+@pytest.mark.parametrize("distance", ["l1", "l2", "huber"])
+@pytest.mark.parametrize("target", ["none", "per_patch", "per_volume"])
+def test_nan_outside_the_scan_reaches_no_gradient(example, target, distance):
+    def gradient(outside: float) -> torch.Tensor:
+        image = torch.where(example["valid"], example["image"], outside)
+        prediction = example["reconstruction"].clone().requires_grad_()
+        changed = example | {"image": image, "reconstruction": prediction}
+        ReconstructionLoss(target=target, distance=distance)(**changed)[0].backward()
+        assert prediction.grad is not None
+        return prediction.grad
+
+    assert torch.equal(gradient(torch.nan), gradient(0.0))
+    assert gradient(torch.nan).isfinite().all()
+
+
 def test_the_mean_predictor_knows_the_visible_mean_only(example):
     _, terms = ReconstructionLoss(target="none")(**example)
     errors = []

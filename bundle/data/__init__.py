@@ -4,7 +4,8 @@
 from bundle.data.appearance import change_appearance
 from bundle.data.archive_preparation import prepare_archive
 from bundle.data.crops import CropDataset, DrawSampler, PlacedCropd, RandForegroundCropd, make_loader
-from bundle.data.find import FoundVolume, find_volumes
+from bundle.data.find import find_volumes
+from bundle.data.found_volume import FoundVolume
 from bundle.data.geometry import OptionalSpacingd, PadToCropd, ToPlainTensorsd, crop_size
 from bundle.data.intensity import Foregroundd, Modalityd, NormalizeByModalityd
 from bundle.data.intensity_scheme import NormalizeBySchemed, normalization
@@ -19,7 +20,8 @@ from bundle.data.volume_set import VolumeSet
 from bundle.data.weight_map import WeightMapd
 from bundle.data.wide_crops import RandWideCropd
 from bundle.stores.blosc2_store import Blosc2Store
-from bundle.stores.store import PlainStore, Store
+from bundle.stores.plain_store import PlainStore
+from bundle.stores.store import Store
 
 __all__ = [
     "Blosc2Store",

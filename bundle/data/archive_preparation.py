@@ -15,13 +15,14 @@ from typing import Any
 import torch.distributed as dist
 
 from bundle.atomic import replace_file
-from bundle.data.find import FoundVolume
+from bundle.data.found_volume import FoundVolume
 from bundle.data.preparation import Preparation, prepare_all
 from bundle.data.prepared_volume import SkippedVolume
 from bundle.data.scans import find_scans
 from bundle.data.volume_set import hashed
 from bundle.errors import UserError
-from bundle.stores.store import Store, open_store
+from bundle.stores.open_store import open_store
+from bundle.stores.store import Store
 
 __all__ = ["prepare_archive"]
 

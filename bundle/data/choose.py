@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Collection
 from dataclasses import replace
 
-from bundle.data.find import FoundVolume
+from bundle.data.found_volume import FoundVolume
 from bundle.errors import UserError
 
 __all__ = ["choose_volumes"]

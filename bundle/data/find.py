@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,65 +18,16 @@ from bundle.data.dataset_json import (
     modality_named,
     read_json,
 )
-from bundle.data.dicom import UNREADABLE, Series, find_dicom, find_series, numbered
+from bundle.data.dicom import Series, find_dicom, find_series, numbered
 from bundle.data.files import walk_folders
+from bundle.data.found_volume import FoundVolume, other_objects
+from bundle.data.index.volumes import indexed_volumes
 from bundle.data.printable import printable, shortened
-from bundle.errors import UserError, VolumeError
+from bundle.errors import UserError
 
-__all__ = ["VOLUME_SUFFIXES", "FoundVolume", "find_listed", "find_volumes", "modality_named", "volume_files"]
+__all__ = ["VOLUME_SUFFIXES", "find_listed", "find_volumes", "modality_named", "volume_files"]
 
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".mgh")
-
-
-@dataclass(frozen=True)
-class FoundVolume:
-    """A volume on disk, not read yet.
-
-    Attributes:
-        name: its path below the dataset's folder, numbered where a folder holds several DICOM series; what cannot be
-            shown, such as a line break, is an escape in it.
-        files: its file, or the files of its DICOM series in the order of their positions.
-        modality: "CT" or "MR" as the DICOM tag or the json says, or "" if they do not.
-        group: volumes of one group stay on one side of the train/validation split. For DICOM, a digest of the
-            patient, or of the study where the patient was removed; it lives in memory only, neither logged nor stored.
-        part: "training", "validation" or "test" where a json tells, else "".
-        annotations: what a data list says of it for fine-tuning, such as the file of its label map.
-        channels: the file, or the files of the DICOM series, of each further image of the same grid.
-        left_out: why the volume is not used, and what to do about it; two empty texts if it is used.
-        columns: what an index says of it, by the names of the index's columns; no transform gets it.
-        from_folder: whether the file lies in a folder of scans and nobody named it: `ReadVolumed` then refuses it if it
-            looks like a label map.
-    """
-
-    name: str
-    files: tuple[str, ...]
-    modality: str = ""
-    group: str = ""
-    part: str = ""
-    annotations: Mapping[str, Any] = field(default_factory=dict)
-    channels: tuple[tuple[str, ...], ...] = ()
-    left_out: tuple[str, str] = ("", "")
-    from_folder: bool = False
-    columns: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "name", printable(self.name))
-
-    def to_item(self) -> dict[str, Any]:
-        """What transforms are given: `image`, a list of files, `name`, `modality`, and what else is known.
-
-        Raises:
-            VolumeError: if the volume is left out.
-        """
-        problem, remedy = self.left_out
-        if problem:
-            raise VolumeError(self.name, problem, remedy)
-        item = {**self.annotations, "image": list(self.files), "name": self.name, "modality": self.modality}
-        if self.channels:
-            item["channels"] = [list(files) for files in self.channels]
-        if self.from_folder:
-            item["from_folder"] = True
-        return item
 
 
 def find_volumes(
@@ -111,8 +62,6 @@ def find_volumes(
     if root.is_file() and root.suffix == ".json":
         volumes = _from_json(root, part)
     elif root.is_file() and root.suffix == ".sqlite":
-        from bundle.data.index.volumes import indexed_volumes  # noqa: PLC0415 - it makes what this module defines
-
         volumes = indexed_volumes(root, where, others=others)
     elif root.is_dir():
         series, objects = find_dicom(root)
@@ -124,9 +73,7 @@ def find_volumes(
     else:
         volumes = []
     if not volumes:
-        missing = (
-            "does not exist" if not root.exists() else "holds no NIfTI or NRRD file and no DICOM series of CT or MR"
-        )
+        missing = "holds no NIfTI or NRRD file and no DICOM series of CT or MR" if root.exists() else "does not exist"
         raise UserError(
             f"--dataset_dir {root} {missing}: give a folder of volumes, or fetch the default ones with "
             '"python scripts/fetch_data.py"'
@@ -154,30 +101,11 @@ def _dicom_series(found: Sequence[Series], root: Path, prefix: str = "") -> Iter
     """The series in a folder and below it, named by their path from it after `prefix`."""
     for name, series in numbered(found, root, prefix):
         volume = FoundVolume(name, series.files, modality_named(series.modality), series.group)
-        if series.copies is None:
-            yield volume
-        else:
-            original = Path(prefix, series.copies.relative_to(root))
-            reason = f"holds copies of the DICOM images in {printable(str(original))}"
-            yield replace(volume, left_out=(reason, "remove one of the two folders"))
-
-
-def other_objects(found: Mapping[tuple[Path, str], int], root: Path) -> Iterator[FoundVolume]:
-    """A line of the report for each modality that is neither CT nor MR, and for all that cannot be opened."""
-    modalities: dict[str, list[tuple[Path, int]]] = {}
-    for (folder, modality), count in sorted(found.items()):
-        modalities.setdefault(modality, []).append((folder, count))
-    for modality, places in modalities.items():
-        files, more = sum(count for _, count in places), len(places) - 1
-        where = root.name if places[0][0] == root else str(places[0][0].relative_to(root))
-        elsewhere = f", some in {more} other folder(s)" if more else ""
-        left_out = (f"{files} DICOM file(s) with no image of CT or MR{elsewhere}", "nothing is to be done")
-        if modality == UNREADABLE:
-            problem = (
-                f"{files} file(s), folder(s) or link(s) that cannot be opened{elsewhere.replace('folder', 'place')}"
-            )
-            left_out = (problem, "correct their permissions or remove them")
-        yield FoundVolume(f"{where} ({modality})", (), left_out=left_out)
+        if series.copies is not None:
+            original = printable(str(Path(prefix, series.copies.relative_to(root))))
+            reason = f"holds copies of the DICOM images in {original}"
+            volume = replace(volume, left_out=(reason, "remove one of the two folders"))
+        yield volume
 
 
 def _from_json(path: Path, part: str) -> list[FoundVolume]:

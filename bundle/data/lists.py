@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from bundle.data.dataset_json import PARTS, choose_part, first_modality, list_entries, modality_named, read_json
-from bundle.data.find import FoundVolume, find_listed, is_folder, volume_files
+from bundle.data.find import find_listed, is_folder, volume_files
+from bundle.data.found_volume import FoundVolume
 from bundle.data.names import without_ending
 from bundle.data.printable import shortened
 from bundle.errors import UserError

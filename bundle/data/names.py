@@ -7,7 +7,8 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from bundle.data.find import VOLUME_SUFFIXES, FoundVolume
+from bundle.data.find import VOLUME_SUFFIXES
+from bundle.data.found_volume import FoundVolume
 
 __all__ = ["name_digest", "without_ending", "without_paths"]
 

@@ -17,9 +17,9 @@ from monai.data.utils import pickle_hashing
 from monai.transforms import Compose
 from tqdm import tqdm
 
-from bundle.data.find import FoundVolume
 from bundle.data.fingerprints import fingerprint
 from bundle.data.formats import ITK
+from bundle.data.found_volume import FoundVolume
 from bundle.data.prepared_volume import PreparedVolume, SkippedVolume, skipped_because
 from bundle.data.processes import Lost, NoProcessesError, run_in_processes
 from bundle.errors import UserError, VolumeError

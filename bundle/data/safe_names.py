@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from bundle.data.find import VOLUME_SUFFIXES, FoundVolume
+from bundle.data.find import VOLUME_SUFFIXES
+from bundle.data.found_volume import FoundVolume
 from bundle.data.names import name_digest, without_ending
 from bundle.data.printable import printable
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from bundle.data.dataset_json import channel_of, is_neither, modality_named, read_json
-from bundle.data.find import FoundVolume, find_volumes
+from bundle.data.find import find_volumes
+from bundle.data.found_volume import FoundVolume
 from bundle.data.index.database import indexed_folder, is_index
 from bundle.data.label_maps import check_include, is_included, label_map_by_path
 from bundle.data.names import without_ending

@@ -12,14 +12,15 @@ from typing import Any
 
 import torch.distributed as dist
 
-from bundle.data.find import FoundVolume
+from bundle.data.found_volume import FoundVolume
 from bundle.data.names import name_digest, without_paths
 from bundle.data.preparation import Preparation, prepare_all
 from bundle.data.prepared_volume import PreparedVolume, SkippedVolume
 from bundle.data.scans import find_scans
 from bundle.data.split import check_fold, join_copies, split_volumes
 from bundle.errors import UserError
-from bundle.stores.store import Store, open_store
+from bundle.stores.open_store import open_store
+from bundle.stores.store import Store
 
 __all__ = ["VolumeSet", "hashed", "listed_by_one", "prepare_together", "prepare_usable"]
 

@@ -1,35 +1,22 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
-"""Where prepared volumes live. No other file of the package opens one.
-
-To add a store, write a class here or in a file beside this one, and give it a name in `open_store`.
-"""
+"""What a store of prepared volumes promises. No file outside this folder opens a prepared volume."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-import threading
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from bundle.errors import UserError
-
-__all__ = ["STORES", "Crop", "DamagedVolumeError", "Header", "PlainStore", "Store", "cut", "open_store"]
+__all__ = ["Crop", "DamagedVolumeError", "Header", "Store", "cut"]
 
 logger = logging.getLogger(__name__)
 
 #: a range of voxels on each axis of a volume
 Crop = tuple[slice, slice, slice]
-
-#: folders that this process has cleaned
-_swept: set[Path] = set()
 
 
 class DamagedVolumeError(Exception):
@@ -114,60 +101,6 @@ class Store(ABC):
         logger.warning("%s is damaged (%s): preparing its volume again", file, error)
 
 
-@dataclass(frozen=True)
-class PlainStore(Store):
-    """One uncompressed file of torch for each volume, mapped into memory: of a crop only its pages are read.
-
-    It has no checksums: only damage to its header is seen.
-
-    Args:
-        folder: of the files; it is made if it is missing.
-        memory_map: False reads the whole file for each crop, where a file system cannot map files well.
-    """
-
-    folder: Path
-    memory_map: bool = True
-
-    def file(self, key: str) -> Path:
-        """The file of a volume."""
-        return self.folder / f"{key}.pt"
-
-    def describe(self, key: str) -> Header | None:
-        if not self.file(key).exists():
-            return None
-        try:
-            return Header.from_tensors(self.read(key))
-        except Exception as error:  # noqa: BLE001  flipped bits in a pickle raise anything
-            self.report_damage(self.file(key), error)
-            return None
-
-    def read(self, key: str, crop: Crop | None = None, keys: Collection[str] | None = None) -> dict[str, Any]:
-        tensors: dict[str, Any] = torch.load(self.file(key), mmap=self.memory_map, weights_only=True)
-        wanted = {name: value for name, value in tensors.items() if keys is None or name in keys}
-        return wanted if crop is None else cut(wanted, crop, tensors["image"].shape[1:])
-
-    def write(self, key: str, tensors: Mapping[str, Any]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if self.folder not in _swept:
-            _swept.add(self.folder)
-            _remove_leftovers(self.folder)
-        # each writer has another name: processes and threads may prepare the same volume
-        temporary = self.folder / f"{key}.{os.getpid()}.{threading.get_ident()}.part"
-        try:
-            torch.save(dict(tensors), temporary)
-            temporary.replace(self.file(key))
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Removes what killed writers left: temporary files that nobody has changed for ten minutes."""
-    for file in folder.glob("*.part"):
-        with contextlib.suppress(OSError):  # another process may be faster
-            if time.time() - file.stat().st_mtime > 600:
-                file.unlink()
-
-
 def cut(tensors: Mapping[str, Any], crop: Crop, size: Sequence[int]) -> dict[str, Any]:
     """The crop of all tensors on a grid of `size` voxels, copied; the other values as they are."""
     place = (slice(None), *crop)
@@ -179,28 +112,3 @@ def cut(tensors: Mapping[str, Any], crop: Crop, size: Sequence[int]) -> dict[str
 
 def _is_on_grid(value: object, size: Sequence[int]) -> bool:
     return isinstance(value, torch.Tensor) and value.ndim == 4 and tuple(value.shape[1:]) == tuple(size)
-
-
-#: names that `VolumeSet` takes
-STORES = ("blosc2", "plain")
-
-
-def open_store(store: str | Store, folder: Path) -> Store:
-    """A store by its name in `STORES`, or the given one.
-
-    Args:
-        store: name, or a store.
-        folder: of the cache, for a store by name.
-
-    Raises:
-        UserError: if there is no store of that name, or its folder is a file.
-    """
-    from bundle.stores.blosc2_store import Blosc2Store  # noqa: PLC0415 - it is made of what this file holds
-
-    if isinstance(store, Store):
-        return store
-    if store not in STORES:
-        raise UserError(f"--store {store!r} is not known: choose one of {', '.join(STORES)}")
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--cache_dir {folder} is a file: give a folder")
-    return Blosc2Store(folder) if store == "blosc2" else PlainStore(folder)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bundle.data.dicom.slices import UNREADABLE
-from bundle.data.find import FoundVolume, other_objects
+from bundle.data.found_volume import FoundVolume, other_objects
 from bundle.data.index.condition import chosen
 from bundle.data.index.database import COLUMNS, get, open_to_read, root_folder
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from bundle.data.find import FoundVolume
+from bundle.data.found_volume import FoundVolume
 from bundle.data.nnunet.arrays import case_files
 from bundle.data.nnunet.plan import Plan
 from bundle.data.scans import find_scans

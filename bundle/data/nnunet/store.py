@@ -20,7 +20,8 @@ from bundle.data.nnunet.arrays import case_files, open_array, read_part
 from bundle.data.nnunet.find import preprocessed_folder
 from bundle.data.nnunet.plan import Plan
 from bundle.errors import VolumeError
-from bundle.stores.store import Crop, Header, Store, open_store
+from bundle.stores.open_store import open_store
+from bundle.stores.store import Crop, Header, Store
 
 __all__ = ["CaseStore"]
 
@@ -39,7 +40,7 @@ class CaseStore(Store):
         folder: of the cache.
         dataset_dir: as for `find_cases`.
         plan: the one that the cases are preprocessed by.
-        store: a name in `bundle.stores.store.STORES`, for other volumes.
+        store: a name in `bundle.stores.STORES`, for other volumes.
     """
 
     def __init__(

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bundle.data.dataset_json import PARTS, choose_part
-from bundle.data.find import FoundVolume, find_listed, modality_named
+from bundle.data.find import find_listed, modality_named
+from bundle.data.found_volume import FoundVolume
 from bundle.errors import UserError
 
 __all__ = ["check_findings", "find_findings"]

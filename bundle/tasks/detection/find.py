@@ -7,7 +7,7 @@ import math
 import os
 from pathlib import Path
 
-from bundle.data.find import FoundVolume
+from bundle.data.found_volume import FoundVolume
 from bundle.data.lists import find_labelled
 from bundle.errors import UserError
 

@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from bundle.data.dataset_json import PARTS, check_part, modality_named, read_json
-from bundle.data.find import FoundVolume, volume_files
+from bundle.data.find import volume_files
+from bundle.data.found_volume import FoundVolume
 from bundle.data.label_maps import label_map_by_path
 from bundle.data.lists import find_labelled, first_modality, structure_files
 from bundle.data.names import without_ending

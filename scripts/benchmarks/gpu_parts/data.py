@@ -13,7 +13,7 @@ import torch
 from monai.transforms import Compose, MapTransform, Orientationd, ResampleToMatch
 
 from bundle.data import Foregroundd, Modalityd, ReadVolumed, find_volumes, read_volume
-from bundle.data.find import FoundVolume
+from bundle.data.found_volume import FoundVolume
 from bundle.data.names import without_ending
 from bundle.errors import UserError
 

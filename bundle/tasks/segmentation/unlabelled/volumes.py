@@ -19,7 +19,8 @@ from bundle.data.preparation import Preparation
 from bundle.data.volume_set import listed_by_one, prepare_usable
 from bundle.errors import UserError
 from bundle.prediction.scans import find_scans_to_predict
-from bundle.stores.store import Store, open_store
+from bundle.stores.open_store import open_store
+from bundle.stores.store import Store
 
 __all__ = ["UnlabelledVolumes"]
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from bundle.atomic import make_folder
 from bundle.errors import UserError, install_excepthook
 from bundle.transfer import average_models
 from bundle.weights import ModelFiles
@@ -30,7 +31,7 @@ def main() -> None:
     if target.exist():
         raise UserError(f"--output_dir {options.output_dir} holds a model: give another folder")
     made = average_models(options.first, options.second, share=options.share)
-    options.output_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(options.output_dir, "--output_dir")
     target.write(made.weights, made.settings, made.decoder)
     print(f"{target.weights}: {1 - options.share:g} of {options.first} and {options.share:g} of {options.second}")
 

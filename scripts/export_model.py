@@ -24,7 +24,7 @@ from monai.transforms import CenterSpatialCrop, Compose, CropForegroundd, Orient
 from torch import Tensor
 from tqdm import tqdm
 
-from bundle.atomic import replace_file
+from bundle.atomic import make_folder, replace_file
 from bundle.data import (
     Foregroundd,
     FoundVolume,
@@ -95,33 +95,48 @@ def _prepared(settings: Mapping[str, Any], found: FoundVolume, crop: Sequence[in
     return image
 
 
-def copy_settings(model: Path, output_dir: Path, replace: bool) -> Path:
-    """Puts `model.json` beside the exported files; where it is the same already, nothing happens.
+def settings_file(model: Path, output_dir: Path, replace: bool) -> Path:
+    """Where `model.json` goes, beside the exported files.
 
     Raises:
         UserError: if another one is there and may not be replaced.
     """
     source, target = model.with_suffix(".json"), output_dir / f"{model.stem}.json"
-    if target.exists() and target.read_bytes() == source.read_bytes():
-        return target
-    if target.exists() and not replace:
+    if target.exists() and target.read_bytes() != source.read_bytes() and not replace:
         raise UserError(f"{target} is of another model: pass --replace to write it anew, or another --output_dir")
-    with replace_file(target) as temporary:
-        temporary.write_bytes(source.read_bytes())
     return target
 
 
-def write_plans(plans: Path, model: PlainModel, output_dir: Path, options: argparse.Namespace) -> str:
-    """Writes a plan whose network is the pre-trained one; says where.
+def copy_settings(model: Path, target: Path) -> None:
+    """Puts `model.json` beside the exported files; where it is the same already, nothing happens."""
+    content = model.with_suffix(".json").read_bytes()
+    if not target.exists() or target.read_bytes() != content:
+        with replace_file(target) as temporary:
+            temporary.write_bytes(content)
+
+
+def read_plans(model: PlainModel, options: argparse.Namespace) -> dict[str, Any] | None:
+    """The user's plan with the pre-trained network; None if none is given.
 
     Raises:
-        UserError: if the plan cannot be used, or the new one is there already.
+        UserError: if the plan cannot be used.
     """
+    plans = options.nnunet_plans
+    if plans is None:
+        return None
     try:
         content = json.loads(plans.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"--nnunet_plans {plans} is no readable json ({error}): give an nnUNetPlans.json") from error
-    fitted = fit_plans(content, model.settings, options.nnunet_configuration)
+    return fit_plans(content, model.settings, options.nnunet_configuration)
+
+
+def write_plans(fitted: dict[str, Any], plans: Path, output_dir: Path, options: argparse.Namespace) -> str:
+    """Writes a plan whose network is the pre-trained one; says where.
+
+    Raises:
+        UserError: if one is there already.
+    """
     target = output_dir / f"{fitted['plans_name']}.json"
     if target.exists() and not options.replace:
         raise UserError(f"{target} is there already: pass --replace to write it anew, or another --output_dir")
@@ -138,8 +153,8 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cell.ljust(width) for cell, width in zip(line, widths))} |" for line in lines)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Runs the command; returns its exit code: 1 if a format could not be written."""
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The options, with the folder to write to."""
     parser = argparse.ArgumentParser(description="Exports a pre-trained encoder and verifies each file.")
     parser.add_argument("model", type=Path, help="model.pt of a run, with its model.json beside it")
     parser.add_argument("--formats", nargs="+", choices=FORMATS, help="default: all that can hold the encoder")
@@ -150,47 +165,74 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--nnunet_configuration", default="3d_fullres", help="nnunet: of that plan")
     parser.add_argument("--replace", action="store_true", help="write files anew that are there already")
     options = parser.parse_args(arguments)
-    output_dir: Path = options.output_dir or options.model.parent
+    options.output_dir = options.output_dir or options.model.parent
+    return options
 
-    try:
-        model = plain_model(options.model)
-        images = real_images(model, options.input) if options.input else []
-        encoder = model.settings["encoder"]["name"]
-        names = options.formats or [name for name, one in FORMATS.items() if encoder in (one.encoders or (encoder,))]
-        settings = copy_settings(options.model, output_dir, options.replace)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    rows, failed = [], False
+
+def export_all(
+    model: PlainModel, names: Sequence[str], images: Sequence[Tensor], options: argparse.Namespace
+) -> list[tuple[str, ...]]:
+    """Writes each format; gives a row of the table for each, without a file where it could not be written."""
     if options.input_channels is not None:
         write = partial(write_nnunet, input_channels=options.input_channels)
         FORMATS["nnunet"] = replace(FORMATS["nnunet"], write=write)
+    rows: list[tuple[str, ...]] = []
     for name in (bar := tqdm(dict.fromkeys(names), desc="exporting", unit="format")):
         bar.set_postfix_str(name)
-        path = output_dir / f"{options.model.stem}{FORMATS[name].suffix}"
+        path = options.output_dir / f"{options.model.stem}{FORMATS[name].suffix}"
         try:
             done = export_model(model, name, path, images, replace=options.replace)
         except UserError as error:
             rows.append((name, "-", "-", "-", "-", str(error)))
-            failed = True
             continue
         mib = f"{done.size / 2**20:.1f}"
         rows.append((name, str(done.file), mib, f"{done.difference:.1e}", f"{done.relative:.1e}", done.how))
+    return rows
+
+
+def export(options: argparse.Namespace) -> int:
+    """Runs the command with its options.
+
+    Returns:
+        1 if a format could not be written, else 0.
+
+    Raises:
+        UserError: if nothing can be.
+    """
+    if options.input_channels is not None and options.input_channels < 1:
+        raise UserError(f"--input_channels {options.input_channels} is no number of channels: give 1 or more")
+    model = plain_model(options.model)
+    fitted = read_plans(model, options)
+    images = real_images(model, options.input) if options.input else []
+    encoder = model.settings["encoder"]["name"]
+    names = options.formats or [name for name, one in FORMATS.items() if encoder in (one.encoders or (encoder,))]
+    make_folder(options.output_dir, "--output_dir")
+    settings = settings_file(options.model, options.output_dir, options.replace)
+    rows = export_all(model, names, images, options)
     sizes = ["noise", *(" x ".join(map(str, image.shape[2:])) for image in images)]
     print(table(rows))
+    written = [row[0] for row in rows if row[1] != "-"]
+    if not written:
+        return 1
+    copy_settings(options.model, settings)
     print(f"compared with the network in PyTorch on {', '.join(sizes)}; settings: {settings}")
     if not images:
         print("no --input: no real volume was compared")
-    if any(row[0] == "nnunet" and row[1] != "-" for row in rows):
-        folder = copy_trainer(output_dir).absolute()
+    if "nnunet" in written:
+        folder = copy_trainer(options.output_dir).absolute()
         print(f'for nnU-Net: export nnUNet_extTrainer="{folder}", then nnUNetv2_train ... -tr nnUNetTrainerSparseMim')
-    if options.nnunet_plans is not None:
-        try:
-            print(write_plans(options.nnunet_plans, model, output_dir, options))
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            failed = True
-    return int(failed)
+    if fitted is not None:
+        print(write_plans(fitted, options.nnunet_plans, options.output_dir, options))
+    return int(len(written) < len(rows))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; returns its exit code: 1 if a format could not be written."""
+    try:
+        return export(parse(arguments))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

@@ -99,6 +99,31 @@ def test_of_another_dataset_all_volumes_are_evaluated(root: Path, trained: Path,
     assert [skipped["name"] for skipped in report["skipped"]] == ["broken.nii.gz"]
 
 
+def test_the_runs_own_folder_by_another_path_is_no_other_dataset(root: Path, trained: Path, tmp_path: Path):
+    own = root / "data/volumes"  # where the config's expression says that they are
+    for number, spelled in enumerate((f"{own}/", f"{own}/../{own.name}")):
+        folder = tmp_path / str(number)
+        report = evaluate(root, run_folder=str(trained), output_dir=str(folder), dataset_dir=spelled)
+        assert report["metrics"] == validation_metrics(trained, epoch=2)
+        assert report["trained_on"] == []
+
+
+def test_volumes_that_were_trained_on_are_named_when_they_come_from_a_copy_of_the_folder(
+    root: Path, trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    own = root / "data/volumes"  # where the config's expression says that they are
+    held_out = evaluate(root, run_folder=str(trained), output_dir=str(tmp_path / "own"))["volumes"]
+    shutil.copytree(own, tmp_path / "copy")
+    report = evaluate(
+        root, run_folder=str(trained), output_dir=str(tmp_path / "moved"), dataset_dir=str(tmp_path / "copy")
+    )
+    assert set(held_out) < set(report["volumes"])
+    assert set(report["trained_on"]) == set(report["volumes"]) - set(held_out)
+    assert (
+        f"{len(report['trained_on'])} of the {len(report['volumes'])} volumes were trained on" in capfd.readouterr().out
+    )
+
+
 def test_the_command_takes_the_newest_run_and_keeps_earlier_reports(root: Path, trained: Path, tmp_path: Path):
     (trained / "evaluation.json").write_text("earlier")
     line = [sys.executable, "-m", "monai.bundle", "run", "--config_file", f"['{TRAIN}','{EVALUATE}']"]
@@ -115,6 +140,8 @@ def test_the_command_takes_the_newest_run_and_keeps_earlier_reports(root: Path, 
     assert report["settings"]["batch_size"] == 1
     found = report["metrics"]["validation/reconstruction"]
     assert found == pytest.approx(expected, rel=1e-4)  # float32, and other kernels for another batch
+    loss = report["metrics"]["validation/loss"]
+    assert loss == pytest.approx(validation_metrics(trained, 2)["validation/loss"], rel=1e-3)
     assert f"validation/reconstruction             {found:.6g}" in done.stdout
 
 

@@ -99,8 +99,8 @@ def test_features_of_several_encoders_are_read_at_the_same_visible_sites():
     image, visible = torch.randn(2, 1, 16, 16, 16), torch.rand(2, 1, 4, 4, 4) > 0.4
     one.train()
     with torch.no_grad():
-        first, second, again = read_site_features([one, other, one], image, visible, "cells", [7, 3])
-    assert one.training and [crop.volume for crop in first] == [7, 3]
+        first, second, again = read_site_features([one, other, one], image, visible, "cells", [7, 3], [20, 10])
+    assert one.training and [(crop.volume, crop.draw) for crop in first] == [(7, 20), (3, 10)]
     for row, (a, b, c) in enumerate(zip(first, second, again, strict=True)):
         assert len(a.coarse) == int(visible[row].sum()) and a.fine.shape[1] * 2 == a.coarse.shape[1]
         assert torch.equal(a.place, b.place) and not torch.equal(a.coarse, b.coarse)

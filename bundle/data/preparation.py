@@ -120,12 +120,17 @@ class Preparation:
 
     def _key(self, item: dict[str, Any]) -> str:
         annotations = _annotations(item)
-        files = [Path(file).absolute() for file in _files(item)]
+        files = [_absolute(Path(file)) for file in _files(item)]
         stamp = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         # the steps of a Compose, not itself: it holds a random state, another one in each process
         steps = self.transform.flatten().transforms if isinstance(self.transform, Compose) else self.transform
         more_settings = [annotations] if annotations else []
         return pickle_hashing([_CACHE_VERSION, stamp, item["modality"], steps, *more_settings]).decode()
+
+
+def _absolute(file: Path) -> Path:
+    """The path that a file's key holds: one and the same with and without `..`."""
+    return file.resolve() if ".." in file.parts else file.absolute()
 
 
 def prepare_all(

@@ -64,6 +64,8 @@ def export_model(
             raise UserError(
                 f"{path} cannot be written ({error.strerror or error}): free space, or choose another --output_dir"
             ) from error
+        except UserError:
+            raise
         except Exception as error:  # the exporters raise anything, and all of it means the same
             raise UserError(
                 f"format {name} cannot hold this encoder, {model.settings['encoder']['name']} with its arguments "

@@ -28,6 +28,7 @@ from bundle.errors import UserError
 from bundle.export.exportable import exportable
 from bundle.export.nnunet import NNUNET_ENCODERS, verify_nnunet, write_nnunet
 from bundle.export.plain import PlainModel, plain_network
+from bundle.export.source_paths import forget_sources, strip_torchscript
 from bundle.export.verify import Readable, Verifier, compare_features, example_image, settings_text
 
 __all__ = ["FORMATS", "SETTINGS", "Format", "get_format"]
@@ -100,6 +101,7 @@ def _write_torchscript(model: PlainModel, path: Path) -> str:
         except Exception:  # noqa: BLE001 - of any kind, where TorchScript does not know the language of a module
             script, how = torch.jit.trace(network, example_image(model), check_trace=False), "traced"
         torch.jit.save(script, path, _extra_files={SETTINGS: settings_text(model)})
+    strip_torchscript(path)
     return how
 
 
@@ -153,7 +155,8 @@ def _program(model: PlainModel) -> torch.export.ExportedProgram:
     dims: dict[int, Any] = {0: torch.export.Dim("batch")}
     for axis, (name, step) in enumerate(zip(("depth", "height", "width"), model.network.strides[-1]), start=2):
         dims[axis] = step * torch.export.Dim(f"{name}_cells")
-    return torch.export.export(exportable(model.network), (example_image(model),), dynamic_shapes=(dims,))
+    program = torch.export.export(exportable(model.network), (example_image(model),), dynamic_shapes=(dims,))
+    return forget_sources(program)
 
 
 @contextmanager

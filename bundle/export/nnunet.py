@@ -167,7 +167,9 @@ def fit_plans(
     Raises:
         UserError: if the plan has no such configuration, or its patch does not divide by the network's strides.
     """
-    found = plans.get("configurations", {})
+    found = plans.get("configurations") if isinstance(plans, Mapping) else None
+    if not isinstance(found, Mapping) or not all(isinstance(one, Mapping) for one in found.values()):
+        raise UserError("--nnunet_plans is a json without configurations: give an nnUNetPlans.json of nnU-Net 2")
     if configuration not in found or "patch_size" not in found[configuration]:
         raise UserError(
             f"--nnunet_plans has no configuration {configuration!r} of its own: give --nnunet_configuration one of "

@@ -26,6 +26,9 @@ class Decorrelation(Objective):
     against that. (The covariance term of VICReg, Bardes et al. 2022, arXiv:2105.04906, made free of scale.) It covers
     the encoder's levels, at their visible sites, and the decoder's.
 
+    In training the covariance is that of the crops of one forward pass together. In a validation, which must not depend
+    on the batch size, it is that of each crop, and the loss and the dimensions are means over the crops.
+
     Args:
         weight: of the loss in the sum.
 
@@ -61,11 +64,12 @@ class Decorrelation(Objective):
             levels += [F.instance_norm(decoding) for decoding in view.decodings]
             names += [f"dimensions_decoder{level}" for level in range(len(view.decodings))]
             for name, level in zip(names, levels, strict=True):
-                dimensions = effective_dimensions(level)
-                losses.append(level.shape[1] / dimensions)
+                crops = [level] if torch.is_grad_enabled() else level.split(1)
+                dimensions = torch.stack([effective_dimensions(crop) for crop in crops])
+                losses.append((level.shape[1] / dimensions).log().mean())
                 if number == 0:
-                    terms[name] = dimensions.detach()
-        return torch.stack(losses).log().mean(), terms
+                    terms[name] = dimensions.mean().detach()
+        return torch.stack(losses).mean(), terms
 
 
 def effective_dimensions(features: Tensor) -> Tensor:

@@ -27,16 +27,23 @@ class SiteFeatures:
         coarse: ``[N, C']``, the coarsest depth.
         place: ``[N, P]``, what position alone says: the site's number as one-hot, and its coordinates' powers.
         volume: the number of the volume.
+        draw: the number of the crop.
     """
 
     fine: Tensor
     coarse: Tensor
     place: Tensor
     volume: int
+    draw: int
 
 
 def read_site_features(
-    encoders: Sequence[Encoder], image: Tensor, visible: Tensor, executor: str, numbers: Sequence[int]
+    encoders: Sequence[Encoder],
+    image: Tensor,
+    visible: Tensor,
+    executor: str,
+    volumes: Sequence[int],
+    draws: Sequence[int],
 ) -> list[list[SiteFeatures]]:
     """Features of the same drawn visible sites in several encoders: for each encoder one entry per crop.
 
@@ -45,10 +52,11 @@ def read_site_features(
         image: ``[B, C, D, H, W]``.
         visible: bool ``[B, 1, d, h, w]`` on cells.
         executor: of the sparse execution.
-        numbers: of the volumes that the crops are from.
+        volumes: numbers of those that the crops are from.
+        draws: numbers of the crops.
     """
     volume = SparseVolume.from_dense(image, CellLayout(visible), executor)
-    sites = volume.layout.draw_sites(_SITES * len(numbers), (1, 1, 1))
+    sites = volume.layout.draw_sites(_SITES * len(volumes), (1, 1, 1))
     place, rows = _place(sites.cpu(), volume.layout.grid), sites[:, 0].cpu()
     found = []
     for encoder in encoders:
@@ -58,8 +66,8 @@ def read_site_features(
         encoder.train(was_training)
         fine = average_at(features[-2], features[-1], sites).double().cpu()
         coarse = features[-1].at(sites).double().cpu()
-        crops = [(rows == row, number) for row, number in enumerate(numbers)]
-        found.append([SiteFeatures(fine[at], coarse[at], place[at], number) for at, number in crops if at.any()])
+        crops = [(rows == row, *numbers) for row, numbers in enumerate(zip(volumes, draws, strict=True))]
+        found.append([SiteFeatures(fine[at], coarse[at], place[at], *numbers) for at, *numbers in crops if at.any()])
     return found
 
 

@@ -1,7 +1,7 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
 """Applies fine-tuned models to scans, on the scans' own grids."""
 
-from bundle.prediction.ensemble import MeanProbability, pick_mirrors
+from bundle.prediction.ensemble import LogMeanProbability, pick_mirrors
 from bundle.prediction.evaluator import ScanEvaluator
 from bundle.prediction.fine_tuned import FineTuned
 from bundle.prediction.folder import PredictionFolder
@@ -14,7 +14,7 @@ from bundle.prediction.table import PredictionTables
 
 __all__ = [
     "FineTuned",
-    "MeanProbability",
+    "LogMeanProbability",
     "NoteOwnGridd",
     "OwnGrid",
     "PredictionFolder",

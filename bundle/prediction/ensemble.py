@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import combinations
 
@@ -11,47 +12,47 @@ from torch import Tensor, nn
 
 from bundle.errors import UserError
 
-__all__ = ["MeanProbability", "pick_mirrors"]
+__all__ = ["LogMeanProbability", "pick_mirrors"]
 
 
-class MeanProbability(nn.Module):
-    r"""The mean probability of several networks, each shown an image and its mirror images.
+class LogMeanProbability(nn.Module):
+    r"""The logarithm of the mean probability of several networks, each shown an image and its mirror images.
 
-    With networks :math:`f_k`, sets of mirrored axes :math:`m` (their mirror is its own inverse), and the softmax or the
-    sigmoid :math:`s`, it is :math:`\frac{1}{KM} \sum_{k, m} m(s(f_k(m(x))))`. The mean is taken in each window of a
-    sliding window: no further copy of a volume's probabilities is needed, however many networks there are.
+    With networks :math:`f_k`, and sets of mirrored axes :math:`m` (their mirror is its own inverse), it is
+    :math:`\log \frac{1}{KM} \sum_{k, m} m(\mathrm{softmax}(f_k(m(x))))`. The mean is taken in each window of a sliding
+    window: no further copy of a volume's probabilities is needed, however many networks there are.
+
+    The windows then average logarithms, and `bundle.tasks.segmentation.ToProbabilitiesd` makes probabilities of them.
+    So one network without mirrors says what it does where its logits are averaged: in the validation of training, in an
+    exported bundle, in MONAI Label.
 
     Args:
         networks: each gives logits ``(Batch, classes, ...)``; of several outputs the first counts.
         mirror_axes: spatial axes, from 0, that are mirrored, alone and together: 1 axis costs twice, 2 cost four times,
             3 eight times as much.
-        activation: "softmax" over the classes, or "sigmoid".
 
     Example:
         >>> import torch
-        >>> from bundle.prediction import MeanProbability
-        >>> network = MeanProbability([torch.nn.Conv3d(1, 3, 1), torch.nn.Conv3d(1, 3, 1)], mirror_axes=[0])
-        >>> probability = network(torch.rand(2, 1, 8, 8, 8))
+        >>> from bundle.prediction import LogMeanProbability
+        >>> network = LogMeanProbability([torch.nn.Conv3d(1, 3, 1), torch.nn.Conv3d(1, 3, 1)], mirror_axes=[0])
+        >>> probability = network(torch.rand(2, 1, 8, 8, 8)).exp()
         >>> probability.shape, bool(torch.allclose(probability.sum(1), torch.ones(2, 8, 8, 8)))
         (torch.Size([2, 3, 8, 8, 8]), True)
     """
 
-    def __init__(
-        self, networks: Sequence[nn.Module], *, mirror_axes: Sequence[int] = (), activation: str = "softmax"
-    ) -> None:
+    def __init__(self, networks: Sequence[nn.Module], *, mirror_axes: Sequence[int] = ()) -> None:
         super().__init__()
         self.networks = nn.ModuleList(networks)
         self.mirrors = [axes for count in range(len(mirror_axes) + 1) for axes in combinations(mirror_axes, count)]
-        self.activate = {"softmax": lambda logits: logits.softmax(1), "sigmoid": torch.sigmoid}[activation]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Float32 probabilities.
+        """Float32 logarithms.
 
         Args:
             x: ``(Batch, in_channels, D, H, W)``.
 
         Returns:
-            Of the networks' shape; mirrored back where it is spatial.
+            ``(Batch, classes, D, H, W)``.
         """
         total: Tensor | None = None
         for network in self.networks:
@@ -59,12 +60,11 @@ class MeanProbability(nn.Module):
                 dims = [axis + 2 for axis in axes]
                 output = network(x.flip(dims) if dims else x)
                 logits = output if isinstance(output, Tensor) else output[0]
-                probability = self.activate(logits.float())
-                if dims and probability.ndim == x.ndim:
-                    probability = probability.flip(dims)
-                total = probability if total is None else total.add_(probability)
+                found = logits.float().log_softmax(1)
+                found = found.flip(dims) if dims else found
+                total = found if total is None else torch.logaddexp(total, found)  # never the logarithm of 0
         assert total is not None
-        return total.div_(len(self.networks) * len(self.mirrors))
+        return total - math.log(len(self.networks) * len(self.mirrors))
 
 
 def pick_mirrors(mirrors: str | bool, mirror_axes: Sequence[int]) -> list[int]:

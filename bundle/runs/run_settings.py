@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigParser
@@ -53,15 +54,30 @@ def use_run_settings(
     merged = ConfigParser()
     first = next((i for i, file in enumerate(source.files) if file.name in config_names[1:]), len(source.files))
     merged.read_config([str(run.config), *map(str, source.files[first:])])
-    trained_on = merged.get("dataset_dir")
+    trained_on = _dataset(merged, given)
     merged.update(given)
     # the later start_run must not look for another run than the one whose settings these are
     merged["run_folder"] = str(run.folder.path)
-    if "val_fraction" not in given and given.get("dataset_dir", trained_on) != trained_on:
+    if "val_fraction" not in given and not _same_place(_dataset(merged, given), trained_on):
         merged["val_fraction"] = 0
     meta = source.parser.get(ConfigParser.meta_key, {})
     source.parser.set({**merged.get(), ConfigParser.meta_key: meta})
     source.parser.parse(reset=True)
+
+
+def _dataset(settings: ConfigParser, given: Mapping[str, Any]) -> Any:
+    """Where the volumes of some settings are, which may be an expression of where the bundle is."""
+    roots = {"bundle_root": given.get("bundle_root", settings.get("bundle_root"))}
+    found = settings.get("dataset_dir")
+    try:
+        return ConfigParser({**roots, "dataset_dir": found}).get_parsed_content("dataset_dir")
+    except Exception:  # noqa: BLE001 - an expression of other settings can raise anything; it is compared as it is
+        return found
+
+
+def _same_place(one: Any, other: Any) -> bool:
+    """Whether two options name one folder or file, however they spell it."""
+    return one == other or Path(str(one)).resolve() == Path(str(other)).resolve()
 
 
 def _given(source: ConfigSource) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from bundle.atomic import free_path, replace_file
 from bundle.data import PreparedVolume, SkippedVolume
 from bundle.runs import TrainedRun
 from bundle.runs.distributed import is_main_rank, unwrap
+from bundle.training.same_data import earlier_split
 
 __all__ = ["EvaluationReport", "RunCheckpointLoader"]
 
@@ -52,8 +53,8 @@ class EvaluationReport:
     """Writes the metrics to `evaluation.json` and `evaluation.csv`, and logs them as a table.
 
     Files of earlier evaluations stay: then it is `evaluation_2.json`, and so on. Under several processes only the main
-    one writes. Put it after the handlers that compute
-    metrics.
+    one writes. Volumes that the run was trained on are named, and a line says how many. Put it after the handlers that
+    compute metrics.
 
     Args:
         trained: the run that is evaluated.
@@ -83,11 +84,19 @@ class EvaluationReport:
     def __call__(self, engine: Engine) -> None:
         """Writes the files and logs the table."""
         metrics = {name: float(value) for name, value in engine.state.metrics.items()}
+        part_of = earlier_split(run_folder=self.trained.folder, volumes_may_change=True)
+        seen = [volume.name for volume in self.volumes if part_of is not None and part_of(volume) == "training"]
+        if seen:
+            logger.warning(
+                "%d of the %d volumes were trained on, %s among them: the metrics are not those of new volumes",
+                len(seen), len(self.volumes), seen[0],
+            )  # fmt: skip
         report = {
             "run": self.trained.folder.path.name,
             "checkpoint": self.trained.checkpoint.name,
             "epoch": self.trained.epoch,
             "volumes": [volume.name for volume in self.volumes],
+            "trained_on": seen,
             "modalities": dict(Counter(volume.modality for volume in self.volumes)),
             "skipped": [skipped._asdict() for skipped in self.skipped],
             "settings": self.settings,

@@ -66,7 +66,12 @@ class RepresentationHealth:
         output, target = engine.state.output[CommonKeys.PRED], engine.state.output[CommonKeys.LABEL]
         encoders = (self.network.encoder, self._untrained.to(target["image"].device))
         trained, untrained = read_site_features(
-            encoders, target["image"], output["visible"], self.network.executor, target["volume"].tolist()
+            encoders,
+            target["image"],
+            output["visible"],
+            self.network.executor,
+            target["volume"].tolist(),
+            target["draw"].tolist(),
         )
         self._trained_sites += trained
         self._untrained_sites += untrained
@@ -76,6 +81,8 @@ class RepresentationHealth:
     def _finish(self, engine: Engine) -> None:
         parts = gather((self._trained_sites, self._untrained_sites, self._pairs))
         trained, untrained, pairs = ([item for part in parts for item in part[i]] for i in range(3))
+        for crops in (trained, untrained):
+            crops.sort(key=lambda crop: crop.draw)  # of one volume every other crop is held out, whatever the processes
         metrics = measure_health(trained, untrained, pairs)
         engine.state.metrics.update({f"validation/{name}": value for name, value in metrics.items()})
         same = engine.state.metrics.get("validation/alignment_same", 0.0)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import yaml
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser
 
@@ -13,7 +14,7 @@ from bundle.atomic import replace_file
 from bundle.runs import RunFolder
 from bundle.runs.config_source import calling_config
 from bundle.runs.distributed import is_main_rank
-from bundle.runs.recorded_config import config_text, newest_config, next_config
+from bundle.runs.recorded_config import config_text, newest_config, next_config, read_config
 
 __all__ = ["RecordConfig"]
 
@@ -49,6 +50,11 @@ class RecordConfig:
             return
         self._written = True
         newest = newest_config(self.folder)
-        if newest is None or newest.read_bytes() != self.text.encode():
+        if newest is None or _without_resume(read_config(newest)) != _without_resume(yaml.safe_load(self.text)):
             with replace_file(next_config(self.folder)) as temporary:
                 temporary.write_text(self.text, encoding="utf-8")
+
+
+def _without_resume(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings but for the one that goes on with a run: the same command with --resume changes nothing."""
+    return {name: value for name, value in config.items() if name != "resume"}

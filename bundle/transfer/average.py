@@ -89,6 +89,8 @@ def average_models(
 
 
 def _settings(files: ModelFiles) -> dict[str, Any]:
+    if not files.weights.exists():
+        raise UserError(f"{files.weights} does not exist: give a run's folder, or its model.pt")
     about = files.read_settings()
     if about is None:
         raise UserError(f"{files.settings} is missing: copy it beside {files.weights.name} from the run's folder")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from bundle.errors import UserError
 from bundle.transfer.heads import is_head
 from bundle.transfer.report import TransferReport
-from bundle.weights import ModelFiles, list_wrappers, require_finite, without_reconstruction
+from bundle.weights import ModelFiles, list_wrappers, require_finite, require_fractions, without_reconstruction
 
 __all__ = ["find_prefix", "load_decoder", "load_encoder"]
 
@@ -68,6 +68,7 @@ def load_encoder(
     require_finite(given, name)
     current = network.state_dict()
     report, fitted = match_encoder(given, current, prefix)
+    require_fractions(fitted, current, name)
     if report.share < min_matched or report.turned:
         least = "" if report.turned else f", at least {min_matched:.0%} must"
         raise UserError(
@@ -125,6 +126,7 @@ def load_decoder(
     given = without_reconstruction(files.read_decoder())
     current = network.state_dict()
     report, fitted = _match(given, current, find_prefix(given, current))
+    require_fractions(fitted, current, files.decoder)
     if report.share < min_matched:
         logger.info("%s has another decoder than %s, so it starts untrained", type(network).__name__, files.decoder)
         return None
@@ -178,18 +180,22 @@ def find_prefix(given: Mapping[str, Tensor], current: Mapping[str, Tensor]) -> s
     """
     parts = (key.split(".")[:-1] for key in current)
     places = {".".join([*part[:depth], ""]) for part in parts for depth in range(len(part) + 1)}
-    return max(sorted(places, key=len), key=lambda place: _fitting(given, current, place))
+    # by name alone where no shape fits, so that a message compares the two tensors that are meant
+    return max(
+        sorted(places, key=len), key=lambda place: (_fitting(given, current, place), _named(given, current, place))
+    )
 
 
 def _unwrap(
     given: dict[str, Tensor], current: Mapping[str, Tensor], prefix: str | None
 ) -> tuple[dict[str, Tensor], str]:
     """The given tensors below the wrapper where most of them fit, and what stands before their keys in the network."""
-    best: tuple[tuple[int, int], dict[str, Tensor], str] | None = None
+    best: tuple[tuple[int, int, int], dict[str, Tensor], str] | None = None
     for wrapper in list_wrappers(given):
         below = {key.removeprefix(wrapper): value for key, value in given.items() if key.startswith(wrapper)}
         place = find_prefix(below, current) if prefix is None else prefix
-        fitting = (_fitting(below, current, place), -len(below))  # where equally many fit, the fewest are left over
+        # where equally many fit, the fewest are left over
+        fitting = (_fitting(below, current, place), _named(below, current, place), -len(below))
         if best is None or fitting > best[0]:
             best = fitting, below, place
     assert best is not None  # "" is a wrapper
@@ -200,6 +206,10 @@ def _fitting(given: Mapping[str, Tensor], current: Mapping[str, Tensor], prefix:
     return sum(
         f"{prefix}{key}" in current and current[f"{prefix}{key}"].shape == value.shape for key, value in given.items()
     )
+
+
+def _named(given: Mapping[str, Tensor], current: Mapping[str, Tensor], prefix: str) -> int:
+    return sum(f"{prefix}{key}" in current for key in given)
 
 
 def _match(

@@ -5,7 +5,14 @@ from bundle.weights.cards import CARDS, Card, PublishedEncoder, recognise
 from bundle.weights.files import ModelFiles, checksum
 from bundle.weights.load import load_strictly, read_settings
 from bundle.weights.orientation import axis_order, turn_kernels
-from bundle.weights.read import list_wrappers, read_checkpoint, read_weights, require_finite, without_reconstruction
+from bundle.weights.read import (
+    list_wrappers,
+    read_checkpoint,
+    read_weights,
+    require_finite,
+    require_fractions,
+    without_reconstruction,
+)
 from bundle.weights.settings import ModelSettings
 
 __all__ = [
@@ -23,6 +30,7 @@ __all__ = [
     "read_weights",
     "recognise",
     "require_finite",
+    "require_fractions",
     "turn_kernels",
     "without_reconstruction",
 ]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bundle.errors import UserError
 from bundle.weights.files import ModelFiles
-from bundle.weights.read import list_wrappers
+from bundle.weights.read import list_wrappers, require_fractions
 from bundle.weights.settings import ModelSettings
 
 __all__ = ["load_strictly", "read_settings"]
@@ -87,6 +87,7 @@ def load_strictly(
             f"{weights} does not fit the network in {len(problems)} of its {len(current)} tensors (it holds "
             f"{problems[0]}): put the model.json of these weights beside them, or correct `encoder`"
         )
+    require_fractions(given, current, weights)
     network.load_state_dict(given)
     return network.to(device).eval()
 

@@ -19,7 +19,14 @@ from torch import Tensor
 
 from bundle.errors import UserError
 
-__all__ = ["list_wrappers", "read_checkpoint", "read_weights", "require_finite", "without_reconstruction"]
+__all__ = [
+    "list_wrappers",
+    "read_checkpoint",
+    "read_weights",
+    "require_finite",
+    "require_fractions",
+    "without_reconstruction",
+]
 
 #: names under which others' checkpoints keep the weights
 _NESTS = ("state_dict", "model_state_dict", "network_weights", "model", "network", "net")
@@ -145,6 +152,28 @@ def require_finite(weights: Mapping[str, Tensor], name: str | os.PathLike[str]) 
             raise UserError(
                 f"{os.fspath(name)} holds NaN or infinite values, in {key}: its training has diverged or the file is "
                 "damaged, take an earlier checkpoint or train again with a lower learning rate"
+            )
+
+
+def require_fractions(
+    weights: Mapping[str, Tensor], network: Mapping[str, Tensor], name: str | os.PathLike[str]
+) -> None:
+    """Checks that no whole numbers, such as those of quantised weights, take the place of a network's fractions.
+
+    Args:
+        weights: a state dict.
+        network: the state dict of the network that they are for, by the same names.
+        name: what to call the weights in the message.
+
+    Raises:
+        UserError: if they do: torch would copy them without a word.
+    """
+    for key, value in weights.items():
+        if key in network and network[key].is_floating_point() and not value.is_floating_point():
+            there, here = (str(tensor.dtype).removeprefix("torch.") for tensor in (value, network[key]))
+            raise UserError(
+                f"{os.fspath(name)} holds {there} values in {key}, where the network has {here}: give the weights as "
+                "they were before they were quantised"
             )
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 import subprocess
 import sys
+import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -225,6 +227,16 @@ def test_a_file_that_is_there_stays_unless_it_may_be_replaced(tiny: PlainModel, 
     assert path.read_text() == "mine"
     export_model(tiny, "safetensors", path, replace=True)
     assert load_file(path).keys() == tiny.weights.keys()
+
+
+@pytest.mark.parametrize("name", [name for name in OF_ANY if name != "safetensors"])
+def test_no_file_tells_where_the_source_code_lies(name: str, tiny: PlainModel, tmp_path: Path):
+    done = export_model(tiny, name, tmp_path / f"model{FORMATS[name].suffix}")
+    inside = done.file.read_bytes()
+    if zipfile.is_zipfile(done.file):
+        with zipfile.ZipFile(done.file) as archive:
+            inside = b"".join(archive.read(entry) for entry in archive.namelist())
+    assert not [path for path in (Path(__file__).parents[2], sys.prefix) if os.fsencode(path) in inside]
 
 
 def test_exporting_leaves_the_network_as_it_was(tmp_path: Path):

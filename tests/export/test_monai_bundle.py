@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,9 @@ def test_everything_that_a_receiver_needs_is_in_the_folder(ct_run: Path, ct_bund
     assert given.keys() == kept.keys() and all(torch.equal(given[key], kept[key]) for key in given)
     texts = [file.read_text() for file in ct_bundle.rglob("*") if file.suffix in (".json", ".md", ".txt", ".conf")]
     assert not [text for text in texts if str(ct_run.parent) in text]  # no path of those who trained it
+    with zipfile.ZipFile(ct_bundle / "models/model.ts") as script:
+        inside = b"".join(script.read(name) for name in script.namelist())
+    assert not [path for path in (ct_run.parent, ROOT, sys.prefix) if os.fsencode(path) in inside]
 
 
 def test_the_model_card_says_what_the_run_knows(ct_run: Path, ct_bundle: Path):
@@ -279,7 +283,7 @@ def test_the_packages_own_prediction_says_the_same(ct_run: Path, ct_bundle: Path
     one, other = (tmp_path / name for name in ("out/scan_seg.nii.gz", "predicted/label_maps/scan.nii.gz"))
     labels, predicted = (np.asarray(nibabel.load(file).dataobj) for file in (one, other))
     assert len(np.unique(labels)) > 1
-    assert (labels == predicted).mean() >= 0.995  # after few steps classes are nearly alike, and kernels differ
+    assert (labels == predicted).mean() >= 0.9999  # both average logits over windows; float32 is rounded otherwise
 
 
 def test_several_channels_of_mr_are_prepared_by_this_package(mr_run: Path, brain, tmp_path: Path, capsys):
@@ -361,6 +365,9 @@ def test_unfinished_runs_and_other_folders_are_refused(ct_run: Path, mr_run: Pat
         FinishedRun.read(tmp_path / "run")
     with pytest.raises(UserError, match=r"has no model\.pt with its model\.json: give the folder of a run"):
         FinishedRun.read(tmp_path)
+    (tmp_path / "file").touch()
+    assert export_bundle.main(["--run", str(ct_run), "--output", str(tmp_path / "file/out")]) == 1
+    assert "file cannot be written (" in capsys.readouterr().err
     line = ["--run", str(mr_run), "--output", str(tmp_path / "out"), "--components", "monai"]
     assert export_bundle.main(line) == 1
     assert "--components monai does not fit this run" in capsys.readouterr().err and not (tmp_path / "out").exists()

@@ -39,6 +39,21 @@ def test_the_loss_is_that_of_the_correlation_of_visible_sites():
     assert loss.item() == pytest.approx(math.log(5 / dimensions.item()), abs=1e-4)
 
 
+def test_in_a_validation_it_is_the_mean_over_crops_so_that_the_batch_size_does_not_matter():
+    generator = torch.Generator().manual_seed(2)
+    features = torch.randn(3, 4, 8, 8, 8, dtype=torch.float64, generator=generator)
+    features[1, 1:] = features[1, :1]  # one crop whose channels are all the same
+    visible = torch.ones(3, 1, 2, 2, 2, dtype=torch.bool)
+    objective = Decorrelation()
+    with torch.no_grad():
+        together, terms = objective.loss([view(features, visible)], {})
+        alone = [objective.loss([view(features[i : i + 1], visible[i : i + 1])], {}) for i in range(3)]
+    assert together.item() == pytest.approx(sum(loss.item() for loss, _ in alone) / 3, rel=1e-9)
+    mean = sum(each["dimensions_level0"].item() for _, each in alone) / 3
+    assert terms["dimensions_level0"].item() == pytest.approx(mean, rel=1e-9)
+    assert objective.loss([view(features, visible)], {})[0].item() < together.item() - 0.01, "in training of all crops"
+
+
 def test_dead_channels_and_no_features_are_finite():
     features = torch.zeros(1, 4, 4, 4, 4, requires_grad=True)
     loss, _ = Decorrelation().loss([view(features, torch.ones(1, 1, 1, 1, 1, dtype=torch.bool))], {})

@@ -33,7 +33,7 @@ ABOUT: dict[str, Any] = {
 
 def write(folder: Path, *, value: float = 0.0, without: tuple[str, ...] = (), **changed: Any) -> Path:
     about = {key: content for key, content in {**ABOUT, **changed}.items() if key not in without}
-    ModelFiles(folder / "model.pt").write({"weight": torch.full((1, 2), value), "bias": torch.zeros(1)}, about)
+    ModelFiles(folder / "model.pt").write({"weight": torch.full((1, 2), float(value)), "bias": torch.zeros(1)}, about)
     return folder
 
 

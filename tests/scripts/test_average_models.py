@@ -84,6 +84,15 @@ def test_what_has_no_average_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
     assert not made.exists()
 
 
+def test_what_is_not_there_and_where_nothing_can_be_written_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    first = write(tmp_path / "first", 1.0)
+    with pytest.raises(UserError, match="none does not exist: give a run's folder"):
+        average(monkeypatch, first, tmp_path / "none", "--output_dir", tmp_path / "made")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"--output_dir .*file/made cannot be written \(Not a directory\)"):
+        average(monkeypatch, first, first, "--output_dir", tmp_path / "file/made")
+
+
 def test_the_average_of_the_shipped_weights_with_themselves_is_loaded_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

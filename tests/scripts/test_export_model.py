@@ -133,3 +133,32 @@ def test_an_input_that_cannot_be_used_ends_in_one_line(content, message: str, mo
     (line,) = [line for line in done.stderr.splitlines() if "warning" not in line.lower()]
     assert line.startswith("error: ") and message in line and "volume.nii.gz" in line
     assert not (tmp_path / "model.ts").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--input_channels", "0"], "--input_channels 0 is no number of channels: give 1 or more"),
+        (["--nnunet_plans", "{tmp}/list.json"], "--nnunet_plans is a json without configurations"),
+        (["--nnunet_plans", "{tmp}/other.json"], "--nnunet_plans is a json without configurations"),
+        (["--nnunet_plans", "{tmp}/none.json"], "none.json is no readable json"),
+        (["--output_dir", "{tmp}/list.json/x"], "list.json/x cannot be written (Not a directory): give another folder"),
+    ],
+)
+def test_a_wrong_option_ends_in_one_line_before_anything_is_written(
+    options: list[str], said: str, model: Path, tmp_path: Path, capsys
+):
+    (tmp_path / "list.json").write_text("[1]")
+    (tmp_path / "other.json").write_text('{"a": 1}')
+    before = sorted(tmp_path.rglob("*"))
+    assert export_model.main([str(model), *(option.format(tmp=tmp_path) for option in options)]) == 1
+    written = capsys.readouterr()
+    assert said in written.err and written.err.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_where_no_format_can_be_written_nothing_is(model: Path, tmp_path: Path, capsys):
+    assert export_model.main([str(model), "--formats", "nnunet", "--output_dir", str(tmp_path / "out")]) == 1
+    remark = rows(capsys.readouterr().out)["nnunet"][-1]
+    assert remark.count("use another of --formats") == 1
+    assert not list((tmp_path / "out").iterdir())

@@ -49,7 +49,10 @@ def validate(handler: RepresentationHealth, net: PretrainingNetwork) -> dict[str
         visible = torch.rand(2, 1, 4, 4, 4, generator=generator) > 0.4
         with torch.no_grad():
             out = net(image, visible=visible, hidden=~visible, spacing=torch.ones(2, 3))
-        return {"pred": out, "label": {"image": image, "volume": torch.tensor([0, 1])}}
+        return {
+            "pred": out,
+            "label": {"image": image, "volume": torch.tensor([0, 1]), "draw": torch.tensor([2 * draw, 2 * draw + 1])},
+        }
 
     engine = Engine(iterate)
     engine.logger.setLevel(logging.WARNING)
@@ -88,3 +91,26 @@ def test_the_network_may_be_without_heads():
     figures = validate(RepresentationHealth(network=net), net)
     assert "validation/health_alignment" not in figures
     assert SimpleNamespace(**{k.split("/")[1]: v for k, v in figures.items()}).health_top1 >= 0
+
+
+def test_of_one_volume_the_order_in_which_processes_hand_in_crops_does_not_matter():
+    net = network()
+    generator = torch.Generator().manual_seed(3)
+    batches = [torch.randn(1, 1, 16, 16, 16, generator=generator) for _ in range(4)]
+    visible = torch.rand(4, 1, 4, 4, 4, generator=generator) > 0.4
+
+    def figures(order: list[int]) -> dict[str, float]:
+        def iterate(engine: Engine, draw: int):
+            seen = visible[draw : draw + 1]
+            with torch.no_grad():
+                out = net(batches[draw], visible=seen, hidden=~seen, spacing=torch.ones(1, 3))
+            label = {"image": batches[draw], "volume": torch.tensor([0]), "draw": torch.tensor([draw])}
+            return {"pred": out, "label": label}
+
+        net.eval()
+        engine = Engine(iterate)
+        RepresentationHealth(network=net).attach(engine)
+        engine.run(order)
+        return {name: value for name, value in engine.state.metrics.items() if "top1" in name}
+
+    assert figures([0, 1, 2, 3]) == figures([0, 2, 1, 3])

@@ -23,6 +23,8 @@ def test_the_merged_config_is_kept_and_other_settings_get_a_file_of_their_own(tm
     start(tmp_path, epochs=3, lr="$1 / 3")
     start(tmp_path, epochs=3, lr="$1 / 3")
     assert [file.name for file in tmp_path.iterdir()] == ["config.yaml"]
+    start(tmp_path, epochs=3, lr="$1 / 3", resume=True)
+    assert [file.name for file in tmp_path.iterdir()] == ["config.yaml"], "the same command with --resume"
     start(tmp_path, epochs=5, lr="$1 / 3")
     kept = [yaml.safe_load((tmp_path / name).read_text()) for name in ("config.yaml", "config_2.yaml")]
     assert [config["epochs"] for config in kept] == [3, 5]

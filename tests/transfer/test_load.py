@@ -194,3 +194,29 @@ def test_weights_that_have_diverged_are_refused_and_the_network_is_untouched():
     with pytest.raises(UserError, match="the weights holds NaN or infinite values"):
         load_encoder(network, given)
     assert all(torch.equal(network.state_dict()[name], value) for name, value in before.items())
+
+
+def test_another_width_is_compared_with_the_tensor_that_is_meant():
+    network = nets.SegResNetDS(init_filters=8, blocks_down=(1, 1, 1), norm="instance")
+    with pytest.raises(UserError, match=r"conv_init\.weight \[4, 1, 3, 3, 3\] -> \[8, 1, 3, 3, 3\]"):
+        load_encoder(network, pretrained())
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.bool])
+def test_whole_numbers_are_no_weights(dtype: torch.dtype):
+    network = nets.SegResNetDS(init_filters=4, blocks_down=(1, 1, 1), norm="instance")
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    name = str(dtype).removeprefix("torch.")
+    with pytest.raises(
+        UserError, match=f"holds {name} values in encoder.conv_init.weight, where the network has float32"
+    ):
+        load_encoder(network, {key: (100 * value).to(dtype) for key, value in pretrained().items()})
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_fractions_of_another_precision_are(dtype: torch.dtype):
+    network = nets.SegResNetDS(init_filters=4, blocks_down=(1, 1, 1), norm="instance")
+    given = {key: value.to(dtype) for key, value in pretrained().items()}
+    load_encoder(network, given)
+    assert torch.equal(network.state_dict()["encoder.conv_init.weight"], given["conv_init.weight"].float())

@@ -174,6 +174,7 @@ def _trained_on(step: Mapping[str, Any]) -> str:
 
 def _step(step: Mapping[str, Any]) -> str:
     """Weights that others went on from, in a few words."""
-    source = f" ({step['source']})" if step.get("source") else ""
+    digest = str(step.get("sha256") or "")[:8]
+    source = f" ({step['source']})" if step.get("source") else f" (sha256 {digest}...)" if digest else ""
     licence = step.get("licence") or "not recorded"
     return f"{step.get('file', 'weights')}{source}, trained on {_trained_on(step)}; their licence: {licence}"

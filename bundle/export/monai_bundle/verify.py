@@ -18,6 +18,7 @@ from monai.bundle import ckpt_export, verify_metadata, verify_net_in_out
 
 from bundle.errors import UserError
 from bundle.export.monai_bundle.finished_run import FinishedRun
+from bundle.export.source_paths import strip_torchscript
 
 __all__ = ["Verified", "export_torchscript", "verify"]
 
@@ -64,6 +65,7 @@ def _attempt(folder: Path, target: Path, arguments: dict[str, Any]) -> torch.nn.
     try:
         with _quiet():
             ckpt_export(**_ids(folder), filepath=str(target), ckpt_file=str(folder / "models/model.pt"), **arguments)
+            strip_torchscript(target)
             network: torch.nn.Module = torch.jit.load(target).eval()
             return network
     except Exception as error:  # noqa: BLE001 - TorchScript raises anything at what it does not take

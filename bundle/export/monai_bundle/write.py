@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bundle.atomic import make_folder
 from bundle.errors import UserError
 from bundle.export.monai_bundle.finished_run import FinishedRun
 from bundle.export.monai_bundle.inference_config import inference_config, needs_package
@@ -120,7 +121,7 @@ def _new_folder(target: Path, overwrite: bool) -> Iterator[Path]:
         raise UserError(f'--output "{target}" is there and no exported bundle: give a folder that is not there yet')
     if earlier and not overwrite:
         raise UserError(f'--output "{target}" is there already: pass --overwrite to write it anew, or another folder')
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent, "--output: the folder")
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
         new = Path(temporary) / target.name
         new.mkdir()

@@ -7,7 +7,7 @@ from bundle.tasks.segmentation.dicom_seg import SaveDicomSegd, check_dicom_seg, 
 from bundle.tasks.segmentation.evaluate import SegmentationEvaluation
 from bundle.tasks.segmentation.find import find_segmentations
 from bundle.tasks.segmentation.fit_heads import FitHeads
-from bundle.tasks.segmentation.label_map import SaveLabelMapd, SaveProbabilitiesd, ToLabelMapd
+from bundle.tasks.segmentation.label_map import SaveLabelMapd, SaveProbabilitiesd, ToLabelMapd, ToProbabilitiesd
 from bundle.tasks.segmentation.labels import (
     LabelsInForegroundd,
     ReadLabelMapd,
@@ -38,6 +38,7 @@ __all__ = [
     "StackedSupervisionLoss",
     "SurfaceDistanceInMm",
     "ToLabelMapd",
+    "ToProbabilitiesd",
     "build_segmentation_network",
     "check_classes",
     "check_dicom_seg",

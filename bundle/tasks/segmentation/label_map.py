@@ -15,7 +15,28 @@ from torch import Tensor
 
 from bundle.prediction import OwnGrid, PredictionFolder, own_grid, write_nifti
 
-__all__ = ["SaveLabelMapd", "SaveProbabilitiesd", "ToLabelMapd"]
+__all__ = ["SaveLabelMapd", "SaveProbabilitiesd", "ToLabelMapd", "ToProbabilitiesd"]
+
+#: planes of which the softmax is taken at a time
+_PLANES = 8
+
+
+class ToProbabilitiesd(MapTransform):
+    """The softmax over the classes, in place, a few planes at a time: no second copy of a volume's is in memory.
+
+    Args:
+        keys: of logits ``[C, d, h, w]``, or of logarithms of probabilities.
+    """
+
+    def __init__(self, keys: KeysCollection = "pred") -> None:
+        super().__init__(keys)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        for key in self.key_iterator(item):
+            for planes in item[key].split(_PLANES, dim=1):
+                planes.copy_(planes.softmax(0))
+        return item
 
 
 class SaveProbabilitiesd(MapTransform):

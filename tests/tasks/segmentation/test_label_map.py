@@ -11,7 +11,7 @@ from monai.data import MetaTensor
 
 from bundle.prediction import PredictionFolder
 from bundle.runs import release_folders
-from bundle.tasks.segmentation import SaveLabelMapd, SaveProbabilitiesd, ToLabelMapd
+from bundle.tasks.segmentation import SaveLabelMapd, SaveProbabilitiesd, ToLabelMapd, ToProbabilitiesd
 
 
 @pytest.mark.parametrize(
@@ -44,3 +44,11 @@ def test_no_probabilities_are_written_unless_asked(tmp_path: Path):
     assert SaveProbabilitiesd(output, enabled=False)(item) == item
     release_folders()
     assert not (tmp_path / "out/probabilities").exists()
+
+
+def test_logits_become_probabilities_where_they_are():
+    logits = 5 * torch.randn(3, 19, 4, 5)  # more planes than are taken at a time, and no multiple of them
+    item = {"pred": logits.clone()}
+    memory = item["pred"].data_ptr()
+    found = ToProbabilitiesd()(item)["pred"]
+    assert torch.equal(found, logits.softmax(0)) and found.data_ptr() == memory

@@ -218,7 +218,8 @@ def test_a_scan_of_a_modality_that_the_model_has_not_seen_has_a_note(tmp_path: P
 
 
 def test_an_ensemble_is_the_mean_of_its_members(scans: Path, tmp_path: Path):
-    folds = [write_fine_tuned(tmp_path / f"folds/fold_{n}", random=True, seed=n, mirror_axes=[1]) for n in (0, 1)]
+    given = {"random": True, "mirror_axes": [1], "crop_size": [48, 48, 48]}  # one window; several average logarithms
+    folds = [write_fine_tuned(tmp_path / f"folds/fold_{n}", seed=n, **given) for n in (0, 1)]
     scan, several = scans / "odd [é] names/RAS.nii.gz", {}
     for name, model in {"both": tmp_path / "folds", "0": folds[0], "1": folds[1]}.items():
         run(model, scan, tmp_path / name, probabilities=True)

@@ -44,6 +44,7 @@ QUICK = {
     "steps_per_epoch": 2,
     "warmup_epochs": 1,
     "val_interval": 1,
+    "mirror_axes": [0, 1, 2],
     "num_workers": 0,
     "pretrained": None,
     "device": "cpu",

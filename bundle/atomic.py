@@ -8,16 +8,13 @@ import os
 import re
 import secrets
 import socket
-import tempfile
 import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bundle.errors import UserError
-
-__all__ = ["free_path", "make_folder", "remove_leftovers", "replace_file"]
+__all__ = ["free_path", "remove_leftovers", "replace_file"]
 
 #: ".<name>.<process>-<machine><random>.tmp<extension>", as `_temporary` makes it
 _LEFTOVER = re.compile(r"\..+\.(\d{1,7})-([0-9a-f]{8})[0-9a-f]{8}\.tmp(\.\w+)?")
@@ -53,25 +50,6 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def make_folder(folder: str | os.PathLike[str], option: str) -> Path:
-    """Makes a folder that an option names, before anything costly is done for it.
-
-    Args:
-        folder: with those above it, where they are missing.
-        option: as the user writes it, for the message.
-
-    Raises:
-        UserError: if it cannot be made, or not be written to.
-    """
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(f"{option} {folder} cannot be written ({error.strerror}): give another folder") from error
-    return Path(folder)
 
 
 def remove_leftovers(folder: str | os.PathLike[str]) -> list[Path]:

@@ -12,8 +12,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bundle.atomic import make_folder
 from bundle.errors import UserError, install_excepthook
+from bundle.runs.writable import make_folder
 from bundle.transfer import average_models
 from bundle.weights import ModelFiles
 

@@ -24,7 +24,7 @@ from monai.transforms import CenterSpatialCrop, Compose, CropForegroundd, Orient
 from torch import Tensor
 from tqdm import tqdm
 
-from bundle.atomic import make_folder, replace_file
+from bundle.atomic import replace_file
 from bundle.data import (
     Foregroundd,
     FoundVolume,
@@ -38,6 +38,7 @@ from bundle.data import (
 )
 from bundle.errors import UserError, install_excepthook, user_error_in
 from bundle.export import FORMATS, PlainModel, copy_trainer, export_model, fit_plans, plain_model, write_nnunet
+from bundle.runs.writable import make_folder
 
 
 def real_images(model: PlainModel, volume: Path) -> list[Tensor]:

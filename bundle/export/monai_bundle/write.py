@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bundle.atomic import make_folder
 from bundle.errors import UserError
 from bundle.export.monai_bundle.finished_run import FinishedRun
 from bundle.export.monai_bundle.inference_config import inference_config, needs_package
 from bundle.export.monai_bundle.metadata import metadata
 from bundle.export.monai_bundle.model_card import data_licence, model_card
 from bundle.export.monai_bundle.verify import Verified, export_torchscript, verify
+from bundle.runs.writable import make_folder
 from bundle.weights import ModelFiles
 
 __all__ = ["Exported", "export_bundle"]

@@ -170,6 +170,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
+def exported_file(name: str, options: argparse.Namespace) -> Path:
+    """Where the file of a format goes."""
+    folder: Path = options.output_dir
+    return folder / f"{options.model.stem}{FORMATS[name].suffix}"
+
+
 def export_all(
     model: PlainModel, names: Sequence[str], images: Sequence[Tensor], options: argparse.Namespace
 ) -> list[tuple[str, ...]]:
@@ -180,9 +186,8 @@ def export_all(
     rows: list[tuple[str, ...]] = []
     for name in (bar := tqdm(dict.fromkeys(names), desc="exporting", unit="format")):
         bar.set_postfix_str(name)
-        path = options.output_dir / f"{options.model.stem}{FORMATS[name].suffix}"
         try:
-            done = export_model(model, name, path, images, replace=options.replace)
+            done = export_model(model, name, exported_file(name, options), images, replace=options.replace)
         except UserError as error:
             rows.append((name, "-", "-", "-", "-", str(error)))
             continue
@@ -207,13 +212,13 @@ def export(options: argparse.Namespace) -> int:
     images = real_images(model, options.input) if options.input else []
     encoder = model.settings["encoder"]["name"]
     names = options.formats or [name for name, one in FORMATS.items() if encoder in (one.encoders or (encoder,))]
-    make_folder(options.output_dir, "--output_dir")
     settings = settings_file(options.model, options.output_dir, options.replace)
+    make_folder(options.output_dir, "--output_dir")
     rows = export_all(model, names, images, options)
     sizes = ["noise", *(" x ".join(map(str, image.shape[2:])) for image in images)]
     print(table(rows))
     written = [row[0] for row in rows if row[1] != "-"]
-    if not written:
+    if not any(exported_file(name, options).exists() for name in names):
         return 1
     copy_settings(options.model, settings)
     print(f"compared with the network in PyTorch on {', '.join(sizes)}; settings: {settings}")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bundle.errors import UserError
 from bundle.networks import Encoder, build_encoder
-from bundle.weights import ModelFiles, read_weights
+from bundle.weights import ModelFiles, read_weights, require_fractions
 
 __all__ = ["PlainEncoder", "PlainModel", "plain_model", "plain_network"]
 
@@ -120,5 +120,7 @@ def plain_network(
             f"{wrong[0]} (file: {given.get(wrong[0], 'none')}, network: {current.get(wrong[0], 'none')}): use the "
             "model.json that was written with these weights"
         )
-    encoder.network.load_state_dict(encoder.network.state_dict() | dict(weights))
+    whole = encoder.network.state_dict()
+    require_fractions(weights, whole, name)
+    encoder.network.load_state_dict(whole | dict(weights))
     return PlainEncoder(encoder).eval()

@@ -1,5 +1,5 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
-"""Whether there is where to write, before anything costly is done for it."""
+"""A folder to write to, or one line that says why there is none."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["make_folder"]
 
 
 def make_folder(folder: str | os.PathLike[str], option: str) -> Path:
-    """Makes a folder that an option names, before anything costly is done for it.
+    """Makes a folder that an option names. Call it before anything costly is done for it.
 
     Args:
         folder: with those above it, where they are missing.

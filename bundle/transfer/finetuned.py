@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bundle.transfer.heads import is_head
 from bundle.transfer.load import find_prefix
 from bundle.transfer.report import TransferReport
-from bundle.weights import ModelFiles
+from bundle.weights import ModelFiles, require_fractions
 
 __all__ = ["heads_loaded", "load_rest", "read_meanings", "say_what_was_taken", "split_encoder"]
 
@@ -80,7 +80,9 @@ def load_rest(
     if not body.loaded or body.share < min_matched:
         return None
     report.missing.extend(key for key in current if _is_last(key) and key not in report.loaded)
-    network.load_state_dict(current | {key: rest[key] for key in report.loaded})
+    taken = {key: rest[key] for key in report.loaded}
+    require_fractions(taken, current, "the fine-tuned weights")
+    network.load_state_dict(current | taken)
     return report
 
 

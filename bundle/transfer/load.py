@@ -151,6 +151,7 @@ def _load_published_decoder(network: nn.Module, files: ModelFiles) -> TransferRe
     if not body or any(key not in found or found[key].shape != value.shape for key, value in body.items()):
         logger.info("%s has another decoder than %s, so it starts untrained", type(network).__name__, files.weights)
         return None
+    require_fractions(found, current, files.weights)
     report = TransferReport("", loaded=list(found), missing=[key for key in current if is_head(key)])
     network.load_state_dict(current | found)
     logger.info("the decoder of %s into %s:\n%s", files.weights, type(network).__name__, report.table())

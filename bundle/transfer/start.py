@@ -10,7 +10,7 @@ from typing import Any
 from bundle.errors import UserError
 from bundle.networks import PretrainingNetwork
 from bundle.transfer.load import describe_difference, find_prefix, match_encoder
-from bundle.weights import ModelFiles, ModelSettings, checksum, turn_kernels, without_reconstruction
+from bundle.weights import ModelFiles, ModelSettings, checksum, require_fractions, turn_kernels, without_reconstruction
 
 __all__ = ["load_start", "origin"]
 
@@ -47,6 +47,7 @@ def load_start(
     files = ModelFiles(init_from)
     current = network.encoder.network.state_dict()
     report, fitted = match_encoder(turn_kernels(files.read_encoder(), "RAS", to=axes), current)
+    require_fractions(fitted, current, files.weights)
     needed = set(network.encoder.network_state_dict())
     lacking = sorted(needed - fitted.keys())
     if lacking:
@@ -110,6 +111,7 @@ def _load_decoder(network: PretrainingNetwork, files: ModelFiles, axes: str) -> 
         _load_published_decoder(network, files, axes)
         return
     given, current = turn_kernels(files.read_decoder(), "RAS", to=axes), network.decoder.state_dict()
+    require_fractions(given, current, files.decoder)
     if {key: value.shape for key, value in given.items()} == {key: value.shape for key, value in current.items()}:
         network.decoder.load_state_dict(given)
         logger.info("%s: all of its %d tensors are loaded", files.decoder, len(given))
@@ -138,6 +140,7 @@ def _load_published_decoder(network: PretrainingNetwork, files: ModelFiles, axes
     elif fitting < wanted.keys():
         logger.warning("the decoder in %s is another than this configuration's, which starts at random", files.weights)
     else:
+        require_fractions(found, current, files.weights)
         network.decoder.load_state_dict({**current, **found})
         logger.info("%s: %d of the decoder's %d tensors are loaded, its last layer and mask tokens start at random",
                     files.weights, len(found), len(current))  # fmt: skip

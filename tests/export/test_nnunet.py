@@ -96,6 +96,11 @@ def test_the_stem_is_repeated_for_more_channels_so_that_the_same_image_on_each_g
         assert command.main([str(file), *options, str(tmp_path / "out")]) == 0
     finally:
         FORMATS["nnunet"] = before
+    (tmp_path / "out/SparseMimPlans.json").unlink()
+    try:  # the weights are there already and stay: a plan is written beside them
+        assert command.main([str(file), *options, str(tmp_path / "out")]) == 1
+    finally:
+        FORMATS["nnunet"] = before
     network = theirs(ONE_WAY, 3, turned=False).eval()
     load_as_nnunet(network, tmp_path / "out/model.nnunet.pth")
     image = torch.randn(1, 1, 8, 8, 16)

@@ -163,3 +163,15 @@ def test_a_fine_tuned_model_names_the_licence_of_what_it_began_with_and_claims_n
 def test_a_missing_file_is_one_line(tmp_path: Path):
     with pytest.raises(UserError, match="does not exist"):
         load_start(network(2), tmp_path / "nothing.pt")
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_quantised_weights_are_one_line_and_no_start(part: str, run: Path):
+    files = ModelFiles(run)
+    encoder, decoder = files.read_encoder(), files.read_decoder()
+    whole = {key: (100 * value).to(torch.int8) for key, value in (encoder if part == "encoder" else decoder).items()}
+    about = files.read_settings()
+    assert about is not None
+    files.write(whole if part == "encoder" else encoder, about.content, whole if part == "decoder" else decoder)
+    with pytest.raises(UserError, match=r"holds int8 values in .*, where the network has float32"):
+        load_start(network(1), run)

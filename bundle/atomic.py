@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import secrets
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["free_path", "remove_leftovers", "replace_file"]
+__all__ = ["free_path", "remove_leftovers", "replace_file", "writing_into"]
 
 #: ".<name>.<process>-<machine><random>.tmp<extension>", as `_temporary` makes it
 _LEFTOVER = re.compile(r"\..+\.(\d{1,7})-([0-9a-f]{8})[0-9a-f]{8}\.tmp(\.\w+)?")
@@ -31,7 +32,7 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     permissions that the user's umask leaves. The first file in a folder also removes what killed processes left there.
 
     Raises:
-        OSError: if the folder cannot be written; it names the folder.
+        OSError: if the folder cannot be written, or its disk is full; it names the folder.
 
     Example:
         >>> with replace_file("run/summary.md") as temporary:
@@ -44,12 +45,32 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         remove_leftovers(folder)
     temporary = _temporary(path)
     try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with writing_into(path.parent):
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing_into(folder: Path) -> Iterator[None]:
+    """Lets the error of a write name the folder: where a disk is full, or its folder gone, the system names no file.
+
+    The writers of torch and NumPy raise errors of their own from it, which are passed on as they are.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not folder.is_dir():
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), os.fspath(folder)) from error
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, OSError) and cause.filename is None:
+                cause.filename = os.fspath(folder)
+            cause = cause.__cause__ or cause.__context__
+        raise
 
 
 def remove_leftovers(folder: str | os.PathLike[str]) -> list[Path]:

@@ -46,7 +46,13 @@ _REFUSALS = {
     errno.EROFS: "the disk is read-only: give another --output_dir or --cache_dir",
     errno.ENOSPC: "the disk is full: make room, or give another --output_dir or --cache_dir",
     errno.EDQUOT: "the quota is used up: make room, or give another --output_dir or --cache_dir",
+    errno.EFBIG: "a file may not be as large as that here: raise the limit (ulimit -f), or give another disk",
+    errno.EIO: "the disk reports an error: look at it, or give another --output_dir or --cache_dir",
+    errno.ESTALE: "the folder is gone: look for its disk, or give another --output_dir or --cache_dir",
 }
+#: PyTorch passes on what a loading process raises as one text, with all tracebacks, which may name anything
+_PASSED_ON = re.compile(r"Caught \w+ in .+\.\nOriginal Traceback ")
+_SAID = re.compile(rf"^{re.escape(__name__)}\.(?:UserError|VolumeError): (.+?)(?=\n\n|\Z)", re.MULTILINE | re.DOTALL)
 _HANDLES = "this process may not open more files: raise the limit with ulimit -n 65536, or lower --num_workers"
 #: errors of libraries that the user can act on, known by their words
 _KNOWN = (
@@ -68,17 +74,27 @@ _KNOWN = (
         ),
     ),
     (r"Too many open files|received 0 items of ancdata", _HANDLES),
+    (
+        r"iostream error|inline_container.*unexpected pos",  # torch's own writer, which does not say more
+        (
+            "a file cannot be written to its end: make room on the disk, raise the limit (ulimit -f), or give another "
+            "--output_dir or --cache_dir"
+        ),
+    ),
 )
 
 
 def user_error_in(error: BaseException | None) -> UserError | None:
     """The `UserError` behind `error`: MONAI's config parser wraps what a component raises once per level.
 
-    Where there is none, it is made for what a library or the machine has refused and the user can act on: permissions,
-    space, shared memory, the number of open files, BatchNorm with a single value.
+    Of one that a loading process has raised, PyTorch's tracebacks are taken off. Where there is none, it is made for
+    what a library or the machine has refused and the user can act on: permissions, space, shared memory, the number of
+    open files, BatchNorm with a single value.
     """
     chain: list[BaseException] = []
     while error is not None and error not in chain:
+        if _PASSED_ON.match(str(error)) and (said := _SAID.findall(str(error))):
+            return UserError(said[-1].strip())  # the last one is the one that was raised
         if isinstance(error, UserError):
             return error
         chain.append(error)

@@ -26,6 +26,7 @@ from cross_validate_parts.trainings import Trainings
 
 from bundle.atomic import free_path
 from bundle.errors import UserError, install_excepthook
+from bundle.runs.lock import lock_folder
 
 #: options of the config that this command gives
 _OURS = ("fold", "resume")
@@ -35,7 +36,7 @@ def open_plan(options: argparse.Namespace, overrides: Sequence[str]) -> Plan:
     """The plan in a folder, which must be the one that the folder was begun with.
 
     Raises:
-        UserError: if an option does not fit, or the folder holds something else.
+        UserError: if an option does not fit, the folder holds something else, or another process writes there.
     """
     given = given_options(overrides)
     if taken := [name for name in _OURS if name in given]:
@@ -49,6 +50,7 @@ def open_plan(options: argparse.Namespace, overrides: Sequence[str]) -> Plan:
         output = free_path(Path("runs/cross_validation") / datetime.now().astimezone().strftime("%Y-%m-%d_%H-%M-%S"))
     plan = Plan(options.config_file, options.dataset_dir, options.folds, output, list(overrides))
     plan.config()
+    lock_folder(plan.output)  # two at a time would train each other's folds and write the same tables
     check_same(plan)
     return plan
 

@@ -27,6 +27,7 @@ from does_pretraining_help_parts.page import write
 
 from bundle.atomic import free_path
 from bundle.errors import UserError, install_excepthook
+from bundle.runs.lock import lock_folder
 
 
 def config_options(words: Sequence[str]) -> dict[str, Any]:
@@ -91,7 +92,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     logging.getLogger().setLevel(logging.WARNING)
     try:
-        experiment = Experiment(parse(arguments))
+        options = parse(arguments)
+        lock_folder(options.output_dir)
+        experiment = Experiment(options)
         experiment.run()
         report = write(experiment)
     except UserError as error:

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.data import DataLoader, Dataset
 
-from bundle.errors import user_error_in
+from bundle.atomic import replace_file, writing_into
+from bundle.errors import UserError, VolumeError, user_error_in
 
 ROOT = Path(__file__).parents[1]
 
@@ -69,6 +71,77 @@ def test_the_refusal_is_found_behind_what_monai_wraps_around_it():
     outer = RuntimeError("Failed to evaluate")
     outer.__cause__ = inner
     assert line(outer).startswith("runs: permission is denied")
+
+
+@pytest.mark.parametrize("way", ["temporary.open('wb')", "temporary"], ids=["Python", "torch"])
+def test_a_file_that_may_not_grow_is_one_line_whatever_the_writer_raises(way: str, tmp_path: Path):
+    code = f"""
+import resource, sys, torch
+from bundle.atomic import replace_file
+from bundle.errors import install_excepthook
+install_excepthook()
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+with replace_file({str(tmp_path / "last.pt")!r}) as temporary:
+    torch.save(torch.zeros(100_000), {way})
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    (said,) = done.stderr.strip().splitlines()
+    named = f"{tmp_path}: a file may not be as large" if way != "temporary" else "a file cannot be written to its end"
+    assert said.startswith(f"error: {named}") and "ulimit -f" in said
+    assert done.returncode == 1 and not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_gone_in_the_middle_of_a_write_is_named(tmp_path: Path):
+    def write():
+        with replace_file(tmp_path / "run/last.pt") as temporary:
+            temporary.unlink()
+            temporary.parent.rmdir()
+            temporary.write_text("a")
+
+    with pytest.raises(OSError, match="run") as caught:
+        write()
+    assert line(caught.value).startswith(f"{tmp_path}/run: the folder is gone")
+
+
+def test_a_table_that_finds_no_room_names_its_folder(tmp_path: Path):
+    def write():
+        with writing_into(tmp_path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space") as caught:
+        write()
+    assert line(caught.value).startswith(f"{tmp_path}: the disk is full")
+
+
+class Refusing(Dataset[int]):
+    """Fails in the loading process, as a volume whose cache and file are broken does."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __getitem__(self, index: int) -> int:
+        try:
+            raise UserError("jane_doe.dcm: is the cause: nobody shall see it")
+        except UserError as cause:
+            raise self.error from cause
+
+    def __len__(self) -> int:
+        return 1
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (UserError("chunk 0 is damaged: start again"), "chunk 0 is damaged: start again"),
+        (VolumeError("a.nii", "is no volume", "leave it out"), "a.nii: is no volume; leave it out"),
+    ],
+    ids=["UserError", "VolumeError"],
+)
+def test_the_error_of_a_loading_process_has_no_traceback(error: Exception, said: str):
+    with pytest.raises(Exception, match="Original Traceback") as caught:
+        list(DataLoader(Refusing(error), num_workers=1))
+    assert "jane_doe" in str(caught.value)
+    assert line(caught.value) == said
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes differ"), FileNotFoundError(errno.ENOENT, "No", "a")])

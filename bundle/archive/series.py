@@ -21,7 +21,6 @@ from bundle.data.dicom.frames import Frame, read_all_frames
 from bundle.data.dicom.headers import quiet_pydicom
 from bundle.data.dicom.pixels import StoredValues
 from bundle.data.dicom.series import arrange
-from bundle.data.printable import printable
 from bundle.data.sanity import check_affine
 from bundle.errors import VolumeError
 
@@ -90,10 +89,8 @@ def _volume(task: SeriesTask, series: Series, frames: dict[str, list[Frame]], fa
         modality=modality_named(series.modality),
         patient=series.group,
     )
-    if series.copies is not None:
-        original = printable(os.path.relpath(series.copies, task.root))
-        volume.fault = f"holds copies of the DICOM images in {original}"
-        volume.remedy = "remove one of the two folders"
+    if (reason := series.copied_from(Path(task.root))) is not None:
+        volume.fault, volume.remedy = reason
         return volume
     if broken := [faults[file] for file in series.files if file in faults]:
         more = f", as do {len(broken) - 1} other files" if len(broken) > 1 else ""

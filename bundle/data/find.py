@@ -22,7 +22,7 @@ from bundle.data.dicom import Series, find_dicom, find_series, numbered
 from bundle.data.files import walk_folders
 from bundle.data.found_volume import FoundVolume, other_objects
 from bundle.data.index.volumes import indexed_volumes
-from bundle.data.printable import printable, shortened
+from bundle.data.printable import shortened
 from bundle.errors import UserError
 
 __all__ = ["VOLUME_SUFFIXES", "find_listed", "find_volumes", "modality_named", "volume_files"]
@@ -101,10 +101,8 @@ def _dicom_series(found: Sequence[Series], root: Path, prefix: str = "") -> Iter
     """The series in a folder and below it, named by their path from it after `prefix`."""
     for name, series in numbered(found, root, prefix):
         volume = FoundVolume(name, series.files, modality_named(series.modality), series.group)
-        if series.copies is not None:
-            original = printable(str(Path(prefix, series.copies.relative_to(root))))
-            reason = f"holds copies of the DICOM images in {original}"
-            volume = replace(volume, left_out=(reason, "remove one of the two folders"))
+        if (reason := series.copied_from(root, prefix)) is not None:
+            volume = replace(volume, left_out=reason)
         yield volume
 
 

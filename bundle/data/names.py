@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
+from bundle.data.dicom import COPIES_OF
 from bundle.data.find import VOLUME_SUFFIXES
 from bundle.data.found_volume import FoundVolume
 
-__all__ = ["name_digest", "without_ending", "without_paths"]
+__all__ = ["name_digest", "pseudonymous", "pseudonymous_text", "without_ending", "without_paths"]
 
 
 def name_digest(name: str) -> str:
@@ -35,3 +37,15 @@ def without_paths(text: str, volume: FoundVolume, name: str) -> str:
     for word in sorted({*words, volume.name}, key=len, reverse=True):  # the longest first: some contain others
         text = text.replace(word, name)
     return text
+
+
+def pseudonymous_text(text: str, volume: FoundVolume) -> str:
+    """A message about a volume that names neither it nor another one: digests stand in their places."""
+    text, of, other = text.partition(COPIES_OF)
+    return without_paths(text, volume, name_digest(volume.name)) + of + (name_digest(other) if of else "")
+
+
+def pseudonymous(volume: FoundVolume) -> FoundVolume:
+    """The volume under a digest of its name, also in the reason that it is left out for."""
+    problem, remedy = (pseudonymous_text(text, volume) for text in volume.left_out)
+    return replace(volume, name=name_digest(volume.name), left_out=(problem, remedy))

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from bundle.data.fingerprints import fingerprint
 from bundle.data.formats import ITK
 from bundle.data.found_volume import FoundVolume
-from bundle.data.prepared_volume import PreparedVolume, SkippedVolume, skipped_because
+from bundle.data.prepared_volume import ChangedFilesError, PreparedVolume, SkippedVolume, skipped_because
 from bundle.data.processes import Lost, NoProcessesError, run_in_processes
 from bundle.errors import UserError, VolumeError
 from bundle.stores.store import Header, Store
@@ -65,21 +65,29 @@ class Preparation:
         except Exception as error:  # noqa: BLE001  one broken volume must not end the run
             return skipped_because(found.name, error)
 
-    def __call__(self, found: FoundVolume) -> _Result:
+    def __call__(self, found: FoundVolume, again: PreparedVolume | None = None) -> _Result:
         """Prepares a volume, and keeps it.
+
+        Args:
+            found: the volume.
+            again: what it was when the run began. It is kept under the same key, which also holds the time of change
+                of its files, and only if they hold what they held.
 
         Raises:
             UserError: if the store takes no more.
+            ChangedFilesError: if the files of a volume that is prepared again hold something else.
         """
         try:
             item = found.to_item()
-            key = self._key(item)
+            key = self._key(item) if again is None else again.key
             tensors = self.transform(item)
             content = _content(item)
             tensors["content"] = torch.tensor(list(content.encode()), dtype=torch.uint8)
             header = Header.from_tensors(tensors)
         except Exception as error:  # noqa: BLE001
             return skipped_because(found.name, error)
+        if again is not None and content != again.content:
+            raise ChangedFilesError(found.name)
         try:
             self.store.write(key, tensors)
         except (OSError, RuntimeError) as error:  # torch's writer raises the second where the disk is full
@@ -92,13 +100,14 @@ class Preparation:
             return skipped_because(found.name, error)
         return self._prepared(found, key, header, content)
 
-    def again(self, found: FoundVolume) -> None:
+    def again(self, found: FoundVolume, before: PreparedVolume) -> None:
         """Prepares a volume whose stored tensors are damaged.
 
         Raises:
             UserError: if it cannot be prepared.
+            ChangedFilesError: if its files hold something else than `before`.
         """
-        result = self(found)
+        result = self(found, before)
         if isinstance(result, SkippedVolume):
             raise UserError(f"{result.problem}: {result.remedy}")
 
@@ -180,7 +189,7 @@ def prepare_all(
 def _repairable(preparation: Preparation, found: FoundVolume, result: _Result) -> _Result:
     if isinstance(result, SkippedVolume):
         return result
-    return replace(result, again=partial(preparation.again, found))  # here, so that no process sends it back
+    return replace(result, again=partial(preparation.again, found, result))  # here, so that no process sends it back
 
 
 def _prepare(

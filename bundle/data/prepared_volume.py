@@ -13,7 +13,7 @@ from bundle.data.printable import printable
 from bundle.errors import UserError, VolumeError, user_error_in
 from bundle.stores.store import Crop, DamagedVolumeError, Store
 
-__all__ = ["PreparedVolume", "SkippedVolume", "skipped_because"]
+__all__ = ["ChangedFilesError", "PreparedVolume", "SkippedVolume", "skipped_because"]
 
 logger = logging.getLogger(__name__)
 
@@ -94,9 +94,18 @@ class PreparedVolume:
             raise UserError(f"{damage}: {remedy}") from damage
         try:
             self.again()
+        except ChangedFilesError as error:
+            raise UserError(
+                f"{damage}, and the files of the volume have changed since the run began: put them back, or go on with "
+                "them by --resume True --volumes_may_change True"
+            ) from error
         except Exception as error:
             reason = type(error).__name__  # its text might name a patient
             raise UserError(f"{damage}, and cannot be prepared again ({reason}): {remedy}") from error
+
+
+class ChangedFilesError(Exception):
+    """The files of a volume hold something else than when the run began."""
 
 
 class SkippedVolume(NamedTuple):

@@ -13,7 +13,7 @@ from typing import Any
 import torch.distributed as dist
 
 from bundle.data.found_volume import FoundVolume
-from bundle.data.names import name_digest, without_paths
+from bundle.data.names import name_digest, pseudonymous_text
 from bundle.data.preparation import Preparation, prepare_all
 from bundle.data.prepared_volume import PreparedVolume, SkippedVolume
 from bundle.data.scans import find_scans
@@ -249,7 +249,7 @@ def hashed(result: PreparedVolume | SkippedVolume, found: Sequence[FoundVolume])
     if isinstance(result, PreparedVolume):
         return replace(result, name=name)
     volume = next(volume for volume in found if volume.name == result.name)
-    return SkippedVolume(name, *(without_paths(text, volume, name) for text in (result.problem, result.remedy)))
+    return SkippedVolume(name, *(pseudonymous_text(text, volume) for text in (result.problem, result.remedy)))
 
 
 def _distributed() -> bool:

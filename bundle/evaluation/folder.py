@@ -4,15 +4,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from bundle.errors import UserError
+from bundle.evaluation.tables import write_table
 
 __all__ = ["EvaluationFolder"]
 
 
 class EvaluationFolder:
     """A folder of one evaluation, and what lies where in it.
+
+    What an interrupted evaluation has left there is replaced: the file `.unfinished` tells it until `end`.
 
     Args:
         path: the folder.
@@ -29,10 +34,24 @@ class EvaluationFolder:
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--output_dir {path} is a file: give a folder")
         old = [file.name for file in (self.results, self.cases) if file.exists()]
-        if old and not overwrite:
+        if old and not overwrite and not self._unfinished.exists():
             raise UserError(
                 f"--output_dir {path} already holds {', '.join(old)}: give another folder, or --overwrite True"
             )
+
+    @property
+    def _unfinished(self) -> Path:
+        return self.path / ".unfinished"
+
+    def write_cases(self, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+        """Writes `cases.csv`, the first file of an evaluation, as `write_table` does."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._unfinished.touch()
+        write_table(self.cases, columns, rows)
+
+    def end(self) -> None:
+        """To be called when all files are written."""
+        self._unfinished.unlink(missing_ok=True)
 
     @property
     def cases(self) -> Path:

@@ -43,10 +43,11 @@ def publish(
         summary: the table to show, its head first.
         **page: more for `write_page`.
     """
+    write_page(output, lead=f"{lead}.", summary=summary, settings=settings, notes=notes, **page)
     write_results(
         output.results, task=task, metrics=metrics, higher_is_better=higher_is_better, settings=settings, notes=notes
     )
-    write_page(output, lead=f"{lead}.", summary=summary, settings=settings, notes=notes, **page)
+    output.end()
     for note in notes:
         logger.warning("%s", note)
     logger.info("%s\n%s", lead, summary_table(summary))

@@ -12,7 +12,7 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 
-from bundle.atomic import replace_file
+from bundle.atomic import replace_file, writing_into
 from bundle.data import table_row
 from bundle.errors import UserError
 from bundle.inference.output import OutputFolder
@@ -91,5 +91,5 @@ def _row(values: Mapping[str, Any]) -> Sequence[Any]:
 
 def _write(path: Any, row: Sequence[Any]) -> None:
     """Appends a row: the table of a killed run tells what was done."""
-    with path.open("a", newline="", encoding="utf-8") as file:
+    with writing_into(path.parent), path.open("a", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerow(table_row(row))

@@ -13,7 +13,7 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from bundle.data import FoundVolume, find_scans, result_names, skipped_because
-from bundle.data.names import name_digest, without_paths
+from bundle.data.names import pseudonymous, without_paths
 from bundle.data.printable import printable
 from bundle.inference.output import OutputFolder
 
@@ -44,7 +44,7 @@ def list_volumes(
     """
     found = find_scans(dataset_dir, include, where=where)
     if hash_names:
-        found = [replace(volume, name=name_digest(volume.name)) for volume in found]
+        found = [pseudonymous(volume) for volume in found]
     folders = () if output is None else (output.embedding, output.feature_map)
     names = result_names(found, files=lambda name: [place(name) for place in folders])
     return [replace(volume, name=name) for volume, name in zip(found, names, strict=True)]

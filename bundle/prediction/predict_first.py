@@ -13,7 +13,7 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 from bundle.data import FoundVolume, result_names
-from bundle.data.names import name_digest
+from bundle.data.names import pseudonymous
 from bundle.errors import UserError
 from bundle.evaluation import EvaluationFolder
 from bundle.prediction.fine_tuned import FineTuned
@@ -43,7 +43,7 @@ def labelled_scans(
     """
     found = [replace(volume, annotations={}) for volume in find(dataset_dir, part=part)]
     if hash_names:
-        found = [replace(volume, name=name_digest(volume.name)) for volume in found]
+        found = [pseudonymous(volume) for volume in found]
     names = result_names(found, files=files)
     return [replace(volume, name=name) for volume, name in zip(found, names, strict=True)]
 

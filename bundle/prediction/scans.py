@@ -13,7 +13,7 @@ from bundle.data import FoundVolume, find_scans, result_names
 from bundle.data.dataset_json import check_part
 from bundle.data.find import VOLUME_SUFFIXES
 from bundle.data.lists import find_unlabelled
-from bundle.data.names import name_digest, without_ending
+from bundle.data.names import pseudonymous, without_ending
 
 __all__ = ["find_scans_to_predict", "list_scans"]
 
@@ -46,7 +46,7 @@ def list_scans(
     """
     found = find_scans_to_predict(dataset_dir, channels=channels, include=include, where=where, part=part)
     if hash_names:
-        found = [replace(volume, name=name_digest(volume.name)) for volume in found]
+        found = [pseudonymous(volume) for volume in found]
     names = result_names(found, files=files)
     return [replace(volume, name=name) for volume, name in zip(found, names, strict=True)]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 
-from bundle.atomic import replace_file
+from bundle.atomic import replace_file, writing_into
 from bundle.data import FoundVolume, table_row
 from bundle.errors import UserError
 from bundle.prediction.folder import PredictionFolder
@@ -162,7 +162,7 @@ class PredictionTables:
             _write(self._file(table), columns, more)
 
     def _append(self, file: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-        with file.open("a", newline="", encoding="utf-8") as opened:
+        with writing_into(file.parent), file.open("a", newline="", encoding="utf-8") as opened:
             csv.writer(opened, lineterminator="\n").writerows(_cells(columns, row) for row in rows)
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from bundle.atomic import free_path, replace_file
 from bundle.data import FoundVolume, SkippedVolume, result_names, skipped_because
-from bundle.data.names import name_digest, without_paths
+from bundle.data.names import pseudonymous, without_paths
 from bundle.errors import UserError
 from bundle.figures.reconstruction import PanelCrop, draw_panels
 from bundle.reconstruction.error_table import error_row, error_text, write_errors
@@ -78,7 +77,7 @@ class Reconstruct:
         """Reconstructs all volumes; returns the folder of the results."""
         found = find_inputs(self.dataset_dir, self.include, self.where)
         if self.hash_names:
-            found = [replace(volume, name=name_digest(volume.name)) for volume in found]
+            found = [pseudonymous(volume) for volume in found]
         folder = self._folder()
         rows: list[dict[str, Any]] = []
         skipped: list[SkippedVolume] = []

@@ -14,11 +14,12 @@ from pathlib import Path
 
 from bundle.errors import UserError
 
-__all__ = ["lock_folder", "release_folders"]
+__all__ = ["LOCK", "lock_folder", "release_folders"]
 
 logger = logging.getLogger(__name__)
 
-_NAME = ".lock"
+#: the file in a folder that tells who writes there
+LOCK = ".lock"
 #: by folder: the open lock file, the process that opened it, and whether it made the folder
 _held: dict[Path, tuple[int, int, bool]] = {}
 
@@ -49,7 +50,7 @@ def lock_folder(folder: Path, *, made: bool = False) -> None:
 
 def _open_lock(folder: Path) -> int | None:
     """The locked file; None where the file system knows no locks."""
-    file = folder / _NAME
+    file = folder / LOCK
     try:
         handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
@@ -81,7 +82,7 @@ def release_folders() -> None:
         if process != os.getpid():
             continue  # a forked process holds nothing
         with contextlib.suppress(OSError):
-            (folder / _NAME).unlink()  # before the lock goes, so that it is nobody else's
+            (folder / LOCK).unlink()  # before the lock goes, so that it is nobody else's
             if made and not any(folder.iterdir()):
                 folder.rmdir()
         os.close(handle)

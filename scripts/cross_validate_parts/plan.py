@@ -15,6 +15,7 @@ from monai.bundle import ConfigParser
 from bundle.atomic import replace_file
 from bundle.errors import UserError
 from bundle.runs import RunFolder
+from bundle.runs.lock import LOCK
 
 __all__ = ["ROOT", "Plan", "check_same", "given_options"]
 
@@ -125,7 +126,7 @@ def check_same(plan: Plan) -> None:
                     "same to go on, or another --output_dir"
                 )
         return
-    if plan.output.exists() and any(plan.output.iterdir()):
+    if any(other.name != LOCK for other in plan.output.glob("*")):
         raise UserError(f"--output_dir {plan.output} holds something else: give a new folder")
     with replace_file(file) as temporary:
         temporary.write_text(json.dumps(now, indent=1) + "\n")

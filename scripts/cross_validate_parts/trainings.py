@@ -51,6 +51,7 @@ class Trainings:
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
         with log.open("ab") as file:
+            before = file.seek(0, os.SEEK_END)  # an earlier attempt may have ended for another reason
             process = subprocess.Popen(self.plan.command(fold), stdout=file, stderr=subprocess.STDOUT, env=environment)
             self._running[fold] = process
             code = process.wait()
@@ -58,7 +59,9 @@ class Trainings:
         if code == 0:
             self.plan.mark(fold).touch()
             return ""
-        return _last_words(log) or f"ended with {code}"
+        if code < 0:
+            return f"was killed by {signal.Signals(-code).name}"
+        return _last_words(log, before) or f"ended with {code}"
 
     def _watch(self, tasks: set[Any]) -> None:
         """Shows the epochs of all folds until they are done."""
@@ -86,8 +89,9 @@ class Trainings:
             process.send_signal(signal.SIGINT)  # it writes its summary
 
 
-def _last_words(log: Path) -> str:
-    """The line of an error, or the last line."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+def _last_words(log: Path, start: int) -> str:
+    """The line of an error, or the last line, of what was written from byte `start` on."""
+    text = log.read_bytes()[start:].decode(errors="replace")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("error: ")]
     return (errors or lines or [""])[-1].removeprefix("error: ")

@@ -12,6 +12,9 @@ import pydicom
 import pytest
 
 from bundle.data import find_volumes, read_volume
+from bundle.data.names import name_digest, pseudonymous
+from bundle.data.prepared_volume import skipped_because
+from bundle.data.volume_set import hashed
 from bundle.errors import VolumeError
 from tests.data.dicom_files import COUNT, image, planes, save
 from tests.data.volumes import ct_phantom, write_nifti
@@ -125,10 +128,14 @@ def test_a_whole_series_copied_into_another_folder_is_one_volume_and_named(tmp_p
     one, other = find_volumes(tmp_path)
     assert (one.name, one.left_out[0]) == ("archive/a b", "")
     assert (other.name, other.left_out[0]) == ("archive/copy", "holds copies of the DICOM images in archive/a b")
-    with pytest.raises(
-        VolumeError, match=r"^archive/copy: holds copies of the DICOM images in archive/a b; remove one"
-    ):
+    said = r"^archive/copy: holds copies of the DICOM images in archive/a b; remove one"
+    with pytest.raises(VolumeError, match=said) as caught:
         other.to_item()
+    hidden = pseudonymous(other)
+    assert hidden.left_out[0] == f"holds copies of the DICOM images in {name_digest('archive/a b')}"
+    assert "archive" not in hidden.name + hidden.left_out[0]
+    skipped = skipped_because(other.name, caught.value)
+    assert hashed(skipped, [one, other]) == (hidden.name, *hidden.left_out)
 
 
 def test_another_version_of_the_same_instances_stays_a_volume(tmp_path: Path) -> None:

@@ -76,6 +76,18 @@ def test_a_folder_with_results_is_written_over_on_request_only(tmp_path: Path) -
         EvaluationFolder(None)
 
 
+def test_an_interrupted_evaluation_is_done_again_by_the_same_command(tmp_path: Path) -> None:
+    folder = EvaluationFolder(tmp_path / "out")
+    folder.write_cases(["case"], [{"case": "a"}])
+    again = EvaluationFolder(tmp_path / "out")
+    again.write_cases(["case"], [{"case": "b"}])
+    assert read_table(again.cases) == [{"case": "b"}]
+    again.end()
+    with pytest.raises(UserError, match=r"already holds cases\.csv"):
+        EvaluationFolder(tmp_path / "out")
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["cases.csv"]
+
+
 @pytest.mark.parametrize(
     ("name", "label", "prediction"),
     [

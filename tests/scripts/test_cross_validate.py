@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,13 @@ CLASSIFICATION = str(ROOT / "configs/finetune_classification.yaml")
 
 #: trains in no time: what a run of classification leaves, of two scans for each fold
 TRAINER = """
-import json, pathlib, sys, time
+import json, os, pathlib, sys, time
 folder, fold, started = pathlib.Path(sys.argv[1]), int(sys.argv[2]), pathlib.Path(sys.argv[3])
 (started / f"{fold}_{len(list(started.iterdir()))}").touch()
 if (started.parent / f"break_{fold}").exists():
     print("some words"); print("error: --crop_size 7 does not fit: give another one"); print("more words"); sys.exit(1)
+if (started.parent / f"kill_{fold}").exists():
+    os.kill(os.getpid(), 9)
 deadline = time.monotonic() + 20
 while (started.parent / "together").exists() and len(list(started.iterdir())) < 2 and time.monotonic() < deadline:
     time.sleep(0.02)
@@ -141,6 +144,30 @@ def test_a_fold_whose_end_was_not_recorded_is_gone_on_with(trainer: Path):
 def test_so_many_run_at_a_time(trainer: Path):
     (trainer / "together").touch()  # each training waits for a second one
     assert run(trainer, "--jobs", "3") == 0 and started(trainer) == [0, 1, 2]
+
+
+def test_a_second_command_in_the_folder_is_refused(trainer: Path, capsys: Any):
+    hold = "import sys, pathlib\nfrom bundle.runs.lock import lock_folder\nlock_folder(pathlib.Path(sys.argv[1]))\n"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", f"{hold}print(flush=True)\nsys.stdin.read()", str(trainer / "out")],
+        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    assert run(trainer) == 1 and "is being written by another process" in capsys.readouterr().err
+    assert started(trainer) == []
+    holder.communicate()
+
+
+@pytest.mark.usefixtures("without_results")
+def test_a_failure_is_told_by_its_own_words_not_those_of_an_earlier_one(trainer: Path):
+    (trainer / "break_1").touch()
+    assert run(trainer) == 1
+    (trainer / "break_1").unlink()
+    (trainer / "kill_1").touch()
+    assert run(trainer) == 1
+    text = (trainer / "out/summary.md").read_text()
+    assert "fold 1 failed: was killed by SIGKILL" in text and "crop_size" not in text
 
 
 def test_a_scan_in_two_folds_is_noticed(trainer: Path):

@@ -16,6 +16,7 @@ import torch
 from monai.transforms import Compose
 
 from bundle.data import Blosc2Store, CropDataset, PlainStore, PreparedVolume, RandForegroundCropd, Store, VolumeSet
+from bundle.errors import UserError
 from bundle.stores.chunk_file import ChunkFile
 from bundle.stores.store import DamagedVolumeError
 from tests.data.volumes import ct_phantom, mr_phantom, preparation, write_nifti
@@ -203,6 +204,26 @@ def test_damage_that_cannot_be_repaired_ends_with_one_line(folder: Path) -> None
     with pytest.raises(ValueError, match=r"cannot be prepared again \(\w+\): start again") as caught:
         crops(prepared)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("changed", [False, True], ids=["touched", "changed"])
+def test_damage_is_repaired_only_from_a_file_that_holds_what_it_held(folder: Path, changed: bool) -> None:
+    prepared = volumes(folder)
+    expected, kept = crops(prepared), {file.name for file in (folder.parent / "cache").iterdir()}
+    for file in folder.iterdir():
+        os.utime(file)
+        if changed:
+            file.write_bytes(file.read_bytes()[:-1] + b"\1")
+    for file in (folder.parent / "cache").glob("*.b2v"):
+        flipped(file, file.stat().st_size // 2, 2)
+        flipped(file, 40, 2)
+    if changed:
+        with pytest.raises(UserError, match=r"have changed since the run began: .*--volumes_may_change") as caught:
+            crops(prepared)
+        assert "\n" not in str(caught.value)
+    else:
+        assert same(crops(prepared), expected)
+    assert {file.name for file in (folder.parent / "cache").iterdir()} == kept
 
 
 def write_for_ever(folder: Path) -> None:

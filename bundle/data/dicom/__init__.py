@@ -6,7 +6,7 @@ ours: ITK takes both from the first slice. highdicom's volumes refuse what is ti
 bring Pillow and a decoder for JPEG-LS, which ITK has. It writes DICOM SEG, an extra.
 """
 
-from bundle.data.dicom.folders import Series, find_dicom, find_series, numbered
+from bundle.data.dicom.folders import COPIES_OF, Series, find_dicom, find_series, numbered
 from bundle.data.dicom.frames import Frame
 from bundle.data.dicom.headers import read_header
 from bundle.data.dicom.pixels import UnknownCompressionError
@@ -15,6 +15,7 @@ from bundle.data.dicom.slices import UNREADABLE
 from bundle.data.dicom.sources import frames_on_grid
 
 __all__ = [
+    "COPIES_OF",
     "UNREADABLE",
     "DicomVolume",
     "Frame",

@@ -16,10 +16,14 @@ import numpy as np
 from bundle.data.dicom.pixels import stored_frames
 from bundle.data.dicom.slices import UNREADABLE, Slice, read_slice
 from bundle.data.files import walk_folders
+from bundle.data.printable import printable
 
-__all__ = ["Series", "find_dicom", "find_series", "join_folders", "numbered"]
+__all__ = ["COPIES_OF", "Series", "find_dicom", "find_series", "join_folders", "numbered"]
 
 logger = logging.getLogger(__name__)
+
+#: begins the reason of a series that is not used; the folder that holds the same images follows
+COPIES_OF = "holds copies of the DICOM images in "
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,13 @@ class Series:
     modality: str
     group: str
     copies: Path | None = None
+
+    def copied_from(self, base: Path, prefix: str = "") -> tuple[str, str] | None:
+        """Why a copy is not used, with the other folder's path from `base` after `prefix`, and what to do, or None."""
+        if self.copies is None:
+            return None
+        folder = str(Path(prefix, os.path.relpath(self.copies, base)))
+        return COPIES_OF + printable(folder), "remove one of the two folders"
 
 
 def find_series(root: Path) -> list[Series]:

@@ -33,7 +33,6 @@ from bundle.evaluation import (
     seen_notes,
     summary_rows,
     unmatched_notes,
-    write_table,
 )
 from bundle.figures.calibration import draw_reliability
 from bundle.figures.roc import draw_roc
@@ -220,7 +219,7 @@ class ClassificationEvaluation:
         ]
         rows.sort(key=lambda row: 1.0 if row["label"] is None else -abs(row["probability"] - row["label"]))
         rows += [{"case": n, "finding": finding, "note": "no prediction"} for n in missing for finding in self.findings]
-        write_table(self.output.cases, ("case", "finding", "probability", "label", "group", "note"), rows)
+        self.output.write_cases(("case", "finding", "probability", "label", "group", "note"), rows)
 
     def _draw(
         self, probabilities: np.ndarray, labels: np.ndarray, metrics: Mapping[str, Mapping[str, Estimate]]

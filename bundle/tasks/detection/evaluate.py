@@ -194,7 +194,7 @@ class DetectionEvaluation:
             for name, (hits, misses, false) in zip(matches.classes, counts[case], strict=True)
         ]
         rows += [{"case": name, "class": c, "note": "no prediction"} for name in missing for c in matches.classes]
-        write_table(self.output.cases, _CASES, rows)
+        self.output.write_cases(_CASES, rows)
         return order
 
     def _box_rows(

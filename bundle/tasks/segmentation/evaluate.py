@@ -33,7 +33,6 @@ from bundle.evaluation import (
     skipped_reasons,
     summary_rows,
     unmatched_notes,
-    write_table,
 )
 from bundle.evaluation.case_picture import class_numbers, draw_case, viewer_case
 from bundle.evaluation.label_map_case import COLUMNS, EvaluatedCase, LabelledCase, evaluate_case
@@ -147,7 +146,7 @@ class SegmentationEvaluation:
             for case in others
             for name in self.classes
         ]
-        write_table(self.output.cases, COLUMNS, rows)
+        self.output.write_cases(COLUMNS, rows)
         drawn = [case for case in done if math.isfinite(case.score) and case.case.prediction is not None][: self.worst]
         self._draw(drawn)
         settings = self._settings(every, unused)

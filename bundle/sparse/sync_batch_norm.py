@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
-from bundle.sparse.volume import SparseVolume
+from bundle.sparse.volume import SparseVolume, require_two_sites
 
 __all__ = ["VisibleSyncBatchNorm", "sync_over_visible_sites"]
 
@@ -28,6 +28,8 @@ class VisibleSyncBatchNorm(nn.SyncBatchNorm):
         together = self.training and dist.is_available() and dist.is_initialized()
         if not isinstance(x, SparseVolume) or not together:
             return super().forward(x)
+        if dist.get_world_size(self.process_group) == 1:  # each of several processes sees a site or more
+            require_two_sites(x)
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         total = wide.sample_sum().sum(0)
         sites = total.new_full((1,), x.layout.count_sites(x.cell_shape))

@@ -17,7 +17,7 @@ from bundle.sparse.layout import CellLayout
 from bundle.sparse.unsupported import unsupported
 from bundle.sparse.windows import Window
 
-__all__ = ["RULES", "SparseVolume", "rule"]
+__all__ = ["RULES", "SparseVolume", "require_two_sites", "rule"]
 
 #: what runs in place of a torch function when one of its arguments is a `SparseVolume`
 RULES: dict[Callable[..., Any], Callable[..., Any]] = {}
@@ -291,3 +291,13 @@ class SparseVolume(ABC):
 
     def _like(self, features: Tensor, cell_shape: Triple | None = None) -> SparseVolume:
         return type(self)(features, self.layout, self.cell_shape if cell_shape is None else cell_shape)
+
+
+def require_two_sites(volume: SparseVolume) -> None:
+    """Refuses a norm over the batch where a single site is visible: its variance would be 0 / 0.
+
+    Raises:
+        ValueError: as torch says it of a dense tensor, so that what a user reads is the same (`bundle.errors`).
+    """
+    if volume.layout.count_sites(volume.cell_shape) == 1:
+        raise ValueError(f"Expected more than 1 value per channel when training, got {volume!r}")

@@ -79,3 +79,20 @@ def test_it_is_batch_norm_over_the_visible_sites_of_all_processes(executor, resu
             found = first[name]
             assert torch.equal(found, second[name])
         torch.testing.assert_close(found, value, rtol=1e-12, atol=1e-12, msg=name)
+
+
+def test_a_single_site_in_the_only_process_is_refused_as_torch_does(executor, tmp_path):
+    visible = torch.zeros(1, 1, 2, 2, 2, dtype=torch.bool)
+    visible[..., 0, 0] = True
+    layer = nn.Sequential(nn.SyncBatchNorm(3)).double()
+    sync_over_visible_sites(layer)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'meeting'}", rank=0, world_size=1)
+    try:
+        two = layer(SparseVolume.from_dense(torch.randn(1, 3, 2, 2, 2, dtype=torch.float64), visible, executor))
+        visible[..., 0, 0, 0] = False
+        one = SparseVolume.from_dense(torch.randn(1, 3, 2, 2, 2, dtype=torch.float64), visible, executor)
+        with pytest.raises(ValueError, match="Expected more than 1 value per channel when training"):
+            layer(one)
+    finally:
+        stop_distributed()
+    assert two.to_dense().isfinite().all() and layer[0].running_var.isfinite().all()

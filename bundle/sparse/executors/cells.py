@@ -114,5 +114,6 @@ def _group_norm(blocks: Tensor, groups: int, weight: Tensor | None, bias: Tensor
     """GroupNorm of one sample, given as its blocks ``[n, C, d, h, w]``: the cells are one more spatial axis."""
     n, c, d, h, w = blocks.shape
     sample = blocks.transpose(0, 1).reshape(1, c, n * d, h, w)
-    normal = F.group_norm(sample, groups, weight, bias, eps).view(c, n, d, h, w).transpose(0, 1)
+    # torch's own, without the check in Python that refuses a group of one value: a sample may show a single site
+    normal = torch.group_norm(sample, groups, weight, bias, eps).view(c, n, d, h, w).transpose(0, 1)
     return channels_last(normal)

@@ -13,7 +13,7 @@ from torch import Tensor
 from bundle.cells import Triple
 from bundle.sparse.layout import CellLayout
 from bundle.sparse.storage import frame, zero_absent
-from bundle.sparse.volume import SparseVolume
+from bundle.sparse.volume import SparseVolume, require_two_sites
 from bundle.sparse.windows import Window, pool_windows
 
 __all__ = ["MaskedVolume"]
@@ -65,6 +65,7 @@ class MaskedVolume(SparseVolume, executor="masked"):
     ) -> SparseVolume:
         x, mask = self._statistics_input()
         if use_batch:
+            require_two_sites(self)
             count = mask.sum()
             mean, var = _moments(x, mask, dims=(0, 2, 3, 4))
             if running_mean is not None and running_var is not None:

@@ -8,6 +8,7 @@ import torch
 from monai.networks.layers.utils import get_norm_layer
 from torch import nn
 
+from bundle.errors import user_error_in
 from bundle.sparse import UnsupportedOperation
 from tests.sparse.examples import CELL_SHAPE, example, run, visible_rows
 from tests.sparse.oracle import site_mask
@@ -54,6 +55,41 @@ def test_group_norm_is_per_sample_and_group_over_visible_sites(executor):
         mean, var = rows.mean((0, 2), keepdim=True), rows.var((0, 2), unbiased=False, keepdim=True)
         normal = ((rows - mean) / (var + 1e-5).sqrt()).flatten(1) * layer.weight + layer.bias
         torch.testing.assert_close(visible_rows(out, visible, sample), normal, rtol=0, atol=1e-12)
+
+
+def one_site(samples: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    """Samples with a single visible site each."""
+    visible = torch.zeros(samples, 1, 2, 2, 2, dtype=torch.bool)
+    visible[..., 1, 0, 1] = True
+    image = torch.randn(samples, 4, 2, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return image, visible
+
+
+@pytest.mark.parametrize("groups", [2, 4])
+def test_group_norm_of_a_sample_with_a_single_site_is_its_formula(executor, groups):
+    image, visible = one_site(samples=2)
+    layer = nn.GroupNorm(groups, 4).double()
+    nn.init.normal_(layer.weight), nn.init.normal_(layer.bias)
+    sparse, dense = image.clone().requires_grad_(), image.clone().requires_grad_()
+    out = run(layer, sparse, visible, executor)
+    rows = dense[:, :, 1, 0, 1].view(2, groups, -1)
+    mean, var = rows.mean(2, keepdim=True), rows.var(2, unbiased=False, keepdim=True)
+    normal = ((rows - mean) / (var + layer.eps).sqrt()).flatten(1) * layer.weight + layer.bias
+    torch.testing.assert_close(out[:, :, 1, 0, 1], normal, rtol=0, atol=1e-12)
+    goal = torch.randn(2, 4, dtype=torch.float64)
+    found = torch.autograd.grad((out[:, :, 1, 0, 1] * goal).sum(), (sparse, layer.weight, layer.bias))
+    expected = torch.autograd.grad((normal * goal).sum(), (dense, layer.weight, layer.bias))
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_batch_norm_over_a_single_site_is_refused_as_torch_does(executor):
+    layer = nn.BatchNorm3d(4).double()
+    with pytest.raises(ValueError, match="Expected more than 1 value per channel when training") as refused:
+        run(layer, *one_site(), executor)
+    assert user_error_in(refused.value) is not None
+    assert (layer.running_var == 1).all()
+    assert run(layer.eval(), *one_site(), executor).any()
 
 
 def test_a_sample_with_nothing_visible_changes_nothing_for_the_others(executor):

@@ -18,10 +18,9 @@ from torch import Tensor
 
 from bundle.cells import Triple
 from bundle.errors import UserError
-from bundle.sparse.convolution import fused, rows, winograd
+from bundle.sparse.convolution import fused, pairs, rows, winograd
 from bundle.sparse.convolution.blocks import convolve_blocks
 from bundle.sparse.convolution.dense import convolve_dense
-from bundle.sparse.convolution.pairs import convolve_pairs
 from bundle.sparse.convolution.winograd_cubes import convolve_winograd_cubes
 from bundle.sparse.convolution.winograd_depth import convolve_winograd_depth
 from bundle.sparse.layout import CellLayout
@@ -63,7 +62,7 @@ class Method:
 METHODS: dict[str, Method] = {
     "blocks": Method(convolve_blocks, groups=True),
     "rows": Method(rows.convolve_rows, applies=rows.applies),
-    "pairs": Method(convolve_pairs),
+    "pairs": Method(pairs.convolve_pairs, applies=pairs.applies),
     "dense": Method(convolve_dense, groups=True),
     "winograd depth": Method(convolve_winograd_depth, applies=partial(winograd.applies, axes=1)),
     "winograd cubes": Method(convolve_winograd_cubes, applies=partial(winograd.applies, axes=3)),

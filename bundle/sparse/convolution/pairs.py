@@ -21,7 +21,12 @@ from bundle.sparse.layout import CellLayout
 from bundle.sparse.storage import blocks_to_rows, channels_last, rows_to_blocks
 from bundle.sparse.windows import Window
 
-__all__ = ["convolve_pairs"]
+__all__ = ["applies", "convolve_pairs"]
+
+
+def applies(dtype: torch.dtype, cell_shape: Triple, window: Window) -> bool:
+    """Whether the sum over the kernel's places is no rougher than the data type: half precision rounds it at each."""
+    return dtype in {torch.float32, torch.float64}
 
 
 def convolve_pairs(

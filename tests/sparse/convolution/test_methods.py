@@ -153,7 +153,19 @@ def test_groups_strides_cell_shapes_and_half_precision_leave_the_methods_that_ca
     assert applicable(dtype, (6, 4, 4), centred, groups=1) == without
     assert applicable(dtype, (4, 4, 6), centred, groups=1) == [*without, "winograd depth"]
     assert applicable(dtype, (8, 8, 8), WINDOWS["dilated"], groups=1) == without
-    assert applicable(torch.bfloat16, (4, 4, 4), centred, groups=1) == without
+    in_half = [method for method in without if method != "pairs"]
+    for half in (torch.bfloat16, torch.float16):
+        assert applicable(half, (4, 4, 4), centred, groups=1) == in_half
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("window", WINDOWS.values(), ids=WINDOWS)
+def test_every_convolution_has_a_method_also_the_usual_one(window: Window, dtype: torch.dtype):
+    for cell_shape in ((4, 2, 4), (8, 8, 8)):
+        for groups in (1, 2, 128):
+            can = applicable(dtype, cell_shape, window, groups)
+            assert {"blocks", "dense"} <= set(can)
+            assert usual_method(torch.zeros(3, 128, *cell_shape, dtype=dtype), cell_shape, window, groups) in can
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

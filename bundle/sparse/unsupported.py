@@ -1,5 +1,5 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
-"""The error for an operation without a sparse rule: which operation, called by which module, and where to add one."""
+"""The errors for what a network asks of a sparse volume in vain: what it was, and which module called it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from types import FrameType
 from typing import Any
 
 from torch import nn
+from torch.autograd import Function
 
-__all__ = ["UnsupportedOperation", "unsupported"]
+from bundle.errors import UserError
+
+__all__ = ["UnsupportedOperation", "refuse_lost_gradient", "unsupported"]
 
 
 class UnsupportedOperation(NotImplementedError):
@@ -30,6 +33,39 @@ def unsupported(function: Callable[..., Any], file: str = "pointwise.py") -> Uns
     return UnsupportedOperation(
         f"no sparse rule for {name!r}, called by {_calling_module()}: add one in bundle/sparse/rules/{file}"
     )
+
+
+def refuse_lost_gradient(volume: object) -> None:
+    """Ends the run where autograd would leave out a sparse volume without a word.
+
+    To be called where features that need a gradient are read while none is recorded. That is as it should be under
+    `torch.no_grad`. But ``Function.apply(volume)``, as reentrant checkpointing does it, looks for tensors among its
+    arguments; a volume is none, and nothing before it would be trained.
+
+    Raises:
+        UserError: if the volume is an argument of a `torch.autograd.Function` that runs now.
+    """
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - the documented way to the caller
+    while frame is not None:
+        if frame.f_code is _APPLY and any(_is(one, volume) for one in _arguments(frame)):
+            raise UserError(
+                f"{frame.f_locals['cls'].__name__}.apply of a sparse volume, called by {_calling_module()}: autograd "
+                "does not see the volume, and nothing before it would get a gradient; activation checkpointing must "
+                "use use_reentrant=False, and another autograd.Function must take tensors"
+            )
+        frame = frame.f_back
+
+
+_APPLY = Function.apply.__func__.__code__  # type: ignore[attr-defined]  # a class method's
+
+
+def _is(one: object, volume: object) -> bool:
+    # with channels last, or padded, it is an attribute
+    return one is volume or getattr(one, "volume", None) is volume
+
+
+def _arguments(frame: FrameType) -> tuple[object, ...]:
+    return (*frame.f_locals["args"], *frame.f_locals["kwargs"].values())
 
 
 def _calling_module() -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 from bundle.cells import Triple
 from bundle.errors import UserError
 from bundle.sparse.layout import CellLayout
-from bundle.sparse.unsupported import unsupported
+from bundle.sparse.unsupported import refuse_lost_gradient, unsupported
 from bundle.sparse.windows import Window
 
 __all__ = ["RULES", "SparseVolume", "require_two_sites", "rule"]
@@ -77,9 +77,19 @@ class SparseVolume(ABC):
             SparseVolume.executors[executor] = cls
 
     def __init__(self, features: Tensor, layout: CellLayout, cell_shape: Triple) -> None:
-        self.features = features
+        self._features = features
         self.layout = layout
         self.cell_shape = cell_shape
+
+    @property
+    def features(self) -> Tensor:
+        if self._features.requires_grad and not torch.is_grad_enabled():
+            refuse_lost_gradient(self)
+        return self._features
+
+    @features.setter
+    def features(self, features: Tensor) -> None:
+        self._features = features
 
     # ---- in and out -------------------------------------------------------------------------------------------------
 

@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
+from bundle.errors import UserError
 from bundle.sparse import SparseVolume, UnsupportedOperation
 from tests.sparse.examples import example
 
@@ -29,3 +32,62 @@ def test_an_operation_without_a_rule_names_itself_its_module_and_the_file(execut
 def test_a_tensor_method_without_a_rule_says_so():
     with pytest.raises(UnsupportedOperation, match="permute"):
         SparseVolume.from_dense(*example()).permute(0, 1, 2, 4, 3)
+
+
+class _Double(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2 if isinstance(x, torch.Tensor) else x.to_dense() * 2
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * 2
+
+
+class _Within(torch.autograd.Function):
+    """Takes tensors, as it should, and makes a volume of its own."""
+
+    @staticmethod
+    def forward(ctx, image, visible, executor):
+        return SparseVolume.from_dense(image, visible, executor).relu().to_dense()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad, None, None
+
+
+class _Checkpointed(nn.Module):
+    def __init__(self, *, use_reentrant: bool) -> None:
+        super().__init__()
+        self.first, self.second = (nn.Conv3d(4, 4, 3, padding=1).double() for _ in range(2))
+        self.use_reentrant = use_reentrant
+
+    def forward(self, x):
+        return checkpoint(self.second, self.first(x), use_reentrant=self.use_reentrant)
+
+
+def test_a_function_that_would_drop_the_gradient_is_refused(executor):
+    image, visible = example()
+    volume = SparseVolume.from_dense(image, visible, executor)
+    with pytest.raises(UserError, match=r"CheckpointFunction\.apply.*of _Checkpointed.*use_reentrant=False"):
+        _Checkpointed(use_reentrant=True)(volume)
+    needs_gradient = SparseVolume.from_dense(image.requires_grad_(), visible, executor)
+    with pytest.raises(UserError, match=r"_Double\.apply of a sparse volume.*must take tensors"):
+        _Double.apply(needs_gradient)
+    with pytest.raises(UserError, match=r"CheckpointFunction\.apply"):
+        checkpoint(torch.relu, needs_gradient.movedim(1, -1), use_reentrant=True)
+
+
+def test_without_gradients_checkpoints_and_functions_run(executor):
+    image, visible = example()
+    network = _Checkpointed(use_reentrant=True)
+    volume = SparseVolume.from_dense(image, visible, executor)
+    with torch.no_grad():
+        assert network(volume).to_dense().any() and _Double.apply(volume).any()
+    needs_gradient = network.first(volume)
+    with torch.no_grad():
+        assert torch.equal(network.second(needs_gradient).to_dense(), network(volume).to_dense())
+    assert _Within.apply(image.requires_grad_(), visible, executor).requires_grad
+    network.use_reentrant = False
+    network(volume).to_dense().sum().backward()
+    assert all(parameter.grad.any() for parameter in network.parameters())

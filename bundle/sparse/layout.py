@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from math import prod
 from typing import TypeVar
 
@@ -76,13 +75,16 @@ class CellLayout:
             raise ValueError(
                 f"visible must be a bool tensor [B, 1, d, h, w] on cells, not {visible.dtype} {list(visible.shape)}"
             )
-        seen = visible.cpu()  # the one wait
-        cells = seen.nonzero()  # sorted by sample
+        with torch.inference_mode(False):  # as in `cached`
+            visible = visible.clone() if visible.is_inference() else visible
+            seen = visible.cpu()  # the one wait
+            cells = seen.nonzero()  # sorted by sample
         if len(cells) == 0:
             raise ValueError("no cell is visible in any sample: lower the mask ratio or enlarge the crop")
         device = visible.device if device is None else device
-        self.visible = send(visible, device)
-        self.cells = send(cells, device)  # [N, 4]: sample, and the cell's place on each axis
+        with torch.inference_mode(False):
+            self.visible = send(visible, device)
+            self.cells = send(cells, device)  # [N, 4]: sample, and the cell's place on each axis
         self.counts: list[int] = seen.flatten(1).sum(1).tolist()  # visible cells of each sample
         self._seen = seen.numpy()
         self._cache: dict[tuple[object, ...], object] = {}
@@ -105,10 +107,10 @@ class CellLayout:
         """Visible cells in the whole batch."""
         return len(self.cells)
 
-    @cached_property
+    @property
     def cell_numbers(self) -> Tensor:
         """``[N]`` int64: each visible cell's number among all cells of the batch, in raster order."""
-        return self._numbers((0, 0, 0))
+        return self.cached(("cell numbers",), lambda: self._numbers((0, 0, 0)))
 
     def _numbers(self, reach: Triple) -> Tensor:
         """As `cell_numbers`, in a grid with so many more cells at each end of each axis."""
@@ -118,9 +120,12 @@ class CellLayout:
         first = (reach[0] * h + reach[1]) * w + reach[2]
         return numbers + first if first else numbers
 
-    @cached_property
+    @property
     def slots(self) -> Tensor:
         """``[B, gd, gh, gw]`` int64: each cell's place among the visible ones, -1 where the cell is absent."""
+        return self.cached(("places of cells",), self._slots)
+
+    def _slots(self) -> Tensor:
         slots = torch.full(self.visible.shape, -1, dtype=torch.int64, device=self.device)
         slots.view(-1)[self.cell_numbers] = torch.arange(len(self), device=self.device)
         return slots
@@ -157,10 +162,10 @@ class CellLayout:
         """Visible sites in the whole batch, at the level whose cells have `cell_shape` sites per axis."""
         return len(self) * cell_shape[0] * cell_shape[1] * cell_shape[2]
 
-    @cached_property
+    @property
     def divisors(self) -> Tensor:
         """``[B]`` int64 on the device: visible cells of each sample, to divide by, so one where there is none."""
-        return self.visible.flatten(1).sum(1).clamp(min=1)
+        return self.cached(("divisors",), lambda: self.visible.flatten(1).sum(1).clamp(min=1))
 
     def halo(self, cell_shape: Triple, low: Triple, high: Triple) -> HaloTable:
         """The table that widens every visible cell's block by `low` sites before and `high` sites after it.
@@ -261,5 +266,6 @@ class CellLayout:
     def cached(self, key: tuple[object, ...], make: Callable[[], T]) -> T:
         """What `make` returns, made when first asked for under this key: tables are made once per mask."""
         if key not in self._cache:
-            self._cache[key] = make()
+            with torch.inference_mode(False):  # a table made in that mode could serve no gradient later
+                self._cache[key] = make()
         return self._cache[key]  # type: ignore[return-value]  # each key has one type

@@ -4,7 +4,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bundle.sparse import CellLayout, places
+from bundle.sparse import CellLayout, SparseVolume, places
 from tests.sparse.calls import Calls
 
 
@@ -135,3 +135,27 @@ def test_places_of_ever_new_grids_do_not_fill_the_memory(monkeypatch: pytest.Mon
         found = places.find_places((2, 2, 2), (1, 1, 1), (1, 1, 1), (size, size, size), torch.device("cpu"))
         assert places.find_places((2, 2, 2), (1, 1, 1), (1, 1, 1), (size, size, size), torch.device("cpu")) is found
         assert len(places._FOUND) <= 3
+
+
+@pytest.mark.parametrize("executor", ["cells", "masked"])
+@pytest.mark.parametrize("made_in_inference", [False, True], ids=["", "the layout as well"])
+def test_what_is_first_asked_for_in_inference_serves_gradients_later(executor: str, made_in_inference: bool):
+    visible = visible_cells((0, 0, 0, 0), (0, 1, 0, 1), (1, 2, 1, 0))
+    image = torch.randn(2, 3, 12, 8, 8, dtype=torch.float64)
+    layer = torch.nn.Sequential(torch.nn.Conv3d(3, 3, 3, padding=1), torch.nn.AvgPool3d(3, 1, 1)).double()
+
+    def forward(image: torch.Tensor, layout: CellLayout) -> torch.Tensor:
+        volume = layer(SparseVolume.from_dense(image, layout, executor))
+        return volume.to_dense() * torch.nn.functional.adaptive_avg_pool3d(volume * volume.mean((2, 3, 4), True), 1)
+
+    with torch.inference_mode():
+        layout = CellLayout(visible.clone()) if made_in_inference else None
+    layout = CellLayout(visible) if layout is None else layout
+    with torch.inference_mode():
+        forward(image, layout)
+        layout.draw_sites(5, (4, 4, 4))
+    found = []
+    for one in (layout, CellLayout(visible)):
+        x = image.clone().requires_grad_()
+        found.append(torch.autograd.grad(forward(x, one).sum(), (x, *layer.parameters())))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))

@@ -13,7 +13,7 @@ from torch.autograd import Function
 
 from bundle.errors import UserError
 
-__all__ = ["UnsupportedOperation", "refuse_lost_gradient", "unsupported"]
+__all__ = ["UnsupportedOperation", "calling_module", "refuse_lost_gradient", "unsupported"]
 
 
 class UnsupportedOperation(NotImplementedError):
@@ -31,7 +31,7 @@ def unsupported(function: Callable[..., Any], file: str = "pointwise.py") -> Uns
     if name == "__get__":  # a property of Tensor arrives as its getter
         name = getattr(getattr(function, "__self__", None), "__name__", name)
     return UnsupportedOperation(
-        f"no sparse rule for {name!r}, called by {_calling_module()}: add one in bundle/sparse/rules/{file}"
+        f"no sparse rule for {name!r}, called by {calling_module()}: add one in bundle/sparse/rules/{file}"
     )
 
 
@@ -49,7 +49,7 @@ def refuse_lost_gradient(volume: object) -> None:
     while frame is not None:
         if frame.f_code is _APPLY and any(_is(one, volume) for one in _arguments(frame)):
             raise UserError(
-                f"{frame.f_locals['cls'].__name__}.apply of a sparse volume, called by {_calling_module()}: autograd "
+                f"{frame.f_locals['cls'].__name__}.apply of a sparse volume, called by {calling_module()}: autograd "
                 "does not see the volume, and nothing before it would get a gradient; activation checkpointing must "
                 "use use_reentrant=False, and another autograd.Function must take tensors"
             )
@@ -68,7 +68,8 @@ def _arguments(frame: FrameType) -> tuple[object, ...]:
     return (*frame.f_locals["args"], *frame.f_locals["kwargs"].values())
 
 
-def _calling_module() -> str:
+def calling_module() -> str:
+    """The module that runs now: its path in the network, its class, and the network's class."""
     frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - the documented way to the caller
     modules: list[nn.Module] = []
     while frame is not None:

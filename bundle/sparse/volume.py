@@ -14,6 +14,7 @@ from torch import Tensor
 from bundle.cells import Triple
 from bundle.errors import UserError
 from bundle.sparse.layout import CellLayout
+from bundle.sparse.operators import Operators, as_torch_takes
 from bundle.sparse.unsupported import refuse_lost_gradient, unsupported
 from bundle.sparse.windows import Window
 
@@ -37,7 +38,7 @@ def rule(*functions: Callable[..., Any]) -> Callable[[Callable[..., Any]], Calla
     return register
 
 
-class SparseVolume(ABC):
+class SparseVolume(Operators, ABC):
     """Features ``[B, C, D, H, W]`` of which only the sites in visible cells exist.
 
     Every site whose cell is masked is absent: convolutions read it as zero and never write it (submanifold
@@ -225,6 +226,9 @@ class SparseVolume(ABC):
     def size(self, dim: int | None = None) -> torch.Size | int:
         return self.shape if dim is None else self.shape[dim]
 
+    def __len__(self) -> int:
+        return self.layout.batch
+
     def dim(self) -> int:
         return 5
 
@@ -247,7 +251,8 @@ class SparseVolume(ABC):
         sparse = RULES.get(function)
         if sparse is None:
             raise unsupported(function)
-        return sparse(*args, **(kwargs or {}))
+        args, kwargs = as_torch_takes(function, args, kwargs or {})
+        return sparse(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or not hasattr(Tensor, name):
@@ -255,49 +260,7 @@ class SparseVolume(ABC):
         function = getattr(Tensor, name)
         if function not in RULES:
             raise unsupported(function)
-        return lambda *args, **kwargs: RULES[function](self, *args, **kwargs)
-
-    def __add__(self, other: Any) -> SparseVolume:
-        return RULES[torch.add](self, other)
-
-    __radd__ = __add__
-
-    def __iadd__(self, other: Any) -> SparseVolume:  # noqa: PYI034 - a rule gives a new volume
-        return RULES[Tensor.add_](self, other)
-
-    def __mul__(self, other: Any) -> SparseVolume:
-        return RULES[torch.mul](self, other)
-
-    __rmul__ = __mul__
-
-    def __imul__(self, other: Any) -> SparseVolume:  # noqa: PYI034 - a rule gives a new volume
-        return RULES[Tensor.mul_](self, other)
-
-    def __sub__(self, other: Any) -> SparseVolume:
-        return RULES[torch.sub](self, other)
-
-    def __rsub__(self, other: Any) -> SparseVolume:
-        return RULES[torch.sub](other, self)
-
-    def __truediv__(self, other: Any) -> SparseVolume:
-        return RULES[torch.div](self, other)
-
-    def __rtruediv__(self, other: Any) -> SparseVolume:
-        return RULES[torch.div](other, self)
-
-    def __eq__(self, other: object) -> Any:
-        raise unsupported(torch.eq)
-
-    def __ne__(self, other: object) -> Any:
-        raise unsupported(torch.ne)
-
-    __hash__ = object.__hash__
-
-    def __pow__(self, exponent: float) -> SparseVolume:
-        return RULES[torch.pow](self, exponent)
-
-    def __neg__(self) -> SparseVolume:
-        return RULES[torch.neg](self)
+        return lambda *args, **kwargs: self.__torch_function__(function, (), (self, *args), kwargs)
 
     def _like(self, features: Tensor, cell_shape: Triple | None = None) -> SparseVolume:
         return type(self)(features, self.layout, self.cell_shape if cell_shape is None else cell_shape)

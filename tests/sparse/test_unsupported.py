@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from monai.networks.nets import HighResNet
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -34,13 +35,53 @@ def test_a_tensor_method_without_a_rule_says_so():
         SparseVolume.from_dense(*example()).permute(0, 1, 2, 4, 3)
 
 
+class _Applies(nn.Module):
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["", "channels last"])
+@pytest.mark.parametrize(
+    ("name", "function"),
+    [
+        ("__getitem__", lambda x: x[:, :2]),
+        ("gt", lambda x: x > 0),
+        ("le", lambda x: x <= 0),
+        ("eq", lambda x: x == 0),
+        ("floor_divide", lambda x: x // 2),
+        ("remainder", lambda x: x % 2),
+        ("matmul", lambda x: x @ x),
+        ("__bool__", bool),
+        ("__iter__", list),
+        ("as_tensor", torch.as_tensor),
+        ("softmax", lambda x: x.softmax(1)),
+        ("pow", lambda x: 2**x),
+    ],
+    ids=lambda one: one if isinstance(one, str) else "",
+)
+def test_an_operator_without_a_rule_names_itself_and_its_module(executor, name, function, last):
+    volume = SparseVolume.from_dense(*example(), executor)
+    with pytest.raises(UnsupportedOperation, match=rf"{name}.*called by 0 \(_Applies\) of Sequential"):
+        nn.Sequential(_Applies(function))(volume.movedim(1, -1) if last else volume)
+
+
+def test_highresnet_is_refused_by_the_name_of_what_it_asks_for():
+    network = HighResNet(in_channels=4, out_channels=2).double()
+    with pytest.raises(UnsupportedOperation, match=r"as_tensor.*\(HighResBlock\) of HighResNet"):
+        network(SparseVolume.from_dense(*example()))
+
+
 class _Double(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x):
+    def forward(_, x):
         return x * 2 if isinstance(x, torch.Tensor) else x.to_dense() * 2
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(_, grad):
         return grad * 2
 
 
@@ -48,11 +89,11 @@ class _Within(torch.autograd.Function):
     """Takes tensors, as it should, and makes a volume of its own."""
 
     @staticmethod
-    def forward(ctx, image, visible, executor):
+    def forward(_, image, visible, executor):
         return SparseVolume.from_dense(image, visible, executor).relu().to_dense()
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(_, grad):
         return grad, None, None
 
 

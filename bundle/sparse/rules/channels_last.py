@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bundle.sparse.operators import Operators, as_torch_takes
 from bundle.sparse.rules.pointwise import BINARY, SITE_BY_SITE
 from bundle.sparse.unsupported import UnsupportedOperation, unsupported
 from bundle.sparse.volume import RULES, SparseVolume, rule
@@ -21,7 +22,7 @@ _TO_LAST, _TO_FIRST = (0, 2, 3, 4, 1), (0, 4, 1, 2, 3)
 
 
 @dataclass(frozen=True, eq=False)
-class ChannelsLastVolume:
+class ChannelsLastVolume(Operators):
     """Features ``[B, D, H, W, C]``: what ``volume.permute(0, 2, 3, 4, 1)`` or ``volume.movedim(1, -1)`` gives.
 
     Between that and the way back a block normalises and mixes the channels of single sites (ConvNeXt, Liu et al. 2022,
@@ -42,6 +43,9 @@ class ChannelsLastVolume:
     def size(self, dim: int | None = None) -> torch.Size | int:
         return self.shape if dim is None else self.shape[dim]
 
+    def __len__(self) -> int:
+        return len(self.volume)
+
     ndim = 5
     dtype = property(lambda self: self.volume.dtype)
     device = property(lambda self: self.volume.device)
@@ -57,27 +61,17 @@ class ChannelsLastVolume:
             raise AttributeError(name)
         return lambda *args, **kwargs: self.__torch_function__(getattr(Tensor, name), (), (self, *args), kwargs)
 
-    def __add__(self, other: Any) -> ChannelsLastVolume:
-        return self.__torch_function__(torch.add, (), (self, other))
-
-    __radd__ = __add__
-
-    def __mul__(self, other: Any) -> ChannelsLastVolume:
-        return self.__torch_function__(torch.mul, (), (self, other))
-
-    __rmul__ = __mul__
-
     @classmethod
     def __torch_function__(
         cls, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
+        args, kwargs = as_torch_takes(function, args, kwargs or {})
         if function in _WAYS:
             return _WAYS[function](*args, **kwargs)
-        if function in SITE_BY_SITE:
-            return cls(RULES[function](args[0].volume, *args[1:], **kwargs))
-        if function in BINARY:
-            return cls(RULES[function](*map(_channels_first, args), **kwargs))
+        # a weight of prelu belongs to axis 1, which are no channels here
+        if (function in SITE_BY_SITE and function is not F.prelu) or function in BINARY:
+            named = {name: _channels_first(value) for name, value in kwargs.items()}
+            return cls(RULES[function](*map(_channels_first, args), **named))
         raise unsupported(function, "channels_last.py")
 
 
@@ -85,7 +79,7 @@ def _channels_first(operand: Any) -> Any:
     """What stands beside a volume, with its channels on axis 1 too."""
     if isinstance(operand, ChannelsLastVolume):
         return operand.volume
-    if isinstance(operand, Tensor) and operand.ndim > 0:
+    if isinstance(operand, Tensor) and 0 < operand.ndim <= 5:
         return operand.view((1,) * (5 - operand.ndim) + tuple(operand.shape)).permute(_TO_FIRST)
     return operand
 

@@ -15,6 +15,8 @@ from bundle.sparse.unsupported import UnsupportedOperation
 from bundle.sparse.volume import SparseVolume, rule
 from bundle.sparse.windows import Window, require_whole_cells
 
+_ONE = (1, 1, 1)
+
 
 @rule(torch.conv3d, F.conv3d)
 def _conv3d(
@@ -27,6 +29,12 @@ def _conv3d(
     groups: int = 1,
 ) -> SparseVolume:
     kernel, dilation = triple(weight.shape[2:]), triple(dilation)
+    if isinstance(padding, str) and (
+        padding not in {"same", "valid"} or (padding == "same" and triple(stride) != _ONE)
+    ):
+        raise UnsupportedOperation(
+            f"conv3d with stride {stride} and padding {padding!r}: torch has no such convolution"
+        )
     if padding == "same":  # what is left over of an even kernel comes after, as in torch
         around = [d * (k - 1) for d, k in zip(dilation, kernel)]
         low, high = triple([w // 2 for w in around]), triple([w - w // 2 for w in around])

@@ -10,14 +10,15 @@ from typing import Any
 import torch
 
 from bundle.cells import Triple
+from bundle.sparse.operators import Operators, as_torch_takes
 from bundle.sparse.unsupported import UnsupportedOperation
 from bundle.sparse.volume import RULES, SparseVolume
 
 __all__ = ["PaddedVolume"]
 
 
-@dataclass(frozen=True)
-class PaddedVolume:
+@dataclass(frozen=True, eq=False)
+class PaddedVolume(Operators):
     """What ``F.pad`` makes of a `SparseVolume`, as EfficientNet's uneven "same" padding does before a convolution.
 
     A padded map lies on no cells, so nothing but a convolution can follow: its rule adds the widths to the layer's.
@@ -39,4 +40,5 @@ class PaddedVolume:
         if function is not torch.conv3d:
             name = getattr(function, "__name__", function)
             raise UnsupportedOperation(f"{name} of a padded sparse volume: only a convolution may follow a padding")
-        return RULES[function](*args, **(kwargs or {}))
+        args, kwargs = as_torch_takes(function, args, kwargs or {})
+        return RULES[function](*args, **kwargs)

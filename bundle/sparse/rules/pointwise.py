@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bundle.sparse.unsupported import UnsupportedOperation
+from bundle.sparse.unsupported import UnsupportedOperation, calling_module
 from bundle.sparse.volume import SparseVolume, rule
 
 __all__ = ["BINARY", "SITE_BY_SITE", "dense_beside", "require_same_level"]
@@ -34,12 +34,26 @@ def _site_by_site(function: Callable[..., Tensor]) -> None:
     def pointwise(volume: SparseVolume, *args: Any, **kwargs: Any) -> SparseVolume:
         if not isinstance(volume, SparseVolume) or any(isinstance(one, SparseVolume) for one in args):
             name = getattr(function, "__name__", str(function))
-            raise UnsupportedOperation(f"{name} with a sparse volume among its further arguments")
-        return volume.pointwise(partial(_apply, function, args, kwargs))
+            raise UnsupportedOperation(
+                f"{name} with a sparse volume among its further arguments, called by {calling_module()}: only its "
+                "first one can be one"
+            )
+        given = [*args, *kwargs.values()]
+        if function not in _TAKE_TENSORS_AS_THEY_ARE:
+            given = [_beside(volume, one) for one in given]
+        maps = {place: one for place, one in enumerate(given) if isinstance(one, SparseVolume)}
+
+        def of_features(features: Tensor, *beside: Tensor) -> Tensor:
+            values = list(given)
+            for place, one in zip(maps, beside):
+                values[place] = one
+            return function(features, *values[: len(args)], **dict(zip(kwargs, values[len(args) :])))
+
+        return volume.pointwise(of_features, *maps.values())
 
 
-def _apply(function: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], features: Tensor) -> Tensor:
-    return function(features, *args, **kwargs)
+#: a weight per channel, and a tensor that lends its data type and device: nothing that broadcasts over sites
+_TAKE_TENSORS_AS_THEY_ARE = {F.prelu, Tensor.to}
 
 
 for _function in (
@@ -48,7 +62,7 @@ for _function in (
     *(F.hardswish, F.hardsigmoid, F.softplus, F.logsigmoid),
     *(torch.sigmoid, Tensor.sigmoid, F.sigmoid, torch.tanh, Tensor.tanh, F.tanh),
     *(torch.neg, Tensor.neg, torch.abs, Tensor.abs, torch.square, Tensor.square, torch.sqrt, Tensor.sqrt),
-    *(torch.pow, Tensor.pow, torch.clamp, Tensor.clamp),
+    *(torch.pow, Tensor.pow, Tensor.pow_, torch.clamp, Tensor.clamp),
     *(F.dropout, torch.dropout, Tensor.contiguous, Tensor.float, Tensor.half, Tensor.bfloat16, Tensor.double),
     *(Tensor.to, Tensor.clone, torch.clone, Tensor.detach),
 ):
@@ -62,23 +76,34 @@ def _binary(function: Callable[..., Tensor], *names: Callable[..., Any]) -> None
     BINARY.update(names)
 
     @rule(*names)
-    def combine(first: Any, second: Any, **kwargs: Any) -> SparseVolume:
+    def combine(first: Any, other: Any, **kwargs: Any) -> SparseVolume:
         if isinstance(first, SparseVolume):
-            return _combine(first, second, partial(function, **kwargs))
-        return _combine(second, first, lambda b, a: function(a, b, **kwargs))
+            return _combine(first, other, partial(function, **kwargs))
+        return _combine(other, first, lambda b, a: function(a, b, **kwargs))
 
 
 def _combine(volume: SparseVolume, other: Any, function: Callable[..., Tensor]) -> SparseVolume:
     """`function` of the volume and what stands beside it, which broadcasts as it would with a dense tensor."""
-    if not isinstance(other, (SparseVolume, Tensor)) or (isinstance(other, Tensor) and other.ndim == 0):
+    other = _beside(volume, other)
+    if not isinstance(other, SparseVolume):
         return volume.pointwise(lambda features: function(features, other))
-    if isinstance(other, Tensor):
-        shape = (1,) * (5 - other.ndim) + tuple(other.shape)
-        if shape[2:] == (1, 1, 1):  # a value per sample or channel: a gate, a drop-path mask, a layer's scale
-            return volume.pointwise(lambda features: function(features, volume.spread(other.view(shape))))
-        other = dense_beside(volume, other.view(shape))
     require_same_level(volume, other)
     return volume.pointwise(function, other)
+
+
+def _beside(volume: SparseVolume, other: Any) -> Any:
+    """A tensor as it stands beside the stored features, or as a volume if it is a map; what is no tensor as it is."""
+    if not isinstance(other, Tensor) or other.ndim == 0:
+        return other
+    other = other.view((1,) * (5 - other.ndim) + tuple(other.shape))
+    if other.shape[2:] != (1, 1, 1):
+        return dense_beside(volume, other)
+    if other.shape[0] not in (1, volume.shape[0]):  # a value per sample or channel: a gate, drop path, a layer's scale
+        raise UnsupportedOperation(
+            f"a tensor {list(other.shape)} beside a sparse volume {list(volume.shape)}, given by {calling_module()}: "
+            f"it must have {volume.shape[0]} or 1 on the first axis"
+        )
+    return volume.spread(other)
 
 
 def dense_beside(volume: SparseVolume, dense: Tensor) -> SparseVolume:
@@ -89,8 +114,8 @@ def dense_beside(volume: SparseVolume, dense: Tensor) -> SparseVolume:
     """
     if dense.shape[2:] != volume.shape[2:] or dense.shape[0] not in (1, volume.shape[0]):
         raise UnsupportedOperation(
-            f"a dense tensor {list(dense.shape)} beside a sparse volume {list(volume.shape)}: it must have the "
-            "volume's size, or 1 on each spatial axis"
+            f"a dense tensor {list(dense.shape)} beside a sparse volume {list(volume.shape)}, given by "
+            f"{calling_module()}: it must have the volume's size, or 1 on each spatial axis"
         )
     dense = dense.expand(volume.shape[0], *dense.shape[1:])
     return SparseVolume.from_dense(dense, volume.layout, volume.name)
@@ -116,14 +141,16 @@ def _in_place(function: Callable[..., Tensor]) -> None:
     BINARY.add(function)
 
     @rule(function)
-    def combine(first: Any, second: Any, **kwargs: Any) -> SparseVolume:
+    def combine(first: Any, other: Any, **kwargs: Any) -> SparseVolume:
         if not isinstance(first, SparseVolume):
             raise UnsupportedOperation("a sparse volume written into a dense tensor: add to the volume instead")
-        return _combine(first, second, partial(function, **kwargs))
+        return _combine(first, other, partial(function, **kwargs))
 
 
 _in_place(Tensor.add_)
+_in_place(Tensor.sub_)
 _in_place(Tensor.mul_)
+_in_place(Tensor.div_)
 
 
 # ---- new dense tensors beside a volume --------------------------------------------------------------------------

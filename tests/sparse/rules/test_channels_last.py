@@ -59,7 +59,14 @@ def test_shape_sums_and_a_map_beside_it_are_those_of_the_dense_tensor(executor):
     last, dense = volume.movedim(1, -1), image.movedim(1, -1)
     assert last.shape == dense.shape and last.size(-1) == dense.size(-1) and last.ndim == 5
     assert (last.dtype, last.device) == (dense.dtype, dense.device)
-    for change in (lambda x: 2 * x + x, lambda x: x.relu() * beside, lambda x: torch.sigmoid(x) + beside[0, 0, 0]):
+    assert len(last) == len(volume) == len(dense)
+    for change in (
+        lambda x: 2 * x + x,
+        lambda x: 1 - abs(-x) / 2,
+        lambda x: (x - 1) ** 2,
+        lambda x: x.relu() * beside,
+        lambda x: torch.sigmoid(x) + beside[0, 0, 0],
+    ):
         out = torch.movedim(change(last), -1, 1).to_dense()
         expected = visible_rows(change(dense).movedim(-1, 1), visible)
         torch.testing.assert_close(visible_rows(out, visible), expected, rtol=0, atol=1e-12)
@@ -77,3 +84,5 @@ def test_what_cannot_be_done_there_says_so():
         nn.LayerNorm([8, 4]).double()(last)
     with pytest.raises(UnsupportedOperation, match=r"no sparse rule for 'softmax'.*channels_last\.py"):
         last.softmax(-1)
+    with pytest.raises(UnsupportedOperation, match="'prelu'"):  # whose weights belong to axis 1
+        nn.PReLU(4).double()(last)

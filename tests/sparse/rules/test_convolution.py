@@ -122,3 +122,12 @@ def test_same_padding_of_even_kernels_is_torchs(executor, kernel):
     layer = nn.Conv3d(4, 3, kernel, padding="same").double()
     everything = torch.ones_like(visible)
     torch.testing.assert_close(run(layer, image, everything, executor), layer(image), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("stride", "padding"), [(2, "same"), ((1, 2, 1), "same"), (1, "foo")])
+def test_a_padding_that_torch_refuses_is_refused(executor, stride, padding):
+    image, visible = example()
+    weight = torch.randn(4, 4, 3, 3, 3, dtype=torch.float64)
+    for x in (image, SparseVolume.from_dense(image, visible, executor)):
+        with pytest.raises(RuntimeError, match="padding"):
+            F.conv3d(x, weight, None, stride, padding)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import operator
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -196,3 +198,91 @@ def test_a_number_over_a_volume(executor):
     mask = site_mask(visible, CELL_SHAPE)[:, None]
     over = (1 / SparseVolume.from_dense(image, visible, executor)).to_dense()
     assert torch.equal(over, torch.where(mask, 1 / image, 0.0))
+
+
+def beside_clamp(x, beside):
+    return torch.clamp(x, -beside, max=beside)
+
+
+def beside_pow(x, beside):
+    return x.abs().pow(beside)
+
+
+@pytest.mark.parametrize("function", [beside_clamp, beside_pow])
+@pytest.mark.parametrize(
+    "shape",
+    [(2, 1, 1, 1, 1), (2, 4, 1, 1, 1), (4, 1, 1, 1), (1,), (2, 4, 8, 6, 8), (2, 1, 8, 6, 8), (8, 6, 8)],
+    ids=str,
+)
+@pytest.mark.parametrize("last", [False, True], ids=["", "channels last"])
+def test_a_tensor_in_clamp_or_pow_broadcasts_as_with_a_dense_one(executor, function, shape, last):
+    image, visible = example()
+    beside = torch.rand(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) + 0.5
+    goal = torch.where(site_mask(visible, CELL_SHAPE)[:, None], torch.randn_like(image), 0.0)
+    found = []
+    for sparse in (False, True):
+        x, y = image.clone().requires_grad_(), beside.clone().requires_grad_()
+        given = SparseVolume.from_dense(x, visible, executor) if sparse else x
+        if last:  # what broadcasts from the left has its channels last as well
+            y_last = y.view((1,) * (5 - y.ndim) + y.shape).movedim(1, -1)
+            out = function(given.movedim(1, -1), y_last).movedim(-1, 1)
+        else:
+            out = function(given, y)
+        out = (out.to_dense() if sparse else out) * (goal != 0)
+        found.append([out, *torch.autograd.grad((out * goal).sum(), (x, y))])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_a_tensor_for_another_batch_is_refused(executor):
+    volume = SparseVolume.from_dense(*example(), executor)
+    gate = torch.rand(3, 1, 1, 1, 1)
+    for call in (lambda: volume * gate, lambda: gate + volume, lambda: volume.clamp(min=gate)):
+        with pytest.raises(UnsupportedOperation, match="2 or 1 on the first axis"):
+            call()
+    image, visible = example()
+    alone = SparseVolume.from_dense(image[:1], visible[:1], executor)
+    with pytest.raises(UnsupportedOperation, match="1 or 1 on the first axis"):
+        alone * gate
+
+
+def test_out_is_refused_and_names_of_arguments_are_torchs(executor):
+    image, visible = example()
+    volume = SparseVolume.from_dense(image, visible, executor)
+    out = torch.zeros_like(image)
+    with pytest.raises(UnsupportedOperation, match="add with out="):
+        torch.add(volume, volume, out=out)
+    assert not out.any()
+    weight = torch.randn(3, 4, 1, 1, 1, dtype=torch.float64)
+    for got, expected in (
+        (volume.add(other=1), volume + 1),
+        (torch.sub(input=volume, other=volume * 2), -volume),
+        (torch.pow(volume, exponent=2), volume**2),
+        (F.conv3d(input=volume, weight=weight), F.conv3d(volume, weight)),
+        (torch.cat([volume, volume], axis=1), torch.cat([volume, volume], dim=1)),
+        (volume.mean(axis=1, keepdims=True), volume.mean(1, keepdim=True)),
+    ):
+        assert torch.equal(got.to_dense(), expected.to_dense())
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["", "channels last"])
+@pytest.mark.parametrize("other", ["a number", "a gate", "itself"])
+@pytest.mark.parametrize(
+    "change", [operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ipow], ids=lambda f: f.__name__
+)
+def test_an_operator_in_place_changes_the_volume_itself_as_a_tensor(executor, change, other, last):
+    image, visible = example()
+    image = image.abs() + 0.5
+    volume, dense = SparseVolume.from_dense(image, visible, executor), image.clone()
+    gate = torch.rand(2, 4, 1, 1, 1, dtype=torch.float64) + 0.5
+    one, tensor = (volume.movedim(1, -1), dense.movedim(1, -1)) if last else (volume, dense)
+    beside = {"a number": 3, "a gate": gate.movedim(1, -1) if last else gate, "itself": one}[other]
+    if other == "itself" and change is operator.ipow:
+        with pytest.raises(UnsupportedOperation, match="among its further arguments"):
+            change(one, beside)
+        return
+    changed = change(one, beside)
+    change(tensor, tensor if other == "itself" else beside)
+    for found in (volume, changed.movedim(-1, 1) if last else changed):
+        expected = torch.where(site_mask(visible, CELL_SHAPE)[:, None], dense, 0.0)
+        torch.testing.assert_close(found.to_dense(), expected, rtol=0, atol=1e-12)

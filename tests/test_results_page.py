@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/explanation/results.md").read_text()
 README = (ROOT / "README.md").read_text()
 TRANSFER = json.loads((ROOT / "docs/figures/transfer.json").read_text())
-SHIPPED = json.loads((ROOT / "docs/figures/shipped_transfer.json").read_text())
+TODAY = json.loads((ROOT / "docs/figures/transfer_today.json").read_text())  # today's recipe and weights
 PEOPLE = json.loads((ROOT / "docs/figures/shipped_people.json").read_text())
 METHOD = json.loads((ROOT / "docs/figures/method_study.json").read_text())["results"]
 SPEED = json.loads((ROOT / "docs/figures/benchmark.json").read_text())["rows"]
@@ -38,8 +38,8 @@ ARMS = {
 }
 
 
-def table(page: str, first_column: str) -> list[list[str]]:
-    """The rows of the table whose first heading is that; an empty cell has the value above it in two columns."""
+def table(page: str, first_column: str, columns: int = 2) -> list[list[str]]:
+    """The rows of the table whose first heading is that; an empty cell of the first columns has the value above it."""
     lines = page.splitlines()
     start = next(number for number, line in enumerate(lines) if line.startswith(f"| {first_column} |"))
     rows = []
@@ -50,7 +50,7 @@ def table(page: str, first_column: str) -> list[list[str]]:
             [cell.strip().strip("*") if number else cell.strip() for number, cell in enumerate(line.split("|")[1:-1])]
         )
     for above, row in pairwise(rows):
-        row[:2] = [cell or old for cell, old in zip(row[:2], above)]
+        row[:columns] = [cell or old for cell, old in zip(row[:columns], above)]
     return rows
 
 
@@ -87,7 +87,7 @@ def test_dice_of_the_shipped_weights_and_of_own_scans():
             found = [people_dice(*case, arm) for arm in ("scratch", "pretrained", "own people")]
         else:
             wanted = (TASKS[task], BUDGETS[labels], int(steps))
-            found = [dice(TRANSFER, *wanted, "scratch"), dice(SHIPPED, *wanted, "pretrained"), {}]
+            found = [dice(TODAY, *wanted, "scratch"), dice(TODAY, *wanted, "pretrained"), {}]
         for by_seed, cell in zip(found, cells, strict=True):
             assert sorted(by_seed) == (list(range(5)) if cell else [])
             assert not cell or float(cell) == pytest.approx(fmean(by_seed.values()), abs=0.051)
@@ -113,6 +113,25 @@ def test_the_table_of_people():
             if above:
                 share = 100 * (fmean(runs.values()) - below) / (fmean(above) - below)
                 assert float(cells[8].removesuffix(" %")) == pytest.approx(share, abs=0.51)
+
+
+def test_todays_recipe_from_scratch_and_pre_trained():
+    rows = table(PAGE, "weights", columns=4)
+    assert len(rows) == 11
+    for weights, task, labels, steps, *cells in rows:
+        if labels.endswith(" people"):
+            case = (task.removesuffix(" in MR").replace(" ", "_"), PEOPLE_COUNTS[labels], int(steps))
+            arms = ("scratch", {"shipped": "pretrained", "own scans": "own people"}[weights])
+            scratch, pretrained = (people_dice(*case, arm) for arm in arms)
+        else:
+            wanted = (TASKS[task], BUDGETS[labels], int(steps))
+            scratch, pretrained = (dice(TODAY, *wanted, arm) for arm in ("scratch", "pretrained"))
+        assert sorted(scratch) == sorted(pretrained) == list(range(5))
+        first, second = ([by_seed[seed] for seed in range(5)] for by_seed in (pretrained, scratch))
+        assert float(cells[0]) == pytest.approx(fmean(second), abs=0.051)
+        assert float(cells[1]) == pytest.approx(fmean(first), abs=0.051)
+        assert float(cells[2]) == pytest.approx(fmean(first) - fmean(second), abs=0.051)
+        assert float(cells[3]) == pytest.approx(ttest_rel(first, second).pvalue, rel=0.1, abs=0.0051)
 
 
 def test_dice_from_scratch_and_pre_trained():

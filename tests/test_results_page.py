@@ -17,6 +17,7 @@ README = (ROOT / "README.md").read_text()
 TRANSFER = json.loads((ROOT / "docs/figures/transfer.json").read_text())
 TODAY = json.loads((ROOT / "docs/figures/transfer_today.json").read_text())  # today's recipe and weights
 PEOPLE = json.loads((ROOT / "docs/figures/shipped_people.json").read_text())
+MORE_PEOPLE = json.loads((ROOT / "docs/figures/shipped_people_more.json").read_text())
 METHOD = json.loads((ROOT / "docs/figures/method_study.json").read_text())["results"]
 SPEED = json.loads((ROOT / "docs/figures/benchmark.json").read_text())["rows"]
 
@@ -61,14 +62,14 @@ def dice(runs: list[dict], task: str, labels: str, steps: int, arm: str) -> dict
     return {run["seed"]: 100 * fmean(fmean(classes) for classes in run["dice"].values()) for run in runs}
 
 
-def people_runs(data: str, labelled: str, steps: int, arm: str) -> list[dict]:
+def people_runs(data: str, labelled: str, steps: int, arm: str, runs: list[dict] = PEOPLE) -> list[dict]:
     wanted = (data, labelled, steps, arm)
-    return [run for run in PEOPLE if (run["data"], run["labelled"], run["steps"], run["arm"]) == wanted]
+    return [run for run in runs if (run["data"], run["labelled"], run["steps"], run["arm"]) == wanted]
 
 
-def people_dice(data: str, labelled: str, steps: int, arm: str) -> dict[int, float]:
+def people_dice(data: str, labelled: str, steps: int, arm: str, runs: list[dict] = PEOPLE) -> dict[int, float]:
     """Mean Dice in % over the classes, by draw of the labelled people."""
-    return {run["draw"]: 100 * fmean(run["dice"]) for run in people_runs(data, labelled, steps, arm)}
+    return {run["draw"]: 100 * fmean(run["dice"]) for run in people_runs(data, labelled, steps, arm, runs)}
 
 
 def ceiling(data: str, labelled: str, steps: int) -> list[float]:
@@ -113,6 +114,25 @@ def test_the_table_of_people():
             if above:
                 share = 100 * (fmean(runs.values()) - below) / (fmean(above) - below)
                 assert float(cells[8].removesuffix(" %")) == pytest.approx(share, abs=0.51)
+
+
+def test_more_draws_of_the_shipped_weights():
+    rows = table(STUDY, "set")
+    assert len(rows) == 4
+    for data, labelled, steps, draws, *cells in rows:
+        case = (data.replace(" ", "_"), labelled, int(steps))
+        shipped, scratch = (
+            people_dice(*case, arm) | people_dice(*case, arm, MORE_PEOPLE) for arm in ("pretrained", "scratch")
+        )
+        assert sorted(shipped) == sorted(scratch) == list(range(int(draws)))
+        pairs = [(shipped[draw], scratch[draw]) for draw in sorted(shipped)]
+        assert [float(cell) for cell in cells[:2]] == pytest.approx(
+            [fmean(scratch.values()), fmean(shipped.values())], abs=0.051
+        )
+        mean, *each = (float(word.strip("(,)")) for word in cells[2].split())
+        assert mean == pytest.approx(fmean(a - b for a, b in pairs), abs=0.051)
+        assert each == pytest.approx([a - b for a, b in pairs], abs=0.051)
+        assert float(cells[3]) == pytest.approx(ttest_rel(*zip(*pairs)).pvalue, abs=0.0051)
 
 
 def test_todays_recipe_from_scratch_and_pre_trained():

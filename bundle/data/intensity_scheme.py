@@ -68,7 +68,8 @@ class NormalizeBySchemed(MapTransform):
                 raise VolumeError(
                     name,
                     f"has {len(image)} channels, but there are {len(schemes)} intensity schemes",
-                    "give one scheme, or one for each channel",
+                    "give one scheme, or one for each channel, by --settings#intensity_scheme, or in pre-training "
+                    "--preparation#intensity_scheme",
                 )
             channels, offsets, scales = zip(*(
                 _KINDS[one["kind"]][0](channel, one, name) for channel, one in zip(image.split(1), schemes, strict=True)

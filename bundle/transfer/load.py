@@ -7,6 +7,7 @@ the keys belong, says what it did, and fails when too little fits.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Mapping
@@ -78,7 +79,28 @@ def load_encoder(
         )
     network.load_state_dict(current | fitted)
     logger.info("%s into %s:\n%s", name, type(network).__name__, report.table())
+    _warn_of_part(name, report, network)
     return report
+
+
+def _warn_of_part(name: str, report: TransferReport, network: nn.Module) -> None:
+    """Names what stays as it was in modules of which other tensors were loaded, such as the later stages."""
+    first = {key for key, _ in (*network.named_parameters(), *network.named_buffers())}  # of a module with two names
+    names = [key.removeprefix(report.prefix) for key in report.names if key in first]
+    depth = 1
+    while len({tuple(key.split(".")[:depth]) for key in names}) == 1 < len(names):
+        depth += 1
+    loaded = {tuple(key.split(".")[:depth]) for key in names}
+    below = [key.removeprefix(report.prefix) for key in report.missing if key in first]
+    beside = (".num_batches_tracked",)  # which old files do not have
+    lacking = [key for key in below if tuple(key.split(".")[:depth]) in loaded and not key.endswith(beside)]
+    if lacking:
+        logger.warning(
+            "%s holds a part of the encoder: %d of its tensors stay as they were, such as %s",
+            name,
+            len(lacking),
+            lacking[0],
+        )
 
 
 def load_decoder(
@@ -250,7 +272,9 @@ def describe_difference(report: TransferReport) -> str:
         return f"; for example {turned[0]} {report.reshaped[turned[0]]}, {order}"
     if report.reshaped:
         key, shapes = next(iter(report.reshaped.items()))
-        return f"; for example {key} {shapes}"
+        flat = [len(json.loads(shape)) for shape in shapes.split(" -> ")] == [4, 5]
+        said = ", these are weights of a 2D network: take those of a 3D one" if flat else ""
+        return f"; for example {key} {shapes}{said}"
     if report.unexpected:
         return f"; for example the network has no {report.prefix}{report.unexpected[0]}"
     return ""

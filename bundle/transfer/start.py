@@ -5,11 +5,15 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Collection
 from typing import Any
+
+from torch import nn
 
 from bundle.errors import UserError
 from bundle.networks import PretrainingNetwork
 from bundle.transfer.load import describe_difference, find_prefix, match_encoder
+from bundle.transfer.report import TransferReport
 from bundle.weights import ModelFiles, ModelSettings, checksum, require_fractions, turn_kernels, without_reconstruction
 
 __all__ = ["load_start", "origin"]
@@ -40,7 +44,8 @@ def load_start(
         The same network.
 
     Raises:
-        UserError: if the file cannot be read, or is another encoder's.
+        UserError: if the file cannot be read, or is another encoder's, which may have all of this one's tensors and
+            more.
     """
     if init_from is None:
         return network
@@ -57,6 +62,7 @@ def load_start(
             f"or have another shape, such as {lacking[0]}{_shape(report.reshaped, lacking[0])}; give `encoder` the "
             f"arguments that the weights were made with{difference}"
         )
+    _refuse_left_over(report, network.encoder.network, needed, os.fspath(init_from))
     network.encoder.network.load_state_dict(current | fitted)
     logger.info("%s: all of the encoder's %d tensors are loaded", files.weights, len(needed))
     if report.adapted:
@@ -144,6 +150,30 @@ def _load_published_decoder(network: PretrainingNetwork, files: ModelFiles, axes
         network.decoder.load_state_dict({**current, **found})
         logger.info("%s: %d of the decoder's %d tensors are loaded, its last layer and mask tokens start at random",
                     files.weights, len(found), len(current))  # fmt: skip
+
+
+def _refuse_left_over(report: TransferReport, network: nn.Module, needed: Collection[str], init_from: str) -> None:
+    """Refuses a file whose encoder has more tensors: running statistics, further blocks or levels.
+
+    A network that lacks them computes something else with those that it has. What lies beside the encoder's modules,
+    such as a decoder or heads, is left.
+
+    Raises:
+        UserError: if it has.
+    """
+    tensors = [*network.named_parameters(), *network.named_buffers()]  # each under its first name alone
+    names = [name.split(".") for name, _ in tensors if name in needed]
+    depth = 1
+    while len({tuple(name[:depth]) for name in names}) == 1 < len(names):  # what encloses all of it may enclose more
+        depth += 1
+    modules = {tuple(name[:depth]) for name in names}
+    left = [key for key in report.unexpected if tuple(f"{report.prefix}{key}".split(".")[:depth]) in modules]
+    if left:
+        norm = " (BatchNorm's)" if left[0].endswith(".running_mean") else ""
+        raise UserError(
+            f"--init_from {init_from} holds more of the encoder than this one has: {len(left)} further tensors, such "
+            f"as {left[0]}{norm}; give `encoder` the arguments that the weights were made with"
+        )
 
 
 def _shape(reshaped: dict[str, str], name: str) -> str:

@@ -214,7 +214,8 @@ CARDS: dict[str, Card] = {
         trained_on="23 segmentation data sets of CT and MR, so supervised",
         licence="MIT",
         source="Chen et al., Med3D, arXiv 1904.00625",
-        read_in="github.com/Tencent/MedicalNet: datasets/brains18.py, but for its noise where a volume is 0",
+        read_in="github.com/Tencent/MedicalNet: datasets/brains18.py, but for its noise where a volume is 0; its last "
+        "two layers have stride 1 and dilations of 2 and 4, where ResNetFeatures has stride 2: features differ",
     ),
     "openmind": Card(
         title="OpenMind: the ResEnc-L checkpoints",

@@ -62,7 +62,10 @@ def segresnet_arguments(weights: _Weights) -> dict[str, Any] | None:
 
 
 def resnet_arguments(weights: _Weights) -> dict[str, Any] | None:
-    """Those of MONAI's ResNetFeatures, which has MedicalNet's names and strides, or None if this is none."""
+    """Those of MONAI's ResNetFeatures, which has MedicalNet's names, or None if this is none.
+
+    MedicalNet's last two layers have stride 1 and dilations of 2 and 4, where MONAI's have stride 2 and none.
+    """
     stem = weights.get("conv1.weight")
     blocks = _count(weights, r"layer(\d+)\.(\d+)\.conv1\.")
     name = _RESNETS.get((blocks, "layer1.0.conv3.weight" in weights))

@@ -84,8 +84,8 @@ def load_strictly(
     ]
     if problems:
         raise UserError(
-            f"{weights} does not fit the network in {len(problems)} of its {len(current)} tensors (it holds "
-            f"{problems[0]}): put the model.json of these weights beside them, or correct `encoder`"
+            f"{weights} does not fit the network of `encoder`, the two differ in {len(problems)} tensors (it holds "
+            f"{problems[0]}): put a model.json beside the weights that says how they were made, or correct `encoder`"
         )
     require_fractions(given, current, weights)
     network.load_state_dict(given)

@@ -8,6 +8,7 @@ once more inside the decoder. One of these names is enough here.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from bundle.weights.nnunet_plan import NnunetPlan, read_plan
 from bundle.weights.orientation import axis_order, turn_kernels
 
 __all__ = ["NnunetEncoder", "find_nnunet"]
+
+logger = logging.getLogger(__name__)
 
 _Weights = Mapping[str, Tensor]
 
@@ -65,17 +68,24 @@ def find_nnunet(weights: _Weights, about: Mapping[str, Any]) -> NnunetEncoder | 
         The encoder, or None if these are no tensors of nnU-Net's.
 
     Raises:
-        UserError: if the plan in the file is another network's than the tensors, or nothing says what the strides are.
+        UserError: if the plan in the file is another network's than the tensors, nothing says what the strides are, or
+            the network has two dimensions.
     """
     plan = read_plan(about)
-    firsts = [m for key, value in weights.items() if value.ndim == 5 and (m := _FIRST.fullmatch(key))]
+    firsts = [m for key in weights if (m := _FIRST.fullmatch(key))]
     if not firsts:
         _refuse_transformer(plan)
         return None
     first = min(firsts, key=lambda found: len(found[1]))  # not the one inside the decoder
+    if weights[first[0]].ndim != 5:
+        raise UserError(
+            f"these are weights of a {weights[first[0]].ndim - 2}D network, and the encoders here are 3D: take "
+            "those of nnU-Net's configuration 3d_fullres"
+        )
     prefix, name = first[1], "ResidualEncoderUNet" if first[2].startswith("stem") else "PlainConvUNet"
     one_name = {key: value for key, value in weights.items() if ".all_modules." not in key}
     inside = {f"encoder.{key[len(prefix) :]}": one_name[key] for key in one_name if _of_encoder(key, prefix)}
+    _drop_masks(inside, f"encoder.{first[2]}.weight", plan)
     rest = {
         key: value
         for key, value in one_name.items()
@@ -94,6 +104,20 @@ def find_nnunet(weights: _Weights, about: Mapping[str, Any]) -> NnunetEncoder | 
         rest=_all_names(turn_kernels(rest, plan.axes, to=_TO), dropout=dropout),
         plan=plan,
     )
+
+
+def _drop_masks(inside: dict[str, Tensor], stem: str, plan: NnunetPlan) -> None:
+    """Leaves of a cascade's first convolution the inputs that see images: the others see masks of the stage before."""
+    inputs = inside[stem].shape[1]
+    if plan.kind == "nnunet" and 0 < plan.channels < inputs:
+        logger.warning(
+            "the first convolution of these weights has %d inputs, and their plan %d images: the last %d inputs, masks "
+            "of a cascade's stage before, are left out",
+            inputs,
+            plan.channels,
+            inputs - plan.channels,
+        )
+        inside[stem] = inside[stem][:, : plan.channels]
 
 
 def _of_encoder(key: str, prefix: str) -> bool:
@@ -145,6 +169,8 @@ def _from_tensors(inside: _Weights, name: str) -> dict[str, Any]:
         _COUNTS[name]: [sum(stage == one for one, _ in blocks) for stage in stages],
         "conv_bias": any(key.endswith("conv.bias") for key in inside),
     }
+    if any(key.endswith("norm.running_mean") for key in inside):  # nnUNetTrainerBN leaves the plan as it is
+        found["norm_op"] = "torch.nn.modules.batchnorm.BatchNorm3d"
     return {key: value for key, value in found.items() if (key, value) != ("input_channels", 1)}
 
 

@@ -44,6 +44,8 @@ class NnunetPlan:
         axes: of the arrays, one letter for each axis.
         spacing: mm per axis (R, A, S); None for each volume's own, or not known.
         intensity_scheme: for `bundle.data.NormalizeBySchemed`; None if it is not known.
+        channels: images per scan; 0 if it is not known. A cascade's network has further inputs, for the masks of the
+            stage before it.
         modality: "CT", or "" where it is another or several.
         dataset: the name of the data set that was trained on, or "".
     """
@@ -54,6 +56,7 @@ class NnunetPlan:
     axes: str = _AXES
     spacing: Sequence[float] | None = None
     intensity_scheme: Any = None
+    channels: int = 0
     modality: str = ""
     dataset: str = ""
 
@@ -104,10 +107,16 @@ def _plan(
         arguments={key: value for key, value in arguments.items() if key not in _LEFT_OUT},
         axes=axes,
         spacing=None if not spacing else [float(spacing[axis]) for axis in axis_order(axes, "RAS")],
-        intensity_scheme=None if not found or None in found else found[0] if len(found) == 1 else found,
+        intensity_scheme=None if None in found else _one_if_alike(found),
+        channels=len(schemes),
         modality="CT" if schemes and set(schemes) == {"CTNormalization"} else "",
         dataset=str(plan.get("dataset_name", "")),
     )
+
+
+def _one_if_alike(schemes: list[Any]) -> Any:
+    """One scheme where all are the same, which fits any number of images; None of none."""
+    return schemes if any(one != schemes[0] for one in schemes) else next(iter(schemes), None)
 
 
 def array_axes(reader: str, transpose: Sequence[int]) -> str:

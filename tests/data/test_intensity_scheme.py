@@ -70,7 +70,9 @@ def test_each_channel_may_have_a_scheme_of_its_own():
 
 
 def test_another_number_of_channels_than_of_schemes_is_said():
-    with pytest.raises(VolumeError, match="3 channels, but there are 2 intensity schemes"):
+    with pytest.raises(
+        VolumeError, match=r"3 channels, but there are 2 intensity schemes; .*settings#intensity_scheme"
+    ):
         normalized([RANGE, RANGE], scan(3))
 
 

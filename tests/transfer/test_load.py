@@ -3,17 +3,22 @@
 
 from __future__ import annotations
 
+import argparse
+import collections
+import datetime as dt
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from monai.networks import nets
+from safetensors.torch import save_file
 from torch import nn
 
 from bundle.errors import UserError
 from bundle.networks import build_encoder
 from bundle.transfer import load_encoder
-from bundle.weights import read_weights
+from bundle.weights import read_checkpoint, read_weights
 
 RESNET = {"block": "basic", "layers": [1, 1, 1, 1], "block_inplanes": [4, 8, 16, 32], "conv1_t_stride": 2}
 SEGRES = {"init_filters": 4, "blocks_down": (1, 1, 1), "norm": "instance"}
@@ -98,6 +103,22 @@ def test_too_little_that_fits_is_an_error_that_names_an_example_and_changes_noth
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 
 
+def test_weights_of_a_2d_network_are_called_so():
+    flat = {key: value[..., 0] if value.ndim == 5 else value for key, value in pretrained().items()}
+    with pytest.raises(
+        UserError, match=r"conv_init.weight \[.*these are weights of a 2D network: take those of a 3D one"
+    ):
+        load_encoder(nets.segresnet_ds.SegResEncoder(**SEGRES), flat)
+
+
+def test_a_part_of_an_encoder_is_named(caplog: pytest.LogCaptureFixture):
+    for weights in (pretrained(), {key: w for key, w in pretrained().items() if not key.startswith("layers.2")}):
+        caplog.clear()
+        load_encoder(nets.SegResNetDS(init_filters=4, blocks_down=(1, 1, 1), norm="instance"), weights)
+        assert ("holds a part of the encoder" in caplog.text) == (len(weights) < len(pretrained()))
+    assert "such as layers.2." in caplog.text
+
+
 def test_foreign_weights_are_refused():
     with pytest.raises(UserError, match="0% of its"):
         load_encoder(nets.UNet(3, 1, 2, (4, 8), (2,)), pretrained())
@@ -121,6 +142,79 @@ def test_usual_checkpoints_are_unpacked(nest: str | None, parallel: bool, tmp_pa
     found = read_weights(tmp_path / "model.pt")
     assert found.keys() == weights.keys()
     assert all(torch.equal(found[key], weights[key]) for key in weights)
+
+
+@pytest.mark.parametrize(
+    "wrapper", ["module.encoder_q.", "teacher.backbone.", "student.backbone.", "feature_extractor.", "layers"]
+)
+def test_wrappers_of_other_trainings_are_found(wrapper: str, tmp_path: Path):
+    weights = pretrained()
+    if wrapper == "layers":  # a part alone was compiled
+        given = {key.replace(".conv1.", ".conv1._orig_mod."): value for key, value in weights.items()}
+    else:
+        given = {f"{wrapper}{key}": value for key, value in weights.items()}
+    assert given.keys() != weights.keys()
+    torch.save({**given, "queue": torch.ones(2)} if "encoder_q" in wrapper else given, tmp_path / "model.pt")
+    network = nets.segresnet_ds.SegResEncoder(**SEGRES)
+    load_encoder(network, tmp_path / "model.pt")
+    assert all(torch.equal(value, weights[key]) for key, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_of_student_and_teacher_the_teacher_is_taken(nested: bool, tmp_path: Path):
+    teacher = pretrained()
+    student = {key: value + 1 for key, value in teacher.items()}
+    both = {"student": student, "teacher": teacher}
+    flat = {f"{name}.{key}": value for name, one in both.items() for key, value in one.items()}
+    torch.save(both if nested else flat, tmp_path / "model.pt")
+    network = nets.segresnet_ds.SegResEncoder(**SEGRES)
+    load_encoder(network, tmp_path / "model.pt", min_matched=0.5)
+    assert all(torch.equal(value, teacher[key]) for key, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("nest", ["encoder", "encoder_state_dict"])
+def test_an_encoder_beside_its_decoder_is_unpacked(nest: str, tmp_path: Path):
+    torch.save({nest: pretrained(), "decoder": {"a": torch.ones(1)}}, tmp_path / "model.pt")
+    assert read_weights(tmp_path / "model.pt").keys() == pretrained().keys()
+
+
+def test_a_file_is_known_by_its_first_bytes_whatever_its_ending(tmp_path: Path):
+    weights = pretrained()
+    torch.save(weights, tmp_path / "model.safetensors")
+    assert read_weights(tmp_path / "model.safetensors").keys() == weights.keys()
+    first = set()
+    for length in range(0, 256, 8):  # of the header, whose lowest byte may be that of a pickle
+        save_file(weights, tmp_path / "model.bin", metadata={"about": "x" * length})
+        first.add((tmp_path / "model.bin").read_bytes()[:1])
+        assert read_weights(tmp_path / "model.bin").keys() == weights.keys()
+    assert b"\x80" in first
+
+
+def test_harmless_objects_beside_the_weights_are_read(tmp_path: Path):
+    beside = {
+        "args": argparse.Namespace(lr=0.1),
+        "callbacks": collections.defaultdict(int, best=3),
+        "made": dt.datetime(2026, 1, 2, tzinfo=None),  # noqa: DTZ001
+        "scores": np.array([0.5, 0.25], dtype=np.float16),
+    }
+    torch.save({"state_dict": pretrained(), **beside}, tmp_path / "model.pt")
+    found, about = read_checkpoint(tmp_path / "model.pt")
+    assert found.keys() == pretrained().keys()
+    assert about["callbacks"] == {"best": 3} and about["scores"].tolist() == [0.5, 0.25] and about["args"].lr == 0.1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"a": torch.ones(2).to_sparse()}, r"but a \(a tensor of layout torch.sparse_coo\): give"),
+        ({"a": torch.ones(2, device="meta")}, r"but a \(a tensor without values\): give"),
+        ({0: torch.ones(2)}, r"but 0 \(a tensor under no name\): give"),
+    ],
+)
+def test_tensors_that_are_no_weights_are_one_line(content, message, tmp_path: Path):
+    torch.save(content, tmp_path / "model.pt")
+    with pytest.raises(UserError, match=message):
+        read_weights(tmp_path / "model.pt")
 
 
 def test_a_missing_file_says_how_to_get_one(tmp_path: Path):

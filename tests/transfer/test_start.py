@@ -82,6 +82,34 @@ def test_another_encoder_is_one_line_and_the_network_is_untouched(encoder, messa
     assert same(other, network(2, **encoder))
 
 
+@pytest.mark.parametrize(
+    ("trained", "configured", "example"),
+    [
+        ({"norm": "batch"}, {"norm": ["instance", {"affine": True}]}, r"layers.0.blocks.0.norm1.running_mean"),
+        ({"blocks_down": [1, 2, 1]}, {}, "layers.1.blocks.1"),
+        ({"blocks_down": [1, 1, 1, 1]}, {}, "layers.2.downsample"),
+    ],
+    ids=["running statistics", "blocks", "levels"],
+)
+def test_an_encoder_with_more_than_this_one_has_is_one_line(trained, configured, example, tmp_path: Path):
+    torch.save(network(1, **trained).encoder_state_dict(), tmp_path / "theirs.pt")
+    other = network(2, **configured)
+    with pytest.raises(UserError, match=rf"holds more of the encoder than this one has: .* such as {example}.*; give"):
+        load_start(other, tmp_path / "theirs.pt")
+    assert same(other, network(2, **configured))
+
+
+@pytest.mark.parametrize("wrapper", ["", "model.", "module.encoder."])
+def test_a_decoder_and_heads_in_the_file_are_left(wrapper: str, tmp_path: Path):
+    """A further block of the decoder is no further block of the encoder."""
+    trained = network(1, segres=False, name="SegResNet", blocks_up=[1, 1])
+    whole = {**trained.encoder.network.state_dict(), "class_head.weight": torch.ones(2)}
+    whole["up_layers.0.1.conv1.conv.weight"] = torch.ones(8, 8, 3, 3, 3)
+    torch.save({f"{wrapper}{key}": value for key, value in whole.items()}, tmp_path / "theirs.pt")
+    started = load_start(network(2, segres=False, name="SegResNet", blocks_up=[1, 1]), tmp_path / "theirs.pt")
+    assert same(started.encoder, trained.encoder)
+
+
 @pytest.mark.parametrize(("given", "wanted"), [(1, 3), (3, 1), (2, 4)])
 def test_another_number_of_images_per_scan_gives_the_same_features_of_the_same_image(
     given: int, wanted: int, tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -42,11 +42,11 @@ def network(kind: type[nn.Module] = ResidualEncoderUNet, **changes: Any) -> nn.M
     arguments = {**ARCHITECTURE, **changes}
     if kind is PlainConvUNet:
         arguments["n_conv_per_stage"] = arguments.pop("n_blocks_per_stage")
-    classes = {"conv_op": nn.Conv3d, "norm_op": nn.InstanceNorm3d, "nonlin": nn.LeakyReLU}
-    return kind(input_channels=1, num_classes=3, deep_supervision=True, **classes, **arguments)
+    usual = {"input_channels": 1, "conv_op": nn.Conv3d, "norm_op": nn.InstanceNorm3d, "nonlin": nn.LeakyReLU}
+    return kind(num_classes=3, deep_supervision=True, **{**usual, **arguments})
 
 
-def checkpoint(made: nn.Module, *, scheme: str = "CTNormalization", **plan: Any) -> dict[str, Any]:
+def checkpoint(made: nn.Module, *, scheme: str = "CTNormalization", images: int = 1, **plan: Any) -> dict[str, Any]:
     """What nnU-Net's trainer saves."""
     name = type(made).__name__
     arguments = {**ARCHITECTURE, **NAMES}
@@ -61,8 +61,8 @@ def checkpoint(made: nn.Module, *, scheme: str = "CTNormalization", **plan: Any)
         "3d_fullres": {
             "spacing": [3.0, 2.0, 1.0],
             "patch_size": [16, 32, 32],
-            "normalization_schemes": [scheme],
-            "use_mask_for_norm": [False],
+            "normalization_schemes": [scheme] * images,
+            "use_mask_for_norm": [False] * images,
             "architecture": architecture,
         },
         "3d_cascade_fullres": {"inherits_from": "3d_fullres"},
@@ -143,6 +143,67 @@ def test_the_normalizations_of_a_users_plan_are_known_in_a_checkpoint_too(tmp_pa
     settings = ModelFiles(save(checkpoint(network(), scheme="RGBTo01Normalization"), tmp_path)).describe()
     assert settings is not None
     assert settings.intensity_scheme == {"kind": "range", "window": [0, 255], "to": [0, 1]}
+
+
+@pytest.mark.parametrize("kind", [ResidualEncoderUNet, PlainConvUNet])
+def test_batch_norm_that_the_plan_does_not_name_is_built(kind: type[nn.Module], tmp_path: Path):
+    """nnUNetTrainerBN trains another network than the plan says."""
+    made = network(kind, norm_op=nn.BatchNorm3d)
+    for key, value in made.state_dict().items():
+        if "running" in key:
+            value.uniform_(0.5, 2)
+    file = save(checkpoint(made), tmp_path)
+    settings = ModelFiles(file).describe()
+    assert settings is not None
+    encoder = build_encoder(**settings.encoder)
+    report = load_encoder(encoder.network, file)
+    assert report.share == 1 and not report.unexpected
+    norms = [module for module in encoder.network.encoder.modules() if isinstance(module, nn.BatchNorm3d)]
+    assert norms and all(norm.eps == 1e-5 and norm.affine for norm in norms)
+    if kind is PlainConvUNet:
+        assert_same_features(encoder, made)
+
+
+@pytest.mark.parametrize("kind", [ResidualEncoderUNet, PlainConvUNet])
+def test_of_a_cascades_inputs_the_masks_are_left_out(kind: type[nn.Module], tmp_path: Path, caplog):
+    """Without structures in the masks the network computes what it did."""
+    made = network(kind, input_channels=3)
+    file = save(checkpoint(made), tmp_path)
+    with caplog.at_level(logging.WARNING):
+        settings = ModelFiles(file).describe()
+    assert "has 3 inputs, and their plan 1 images: the last 2 inputs, masks" in caplog.text
+    assert settings is not None
+    encoder = build_encoder(**settings.encoder)
+    assert load_encoder(encoder.network, file).adapted == {}
+    image = torch.randn(1, 1, 8, 16, 16, dtype=torch.float64)
+    with torch.no_grad():
+        theirs = image.permute(0, 1, 4, 3, 2).flip(3, 4)
+        first = made.double().eval().encoder(torch.cat([theirs, torch.zeros_like(theirs).repeat(1, 2, 1, 1, 1)], 1))[0]
+        ours = encoder.double().eval()(image)[0]
+    assert torch.allclose(ours, first.flip(3, 4).permute(0, 1, 4, 3, 2), rtol=0, atol=1e-12)
+
+
+def test_images_that_are_normalised_alike_have_one_scheme(tmp_path: Path):
+    made = network(input_channels=4)
+    alike = ModelFiles(save(checkpoint(made, scheme="ZScoreNormalization", images=4), tmp_path)).describe()
+    assert alike is not None and alike.encoder["input_channels"] == 4
+    assert alike.intensity_scheme == {"kind": "z_score", "over": "nonzero_box"}
+    content = checkpoint(made, scheme="ZScoreNormalization", images=4)
+    content["init_args"]["plans"]["configurations"]["3d_fullres"]["normalization_schemes"][2] = "NoNormalization"
+    other = ModelFiles(save(content, tmp_path)).describe()
+    assert other is not None and [one["kind"] for one in other.intensity_scheme] == [
+        "z_score",
+        "z_score",
+        "none",
+        "z_score",
+    ]
+
+
+def test_weights_of_a_2d_network_are_called_so(tmp_path: Path):
+    flat = {"kernel_sizes": [[3, 3]] * 3, "strides": [[1, 1], [2, 2], [2, 2]]}
+    made = network(PlainConvUNet, conv_op=nn.Conv2d, norm_op=nn.InstanceNorm2d, **flat)
+    with pytest.raises(UserError, match=r"weights of a 2D network, and the encoders here are 3D: take .* 3d_fullres"):
+        load_encoder(network(), save({"network_weights": made.state_dict()}, tmp_path))
 
 
 def test_without_a_plan_the_decoder_tells_the_strides(tmp_path: Path):

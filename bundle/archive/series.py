@@ -89,8 +89,8 @@ def _volume(task: SeriesTask, series: Series, frames: dict[str, list[Frame]], fa
         modality=modality_named(series.modality),
         patient=series.group,
     )
-    if (reason := series.copied_from(Path(task.root))) is not None:
-        volume.fault, volume.remedy = reason
+    if (left_out := series.copied_from(Path(task.root))) is not None:
+        volume.fault, volume.remedy = left_out
         return volume
     if broken := [faults[file] for file in series.files if file in faults]:
         more = f", as do {len(broken) - 1} other files" if len(broken) > 1 else ""

@@ -84,12 +84,24 @@ def test_it_goes_into_every_file_format(pretrained: Path, tmp_path: Path, name: 
     assert done.relative < 1e-4
 
 
-def test_fine_tuning_starts_from_them_inside_the_users_segmentation_network(pretrained: Path, folder: Path):
-    flow = run(
+def fine_tune(folder: Path, **options) -> ConfigWorkflow:
+    return run(
         [str(ROOT / "configs/finetune_segmentation.yaml"), str(folder / "finetune.yaml")],
         bundle_root=str(folder / "root"), classes={"bright": 1}, crop_size=[32, 32, 32], val_fraction=0.5,
-        epochs=1, steps_per_epoch=3, batch_size=1, num_workers=0, warmup_epochs=0.5, fit_heads=1,
+        epochs=1, steps_per_epoch=3, batch_size=1, num_workers=0, warmup_epochs=0.5, fit_heads=1, **options,
     )  # fmt: skip
+
+
+@pytest.mark.usefixtures("pretrained")
+def test_the_same_network_can_start_from_scratch(folder: Path):
+    flow = fine_tune(folder, pretrained=None)
+    about = json.loads(flow.parser.get_parsed_content("run_folder").model.with_suffix(".json").read_text())
+    assert about["network"] == {"name": "my_encoder.Segmentation", "width": 4, "depth": 4, "classes": 2}
+    assert about["encoder"] == {"name": "my_encoder.residual", "width": 4, "depth": 4}
+
+
+def test_fine_tuning_starts_from_them_inside_the_users_segmentation_network(pretrained: Path, folder: Path):
+    flow = fine_tune(folder)
     transfer = flow.parser.get_parsed_content("transfer")
     given = torch.load(pretrained, weights_only=True)
     assert transfer.report.prefix == "encoder." and sorted(transfer.report.loaded) == sorted(given)

@@ -67,7 +67,7 @@ def writing_into(folder: Path) -> Iterator[None]:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), os.fspath(folder)) from error
         cause: BaseException | None = error
         while cause is not None:
-            if isinstance(cause, OSError) and cause.filename is None:
+            if isinstance(cause, OSError) and cause.errno is not None and cause.filename is None:
                 cause.filename = os.fspath(folder)
             cause = cause.__cause__ or cause.__context__
         raise

@@ -96,8 +96,8 @@ class PreparedVolume:
             self.again()
         except ChangedFilesError as error:
             raise UserError(
-                f"{damage}, and the files of the volume have changed since the run began: put them back, or go on with "
-                "them by --resume True --volumes_may_change True"
+                f"{damage}, and the files of the volume have changed since the run began: put them back and resume, or "
+                "start another run"
             ) from error
         except Exception as error:
             reason = type(error).__name__  # its text might name a patient

@@ -7,10 +7,9 @@ the keys belong, says what it did, and fails when too little fits.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from torch import Tensor, nn
 
@@ -85,12 +84,8 @@ def load_encoder(
 
 def _warn_of_part(name: str, report: TransferReport, network: nn.Module) -> None:
     """Names what stays as it was in modules of which other tensors were loaded, such as the later stages."""
-    first = {key for key, _ in (*network.named_parameters(), *network.named_buffers())}  # of a module with two names
-    names = [key.removeprefix(report.prefix) for key in report.names if key in first]
-    depth = 1
-    while len({tuple(key.split(".")[:depth]) for key in names}) == 1 < len(names):
-        depth += 1
-    loaded = {tuple(key.split(".")[:depth]) for key in names}
+    first = first_names(network)
+    depth, loaded = enclosing_modules([key.removeprefix(report.prefix) for key in report.names if key in first])
     below = [key.removeprefix(report.prefix) for key in report.missing if key in first]
     beside = (".num_batches_tracked",)  # which old files do not have
     lacking = [key for key in below if tuple(key.split(".")[:depth]) in loaded and not key.endswith(beside)]
@@ -101,6 +96,22 @@ def _warn_of_part(name: str, report: TransferReport, network: nn.Module) -> None
             len(lacking),
             lacking[0],
         )
+
+
+def first_names(network: nn.Module) -> set[str]:
+    """The names of a network's tensors, one for each: of a module that has two names the first."""
+    return {name for name, _ in (*network.named_parameters(), *network.named_buffers())}
+
+
+def enclosing_modules(names: Collection[str]) -> tuple[int, set[tuple[str, ...]]]:
+    """The outermost modules that tell tensors apart, by the first parts of their names, and how many parts these are.
+
+    A module that encloses all of them is none: it may enclose more, such as a decoder.
+    """
+    depth = 1
+    while len({tuple(name.split(".")[:depth]) for name in names}) == 1 < len(names):
+        depth += 1
+    return depth, {tuple(name.split(".")[:depth]) for name in names}
 
 
 def load_decoder(
@@ -272,7 +283,7 @@ def describe_difference(report: TransferReport) -> str:
         return f"; for example {turned[0]} {report.reshaped[turned[0]]}, {order}"
     if report.reshaped:
         key, shapes = next(iter(report.reshaped.items()))
-        flat = [len(json.loads(shape)) for shape in shapes.split(" -> ")] == [4, 5]
+        flat = [shape.count(",") + 1 for shape in shapes.split(" -> ")] == [4, 5]
         said = ", these are weights of a 2D network: take those of a 3D one" if flat else ""
         return f"; for example {key} {shapes}{said}"
     if report.unexpected:

@@ -12,7 +12,7 @@ from torch import nn
 
 from bundle.errors import UserError
 from bundle.networks import PretrainingNetwork
-from bundle.transfer.load import describe_difference, find_prefix, match_encoder
+from bundle.transfer.load import describe_difference, enclosing_modules, find_prefix, first_names, match_encoder
 from bundle.transfer.report import TransferReport
 from bundle.weights import ModelFiles, ModelSettings, checksum, require_fractions, turn_kernels, without_reconstruction
 
@@ -161,12 +161,7 @@ def _refuse_left_over(report: TransferReport, network: nn.Module, needed: Collec
     Raises:
         UserError: if it has.
     """
-    tensors = [*network.named_parameters(), *network.named_buffers()]  # each under its first name alone
-    names = [name.split(".") for name, _ in tensors if name in needed]
-    depth = 1
-    while len({tuple(name[:depth]) for name in names}) == 1 < len(names):  # what encloses all of it may enclose more
-        depth += 1
-    modules = {tuple(name[:depth]) for name in names}
+    depth, modules = enclosing_modules(first_names(network) & set(needed))
     left = [key for key in report.unexpected if tuple(f"{report.prefix}{key}".split(".")[:depth]) in modules]
     if left:
         norm = " (BatchNorm's)" if left[0].endswith(".running_mean") else ""

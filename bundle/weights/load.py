@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bundle.errors import UserError
 from bundle.weights.files import ModelFiles
+from bundle.weights.orientation import turn_kernels
 from bundle.weights.read import list_wrappers, require_fractions
 from bundle.weights.settings import ModelSettings
 
@@ -22,18 +23,23 @@ logger = logging.getLogger(__name__)
 
 
 def read_settings(weights: str | os.PathLike[str], defaults: Mapping[str, Any]) -> ModelSettings:
-    """Reads what applying a model needs from the json beside its weights.
+    """Reads what applying a model needs: from the json beside its weights, or what is known of published ones.
+
+    All is for volumes with RAS axes, whichever the weights were trained with.
 
     Args:
         weights: path of the weights, such as "models/model.pt"; they need not exist.
-        defaults: content of the json where there is none.
+        defaults: content of the json where there is none; of published weights what their card does not say.
 
     Raises:
-        UserError: if the json cannot be read, or says nothing of the encoder, crop size, spacing or intensities.
+        UserError: if the json cannot be read, or says nothing of the encoder, crop size, spacing or intensities; if
+            there is none and the weights cannot be read.
     """
     files = ModelFiles(weights)
-    found = files.read_settings()
-    if found is None:
+    found = files.describe()
+    if found is not None and not files.settings.is_file():
+        found = ModelSettings.from_content({**defaults, **found.content})
+    elif found is None:
         if files.weights.is_file():
             name = files.settings.name
             logger.warning("no %s beside the weights: taking the encoder and the settings from the config", name)
@@ -43,7 +49,11 @@ def read_settings(weights: str | os.PathLike[str], defaults: Mapping[str, Any]) 
 
 
 def load_strictly(
-    network: nn.Module, weights: str | os.PathLike[str], *, device: torch.device | str = "cpu"
+    network: nn.Module,
+    weights: str | os.PathLike[str],
+    *,
+    device: torch.device | str = "cpu",
+    axes: str | None = None,
 ) -> nn.Module:
     """Loads a state dict of exactly the network's tensors, and moves the network to a device.
 
@@ -55,6 +65,8 @@ def load_strictly(
         network: to be loaded into, in place.
         weights: a file that `read_weights` reads.
         device: where the network shall run.
+        axes: of the volumes that the network will see: kernels that were trained with others are turned, and of
+            published weights without a `model.json` the encoder is taken. None: the axes are the weights' own.
 
     Returns:
         The same network, in eval mode.
@@ -64,7 +76,7 @@ def load_strictly(
             network's tensors.
     """
     files, current = ModelFiles(weights), network.state_dict()
-    given = files.read_weights()
+    given = files.read_weights() if axes is None else turn_kernels(files.read_encoder(), "RAS", to=axes)
     for wrapper in list_wrappers(given):
         if {f"{wrapper}{key}" for key in current} == given.keys():
             given = {key.removeprefix(wrapper): value for key, value in given.items()}

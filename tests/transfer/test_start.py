@@ -142,6 +142,15 @@ def test_the_encoder_of_the_weights_is_built_whatever_the_config_says(run: Path,
     assert "the encoder is that of --init_from" in caplog.text
 
 
+@pytest.mark.parametrize(("wanted", "count"), [({}, 1), ({"in_channels": 2}, 2)])
+def test_the_number_of_images_is_the_configurations(tmp_path: Path, wanted: dict[str, int], count: int):
+    of_four = network(1, in_channels=4)
+    ModelFiles(tmp_path / "model.pt").write(of_four.encoder_state_dict(), {"encoder": {**SEGRES, "in_channels": 4}})
+    made = build_encoder("SegResEncoder", init_from=tmp_path, init_filters=16, **wanted)
+    assert made.settings == {**SEGRES, "in_channels": count}
+    assert made.network.conv_init.weight.shape[:2] == (4, count)
+
+
 def test_from_scratch_the_licence_is_ours_and_there_is_no_origin():
     assert origin(None) == {"licence": "Apache-2.0"}
 

@@ -8,10 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from monai.networks.nets import SegResNetDS
 from torch import nn
 
 from bundle.errors import UserError
-from bundle.weights import ModelFiles, checksum, load_strictly
+from bundle.networks import build_feature_map
+from bundle.weights import ModelFiles, checksum, load_strictly, read_settings, turn_kernels
+
+DEFAULTS = {"crop_size": [64, 64, 64], "ct_window": [-1000, 1000], "mr_percentiles": [0.5, 99.5]}
 
 
 def network() -> nn.Module:
@@ -81,3 +85,22 @@ def test_of_a_fine_tuned_network_the_encoder_is_taken(tmp_path: Path):
 def test_a_fine_tuned_encoder_of_several_channels_is_one_line(tmp_path: Path):
     with pytest.raises(UserError, match="was fine-tuned on volumes of 4 channels, and a volume here has 1: give"):
         load_strictly(nn.Sequential(nn.Conv3d(1, 2, 3), nn.Linear(2, 1)), tuned(tmp_path, channels=4))
+
+
+def test_kernels_of_other_axes_are_turned_where_the_volumes_axes_are_named(tmp_path: Path):
+    trained = nn.Conv3d(1, 2, (1, 3, 5))
+    ModelFiles(tmp_path / "model.pt").write(trained.state_dict(), {"orientation": "SPL"})
+    as_it_is = load_strictly(nn.Conv3d(1, 2, (1, 3, 5)), tmp_path / "model.pt")
+    assert torch.equal(as_it_is.weight, trained.weight)
+    turned = load_strictly(nn.Conv3d(1, 2, (5, 3, 1)), tmp_path / "model.pt", axes="RAS")
+    # the axes S, P, L in the order L, P, S, the first two the other way round
+    assert torch.equal(turned.weight, trained.weight.permute(0, 1, 4, 3, 2).flip(2, 3))
+
+
+def test_of_published_weights_the_encoder_is_taken(tmp_path: Path):
+    whole = SegResNetDS(init_filters=32, blocks_down=(1, 2, 2, 4, 4), out_channels=2)
+    torch.save({"state_dict": whole.state_dict()}, tmp_path / "downloaded.ckpt")
+    settings = read_settings(tmp_path / "downloaded.ckpt", DEFAULTS)
+    loaded = load_strictly(build_feature_map(settings.encoder), tmp_path / "downloaded.ckpt", axes="RAS").state_dict()
+    there = turn_kernels(whole.encoder.state_dict(), "SPL")  # CT-FM's axes
+    assert all(torch.equal(value, there[key.removeprefix("network.")]) for key, value in loaded.items())

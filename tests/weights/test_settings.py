@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from monai.networks.nets import ResNetFeatures
 
 from bundle.errors import UserError
 from bundle.weights import ModelFiles, ModelSettings, read_settings
@@ -38,10 +40,28 @@ def test_without_weights_the_defaults_hold_without_a_word(tmp_path: Path, caplog
 
 
 def test_weights_without_their_json_are_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    (tmp_path / "model.pt").touch()
+    torch.save({"nobodys": torch.zeros(1)}, tmp_path / "model.pt")
     with caplog.at_level(logging.WARNING):
         assert read_settings(tmp_path / "model.pt", DEFAULTS).encoder == {"name": "SegResEncoder"}
     assert "no model.json" in caplog.text
+
+
+def test_of_published_weights_the_card_says_what_it_knows(tmp_path: Path):
+    network = ResNetFeatures("resnet10", pretrained=False, spatial_dims=3)
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    settings = read_settings(tmp_path / "model.pt", {**DEFAULTS, "spacing": [2, 2, 2]})
+    assert (settings.encoder["name"], settings.encoder["model_name"]) == ("ResNetFeatures", "resnet10")
+    assert settings.spacing is None and settings.intensity_scheme == {"kind": "z_score", "over": "nonzero"}
+    assert settings.crop_size == [64, 64, 32]  # of which the card says nothing
+
+
+def test_settings_by_axis_are_for_ras(tmp_path: Path):
+    encoder = {"name": "DynUNet", "strides": [1, [1, 2, 2]], "kernel_size": [[1, 3, 3], 3]}
+    content = {**WRITTEN, "orientation": "SPL", "spacing": [5, 1, 2], "encoder": encoder}
+    (tmp_path / "model.json").write_text(json.dumps(content))
+    settings = read_settings(tmp_path / "model.pt", DEFAULTS)
+    assert (settings.spacing, settings.crop_size) == ([2, 1, 5], [32, 64, 64])
+    assert settings.encoder == {"name": "DynUNet", "strides": [1, [2, 2, 1]], "kernel_size": [[3, 3, 1], 3]}
 
 
 @pytest.mark.parametrize(

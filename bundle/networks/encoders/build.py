@@ -53,6 +53,9 @@ _CT = {"spatial_dims": 3, "in_channels": 1}
 _SEGMENTATION = {**_CT, "out_channels": 2}
 _BACKBONE = {**_CT, "pretrained": False}  # MONAI's own default fetches weights
 
+#: what networks call the number of images in a volume
+_IMAGES = ("in_channels", "n_input_channels", "input_channels")
+
 #: encoders by their MONAI, or nnU-Net's, names; each takes that network's own arguments
 ENCODERS: dict[str, Family] = {
     "SegResEncoder": Family(nets.segresnet_ds.SegResEncoder, segres_encoder_stages),
@@ -86,8 +89,8 @@ def build_encoder(name: str, *, init_from: str | os.PathLike[str] | None = None,
     Args:
         name: of a network in `ENCODERS`, or of a function.
         init_from: weights that training will go on from; where these say what their encoder is, by a `model.json`
-            beside them or by the layout of known published weights, that one is built instead. The weights are not
-            loaded here.
+            beside them or by the layout of known published weights, that one is built instead, but for the number of
+            images in a volume. The weights are not loaded here.
         **arguments: of that network, or function.
 
     Raises:
@@ -125,6 +128,9 @@ def _described(weights: str | os.PathLike[str], name: str, arguments: dict[str, 
     if described is None or not described.encoder:
         return name, arguments
     settings = dict(described.encoder)
+    # the volumes say how many images they have, and `load_start` adapts the weights to it
+    images = next((arguments[key] for key in _IMAGES if key in arguments), 1)
+    settings.update({key: images for key in _IMAGES if key in settings})
     if settings != {"name": name, **arguments}:
         logger.info("the encoder is that of --init_from %s: %s", weights, settings)
     return settings.pop("name"), settings

@@ -49,11 +49,7 @@ def read_settings(weights: str | os.PathLike[str], defaults: Mapping[str, Any]) 
 
 
 def load_strictly(
-    network: nn.Module,
-    weights: str | os.PathLike[str],
-    *,
-    device: torch.device | str = "cpu",
-    axes: str | None = None,
+    network: nn.Module, weights: str | os.PathLike[str], *, device: torch.device | str = "cpu", axes: str | None = None
 ) -> nn.Module:
     """Loads a state dict of exactly the network's tensors, and moves the network to a device.
 

@@ -94,6 +94,15 @@ def test_a_table_that_cannot_be_used_is_one_line(tables: Path, tmp_path: Path, r
     assert re.search(said, str(user_error_in(caught.value)))
 
 
+def test_columns_beside_those_of_probabilities_are_no_findings(tables: Path, tmp_path: Path) -> None:
+    heading, *rows = (tables / "labels.csv").read_text().splitlines()
+    (tmp_path / "labels.csv").write_text("\n".join([f"{heading},notes", *(f"{row},motion" for row in rows)]))
+    lines = [f"scans/case {number},0.{number:02d},cropped" for number in range(COUNT)]
+    (tmp_path / "predictions.csv").write_text("\n".join(["scan,edema_probability,notes", *lines]))
+    found = run(tmp_path / "predictions.csv", tmp_path, tmp_path / "out", findings=[])
+    assert list(found["metrics"]["auroc"]) == ["edema", "mean"]
+
+
 def test_findings_that_the_tables_do_not_share_are_one_line(tables: Path, tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text("scan,other\ncase 0,0.5\n")
     for findings, said in (([], "share no finding"), (["edema"], "has no column edema: its columns are scan, other")):

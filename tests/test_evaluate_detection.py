@@ -80,6 +80,15 @@ def test_boxes_are_counted_by_scan_and_listed(as_json: Path, dataset: Path, tmp_
     assert pictures == ["froc.png", "worst_01.png", "worst_02.png"]
 
 
+def test_the_numbers_of_a_file_mean_what_it_says(as_json: Path, dataset: Path, tmp_path: Path) -> None:
+    content = json.loads(as_json.read_text())
+    for entry in content["validation"]:
+        entry["label"] = [{3: 7, 99: 99}[label] for label in entry["label"]]
+    (tmp_path / "boxes.json").write_text(json.dumps({**content, "classes": {"lesion": 3, "organ": 7}}))
+    found, expected = run(tmp_path, dataset, tmp_path / "out"), run(as_json, dataset, tmp_path / "same")
+    assert found["metrics"] == expected["metrics"]
+
+
 def test_a_table_says_the_same_and_names_the_scans_without_boxes(as_json: Path, dataset: Path, tmp_path: Path) -> None:
     folder = tmp_path / "predicted"
     folder.mkdir()
@@ -100,7 +109,13 @@ def test_a_table_says_the_same_and_names_the_scans_without_boxes(as_json: Path, 
     [
         ("boxes.csv", "scan,class,score\n", "no column x, y, z"),
         ("boxes.csv", f"{HEADING}\na,organ,0.5,1,2,3,4,5,0\n", "line 2: no score and box"),
+        ("boxes.csv", f"{HEADING}\na,,0.5,1,2,3,4,5,6\n", "line 2: a box has no class"),
         ("boxes.json", "{", "no readable json"),
+        (
+            "boxes.json",
+            '[{"image": "a", "box": [[1, 2, 3, 4, 5, 6]], "label": [""], "score": [0.5]}]',
+            "a: a box has no class",
+        ),
         ("boxes.json", '[{"image": "a", "box": [[1]], "label": [3], "score": [0.5]}]', "a: no score and box"),
         ("boxes.json", '[{"image": "a", "box": [[1]], "label": [], "score": []}]', "as many box, label and score"),
         ("other.txt", "", r"has no boxes\.json or boxes\.csv"),

@@ -17,6 +17,7 @@ __all__ = [
     "check_part",
     "choose_part",
     "first_modality",
+    "group_named",
     "is_neither",
     "list_entries",
     "modality_named",
@@ -36,6 +37,11 @@ _CHANNEL = re.compile(r"_(\d{4})$")
 def modality_named(name: object) -> str:
     """What a list or a tag says, as "CT" or "MR", or "" if it says nothing known."""
     return _MODALITIES.get(str(name or "").upper(), "")
+
+
+def group_named(value: object) -> str:
+    """The patient that a list names, by a text or a number, of which 0 is one; "" if it says none."""
+    return "" if value is None else str(value).strip()
 
 
 def is_neither(name: str) -> bool:

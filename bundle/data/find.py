@@ -14,6 +14,7 @@ from bundle.data.dataset_json import (
     check_part,
     choose_part,
     first_modality,
+    group_named,
     list_entries,
     modality_named,
     read_json,
@@ -117,7 +118,7 @@ def _from_json(path: Path, part: str) -> list[FoundVolume]:
                 f"--dataset_dir {path} lists {shortened(entry)} in {name!r}: give a path or {{'image': path}}"
             )
         modality = modality_named(entry.get("modality")) or first_modality(content)
-        group = str(entry.get("group") or "")
+        group = group_named(entry.get("group"))
         volumes += find_listed(
             path.parent / entry["image"], entry["image"], modality=modality, part=own_part, group=group
         )

@@ -8,7 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bundle.data.dataset_json import PARTS, choose_part, first_modality, list_entries, modality_named, read_json
+from bundle.data.dataset_json import (
+    PARTS,
+    choose_part,
+    first_modality,
+    group_named,
+    list_entries,
+    modality_named,
+    read_json,
+)
 from bundle.data.find import find_listed, is_folder, volume_files
 from bundle.data.found_volume import FoundVolume
 from bundle.data.names import without_ending
@@ -86,7 +94,7 @@ def _entry_volumes(
         image,
         modality=modality_named(entry.get("modality")) or first_modality(content),
         part=part,
-        group=str(entry.get("group") or ""),
+        group=group_named(entry.get("group")),
         annotations=annotations,
     )
     return [replace(volume, channels=tuple(channels)) for volume in found]

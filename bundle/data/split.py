@@ -82,6 +82,19 @@ def _warn_of_copies(copies: Sequence[Sequence[PreparedVolume]]) -> None:
         )
 
 
+def _warn_of_shared_patients(training: Sequence[PreparedVolume], validation: Sequence[PreparedVolume]) -> None:
+    of_training = {volume.group: volume for volume in training}
+    shared = [volume for volume in validation if volume.group in of_training]
+    if not shared:
+        return
+    first = shared[0]
+    logger.warning(
+        "%d of %d volumes that are listed for validation are of patients who have others listed for training, such as "
+        "%s and %s: what the validation says is no test of unseen patients",
+        len(shared), len(validation), first.name, of_training[first.group].name,
+    )  # fmt: skip
+
+
 def split_volumes(
     volumes: Sequence[PreparedVolume],
     *,
@@ -114,7 +127,8 @@ def split_volumes(
         held_out = {group for group, number in fold_by_group.items() if number == fold}
     elif any(volume.part for volume in volumes):
         named = [[v for v in volumes if v.part == part] for part in ("training", "validation")]
-        return _both(*named, remedy="correct the lists in the json")
+        _warn_of_shared_patients(*named)
+        return _both(*named, remedy="correct the lists in the json, or the column part of a table")
     elif val_fraction == 0:
         logger.warning("val_fraction is 0: validation takes all volumes, those to train on as well")
         return list(volumes), list(volumes)

@@ -129,7 +129,7 @@ def compare_results(
         seed: of the draws.
 
     Raises:
-        UserError: if they have no case, or no metric, in common.
+        UserError: if they have no case, no metric, or no class in common.
     """
     cases = [case for case in first.cases if case in second.groups]
     if not cases:
@@ -143,6 +143,12 @@ def compare_results(
     groups = [first.groups[case] for case in cases]
     options: dict[str, Any] = {"resamples": resamples, "confidence": confidence, "seed": seed}
     pairs = {metric: _pair(first, second, metric, cases) for metric in metrics}
+    if not any(pairs.values()):
+        one, other = (next(iter(result.values[metrics[0]]), "none") for result in (first, second))
+        raise UserError(
+            f"{first.name} and {second.name} have no class in common, such as {one} and {other}: give a class one name "
+            "in both"
+        )
     differences: dict[str, dict[str, Difference]] = {}
     for metric, by_class in pairs.items():
         tables = {of: np.array(both, dtype=np.float64) for of, both in by_class.items()}

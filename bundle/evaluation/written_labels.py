@@ -120,11 +120,11 @@ def read_labels(
         return WrittenLabels(grid, cut, around, resampled, others)
     masks: dict[str, np.ndarray] = {}
     boxes: dict[str, Box] = {}
-    some_resampled = False
+    some_resampled, first_decides = False, like is None
     for structure in classes:
         if structure not in files:
             continue
-        values, like, resampled = _read(files[structure], name, like, resample)
+        values, like, resampled = _read(files[structure], name, like, resample, of_masks=bool(boxes) and first_decides)
         boxes[structure] = box = _box(values)
         masks[structure] = values[box] != 0 if box is not None else np.zeros((0, 0, 0), dtype=bool)
         some_resampled |= resampled
@@ -141,8 +141,13 @@ def describe_grid(grid: Grid) -> str:
     return f"{' x '.join(map(str, shape))} voxels, axes {axes}, affine {rows}"
 
 
-def _read(file: str, name: str, like: Grid | None, resample: bool) -> tuple[np.ndarray, Grid, bool]:
-    """The whole numbers of a file, uint16 ``[D, H, W]``, on the grid that is wanted, and whether they were not."""
+def _read(
+    file: str, name: str, like: Grid | None, resample: bool, of_masks: bool = False
+) -> tuple[np.ndarray, Grid, bool]:
+    """The whole numbers of a file, uint16 ``[D, H, W]``, on the grid that is wanted, and whether they were not.
+
+    With `of_masks` that grid is the one of another mask of the same case.
+    """
     if not Path(file).exists():
         raise VolumeError(name, f"lacks its label map: {file} does not exist", "correct the list or put the file there")
     image = read_volume([file], f"{name}, its label map {file}", constant=True)
@@ -154,6 +159,12 @@ def _read(file: str, name: str, like: Grid | None, resample: bool) -> tuple[np.n
     values, grid = _sort_axes(values, grid, like)
     if same_place(grid, like):
         return values, like, False
+    if of_masks and not resample:
+        raise VolumeError(
+            name,
+            f"has masks on two grids: {file} has {describe_grid(grid)}; another one {describe_grid(like)}",
+            "bring the masks of a case to one grid",
+        )
     if not resample:
         raise VolumeError(
             name,

@@ -28,6 +28,8 @@ class BodyPlaces(NamedTuple):
 class KeyQueue(nn.Module):
     """The last keys and where they lie (MoCo, arXiv:1911.05722). It is a part of the checkpoint.
 
+    Under several processes all have those of the first one, as DDP gives them its buffers before each step.
+
     Args:
         length: how many keys.
         dim: channels of a key.

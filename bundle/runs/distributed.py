@@ -6,17 +6,27 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from bundle.runs.watch import Watch
 
-__all__ = ["broadcast", "gather", "is_main_rank", "start_distributed", "stop_distributed", "unwrap", "wrap"]
+__all__ = [
+    "broadcast",
+    "broadcast_buffers",
+    "gather",
+    "is_main_rank",
+    "start_distributed",
+    "stop_distributed",
+    "unwrap",
+    "wrap",
+]
 
 #: the default of 10 minutes is over while one process prepares volumes; `Watch` notices much earlier that one is dead
 _PATIENCE = timedelta(hours=12)
@@ -81,17 +91,26 @@ def gather(value: Any) -> list[Any]:
 
 def broadcast(network: nn.Module) -> None:
     """Gives every process the weights of rank 0. All must call it."""
+    _broadcast(network.state_dict().values())
+
+
+def broadcast_buffers(network: nn.Module) -> None:
+    """Gives every process the buffers of rank 0, such as BatchNorm's running statistics. All must call it."""
+    _broadcast(network.buffers())
+
+
+def _broadcast(tensors: Iterable[Tensor]) -> None:
     if dist.is_available() and dist.is_initialized():
-        for tensor in network.state_dict().values():
+        for tensor in tensors:
             dist.broadcast(tensor, src=0)
 
 
 def wrap(network: nn.Module, device: torch.device) -> nn.Module:
     """Moves the network to the device and, with several processes, averages its gradients over them (DDP).
 
-    BatchNorm statistics stay those of each process's own crops, and each forward starts from rank 0's running averages,
-    so every process validates the same network. With few crops per GPU choose instance or group norm, or an encoder
-    with `SyncBatchNorm`, which counts visible sites over all processes.
+    BatchNorm statistics stay those of each process's own crops, and each forward starts from rank 0's running averages.
+    Every process validates these, too, by `SameBuffers` (bundle/training). With few crops per GPU choose instance or
+    group norm, or an encoder with `SyncBatchNorm`, which counts visible sites over all processes.
 
     Give the trainer this network, and the evaluator the unwrapped one: ranks may validate unequal numbers of batches,
     and DDP's forward waits for all ranks.

@@ -22,7 +22,7 @@ from bundle.training.sampling import SetSamplerEpoch
 from bundle.training.scalars import Scalars
 from bundle.training.summary import Summary
 from bundle.training.tensorboard import TensorBoard
-from bundle.training.validation import ValidateLastEpoch, ValidationLoss
+from bundle.training.validation import SameBuffers, ValidateLastEpoch, ValidationLoss
 
 __all__ = [
     "Accumulate",
@@ -41,6 +41,7 @@ __all__ = [
     "RepresentationHealth",
     "RunCheckpoint",
     "RunCheckpointLoader",
+    "SameBuffers",
     "Scalars",
     "ScaleLoss",
     "SetSamplerEpoch",

@@ -309,10 +309,13 @@ def _load_schedule(lr_scheduler: LRScheduler, saved: dict[str, Any]) -> None:
     # a longer run must not keep the old t_total: after it, the cosine would turn upwards again
     present = lr_scheduler.state_dict()
     lr_scheduler.load_state_dict({**saved, **{name: present[name] for name in _SCHEDULE_SETTINGS if name in present}})
-    if isinstance(lr_scheduler, LambdaLR) and any(saved.get(name) != present.get(name) for name in _SCHEDULE_SETTINGS):
+    if any(saved.get(name) != present.get(name) for name in _SCHEDULE_SETTINGS):
         # the optimizer has the rate of the old schedule, and would take the next step with it
-        pairs = zip(lr_scheduler.base_lrs, lr_scheduler.lr_lambdas, strict=True)
-        rates = [base * factor(lr_scheduler.last_epoch) for base, factor in pairs]
+        if isinstance(lr_scheduler, LambdaLR):  # whose get_lr warns outside of a step
+            pairs = zip(lr_scheduler.base_lrs, lr_scheduler.lr_lambdas, strict=True)
+            rates = [base * factor(lr_scheduler.last_epoch) for base, factor in pairs]
+        else:
+            rates = lr_scheduler.get_lr()
         for group, rate in zip(lr_scheduler.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
         lr_scheduler._last_lr = rates  # noqa: SLF001 - get_last_lr has no counterpart

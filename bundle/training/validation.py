@@ -7,12 +7,29 @@ from contextlib import ExitStack
 
 import torch
 from ignite.engine import Engine, Events
-from monai.engines import Evaluator
+from monai.engines import Evaluator, SupervisedEvaluator
 from monai.utils.enums import CommonKeys
 
 from bundle.networks import ObjectiveSum
+from bundle.runs.distributed import broadcast_buffers, unwrap
 
-__all__ = ["ValidateLastEpoch", "ValidationLoss"]
+__all__ = ["SameBuffers", "ValidateLastEpoch", "ValidationLoss"]
+
+
+class SameBuffers:
+    """Gives the network of every process the buffers of rank 0 when a validation starts.
+
+    DDP does so before each forward in training, so after the last one BatchNorm's running statistics are each
+    process's own. Every process would validate another network, and rank 0's alone would be saved.
+    """
+
+    def attach(self, engine: Engine) -> None:
+        """Registers with the evaluator."""
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: SupervisedEvaluator) -> None:
+        """Copies them."""
+        broadcast_buffers(unwrap(engine.network))
 
 
 class ValidateLastEpoch:

@@ -13,6 +13,7 @@ import pydicom
 import pytest
 
 from bundle.data import find_volumes, read_volume
+from bundle.data.lists import find_labelled
 from bundle.errors import UserError, VolumeError
 from tests.data.volumes import PATIENT, ct_phantom, write_dicom, write_nifti
 
@@ -206,3 +207,14 @@ def test_the_root_of_all_folders_is_no_volume(tmp_path: Path, entry: str) -> Non
     (tmp_path / "list.json").write_text(json.dumps({"training": [entry]}))
     with pytest.raises(UserError, match=r"lists '/.*', the root of all folders: name files"):
         find_volumes(tmp_path / "list.json")
+
+
+def test_a_person_may_have_the_number_0(tmp_path: Path) -> None:
+    for name in "abc":
+        write_nifti(tmp_path / f"{name}.nii.gz", ct_phantom((8, 8, 8)))
+    entries = [{"image": "a.nii.gz", "group": 0}, {"image": "b.nii.gz", "group": "0"}, {"image": "c.nii.gz"}]
+    (tmp_path / "list.json").write_text(json.dumps({"training": entries}))
+    assert [volume.group for volume in find_volumes(tmp_path / "list.json")] == ["0", "0", ""]
+    labelled = [{**entry, "label": "a.nii.gz"} for entry in entries]
+    (tmp_path / "list.json").write_text(json.dumps({"training": labelled}))
+    assert [volume.group for volume in find_labelled(tmp_path / "list.json", ("label",))] == ["0", "0", ""]

@@ -152,6 +152,19 @@ def test_no_modality_is_left_without_a_volume_to_train_on(seed: int):
     assert training == {"CT": 1, "MR": 8} and validation == {"CT": 1, "MR": 2}
 
 
+def test_patients_that_a_list_has_on_both_sides_are_said(caplog: pytest.LogCaptureFixture):
+    volumes = prepared({"MR": [2, 1, 1]})
+    listed = [replace(v, part=part) for v, part in zip(volumes, ["training", "validation", "training", "validation"])]
+    assert names(split_volumes(listed, val_fraction=0.2, seed=0)[1]) == ["MR_0_1", "MR_2_0"]
+    assert (
+        "1 of 2 volumes that are listed for validation are of patients who have others listed for training, such as "
+        "MR_0_1 and MR_0_0"
+    ) in caplog.text
+    caplog.clear()
+    split_volumes([v for v in listed if v.name != "MR_0_1"], val_fraction=0.2, seed=0)
+    assert not caplog.text
+
+
 def test_copies_are_on_one_side_and_said(caplog: pytest.LogCaptureFixture):
     volumes = [replace(v, fingerprint=str(n % 10)) for n, v in enumerate(prepared({"MR": [2] * 10}))]
     joined = join_copies(volumes)

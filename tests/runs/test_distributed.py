@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from ignite.engine import Events
+from monai.engines import SupervisedEvaluator
 from monai.optimizers import WarmupCosineSchedule
 from torch import nn
 from torch.multiprocessing.spawn import spawn
@@ -26,6 +27,7 @@ from bundle.runs.folder import RunFolder, open_run_folder
 from bundle.runs.start import start_run
 from bundle.training.checkpoint import RunCheckpoint
 from bundle.training.scalars import Scalars
+from bundle.training.validation import SameBuffers
 from tests.training.toy import ToyNetwork, toy_loader, toy_trainer
 
 CPU = torch.device("cpu")
@@ -74,6 +76,11 @@ def process(rank: int, port: int, results: Path) -> None:
     own.num_batches_tracked += rank
     broadcast(own)
     found |= {"broadcast": own.state_dict()}
+    validated = nn.BatchNorm1d(3)
+    nn.init.constant_(validated.weight, rank + 1.0)
+    validated.running_mean += rank
+    SameBuffers()(SupervisedEvaluator(device=CPU, val_data_loader=[], epoch_length=1, network=validated))
+    found |= {"validated": validated.state_dict()}
     found |= {"weights": network.module.state_dict(), "losses": terms, "metrics": trainer.state.metrics}
     dist.barrier()
     stop_distributed()
@@ -123,6 +130,12 @@ def test_a_broadcast_gives_all_ranks_the_weights_of_rank_0(found):
     for rank in found:
         assert rank["broadcast"]["weight"].tolist() == [1, 1, 1]
         assert rank["broadcast"]["num_batches_tracked"] == 0
+
+
+def test_all_ranks_validate_with_the_buffers_of_rank_0(found):
+    for number, rank in enumerate(found):
+        assert rank["validated"]["running_mean"].tolist() == [0, 0, 0]
+        assert rank["validated"]["weight"].tolist() == [number + 1] * 3, "weights are left alone"
 
 
 def test_epoch_figures_are_means_over_all_ranks(found):

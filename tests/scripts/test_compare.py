@@ -113,9 +113,11 @@ def test_probabilities_are_compared_by_area_and_squared_error(tmp_path: Path):
 def test_what_cannot_be_compared_is_one_line(both: tuple[Path, Path], tmp_path: Path, capsys):
     other = segmentation(tmp_path / "other", 0.0, [15, 16])
     (tmp_path / "none.csv").write_text("name,dice\na,0.5\n")
+    german = write(tmp_path / "german", [{"case": f"scan {n}", "class": "Leber", "dice": 1} for n in range(12)])
     twice = write(tmp_path / "twice", [{"case": "a", "dice": 1}] * 2)
     said = {
         (str(both[0]), str(other)): "have no case in common",
+        (str(both[0]), str(german)): "have no class in common, such as liver and Leber",
         (str(both[0]), str(tmp_path / "nowhere")): "cannot be read",
         (str(both[0]), str(tmp_path / "none.csv")): "has no column case or scan",
         (str(both[0]), str(twice)): "has a (all) twice",

@@ -24,6 +24,7 @@ from bundle.runs.steps import training_steps
 from bundle.training.checkpoint import RunCheckpoint, _load_schedule
 from bundle.training.sampling import SetSamplerEpoch
 from bundle.training.scalars import Scalars
+from bundle.transfer import FineTuneSchedule
 
 from .toy import ToyNetwork, toy_evaluator, toy_loader, toy_trainer
 
@@ -138,6 +139,20 @@ def _resumed_rate(folder: Path) -> tuple[float, float]:
     schedule = WarmupCosineSchedule(optimizer, warmup_steps=1, t_total=2 * steps, warmup_multiplier=0.01)
     _load_schedule(schedule, old["lr_scheduler"])
     return optimizer.param_groups[0]["lr"], 0.01 * schedule.lr_lambdas[0](steps)
+
+
+def test_a_longer_fine_tuning_goes_on_with_the_rate_of_its_place():
+    def schedule(steps: int) -> FineTuneSchedule:
+        groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "part": part} for part in ("encoder", "head")]
+        return FineTuneSchedule(torch.optim.SGD(groups, lr=0.01), kind="sawtooth", t_total=steps, warmup_steps=2)
+
+    finished, longer, expected = schedule(10), schedule(20), schedule(20)
+    for one in [finished] * 10 + [expected] * 10:
+        one.optimizer.step()
+        one.step()
+    _load_schedule(longer, finished.state_dict())
+    rates = [[group["lr"] for group in one.optimizer.param_groups] for one in (longer, expected)]
+    assert rates[0] == pytest.approx(rates[1]) and min(rates[0]) > 0.001
 
 
 def test_a_finished_run_says_so_and_trains_no_more(tmp_path, caplog):

@@ -243,14 +243,15 @@ class ClassificationEvaluation:
 
 
 def _common_findings(rows: Sequence[Mapping[str, str]], table: Path, dataset_dir: Path) -> list[str]:
-    """The columns that the probabilities and the known findings share."""
+    """The columns that the probabilities and the known findings share.
+
+    Where columns are called `<finding>_probability`, as `predict_classification` calls them, others are no findings.
+    """
     known = dataset_dir / "labels.csv" if dataset_dir.is_dir() else dataset_dir
     columns = [list(part[0]) if part else [] for part in (read_table(known), rows)]
-    found = [
-        column
-        for column in columns[0]
-        if {column, f"{column}_probability"} & set(columns[1]) and column not in (*_NO_FINDING, *_SCANS)
-    ]
+    probabilities = {column.removesuffix("_probability") for column in columns[1] if column.endswith("_probability")}
+    given = probabilities or set(columns[1])
+    found = [column for column in columns[0] if column in given and column not in (*_NO_FINDING, *_SCANS)]
     if not found:
         raise UserError(f"{known} and {table} share no finding: name its column alike in both, and give --findings")
     return found

@@ -9,8 +9,8 @@ import posixpath
 from collections.abc import Sequence
 from pathlib import Path
 
-from bundle.data.dataset_json import PARTS, choose_part
-from bundle.data.find import find_listed, modality_named
+from bundle.data.dataset_json import PARTS, choose_part, group_named, modality_named
+from bundle.data.find import find_listed
 from bundle.data.found_volume import FoundVolume
 from bundle.errors import UserError
 
@@ -57,7 +57,8 @@ def find_findings(dataset_dir: str | os.PathLike[str], findings: Sequence[str], 
         raise UserError(f"--dataset_dir {root} has no labels.csv: give a table with a column image and one per finding")
     rows = _read(table, {"image", *findings})
     volumes: list[FoundVolume] = []
-    has_parts = any(row.get("part") in ("training", "validation") for row in rows.values())
+    # without a row to validate on those to train on are split at random, as in a json
+    has_parts = any(row.get("part") == "validation" for row in rows.values())
     part = choose_part(part, {"test": [row for row in rows.values() if row.get("part") == "test"]})
     for line, row in rows.items():
         own_part = row.get("part") or ("training" if has_parts else "")
@@ -70,8 +71,8 @@ def find_findings(dataset_dir: str | os.PathLike[str], findings: Sequence[str], 
             table.parent / row["image"],
             row["image"],
             modality=modality_named(row.get("modality")),
-            part=own_part,
-            group=row.get("group") or "",
+            part=own_part if has_parts or own_part == "test" else "",
+            group=group_named(row.get("group")),
             annotations={"label": values},
         )
     if not volumes and part in PARTS:

@@ -32,7 +32,7 @@ def read_boxes(predictions: Path, classes: Mapping[str, int] | Sequence[str]) ->
     Args:
         predictions: a `boxes.json` or `boxes.csv` as a training or `predict_detection` writes it, or their folder. In a
             csv a scan without boxes has no row: the `predictions.csv` beside it names those that were looked at.
-        classes: as for `check_box_classes`.
+        classes: as for `check_box_classes`. A boxes.json that says what its labels mean has its own.
 
     Returns:
         The boxes by the name of the scan without an ending, and names of classes that are not asked for.
@@ -71,7 +71,8 @@ def _rows_of_csv(file: Path) -> list[tuple[str, str, float, list[float]]]:
     found = []
     for line, row in enumerate(rows, start=2):
         numbers = [as_number(row[column]) for column in ("score", *_NUMBERS)]
-        found.append((row[scans], row["class"], *_checked(numbers, f"{file}, line {line}")))
+        where = f"{file}, line {line}"
+        found.append((row[scans], _named(row["class"], where), *_checked(numbers, where)))
     beside = file.with_name("predictions.csv")
     looked_at = read_table(beside) if beside.is_file() else []
     scans = next((column for column in _SCANS if looked_at and column in looked_at[0]), "")
@@ -84,7 +85,9 @@ def _rows_of_json(file: Path, classes: Mapping[str, int] | Sequence[str]) -> lis
     except (OSError, ValueError) as error:
         raise UserError(f"{file} is no readable json ({error}): give another --predictions") from error
     entries = content if isinstance(content, list) else [one for part in _lists(content) for one in part]
-    named = dict(zip(list_labels(classes), classes))
+    own = content.get("classes") if isinstance(content, Mapping) else None
+    names = own if isinstance(own, list | Mapping) and own else classes
+    named = dict(zip(list_labels(names), names))
     found: list[tuple[str, str, float, list[float]]] = []
     for entry in entries:
         scan = next((str(entry[key]) for key in _SCANS if key in entry), "") if isinstance(entry, Mapping) else ""
@@ -93,9 +96,10 @@ def _rows_of_json(file: Path, classes: Mapping[str, int] | Sequence[str]) -> lis
             raise UserError(f"{file} lists no scan with as many box, label and score: give the file of a prediction")
         found.append((scan, "", 0.0, []))
         for box, label, score in zip(*parts):
-            name = named.get(label, str(label)) if isinstance(label, int) else str(label)
+            name = named.get(label, str(label)) if isinstance(label, int) else label
             numbers = [score, *box] if isinstance(box, list) else []
-            found.append((scan, name, *_checked(numbers, f"{file}, {scan}")))
+            where = f"{file}, {scan}"
+            found.append((scan, _named(name, where), *_checked(numbers, where)))
     return found
 
 
@@ -103,6 +107,13 @@ def _lists(content: object) -> list[list[Any]]:
     """The lists of scans of a json: those that hold objects."""
     values = content.values() if isinstance(content, Mapping) else ()
     return [value for value in values if isinstance(value, list) and all(isinstance(one, Mapping) for one in value)]
+
+
+def _named(name: object, where: str) -> str:
+    """The name of a box's class."""
+    if not isinstance(name, str) or not name.strip():
+        raise UserError(f"{where}: a box has no class: give each its name")
+    return name
 
 
 def _checked(numbers: Sequence[Any], where: str) -> tuple[float, list[float]]:

@@ -123,6 +123,8 @@ class SegmentationEvaluation:
         predicted = predicted_classes(self.predictions)
         self.classes = dict(pick_evaluated(classes or {}, predicted, self.dataset_dir, self.predictions, self.volumes))
         check_classes(self.classes)
+        if "mean" in self.classes:
+            raise UserError("--classes has a class 'mean', as the mean of all classes is called: give it another name")
         told = predicted if set(self.classes) <= set(predicted) else self.classes
         self.prediction_classes = same_names(prediction_classes, self.classes, told)
         self.tolerance_mm = tolerances(tolerance_mm, self.classes)

@@ -41,6 +41,20 @@ def test_rows_become_lists_in_the_order_of_the_findings(folder: Path):
     assert b.annotations["label"] == [0.0, 1.0]
 
 
+@pytest.mark.parametrize(
+    ("parts", "found"),
+    [
+        (("training", "test"), ["", "test"]),  # split at random, as a json with these two lists is
+        (("", "test"), ["", "test"]),
+        (("", "validation"), ["training", "validation"]),
+    ],
+)
+def test_without_a_row_to_validate_on_the_split_is_drawn(folder: Path, parts: tuple[str, str], found: list[str]):
+    table(folder, f"image,stone,part\na.nii.gz,1,{parts[0]}\nb.nii.gz,0,{parts[1]}\n")
+    assert [volume.part for volume in find_findings(folder, ["stone"], part="all")] == found
+    assert [volume.name for volume in find_findings(folder, ["stone"], part="training")] == ["a.nii.gz"]
+
+
 def test_blank_rows_as_spreadsheets_write_them_are_none(folder: Path):
     found = find_findings(table(folder, "image,stone\na.nii.gz,1\n,\n ,\nb.nii.gz,0\n,\n"), ["stone"])
     assert [volume.name for volume in found] == ["a.nii.gz", "b.nii.gz"]

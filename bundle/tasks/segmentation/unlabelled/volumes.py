@@ -14,7 +14,7 @@ from typing import Any
 from bundle.data import FoundVolume, PreparedVolume, VolumeSet
 from bundle.data.fingerprints import fingerprint
 from bundle.data.lists import find_unlabelled
-from bundle.data.names import without_ending
+from bundle.data.names import name_digest, without_ending
 from bundle.data.preparation import Preparation
 from bundle.data.volume_set import listed_by_one, prepare_usable
 from bundle.errors import UserError
@@ -178,11 +178,16 @@ class _Recognised:
 
     def __init__(self, volumes: Sequence[PreparedVolume]) -> None:
         self.digests = {volume.fingerprint for volume in volumes}
-        self.patients = {volume.group for volume in volumes if volume.group != volume.name}
+        self.patients = {patient for volume in volumes if (patient := _patient(volume))}
 
     def has(self, volume: PreparedVolume) -> bool:
         same = volume.fingerprint in self.digests and volume.fingerprint != ""
-        return same or (volume.group != volume.name and volume.group in self.patients)
+        return same or _patient(volume) in self.patients
+
+
+def _patient(volume: PreparedVolume) -> str:
+    """The group of a volume, or "" where that is no more than its own name, of which it may show a digest."""
+    return "" if volume.name in (volume.group, name_digest(volume.group)) else volume.group
 
 
 def _find(unlabelled_dir: str | os.PathLike[str], channels: int) -> list[FoundVolume]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 
-from bundle.data import RandForegroundCropd
+from bundle.data import PreparedVolume, RandForegroundCropd
+from bundle.data.names import name_digest
 from bundle.errors import user_error_in
 from bundle.evaluation.seen import seen_notes
+from bundle.stores.plain_store import PlainStore
 from bundle.tasks.segmentation.unlabelled import single_components, without_labels
-from bundle.tasks.segmentation.unlabelled.volumes import _find
+from bundle.tasks.segmentation.unlabelled.volumes import _find, _Recognised
 
 ROOT = Path(__file__).parents[4]
 CONFIGS = [str(ROOT / f"configs/finetune_{name}.yaml") for name in ("segmentation", "unlabelled")]
@@ -94,6 +97,20 @@ def problem(dataset: Path, **overrides: Any) -> str:
 def checkpoint(folder: Path) -> dict[str, Any]:
     saved: dict[str, Any] = torch.load(folder / "checkpoints/last.pt", weights_only=True)
     return saved
+
+
+def test_a_known_patient_is_recognised_and_a_name_alone_is_none():
+    def volume(name: str, group: str, shown: str = "") -> PreparedVolume:
+        store = PlainStore(Path("nowhere"))
+        return PreparedVolume(shown or name, store, "", "MR", (8, 8, 8), group=group, fingerprint=f"{name}{group}")
+
+    labelled, other = volume("case_1.nii.gz", "case_1.nii.gz"), replace(volume("x", "case_1.nii.gz"), fingerprint="2")
+    same_name = replace(labelled, fingerprint="1")
+    for shown in (lambda v: v, lambda v: replace(v, name=name_digest(v.name))):  # without and with --hash_names
+        assert not _Recognised([shown(labelled)]).has(shown(same_name))
+        assert not _Recognised([shown(labelled)]).has(shown(other))
+    known = volume("a", "p1")
+    assert _Recognised([known]).has(volume("b", "p1")) and not _Recognised([known]).has(volume("b", "p2"))
 
 
 def test_a_run_exports_the_teacher_says_what_it_used_and_resumes_bit_for_bit(dataset: Path, tmp_path: Path):

@@ -14,6 +14,7 @@ from monai.transforms import MapTransform
 from torch import Tensor
 
 from bundle.prediction import OwnGrid, PredictionFolder, own_grid, write_nifti
+from bundle.tasks.segmentation.certainty import Certainty
 
 __all__ = ["SaveLabelMapd", "SaveProbabilitiesd", "ToLabelMapd", "ToProbabilitiesd"]
 
@@ -91,7 +92,8 @@ class ToLabelMapd(MapTransform):
 
     Args:
         keys: of the probabilities, ``[C, d, h, w]``, background first. Becomes a `MetaTensor` ``[1, D, H, W]`` of whole
-            numbers with the scan's affine; the probabilities' memory, which can be gigabytes, is given free.
+            numbers with the scan's affine; the probabilities' memory, which can be gigabytes, is given free. Beside it
+            `certainty` has that of each class by its name.
         classes: value in the label maps by the name of each class, in the order of the channels.
         device: where to interpolate.
 
@@ -109,7 +111,7 @@ class ToLabelMapd(MapTransform):
         self, keys: KeysCollection = "pred", *, classes: Mapping[str, int], device: torch.device | str = "cpu"
     ) -> None:
         super().__init__(keys)
-        self.values = (0, *classes.values())
+        self.names, self.values = tuple(classes), (0, *classes.values())
         self.dtype = label_dtype(self.values)
         self.device = device
 
@@ -122,10 +124,13 @@ class ToLabelMapd(MapTransform):
             kind = torch.uint8 if self.dtype == np.uint8 else torch.int32
             labels = torch.empty((1, *grid.shape), dtype=kind)
             values = torch.tensor(self.values, dtype=kind, device=self.device)
+            certainty = Certainty(len(self.values))
             for part, slab in grid.slabs(probabilities, item["affine"], outside=outside, device=self.device):
                 labels[0, :, :, part] = values[slab.argmax(0)].cpu()
+                certainty.add(slab)
             probabilities.untyped_storage().resize_(0)  # the engine keeps the tensor until the scan is done
             item[key] = MetaTensor(labels, affine=grid.affine)
+            item["certainty"] = dict(zip(self.names, certainty.values()))
         return item
 
 

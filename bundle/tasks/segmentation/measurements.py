@@ -15,7 +15,7 @@ from bundle.tasks.segmentation.components import component_sizes, voxel_ml
 __all__ = ["MEASUREMENT_COLUMNS", "MeasureClassesd", "measure_classes"]
 
 #: of measurements.csv, after the scan's name
-MEASUREMENT_COLUMNS = ("class", "value", "ml", "components", "touches_border")
+MEASUREMENT_COLUMNS = ("class", "value", "ml", "components", "touches_border", "certainty")
 
 
 def measure_classes(label_map: np.ndarray, affine: np.ndarray, *, classes: Mapping[str, int]) -> list[dict[str, Any]]:
@@ -31,7 +31,7 @@ def measure_classes(label_map: np.ndarray, affine: np.ndarray, *, classes: Mappi
         classes: value in the label map by the name of each class.
 
     Returns:
-        For each class the cells by the names in `MEASUREMENT_COLUMNS`.
+        For each class the cells by the names in `MEASUREMENT_COLUMNS`, but for `certainty`.
 
     Example:
         >>> import numpy as np
@@ -57,6 +57,8 @@ def measure_classes(label_map: np.ndarray, affine: np.ndarray, *, classes: Mappi
 class MeasureClassesd(MapTransform):
     """Puts the rows of `measure_classes` under `tables`, `measurements`, where `PredictionTables` finds them.
 
+    The `certainty` that `ToLabelMapd` has left is that of the label map before small parts were removed.
+
     Args:
         keys: of the label map, ``[1, D, H, W]``, a `MetaTensor`.
         classes: value in the label map by the name of each class.
@@ -70,6 +72,8 @@ class MeasureClassesd(MapTransform):
         item = dict(data)
         labels = item[self.first_key(item)]
         rows = measure_classes(np.asarray(labels[0]), np.asarray(labels.affine), classes=self.classes)
+        certainty = item.get("certainty", {})
+        rows = [{**row, "certainty": certainty.get(row["class"])} for row in rows]
         return {**item, "tables": {**item.get("tables", {}), "measurements": rows}}
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import nibabel
@@ -26,6 +27,8 @@ __all__ = ["SegmentationReport"]
 
 logger = logging.getLogger(__name__)
 
+#: so many scans are named to be looked at first, of four times as many or more
+_FIRST = 5
 #: HU, black and white: soft tissue
 _CT_WINDOW = (-160.0, 240.0)
 
@@ -87,13 +90,21 @@ class SegmentationReport:
             pictures = report.section("Pictures")
             cases = tqdm(self._cases(chosen, records, pictures), total=len(chosen), desc="report", delay=2)
             viewer.viewer(cases, classes=class_numbers(self.classes), count=len(chosen))
+        _least_certain(report, measured)
         rows = [
-            [name, row["class"], row["ml"], row["components"], "yes" if row["touches_border"] else ""]
+            [
+                name,
+                row["class"],
+                row["ml"],
+                row["components"],
+                "yes" if row["touches_border"] else "",
+                row.get("certainty"),
+            ]
             for name, of in measured.items()
             for row in of
         ]
         report.section("Measurements", folded=len(rows) > 50).table(
-            ["scan", "class", "mL", "parts", "touches the border"], rows, file="measurements.csv"
+            ["scan", "class", "mL", "parts", "touches the border", "certainty"], rows, file="measurements.csv"
         )
         if skipped:
             report.section("Skipped").table(
@@ -161,3 +172,20 @@ def _volumes(section: Section, classes: Mapping[str, int], measured: Mapping[str
     section.table(
         ["class", "scans with it", "without", "smallest, mL", "median, mL", "largest, mL", "touches the border"], table
     )
+
+
+def _least_certain(report: Report, measured: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """The scans of which the network is least sure, as the mean of the classes that it has found."""
+    known = {
+        name: [row["certainty"] for row in of if row.get("certainty") is not None] for name, of in measured.items()
+    }
+    mean = {name: fmean(values) for name, values in known.items() if values}
+    if len(mean) < 4 * _FIRST:
+        return
+    section = report.section("To look at first")
+    section.paragraph(
+        "The network is least sure of these. It is surer than it should be: the numbers tell scans apart, and are no "
+        "measure of how good a label map is. If you label more scans, begin with them."
+    )
+    rows = [[name, mean[name]] for name in sorted(mean, key=lambda name: (mean[name], name))[:_FIRST]]
+    section.table(["scan", "certainty"], rows)

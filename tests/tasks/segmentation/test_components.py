@@ -137,7 +137,7 @@ def test_measurements_count_volume_components_and_border(label_map: np.ndarray) 
     assert [rows[name]["touches_border"] for name in CLASSES] == [False, True, False]
     absent = {"class": "=vein", "value": 3, "ml": 0.0, "components": 0, "touches_border": False}
     assert rows["=vein"] == absent
-    assert tuple(absent) == MEASUREMENT_COLUMNS
+    assert (*absent, "certainty") == MEASUREMENT_COLUMNS
     assert next(csv.reader(io.StringIO(",".join(map(str, table_row(absent.values())))))) == [
         "'=vein", "3", "0.0", "0", "False",
     ]  # fmt: skip
@@ -145,8 +145,10 @@ def test_measurements_count_volume_components_and_border(label_map: np.ndarray) 
 
 def test_transform_puts_the_rows_where_the_tables_are_written(label_map: np.ndarray) -> None:
     image = MetaTensor(torch.from_numpy(label_map[None]), affine=torch.from_numpy(AFFINE))
-    item = MeasureClassesd(classes=CLASSES)({"pred": image, "tables": {"other": []}})
+    sure = {"liver": 0.75, "tumour": None}
+    item = MeasureClassesd(classes=CLASSES)({"pred": image, "tables": {"other": []}, "certainty": sure})
     rows = measure_classes(label_map, AFFINE, classes=CLASSES)
+    rows = [{**row, "certainty": {"liver": 0.75}.get(row["class"])} for row in rows]
     assert item["tables"] == {"other": [], "measurements": rows}
 
 

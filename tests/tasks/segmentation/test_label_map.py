@@ -12,6 +12,7 @@ from monai.data import MetaTensor
 from bundle.prediction import PredictionFolder
 from bundle.runs import release_folders
 from bundle.tasks.segmentation import SaveLabelMapd, SaveProbabilitiesd, ToLabelMapd, ToProbabilitiesd
+from bundle.tasks.segmentation.certainty import Certainty
 
 
 @pytest.mark.parametrize(
@@ -52,3 +53,34 @@ def test_logits_become_probabilities_where_they_are():
     memory = item["pred"].data_ptr()
     found = ToProbabilitiesd()(item)["pred"]
     assert torch.equal(found, logits.softmax(0)) and found.data_ptr() == memory
+
+
+def test_certainty_is_the_dice_to_expect_of_masks_drawn_from_the_probabilities():
+    """Against the mean over drawn truths, on the scan's own grid and by parts, for a volume of two blurred objects."""
+    generator = torch.Generator().manual_seed(0)
+    smooth = torch.nn.functional.avg_pool3d(torch.randn(1, 3, 34, 34, 34, generator=generator), 3, 1)[0]
+    probabilities = (12 * smooth).softmax(0)
+    grid = {"affine": torch.eye(4), "own_affine": torch.eye(4), "own_shape": probabilities.shape[1:]}
+    item = ToLabelMapd(classes={"a": 1, "b": 5})({"pred": probabilities.clone(), **grid})
+    found = item["pred"][0]
+    flat = probabilities.flatten(1).T
+    truths = [torch.multinomial(flat, 1, generator=generator).view(found.shape) for _ in range(20)]
+    for number, (name, value) in enumerate({"a": 1, "b": 5}.items(), start=1):
+        mask = found == value
+        drawn = [2 * ((t == number) & mask).sum() / ((t == number).sum() + mask.sum()) for t in truths]
+        assert item["certainty"][name] == pytest.approx(float(torch.stack(drawn).mean()), abs=0.003)
+
+
+def test_a_class_that_is_not_found_has_no_certainty():
+    probabilities = torch.tensor([0.6, 0.0, 0.4]).view(3, 1, 1, 1).repeat(1, 4, 5, 6)
+    grid = {"affine": torch.eye(4), "own_affine": torch.eye(4), "own_shape": (4, 5, 6)}
+    assert ToLabelMapd(classes={"a": 1, "b": 2})({"pred": probabilities, **grid})["certainty"] == {"a": None, "b": None}
+
+
+def test_certainty_does_not_depend_on_the_parts_that_it_is_made_of():
+    probabilities = torch.rand(4, 6, 7, 8, generator=torch.Generator().manual_seed(1)).softmax(0)
+    whole, parts = Certainty(4), Certainty(4)
+    whole.add(probabilities)
+    for part in probabilities.split(3, dim=3):
+        parts.add(part)
+    assert whole.values() == pytest.approx(parts.values())

@@ -72,6 +72,24 @@ def test_the_scans_shown_go_from_the_smallest_to_the_largest_and_lie_where_the_f
     assert re.findall(r">([^<]+)</td>", row) == ["1", "4", "0.002", "0.002", "0.002", "1"]
 
 
+@pytest.mark.parametrize(("count", "named"), [(19, []), (20, ["s3", "s6", "s9", "s0", "s5"])])
+def test_the_scans_of_which_the_network_is_least_sure_are_named(folder, count, named):
+    output, _ = folder
+    low = {"s3": 0.1, "s6": 0.15, "s9": 0.2, "s0": 0.3, "s5": 0.4}
+    empty = {"value": 1, "ml": 0, "components": 0, "touches_border": False}
+    rows = {f"s{n}": [low.get(f"s{n}", 0.9), 0.5 if n != 6 else None] for n in range(count)}
+    rows["s6"][0] = 0.31  # 0.31 alone, where the other class was not found; s9 has 0.35
+    records = {
+        name: {"tables": {"measurements": [
+            {**empty, "class": of, "certainty": one} for of, one in zip(CLASSES, values)]}}
+        for name, values in rows.items()
+    }  # fmt: skip
+    report = SegmentationReport(output, scans=[], fine_tuned=SimpleNamespace(classes=CLASSES, sha256=["abc"]))
+    page = report(records, {}).read_text()
+    part = page.partition("To look at first</h2>")[2].partition("</table>")[0]
+    assert re.findall(r">(s\d+)<", part) == named
+
+
 def test_a_sheared_scan_keeps_its_place(folder):
     output, scans = folder
     write(output, scans[3:4])

@@ -79,6 +79,7 @@ class SegmentationReport:
         )
         measured = {name: records[name].get("tables", {}).get("measurements", []) for name in sorted(records)}
         _volumes(report.section("Volumes"), self.classes, measured)
+        _least_certain(report, measured)
         chosen = self._choose(measured)
         if chosen:
             viewer = report.section("Scans and label maps")
@@ -90,7 +91,6 @@ class SegmentationReport:
             pictures = report.section("Pictures")
             cases = tqdm(self._cases(chosen, records, pictures), total=len(chosen), desc="report", delay=2)
             viewer.viewer(cases, classes=class_numbers(self.classes), count=len(chosen))
-        _least_certain(report, measured)
         rows = [
             [
                 name,
@@ -185,7 +185,7 @@ def _least_certain(report: Report, measured: Mapping[str, Sequence[Mapping[str, 
     section = report.section("To look at first")
     section.paragraph(
         "The network is least sure of these. It is surer than it should be: the numbers tell scans apart, and are no "
-        "measure of how good a label map is. If you label more scans, begin with them."
+        "measure of how good a label map is."
     )
     rows = [[name, mean[name]] for name in sorted(mean, key=lambda name: (mean[name], name))[:_FIRST]]
     section.table(["scan", "certainty"], rows)

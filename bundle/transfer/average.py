@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bundle.errors import UserError
 from bundle.transfer.start import origin
-from bundle.weights import ModelFiles
+from bundle.weights import ModelFiles, read_weights
 
 __all__ = ["AveragedModel", "average_models"]
 
@@ -74,7 +74,7 @@ def average_models(
     weights = _lerp(files[0].weights, files[0].read_weights(), files[1].weights, files[1].read_weights(), share)
     decoder = {}
     if all(each.decoder.is_file() for each in files):
-        decoder = _lerp(files[0].decoder, files[0].read_decoder(), files[1].decoder, files[1].read_decoder(), share)
+        decoder = _lerp(files[0].decoder, _decoder(files[0]), files[1].decoder, _decoder(files[1]), share)
     steps = {step["sha256"]: step for each in files for step in origin(each.weights)["origin"]}
     licences = {str(about.get("licence")) for about in abouts}
     settings = {
@@ -95,6 +95,12 @@ def _settings(files: ModelFiles) -> dict[str, Any]:
     if about is None:
         raise UserError(f"{files.settings} is missing: copy it beside {files.weights.name} from the run's folder")
     return dict(about.content)
+
+
+def _decoder(files: ModelFiles) -> dict[str, Tensor]:
+    """The decoder's weights as they lie in the file: the axes of both models stay, as the encoder's do."""
+    files.verify_decoder()
+    return read_weights(files.decoder)
 
 
 def _lerp(

@@ -13,7 +13,7 @@ import torch
 
 from bundle.errors import UserError
 from bundle.transfer import load_decoder, load_encoder, origin
-from bundle.weights import ModelFiles
+from bundle.weights import ModelFiles, read_weights
 
 WEIGHTS = {"conv_init.weight": torch.arange(54.0).reshape(2, 1, 3, 3, 3), "count": torch.tensor(3)}
 DECODER = {"mask_tokens.0": torch.ones(2), "head.weight": torch.full((1, 2), 4.0)}
@@ -56,6 +56,26 @@ def test_every_tensor_is_the_mean_and_the_settings_say_of_what(tmp_path: Path, m
     ]
     with pytest.raises(UserError, match="holds a model: give another folder"):
         average(monkeypatch, first, second, "--output_dir", tmp_path / "made")
+
+
+@pytest.mark.parametrize("axes", ["RAS", "SPL", "LSP"])
+def test_encoder_and_decoder_keep_the_axes_of_the_models(axes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    kernel = torch.arange(6.0).reshape(1, 1, 1, 2, 3)
+    about = {"encoder": {"name": "PlainConvUNet"}, "orientation": axes, "licence": "Apache-2.0"}
+    for name, times in (("first", 1), ("second", 3)):
+        (tmp_path / name).mkdir()
+        files = ModelFiles(tmp_path / name / "model.pt")
+        files.write({"a.weight": kernel * times}, about, {"b.weight": kernel * times})
+    average(monkeypatch, tmp_path / "first", tmp_path / "second", "--output_dir", tmp_path / "made")
+    made = ModelFiles(tmp_path / "made")
+    for found, part in ((read_weights(made.weights), "a"), (read_weights(made.decoder), "b")):
+        assert torch.equal(found[f"{part}.weight"], kernel * 2)
+    one = ModelFiles(tmp_path / "first").read_decoder()["b.weight"]  # as whoever goes on from it sees it
+    assert torch.equal(made.read_decoder()["b.weight"], one * 2)
+    with (tmp_path / "first/model_decoder.pt").open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(UserError, match="model_decoder.pt is not the file that model.json describes"):
+        average(monkeypatch, tmp_path / "first", tmp_path / "second", "--output_dir", tmp_path / "again")
 
 
 def test_with_one_decoder_the_average_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -18,7 +18,12 @@ __all__ = ["AveragedModel", "average_models"]
 
 
 #: what volumes or outputs mean to both models alike
-_ALIKE = ("task", "classes", "findings", "ct_window", "mr_percentiles", "mr_floor", "intensity_scheme")
+_ALIKE = (
+    "task", "classes", "findings", "in_channels", "modality", "input", "spacing", "ct_window", "mr_percentiles",
+    "mr_floor", "intensity_scheme", "encoder", "network",
+)  # fmt: skip
+#: of these, what is called by its arguments
+_BUILT = ("encoder", "network")
 
 
 class AveragedModel(NamedTuple):
@@ -50,7 +55,8 @@ def average_models(
         share: of the second, between 0 and 1.
 
     Raises:
-        UserError: if one cannot be read, they are of different networks or want other volumes, or the share is none.
+        UserError: if one cannot be read, they are of different networks, want other volumes or mean other outputs, or
+            the share is none.
 
     Example:
         >>> from bundle.transfer import average_models
@@ -65,12 +71,10 @@ def average_models(
         raise UserError(
             f"{files[0].weights} and {files[1].weights} want different axes: average models that want the same"
         )
-    for key in _ALIKE:
-        if key in abouts[0] and key in abouts[1] and abouts[0][key] != abouts[1][key]:
-            raise UserError(
-                f"{files[0].weights} and {files[1].weights} differ in {key} ({abouts[0][key]} and {abouts[1][key]}): "
-                "average a training and what it went on from"
-            )
+    if found := _difference(*abouts):
+        raise UserError(
+            f"{files[0].weights} and {files[1].weights} differ in {found}: average a training and what it went on from"
+        )
     weights = _lerp(files[0].weights, files[0].read_weights(), files[1].weights, files[1].read_weights(), share)
     decoder = {}
     if all(each.decoder.is_file() for each in files):
@@ -95,6 +99,28 @@ def _settings(files: ModelFiles) -> dict[str, Any]:
     if about is None:
         raise UserError(f"{files.settings} is missing: copy it beside {files.weights.name} from the run's folder")
     return dict(about.content)
+
+
+def _difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """What two models mean otherwise, and how either has it; "" if there is nothing. What one does not say is alike."""
+    for key in _ALIKE:
+        if key not in one or key not in other:
+            continue
+        a, b = one[key], other[key]
+        if key in _BUILT and isinstance(a, Mapping) and isinstance(b, Mapping):
+            names = sorted(name for name in a.keys() | b.keys() if a and b and a.get(name) != b.get(name))
+            if names:
+                return f"{key}#{names[0]} ({a.get(names[0])} and {b.get(names[0])})"
+        elif not _is_alike(key, a, b):
+            return f"{key} ({a} and {b})"
+    return ""
+
+
+def _is_alike(key: str, a: Any, b: Any) -> bool:
+    if key == "modality" and "auto" in (a, b):  # looks at each volume, and prepares it as the other does
+        return True
+    same_order = not (isinstance(a, Mapping) and isinstance(b, Mapping)) or list(a) == list(b)  # of the outputs
+    return bool(a == b) and same_order
 
 
 def _decoder(files: ModelFiles) -> dict[str, Tensor]:

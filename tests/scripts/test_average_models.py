@@ -74,7 +74,7 @@ def test_encoder_and_decoder_keep_the_axes_of_the_models(axes: str, tmp_path: Pa
     assert torch.equal(made.read_decoder()["b.weight"], one * 2)
     with (tmp_path / "first/model_decoder.pt").open("ab") as file:
         file.write(b"more")
-    with pytest.raises(UserError, match="model_decoder.pt is not the file that model.json describes"):
+    with pytest.raises(UserError, match=r"model_decoder\.pt is not the file that model\.json"):
         average(monkeypatch, tmp_path / "first", tmp_path / "second", "--output_dir", tmp_path / "again")
 
 
@@ -102,6 +102,55 @@ def test_what_has_no_average_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(UserError, match="is missing: copy it beside"):
         average(monkeypatch, first, other, "--output_dir", made)
     assert not made.exists()
+
+
+SAID = {
+    "task": "segmentation",
+    "classes": {"liver": 1, "spleen": 2},
+    "in_channels": 1,
+    "modality": "CT",
+    "input": None,
+    "spacing": [1.0, 1.0, 1.0],
+    "encoder": {"name": "SegResEncoder", "init_filters": 8, "norm": "batch"},
+    "network": {"name": "SegResNetDS", "act": "relu"},
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("classes", {"spleen": 2, "liver": 1}, "classes"),  # the order is that of the outputs
+        ("spacing", [3.0, 3.0, 3.0], "spacing"),
+        ("spacing", None, "spacing"),
+        ("in_channels", 2, "in_channels"),
+        ("modality", "MR", "modality"),
+        ("input", "straightened", "input"),
+        ("encoder", {"name": "SegResEncoder", "init_filters": 8, "norm": "instance"}, "encoder#norm"),
+        ("encoder", {"name": "SegResEncoder", "init_filters": 8}, "encoder#norm"),
+        ("network", {"name": "SegResNetDS", "act": "prelu"}, "network#act"),
+        ("network", {"name": "SegResNetDS", "act": "relu", "dsdepth": 2}, "network#dsdepth"),
+        ("network", "EncoderClassifier", "network"),
+    ],
+)
+def test_models_that_mean_something_else_are_refused_by_name(
+    key: str, value: object, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    first, second = write(tmp_path / "first", 1.0, **SAID), write(tmp_path / "second", 1.0, **{**SAID, key: value})
+    with pytest.raises(UserError, match=rf"differ in {named} \(.*\): average a training and what") as caught:
+        average(monkeypatch, first, second, "--output_dir", tmp_path / "made")
+    assert "\n" not in str(caught.value) and not (tmp_path / "made").exists()
+
+
+def test_what_one_does_not_say_and_the_order_of_arguments_are_no_difference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    encoder = dict(reversed(SAID["encoder"].items()))
+    first = write(tmp_path / "first", 1.0, **{**SAID, "encoder": encoder, "modality": "auto"})
+    second = write(tmp_path / "second", 1.0, **SAID)  # went on from volumes of both kinds, with CT alone
+    less = write(tmp_path / "less", 1.0, **{**SAID, "encoder": {}, "network": {}})
+    for other, made in ((second, "made"), (less, "again")):
+        average(monkeypatch, first, other, "--output_dir", tmp_path / made)
+        assert torch.equal(ModelFiles(tmp_path / made).read_weights()["count"], WEIGHTS["count"])
 
 
 def test_what_is_not_there_and_where_nothing_can_be_written_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -23,6 +23,7 @@ from bundle.errors import UserError
 from bundle.export.plain import PlainEncoder, PlainModel, plain_network
 from bundle.networks import build_encoder, nnunet_arguments
 from bundle.weights import axis_order, read_weights, turn_kernels, without_reconstruction
+from bundle.weights.nnunet_plan import reader_of
 
 __all__ = ["NNUNET_ENCODERS", "architecture", "copy_trainer", "fit_plans", "verify_nnunet", "write_nnunet"]
 
@@ -254,6 +255,7 @@ def _adaptation_plan(
     name = settings["encoder"]["name"]
     order = axis_order(_orientation(settings), _target(settings))
     spacing, patch = settings.get("spacing"), settings.get("crop_size")
+    reader, transpose = reader_of(_target(settings))
     return {
         "architecture_plans": {
             "arch_class_name": f"dynamic_network_architectures.architectures.unet.{name}",
@@ -261,12 +263,14 @@ def _adaptation_plan(
             "arch_kwargs_requiring_import": list(_CLASSES),
         },
         "pretrain_plan": {
+            "image_reader_writer": reader,
+            "transpose_forward": transpose,
             "configurations": {
                 "3d_fullres": {
                     "spacing": None if spacing is None else [spacing[axis] for axis in order],
                     "patch_size": None if not patch else [int(patch[axis]) for axis in order],
                 }
-            }
+            },
         },
         "pretrain_num_input_channels": input_channels,
         "recommended_downstream_patchsize": None if not patch else [int(patch[axis]) for axis in order],

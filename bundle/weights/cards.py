@@ -47,7 +47,7 @@ class Card:
     find_encoder: Callable[[_Weights], dict[str, Any] | None] | None
     keeps: tuple[str, ...]
     axes: str
-    spacing: Sequence[float] | None
+    spacing: Sequence[float | None] | None
     intensity_scheme: Any
     modality: str
     trained_on: str

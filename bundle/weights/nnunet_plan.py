@@ -12,9 +12,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from bundle.errors import UserError
 from bundle.weights.orientation import axis_order
 
-__all__ = ["CT_STATISTICS", "NORMALIZATIONS", "READER_AXES", "NnunetPlan", "array_axes", "read_plan", "with_inherited"]
+__all__ = [
+    "CT_STATISTICS",
+    "NORMALIZATIONS",
+    "READER_AXES",
+    "NnunetPlan",
+    "array_axes",
+    "read_plan",
+    "reader_of",
+    "with_inherited",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +52,7 @@ class NnunetPlan:
         architecture: the name of the network's class, without its module; "" if the plan does not say.
         arguments: of the network, as they stand in the plan.
         axes: of the arrays, one letter for each axis.
-        spacing: mm per axis (R, A, S); None for each volume's own, or not known.
+        spacing: mm per axis (R, A, S), None in it for a volume's own; None for each volume's own, or not known.
         intensity_scheme: for `bundle.data.NormalizeBySchemed`; None if it is not known.
         channels: images per scan; 0 if it is not known. A cascade's network has further inputs, for the masks of the
             stage before it.
@@ -54,7 +64,7 @@ class NnunetPlan:
     architecture: str = ""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     axes: str = _AXES
-    spacing: Sequence[float] | None = None
+    spacing: Sequence[float | None] | None = None
     intensity_scheme: Any = None
     channels: int = 0
     modality: str = ""
@@ -72,7 +82,8 @@ def read_plan(about: Mapping[str, Any]) -> NnunetPlan:
     """
     adaptation, arguments = _map(about.get("nnssl_adaptation_plan")), _map(about.get("init_args"))
     if adaptation:
-        network, plan = _map(adaptation.get("architecture_plans")), _map(adaptation.get("pretrain_plan"))
+        network = _map(adaptation.get("architecture_plans"))
+        plan: Mapping[str, Any] = {**_axes_of_export(about), **_map(adaptation.get("pretrain_plan"))}
         configurations = _map(plan.get("configurations"))
         configuration = _map(next(iter(configurations.values()), None))
         name, given = str(network.get("arch_class_name") or ""), _map(network.get("arch_kwargs"))
@@ -87,6 +98,12 @@ def read_plan(about: Mapping[str, Any]) -> NnunetPlan:
     if "pool_op_kernel_sizes" in configuration:  # plans before nnU-Net 2.5 have no `architecture`
         given["strides"] = configuration["pool_op_kernel_sizes"]
     return _plan("nnunet", str(network.get("network_class_name", "")), given, plan, configuration)
+
+
+def _axes_of_export(about: Mapping[str, Any]) -> dict[str, Any]:
+    """Where an export of this project has its axes from. Early ones do not tell it in their adaptation plan."""
+    record = _map(_map(about.get("model.json")).get("nnunet"))
+    return {"image_reader_writer": record.get("reader"), "transpose_forward": record.get("transpose_forward")}
 
 
 def _plan(
@@ -106,7 +123,7 @@ def _plan(
         architecture=name.rpartition(".")[2],
         arguments={key: value for key, value in arguments.items() if key not in _LEFT_OUT},
         axes=axes,
-        spacing=None if not spacing else [float(spacing[axis]) for axis in axis_order(axes, "RAS")],
+        spacing=None if not spacing else [_float(spacing[axis]) for axis in axis_order(axes, "RAS")],
         intensity_scheme=None if None in found else _one_if_alike(found),
         channels=len(schemes),
         modality="CT" if schemes and set(schemes) == {"CTNormalization"} else "",
@@ -127,6 +144,26 @@ def array_axes(reader: str, transpose: Sequence[int]) -> str:
         transpose: which axis of what the reader gives each axis of an array is.
     """
     return "".join(READER_AXES.get(reader, _AXES)[axis] for axis in transpose)
+
+
+def reader_of(axes: str) -> tuple[str, list[int]]:
+    """By which reader and transposition a plan has arrays with these axes: the inverse of `array_axes`.
+
+    Args:
+        axes: one letter for each array axis, such as "LSP".
+
+    Returns:
+        The reader's name, and which axis of what it gives each axis of an array is.
+
+    Raises:
+        UserError: if no reader gives them in any order.
+    """
+    for reader, given in READER_AXES.items():
+        if sorted(given) == sorted(axes):
+            return reader, [given.index(code) for code in axes]
+    raise UserError(
+        f"nnU-Net has no reader whose arrays run to {axes!r}: give axes of SPL or SAR in any order as the orientation"
+    )
 
 
 def with_inherited(configurations: Mapping[str, Any], name: str) -> tuple[dict[str, Any], str]:
@@ -181,6 +218,10 @@ def _scheme(name: str, masked: bool, statistics: Mapping[str, Any]) -> dict[str,
         "the normalization %s of nnU-Net's plan is not known here: intensities are brought to our scale", name
     )
     return None
+
+
+def _float(value: Any) -> float | None:
+    return None if value is None else float(value)
 
 
 def _map(value: Any) -> Mapping[str, Any]:

@@ -16,6 +16,8 @@ from torch import nn
 
 from bundle.errors import UserError
 from bundle.export import FORMATS, export_model, fit_plans, plain_model, write_nnunet
+from bundle.networks import build_encoder
+from bundle.weights import ModelFiles
 from tests.export.models import write_model
 from tests.networks.encoder_cases import CASES, Case
 
@@ -131,6 +133,8 @@ def test_what_nnunets_tools_for_nnssls_files_read_is_there(tmp_path: Path):
     about = content["nnssl_adaptation_plan"]
     configuration = about["pretrain_plan"]["configurations"]["3d_fullres"]
     assert configuration == {"spacing": [3.0, 2.0, 1.0], "patch_size": [64, 32, 16]}
+    assert about["pretrain_plan"]["image_reader_writer"] == "SimpleITKIO"
+    assert about["pretrain_plan"]["transpose_forward"] == [0, 1, 2]
     assert about["architecture_plans"]["arch_kwargs"]["strides"] == [[1, 1, 1], [2, 1, 1], [2, 1, 1]]
     for key in (about["key_to_encoder"], about["key_to_stem"], *about["keys_to_in_proj"]):
         assert any(name.startswith(f"{key}.") for name in content["network_weights"]), key
@@ -153,6 +157,58 @@ def test_nnunets_loader_of_nnssls_files_takes_encoder_and_stem(case: Case, chann
     assert set(about["keys_to_in_proj"]) == set(network.keys_to_in_proj)
     loaded = network.encoder.state_dict()
     assert all(torch.equal(loaded[key], given[f"encoder.{key}"]) for key in loaded)
+
+
+def with_decoder(file: Path, **settings: Any) -> ModelFiles:
+    """A small anisotropic encoder with its decoder, as a pre-training to a plan leaves them."""
+    torch.manual_seed(5)
+    encoder = build_encoder(PLAIN.name, **PLAIN.arguments)
+    whole = encoder.network.state_dict()
+    decoder = {
+        key.removeprefix("decoder."): value
+        for key, value in whole.items()
+        if key.startswith("decoder.") and not key.startswith(("decoder.encoder.", "decoder.seg_layers."))
+    }
+    ModelFiles(file).write(encoder.network_state_dict(), {"encoder": encoder.settings, **settings}, decoder)
+    return ModelFiles(file)
+
+
+@pytest.mark.parametrize("tells", ["the plan", "model.json"])
+@pytest.mark.parametrize(
+    ("axes", "reader", "transpose"),
+    [
+        ("SPL", "SimpleITKIO", [0, 1, 2]),
+        ("LSP", "NibabelIO", [2, 0, 1]),
+        ("PSL", "SimpleITKIO", [1, 0, 2]),
+        ("SAR", "NibabelIOWithReorient", [0, 1, 2]),
+        ("RSA", "SimpleITKIOWithReorient", [2, 0, 1]),
+        ("RAS", None, None),
+    ],
+)
+def test_an_export_read_again_is_the_model_that_it_was_made_from(
+    axes: str, reader: str | None, transpose: list[int] | None, tells: str, tmp_path: Path
+):
+    """Of a pre-training to a plan, and of one without: kernels, spacing and arguments for RAS axes are the same."""
+    record = {} if reader is None else {"nnunet": {"reader": reader, "transpose_forward": transpose}}
+    about = {"orientation": axes, "spacing": [5.0, 0.8, None], "crop_size": [16, 32, 64], "licence": "x", **record}
+    own, exported = with_decoder(tmp_path / "model.pt", **about), tmp_path / "model.nnunet.pth"
+    export_model(plain_model(own.weights), "nnunet", exported)
+    if tells == "model.json":  # as an export that did not tell reader and order
+        content = torch.load(exported, weights_only=True)
+        for key in ("image_reader_writer", "transpose_forward"):
+            del content["nnssl_adaptation_plan"]["pretrain_plan"][key]
+        torch.save(content, exported)
+    again = ModelFiles(exported)
+    one, other = own.describe(), again.describe()
+    assert one is not None and other is not None and other.spacing == one.spacing
+    for key in ("kernel_sizes", "strides"):
+        assert other.encoder[key] == one.encoder[key]
+    weights, read = own.read_encoder(), again.read_encoder()
+    assert all(torch.equal(read[key], value) for key, value in weights.items())
+    published = again.read_published()
+    assert published is not None
+    for key, value in own.read_decoder().items():
+        assert torch.equal(published.rest[f"decoder.{key}"], value), key
 
 
 def test_an_encoder_that_nnunet_has_not_is_one_line(tmp_path: Path):

@@ -17,6 +17,7 @@ from bundle.errors import UserError
 from bundle.networks import build_encoder
 from bundle.transfer import load_encoder
 from bundle.weights import ModelFiles, read_checkpoint, read_weights
+from bundle.weights.nnunet_plan import array_axes, reader_of
 
 ARCHITECTURE: dict[str, Any] = {
     "n_stages": 3,
@@ -125,6 +126,17 @@ def test_the_plans_own_order_of_axes_is_undone(tmp_path: Path):
     assert settings is not None
     assert settings.encoder["strides"] == [[1, 1, 1], [1, 2, 2], [2, 1, 2]]  # R lies first, then S, then A
     assert settings.spacing == [3.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize("axes", ["SPL", "LSP", "PLS", "SAR", "ARS", "RAS"])
+def test_reader_and_order_of_axes_lead_back_to_them(axes: str):
+    assert array_axes(*reader_of(axes)) == axes
+
+
+@pytest.mark.parametrize("axes", ["LAS", "SPP", ""])
+def test_axes_that_no_reader_has_are_one_line(axes: str):
+    with pytest.raises(UserError, match=r"no reader whose arrays run to .*: give axes of SPL or SAR in any order"):
+        reader_of(axes)
 
 
 def test_a_plan_from_before_architecture_and_an_unknown_normalization(tmp_path: Path, caplog):

@@ -66,7 +66,8 @@ def architecture(settings: Mapping[str, Any]) -> dict[str, Any]:
     given = nnunet_arguments(name, encoder)
     order = axis_order(_orientation(settings), _target(settings))
     for key in _BY_AXIS:
-        given[key] = [[step[axis] for axis in order] for step in map(_three, given[key])]
+        steps = [given[key]] * given["n_stages"] if isinstance(given[key], int) else given[key]  # one for all stages
+        given[key] = [[step[axis] for axis in order] for step in map(_three, steps)]
     return given
 
 

@@ -159,6 +159,18 @@ def test_nnunets_loader_of_nnssls_files_takes_encoder_and_stem(case: Case, chann
     assert all(torch.equal(loaded[key], given[f"encoder.{key}"]) for key in loaded)
 
 
+def test_one_number_for_the_kernels_or_strides_of_all_stages_is_one_for_each(tmp_path: Path):
+    given = {"n_stages": 2, "features_per_stage": [4, 6], "n_conv_per_stage": [1, 1]}
+    file, _ = write_model(tmp_path, Case("PlainConvUNet", {**given, "kernel_sizes": 3, "strides": 1}, ()))
+    export_model(plain_model(file), "nnunet", tmp_path / "out.pth")
+    about = torch.load(tmp_path / "out.pth", weights_only=True)["nnssl_adaptation_plan"]["architecture_plans"]
+    assert about["arch_kwargs"]["kernel_sizes"] == [[3, 3, 3]] * 2
+    assert about["arch_kwargs"]["strides"] == [[1, 1, 1]] * 2
+    settings = json.loads(file.with_suffix(".json").read_text())
+    fitted = fit_plans(plan([40, 56, 40]), settings)["configurations"]["3d_fullres"]["architecture"]
+    assert fitted["arch_kwargs"]["kernel_sizes"] == [[3, 3, 3]] * 2
+
+
 def with_decoder(file: Path, **settings: Any) -> ModelFiles:
     """A small anisotropic encoder with its decoder, as a pre-training to a plan leaves them."""
     torch.manual_seed(5)

@@ -37,7 +37,18 @@ from bundle.data import (
     normalization,
 )
 from bundle.errors import UserError, install_excepthook, user_error_in
-from bundle.export import FORMATS, PlainModel, copy_trainer, export_model, fit_plans, plain_model, write_nnunet
+from bundle.export import (
+    FORMATS,
+    PlainModel,
+    copy_trainer,
+    export_model,
+    fit_plans,
+    plain_model,
+    plan_axes,
+    verify_file,
+    verify_nnunet,
+    write_nnunet,
+)
 from bundle.runs.writable import make_folder
 
 
@@ -162,7 +173,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--output_dir", type=Path, help="default: the model's folder")
     parser.add_argument("--input", type=Path, help="a volume to compare on as well: NIfTI, NRRD, or a DICOM folder")
     parser.add_argument("--input_channels", type=int, help="nnunet: of your data set; default: as pre-trained")
-    parser.add_argument("--nnunet_plans", type=Path, help="nnunet: your nnUNetPlans.json, where its network is another")
+    parser.add_argument("--nnunet_plans", type=Path, help="nnunet: your plan, if its network or axes are others")
     parser.add_argument("--nnunet_configuration", default="3d_fullres", help="nnunet: of that plan")
     parser.add_argument("--replace", action="store_true", help="write files anew that are there already")
     options = parser.parse_args(arguments)
@@ -176,13 +187,20 @@ def exported_file(name: str, options: argparse.Namespace) -> Path:
     return folder / f"{options.model.stem}{FORMATS[name].suffix}"
 
 
+def fit_format(fitted: Mapping[str, Any] | None, input_channels: int | None) -> None:
+    """Has the format nnunet written, and verified, for the user's data set: its channels, and the axes of its plan."""
+    axes = None if fitted is None else plan_axes(fitted)
+    FORMATS["nnunet"] = replace(
+        FORMATS["nnunet"],
+        write=partial(write_nnunet, input_channels=input_channels, axes=axes),
+        verify=partial(verify_nnunet, axes=axes),
+    )
+
+
 def export_all(
     model: PlainModel, names: Sequence[str], images: Sequence[Tensor], options: argparse.Namespace
 ) -> list[tuple[str, ...]]:
     """Writes each format; gives a row of the table for each, without a file where it could not be written."""
-    if options.input_channels is not None:
-        write = partial(write_nnunet, input_channels=options.input_channels)
-        FORMATS["nnunet"] = replace(FORMATS["nnunet"], write=write)
     rows: list[tuple[str, ...]] = []
     for name in (bar := tqdm(dict.fromkeys(names), desc="exporting", unit="format")):
         bar.set_postfix_str(name)
@@ -214,6 +232,7 @@ def export(options: argparse.Namespace) -> int:
     names = options.formats or [name for name, one in FORMATS.items() if encoder in (one.encoders or (encoder,))]
     settings = settings_file(options.model, options.output_dir, options.replace)
     make_folder(options.output_dir, "--output_dir")
+    fit_format(fitted, options.input_channels)
     rows = export_all(model, names, images, options)
     sizes = ["noise", *(" x ".join(map(str, image.shape[2:])) for image in images)]
     print(table(rows))
@@ -228,6 +247,8 @@ def export(options: argparse.Namespace) -> int:
         folder = copy_trainer(options.output_dir).absolute()
         print(f'for nnU-Net: export nnUNet_extTrainer="{folder}", then nnUNetv2_train ... -tr nnUNetTrainerSparseMim')
     if fitted is not None:
+        if "nnunet" not in written and (earlier := exported_file("nnunet", options)).exists():
+            verify_file(earlier, "nnunet", model)  # it may have been written for other axes than this plan's
         print(write_plans(fitted, options.nnunet_plans, options.output_dir, options))
     return int(len(written) < len(rows))
 

@@ -3,7 +3,7 @@
 
 from bundle.export.export_model import Exported, export_model, verify_file
 from bundle.export.formats import FORMATS, Format
-from bundle.export.nnunet import copy_trainer, fit_plans, write_nnunet
+from bundle.export.nnunet import copy_trainer, fit_plans, plan_axes, verify_nnunet, write_nnunet
 from bundle.export.plain import PlainEncoder, PlainModel, plain_model, plain_network
 from bundle.export.verify import Verifier, compare_features, settings_text
 
@@ -20,7 +20,9 @@ __all__ = [
     "fit_plans",
     "plain_model",
     "plain_network",
+    "plan_axes",
     "settings_text",
     "verify_file",
+    "verify_nnunet",
     "write_nnunet",
 ]

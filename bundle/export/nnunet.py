@@ -23,9 +23,9 @@ from bundle.errors import UserError
 from bundle.export.plain import PlainEncoder, PlainModel, plain_network
 from bundle.networks import build_encoder, nnunet_arguments
 from bundle.weights import axis_order, read_weights, turn_kernels, without_reconstruction
-from bundle.weights.nnunet_plan import reader_of
+from bundle.weights.nnunet_plan import array_axes, reader_of
 
-__all__ = ["NNUNET_ENCODERS", "architecture", "copy_trainer", "fit_plans", "verify_nnunet", "write_nnunet"]
+__all__ = ["NNUNET_ENCODERS", "architecture", "copy_trainer", "fit_plans", "plan_axes", "verify_nnunet", "write_nnunet"]
 
 #: what nnU-Net's variable nnUNet_extTrainer must name: a folder with the trainer that begins with these weights
 TRAINERS = "nnunet_trainers"
@@ -47,11 +47,12 @@ _CITATION = {
 }
 
 
-def architecture(settings: Mapping[str, Any]) -> dict[str, Any]:
+def architecture(settings: Mapping[str, Any], axes: str | None = None) -> dict[str, Any]:
     """The `arch_kwargs` of an nnU-Net plan for the network that an encoder is part of, with axes as nnU-Net has them.
 
     Args:
         settings: of `model.json`: `encoder`, and `orientation`, by default RAS.
+        axes: of nnU-Net's arrays; None for those of the plan of the pre-training, or SPL.
 
     Raises:
         UserError: if the encoder is none of nnU-Net's.
@@ -64,14 +65,14 @@ def architecture(settings: Mapping[str, Any]) -> dict[str, Any]:
             f"{' or '.join(NNUNET_ENCODERS)}, or use another of --formats"
         )
     given = nnunet_arguments(name, encoder)
-    order = axis_order(_orientation(settings), _target(settings))
+    order = axis_order(_orientation(settings), axes or _target(settings))
     for key in _BY_AXIS:
         steps = [given[key]] * given["n_stages"] if isinstance(given[key], int) else given[key]  # one for all stages
         given[key] = [[step[axis] for axis in order] for step in map(_three, steps)]
     return given
 
 
-def write_nnunet(model: PlainModel, path: Path, input_channels: int | None = None) -> str:
+def write_nnunet(model: PlainModel, path: Path, input_channels: int | None = None, *, axes: str | None = None) -> str:
     """Writes a checkpoint that `nnUNetv2_train -pretrained_weights` takes; says how in a few words.
 
     Args:
@@ -79,30 +80,33 @@ def write_nnunet(model: PlainModel, path: Path, input_channels: int | None = Non
         path: of the file.
         input_channels: of the network that nnU-Net trains, by default of the pre-trained one; where they differ, the
             stem's weights are averaged, repeated and divided by their number.
+        axes: of the arrays that nnU-Net trains on, as `plan_axes` tells them; by default those of the plan of the
+            pre-training, or SPL.
 
     Raises:
         UserError: if the encoder is none of nnU-Net's.
     """
-    arguments = architecture(model.settings)
+    target = axes or _target(model.settings)
+    arguments = architecture(model.settings, target)
     channels = model.network.in_channels if input_channels is None else input_channels
-    network = _whole_network(model, arguments, channels)
+    network = _whole_network(model, arguments, channels, target)
     torch.save(
         {
             "network_weights": {key: value.detach() for key, value in network.state_dict().items()},
-            "nnssl_adaptation_plan": _adaptation_plan(model.settings, arguments, network, channels),
+            "nnssl_adaptation_plan": _adaptation_plan(model.settings, arguments, network, channels, target),
             "citations": [_CITATION],
             "model.json": dict(model.settings),
         },
         path,
     )
-    return (
-        "axes as nnU-Net reads files"
-        if _orientation(model.settings) != _target(model.settings)
-        else "axes as pre-trained"
-    )
+    if _orientation(model.settings) == target:
+        return "axes as pre-trained"
+    return "axes as nnU-Net reads files" if axes is None else "axes as your plan has them"
 
 
-def verify_nnunet(path: Path, name: str, model: PlainModel, images: Sequence[Tensor]) -> tuple[float, float]:
+def verify_nnunet(
+    path: Path, name: str, model: PlainModel, images: Sequence[Tensor], *, axes: str | None = None
+) -> tuple[float, float]:
     """Compares a written file with its model.
 
     All names that nnU-Net asks for must be there, and the encoder's values equal bit for bit. The features of nnU-Net's
@@ -113,14 +117,15 @@ def verify_nnunet(path: Path, name: str, model: PlainModel, images: Sequence[Ten
         name: of its format.
         model: what it was made from.
         images: ``[B, 1, D, H, W]``, with the axes of the pre-training, to compare features on.
+        axes: as for `write_nnunet`.
 
     Raises:
         UserError: if the two differ.
     """
-    given = read_weights(path)
-    arguments = architecture(model.settings)
+    given, target = read_weights(path), axes or _target(model.settings)
+    arguments = architecture(model.settings, target)
     channels = next(value for key, value in given.items() if key.startswith("encoder.") and value.ndim == 5).shape[1]
-    network = _whole_network(model, arguments, channels)
+    network = _whole_network(model, arguments, channels, target)
     expected = network.state_dict()
     wrong = [key for key, value in expected.items() if key not in given or given[key].shape != value.shape]
     wrong += [
@@ -133,9 +138,9 @@ def verify_nnunet(path: Path, name: str, model: PlainModel, images: Sequence[Ten
             f"the {name} file differs from the model in {len(wrong)} tensors, such as {wrong[0]}: export it again"
         )
     network.load_state_dict(given)
-    turned = turn_kernels(model.weights, _orientation(model.settings), to=_target(model.settings))
+    turned = turn_kernels(model.weights, _orientation(model.settings), to=target)
     plain = plain_network({"encoder": {"name": model.settings["encoder"]["name"], **arguments}}, turned)
-    order = axis_order(_orientation(model.settings), _target(model.settings))
+    order = axis_order(_orientation(model.settings), target)
     difference = relative = 0.0
     for image in images if channels == model.network.in_channels else ():
         apart, share = _compare(network, plain, image.permute(0, 1, *(2 + axis for axis in order)))
@@ -155,7 +160,8 @@ def fit_plans(
 ) -> dict[str, Any]:
     """A plan for `nnUNetv2_train -p` whose network is the pre-trained one, where the user's own plan has another.
 
-    Everything else is the user's: spacing, normalisation, patch and batch size, the preprocessed data.
+    Everything else is the user's: spacing, normalisation, patch and batch size, the preprocessed data. Kernels and
+    strides follow the plan's axes; the weights must, too: give `write_nnunet` what `plan_axes` tells.
 
     Args:
         plans: the content of the user's `nnUNetPlans.json`.
@@ -167,7 +173,8 @@ def fit_plans(
         The content of `<name>.json`, to be put beside the user's plan.
 
     Raises:
-        UserError: if the plan has no such configuration, or its patch does not divide by the network's strides.
+        UserError: if the plan has no such configuration, its patch does not divide by the network's strides, or as
+            `plan_axes`.
     """
     found = plans.get("configurations") if isinstance(plans, Mapping) else None
     if not isinstance(found, Mapping) or not all(isinstance(one, Mapping) for one in found.values()):
@@ -177,7 +184,7 @@ def fit_plans(
             f"--nnunet_plans has no configuration {configuration!r} of its own: give --nnunet_configuration one of "
             f"{', '.join(key for key in found if 'patch_size' in found[key]) or 'another plan'}"
         )
-    arguments, chosen = architecture(settings), dict(found[configuration])
+    arguments, chosen = architecture(settings, plan_axes(plans)), dict(found[configuration])
     total = [math.prod(step[axis] for step in arguments["strides"]) for axis in range(3)]
     patch = [int(size) for size in chosen["patch_size"]]
     if len(patch) != 3 or any(size % stride for size, stride in zip(patch, total)):
@@ -191,6 +198,29 @@ def fit_plans(
         "_kw_requires_import": list(_CLASSES),
     }
     return {**plans, "plans_name": name, "configurations": {configuration: chosen}}
+
+
+def plan_axes(plans: Mapping[str, Any]) -> str:
+    """To where the axes of the arrays run that nnU-Net makes by a plan, such as "LSP".
+
+    Args:
+        plans: the content of the user's `nnUNetPlans.json`. Its reader gives the axes, and `transpose_forward` their
+            order: nnU-Net puts the axis with the thickest voxels first.
+
+    Raises:
+        UserError: if `transpose_forward` is no order of three axes.
+
+    Example:
+        >>> from bundle.export import plan_axes
+        >>> plan_axes({"image_reader_writer": "SimpleITKIO", "transpose_forward": [2, 0, 1]})
+        'LSP'
+    """
+    order = plans.get("transpose_forward") or [0, 1, 2]
+    if not isinstance(order, Sequence) or sorted(map(str, order)) != ["0", "1", "2"]:
+        raise UserError(
+            f"--nnunet_plans has transpose_forward {order!r}, which is no order of three axes: plan the data set again"
+        )
+    return array_axes(str(plans.get("image_reader_writer")), [int(axis) for axis in order])
 
 
 def copy_trainer(folder: str | os.PathLike[str]) -> Path:
@@ -216,25 +246,23 @@ def _compare(network: Any, plain: PlainEncoder, image: Tensor) -> tuple[float, f
     return max(apart), max(a / max(float(b.abs().max()), 1e-30) for a, (_, b) in zip(apart, pairs, strict=True))
 
 
-def _whole_network(model: PlainModel, arguments: Mapping[str, Any], input_channels: int) -> Any:
+def _whole_network(model: PlainModel, arguments: Mapping[str, Any], input_channels: int, axes: str) -> Any:
     """nnU-Net's network with its own first weights, and the encoder's in their place."""
     name = model.settings["encoder"]["name"]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # the same file each time
         network: Any = build_encoder(name, **{**arguments, "input_channels": input_channels}).network
         network.apply(network.initialize)
-    weights = turn_kernels(model.weights, _orientation(model.settings), to=_target(model.settings))
+    weights = turn_kernels(model.weights, _orientation(model.settings), to=axes)
     current = network.state_dict()
     fitted = {key: _repeated(value, current[key]) for key, value in weights.items() if key in current}
-    network.load_state_dict(current | fitted | _decoder(model, current))
+    network.load_state_dict(current | fitted | _decoder(model, current, axes))
     return network.eval()
 
 
-def _decoder(model: PlainModel, current: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _decoder(model: PlainModel, current: Mapping[str, Tensor], axes: str) -> dict[str, Tensor]:
     """The pre-trained decoder under nnU-Net's names, but for its last layer, if it is nnU-Net's own; else nothing."""
-    given = turn_kernels(
-        without_reconstruction(model.decoder), _orientation(model.settings), to=_target(model.settings)
-    )
+    given = turn_kernels(without_reconstruction(model.decoder), _orientation(model.settings), to=axes)
     named = {f"decoder.{key}": value for key, value in given.items()}
     fits = all(key in current and current[key].shape == value.shape for key, value in named.items())
     return named if fits else {}
@@ -247,16 +275,16 @@ def _repeated(value: Tensor, target: Tensor) -> Tensor:
 
 
 def _adaptation_plan(
-    settings: Mapping[str, Any], arguments: Mapping[str, Any], network: Any, input_channels: int
+    settings: Mapping[str, Any], arguments: Mapping[str, Any], network: Any, input_channels: int, axes: str
 ) -> dict[str, Any]:
     """What nnU-Net's tools for checkpoints of nnssl ask for.
 
     They load the parts of their network that its class names as encoder and stem, strictly and by these keys.
     """
     name = settings["encoder"]["name"]
-    order = axis_order(_orientation(settings), _target(settings))
+    order = axis_order(_orientation(settings), axes)
     spacing, patch = settings.get("spacing"), settings.get("crop_size")
-    reader, transpose = reader_of(_target(settings))
+    reader, transpose = reader_of(axes)
     return {
         "architecture_plans": {
             "arch_class_name": f"dynamic_network_architectures.architectures.unet.{name}",

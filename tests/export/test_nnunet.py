@@ -15,7 +15,7 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet, Resi
 from torch import nn
 
 from bundle.errors import UserError
-from bundle.export import FORMATS, export_model, fit_plans, plain_model, write_nnunet
+from bundle.export import FORMATS, export_model, fit_plans, plain_model, plan_axes, write_nnunet
 from bundle.networks import build_encoder
 from bundle.weights import ModelFiles
 from tests.export.models import write_model
@@ -88,21 +88,16 @@ def test_the_tensors_are_the_encoders_bit_for_bit_under_all_of_nnunets_names(tmp
     }
 
 
+@pytest.mark.usefixtures("formats")
 def test_the_stem_is_repeated_for_more_channels_so_that_the_same_image_on_each_gives_the_same(tmp_path: Path):
     file, _ = write_model(tmp_path, ONE_WAY, orientation="SPL")
     plans = tmp_path / "nnUNetPlans.json"
     plans.write_text(json.dumps(plan([16, 16, 16])))
     options = ["--formats", "nnunet", "--input_channels", "3", "--nnunet_plans", str(plans), "--output_dir"]
-    before = FORMATS["nnunet"]
-    try:
-        assert command.main([str(file), *options, str(tmp_path / "out")]) == 0
-    finally:
-        FORMATS["nnunet"] = before
+    assert command.main([str(file), *options, str(tmp_path / "out")]) == 0
     (tmp_path / "out/SparseMimPlans.json").unlink()
-    try:  # the weights are there already and stay: a plan is written beside them
-        assert command.main([str(file), *options, str(tmp_path / "out")]) == 1
-    finally:
-        FORMATS["nnunet"] = before
+    # the weights are there already and stay: a plan is written beside them
+    assert command.main([str(file), *options, str(tmp_path / "out")]) == 1
     network = theirs(ONE_WAY, 3, turned=False).eval()
     load_as_nnunet(network, tmp_path / "out/model.nnunet.pth")
     image = torch.randn(1, 1, 8, 8, 16)
@@ -251,6 +246,75 @@ def test_a_plan_gets_the_pretrained_network_and_keeps_all_else():
     assert architecture["arch_kwargs"]["kernel_sizes"] == [[1, 3, 3], [3, 3, 3], [3, 1, 3]]
     assert architecture["arch_kwargs"]["nonlin"] == "torch.nn.LeakyReLU"
     assert (fitted["plans_name"], fitted["dataset_name"]) == ("SparseMimPlans", "Dataset004_Hippocampus")
+
+
+@pytest.fixture
+def formats(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FORMATS, "nnunet", FORMATS["nnunet"])  # as before, after the test
+
+
+@pytest.mark.usefixtures("formats")
+@pytest.mark.parametrize(
+    ("reader", "transpose", "pretrained"),
+    [
+        ("SimpleITKIO", [0, 1, 2], "RAS"),
+        ("SimpleITKIO", [2, 0, 1], "RAS"),
+        ("NibabelIO", [1, 0, 2], "SPL"),
+        ("NibabelIOWithReorient", [0, 1, 2], "RAS"),
+        ("SimpleITKIOWithReorient", [1, 2, 0], "LPS"),
+    ],
+)
+def test_the_weights_and_the_network_for_a_plan_have_its_axes(
+    reader: str, transpose: list[int], pretrained: str, tmp_path: Path
+):
+    """The network of the written plan says of nnU-Net's array what the encoder says of the same scan."""
+    order = [2 - axis for axis in transpose]  # a reader gives axes last first: which of x, y, z each axis of arrays is
+    at = ["RL", "AP", "SI"]
+    of_scan = [next(i for i, pair in enumerate(at) if code in pair) for code in pretrained]
+    given = {"n_stages": 2, "features_per_stage": [4, 6], "n_conv_per_stage": [1, 1]}
+    kernels, strides = [[1, 3, 3], [3, 3, 1]], [[1, 1, 1], [1, 1, 1]]
+    case = Case("PlainConvUNet", {**given, "kernel_sizes": kernels, "strides": strides}, ())
+    file, _ = write_model(tmp_path, case, orientation=pretrained)
+    plans = {**plan([16, 16, 16]), "image_reader_writer": reader, "transpose_forward": transpose}
+    (tmp_path / "plans.json").write_text(json.dumps(plans))
+    out = tmp_path / "out"
+    options = ["--formats", "nnunet", "--nnunet_plans", str(tmp_path / "plans.json"), "--output_dir", str(out)]
+    assert command.main([str(file), *options]) == 0
+    written = json.loads((out / "SparseMimPlans.json").read_text())["configurations"]["3d_fullres"]["architecture"]
+    network = build_encoder("PlainConvUNet", **written["arch_kwargs"]).network.eval()
+    load_as_nnunet(network, out / "model.nnunet.pth")
+
+    scan = np.random.default_rng(1).normal(size=(6, 8, 10)).astype(np.float32)  # x, y, z: right, anterior, superior
+    reorients = reader.endswith("WithReorient")
+    stored = scan if reorients else scan[::-1, ::-1]  # a file as DICOM has it: left, posterior, superior
+    shown = np.ascontiguousarray(stored.transpose(order))
+    flips = [number for number, code in enumerate(pretrained) if code in "LPI"]
+    prepared = np.ascontiguousarray(np.flip(scan.transpose(of_scan), flips))
+    with torch.no_grad():
+        features = network.encoder(torch.from_numpy(shown)[None, None])
+        expected = plain_model(file).network(torch.from_numpy(prepared)[None, None])
+    for ours, theirs in zip(expected, features, strict=True):
+        in_scan = np.flip(ours[0].numpy(), [1 + axis for axis in flips]).transpose(0, *(1 + np.argsort(of_scan)))
+        as_stored = in_scan if reorients else in_scan[:, ::-1, ::-1]
+        again = as_stored.transpose(0, *(1 + axis for axis in order))
+        assert np.abs(again - theirs[0].numpy()).max() <= 1e-5 * np.abs(again).max()
+
+
+@pytest.mark.usefixtures("formats")
+def test_weights_that_lie_there_for_other_axes_get_no_plan(tmp_path: Path, capsys):
+    file, _ = write_model(tmp_path, PLAIN, orientation="RAS")
+    (tmp_path / "plans.json").write_text(json.dumps({**plan([16, 16, 16]), "transpose_forward": [2, 0, 1]}))
+    line = [str(file), "--formats", "nnunet", "--output_dir", str(tmp_path / "out")]
+    assert command.main(line) == 0
+    assert command.main([*line, "--nnunet_plans", str(tmp_path / "plans.json")]) == 1
+    assert "the nnunet file differs from the model in" in capsys.readouterr().err
+    assert not (tmp_path / "out/SparseMimPlans.json").exists()
+
+
+@pytest.mark.parametrize("order", [[0, 1], [0, 0, 1], [1, 2, 3], "x", 3])
+def test_a_plan_without_an_order_of_axes_is_one_line(order: Any):
+    with pytest.raises(UserError, match="which is no order of three axes: plan the data set again"):
+        plan_axes({"transpose_forward": order})
 
 
 @pytest.mark.parametrize(

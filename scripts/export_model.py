@@ -47,6 +47,7 @@ from bundle.export import (
     plan_axes,
     verify_file,
     verify_nnunet,
+    without_private,
     write_nnunet,
 )
 from bundle.runs.writable import make_folder
@@ -113,16 +114,25 @@ def settings_file(model: Path, output_dir: Path, replace: bool) -> Path:
     Raises:
         UserError: if another one is there and may not be replaced.
     """
-    source, target = model.with_suffix(".json"), output_dir / f"{model.stem}.json"
-    if target.exists() and target.read_bytes() != source.read_bytes() and not replace:
+    target = output_dir / f"{model.stem}.json"
+    known = (model.with_suffix(".json").read_bytes(), settings_to_hand_on(model))
+    if target.exists() and target.read_bytes() not in known and not replace:
         raise UserError(f"{target} is of another model: pass --replace to write it anew, or another --output_dir")
     return target
 
 
+def settings_to_hand_on(model: Path) -> bytes:
+    """The file `model.json`, as it is if nothing in it is private; else without that."""
+    written = model.with_suffix(".json").read_bytes()
+    content = json.loads(written)
+    told = without_private(content)
+    return written if told == content else f"{json.dumps(told, indent=4)}\n".encode()
+
+
 def copy_settings(model: Path, target: Path) -> None:
-    """Puts `model.json` beside the exported files; where it is the same already, nothing happens."""
-    content = model.with_suffix(".json").read_bytes()
-    if not target.exists() or target.read_bytes() != content:
+    """Puts `model.json` beside the exported files; nothing happens where it is the same already, or the model's own."""
+    content = settings_to_hand_on(model)
+    if not target.exists() or (target.read_bytes() != content and not target.samefile(model.with_suffix(".json"))):
         with replace_file(target) as temporary:
             temporary.write_bytes(content)
 

@@ -5,6 +5,7 @@ from bundle.export.export_model import Exported, export_model, verify_file
 from bundle.export.formats import FORMATS, Format
 from bundle.export.nnunet import copy_trainer, fit_plans, plan_axes, verify_nnunet, write_nnunet
 from bundle.export.plain import PlainEncoder, PlainModel, plain_model, plain_network
+from bundle.export.private import without_private
 from bundle.export.verify import Verifier, compare_features, settings_text
 
 __all__ = [
@@ -24,5 +25,6 @@ __all__ = [
     "settings_text",
     "verify_file",
     "verify_nnunet",
+    "without_private",
     "write_nnunet",
 ]

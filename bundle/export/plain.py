@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from bundle.errors import UserError
+from bundle.export.private import without_private
 from bundle.networks import Encoder, build_encoder
 from bundle.weights import ModelFiles, read_weights, require_fractions
 
@@ -60,7 +61,7 @@ class PlainModel:
     Attributes:
         network: in eval mode.
         weights: the flat state dict, by the MONAI network's own keys.
-        settings: of `model.json`.
+        settings: of `model.json`, without what is private.
         decoder: the flat state dict of the pre-trained decoder; empty where none was kept.
     """
 
@@ -85,7 +86,7 @@ def plain_model(model: str | os.PathLike[str]) -> PlainModel:
         raise UserError(
             f"{files.settings} does not exist: copy it from the run folder too, it says how to build the network"
         )
-    content = dict(settings.content)
+    content = without_private(settings.content)
     files.verify_decoder()
     decoder = read_weights(files.decoder) if files.decoder.is_file() else {}
     return PlainModel(plain_network(content, weights, name=str(files.weights)), weights, content, decoder)

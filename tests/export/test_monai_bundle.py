@@ -233,6 +233,21 @@ def test_the_terms_name_every_step_that_led_to_the_weights(ct_run: Path):
     assert "Training began from scratch." in data_licence(FinishedRun.read(ct_run), None)
 
 
+def test_no_fingerprint_of_a_scan_is_handed_on(ct_run: Path, tmp_path: Path):
+    run = shutil.copytree(ct_run, tmp_path / "run")
+    about = json.loads((run / "model.json").read_text())
+    own = [digest for part in about["fingerprints"].values() for digest in part]
+    step = {"file": "model.pt", "licence": "x", "fingerprints": {"training": ["f1f1f1f1"]}}
+    (run / "model.json").write_text(json.dumps({**about, "pretrained": "gone/model.pt", "origin": [step]}))
+    bundle = export(run, tmp_path / "exported")
+    texts = [file.read_bytes() for file in bundle.rglob("*") if file.suffix in (".json", ".md", ".txt", ".conf")]
+    with zipfile.ZipFile(bundle / "models/model.ts") as script:
+        texts += [script.read(name) for name in script.namelist()]
+    assert own and not [digest for digest in (*own, "f1f1f1f1") if any(digest.encode() in text for text in texts)]
+    for file in ("configs/metadata.json", "models/model.json"):
+        assert json.loads((bundle / file).read_text())["origin"] == [{"file": "model.pt", "licence": "x"}]
+
+
 def test_torchscript_is_the_network_and_holds_both_configs(ct_run: Path, ct_bundle: Path):
     extra = {"inference.json": "", "metadata.json": ""}
     network = torch.jit.load(ct_bundle / "models/model.ts", _extra_files=extra).eval()

@@ -112,6 +112,23 @@ def test_settings_of_another_model_in_the_folder_are_not_overwritten(model: Path
     assert json.loads((out / "model.json").read_text())["crop_size"] == [32, 24, 16]
 
 
+def test_no_fingerprint_of_a_scan_is_handed_on(model: Path, tmp_path: Path, capsys):
+    own = model.with_suffix(".json")
+    about = json.loads(own.read_text())
+    began_with = {"file": "a.pt", "sha256": "5d5d", "licence": "x", "fingerprints": {"training": ["f1f1f1f1"]}}
+    own.write_text(json.dumps({**about, "fingerprints": {"training": ["e2e2e2e2"]}, "origin": [began_with]}))
+    before, out = own.read_bytes(), tmp_path / "exports"
+    line = [str(model), "--formats", "safetensors", "torchscript"]
+    assert export_model.main([*line, "--output_dir", str(out)]) == 0
+    assert export_model.main([*line, "--output_dir", str(out), "--replace"]) == 0  # what is there is this model's
+    written = {file.name: file.read_bytes() for file in out.iterdir()}
+    assert written.keys() == {"model.json", "model.safetensors", "model.ts"}
+    assert not [name for name, text in written.items() if b"f1f1f1f1" in text or b"e2e2e2e2" in text]
+    assert json.loads(written["model.json"])["origin"] == [{"file": "a.pt", "sha256": "5d5d", "licence": "x"}]
+    assert export_model.main(line) == 0
+    assert own.read_bytes() == before  # beside the model its own settings stay
+
+
 def test_without_onnx_the_other_formats_are_written(model: Path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert export_model.main([str(model), "--formats", "onnx", "safetensors"]) == 1

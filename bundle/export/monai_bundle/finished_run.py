@@ -16,6 +16,7 @@ from monai.networks import nets
 from torch import Tensor, nn
 
 from bundle.errors import UserError
+from bundle.export.private import without_private
 from bundle.weights import ModelFiles
 
 __all__ = ["FinishedRun"]
@@ -82,14 +83,15 @@ class FinishedRun:
     def origin(self) -> list[Mapping[str, Any]]:
         """The weights that training began with, and those that these went on from, the first ones first.
 
-        Each with its licence; empty from scratch. A run of an earlier version did not record them: what the json beside
-        the weights says, if it is still there.
+        Each with its licence, and without what is private; empty from scratch. A run of an earlier version did not
+        record them: what the json beside the weights says, if it is still there.
         """
-        recorded = list(self.content.get("origin") or [])
+        recorded = list(without_private(self.content).get("origin") or [])
         if recorded or not self.content.get("pretrained"):
             return recorded
         step = {key: self.pretrained[key] for key in ("sha256", "licence", "volumes") if key in self.pretrained}
-        return [*self.pretrained.get("origin", []), {"file": Path(self.content["pretrained"]).name, **step}]
+        before = without_private(self.pretrained).get("origin", [])
+        return [*before, {"file": Path(self.content["pretrained"]).name, **step}]
 
     @property
     def in_channels(self) -> int:

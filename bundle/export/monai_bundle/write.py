@@ -19,13 +19,14 @@ from bundle.export.monai_bundle.inference_config import inference_config, needs_
 from bundle.export.monai_bundle.metadata import metadata
 from bundle.export.monai_bundle.model_card import data_licence, model_card
 from bundle.export.monai_bundle.verify import Verified, export_torchscript, verify
+from bundle.export.private import without_private
 from bundle.runs.writable import make_folder
 from bundle.weights import ModelFiles
 
 __all__ = ["Exported", "export_bundle"]
 
-#: of `model.json`, what stays with those who trained the model: it tells of their files
-_PRIVATE = ("fingerprints", "sha256", "decoder_sha256")
+#: of `model.json`, what is of the run's files; `ModelFiles.write` has those of the bundle's
+_OF_FILES = ("sha256", "decoder_sha256")
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def export_bundle(
 
 
 def _write_model(folder: Path, run: FinishedRun) -> None:
-    settings = {key: value for key, value in run.content.items() if key not in _PRIVATE}
+    settings = {key: value for key, value in without_private(run.content).items() if key not in _OF_FILES}
     if settings.get("pretrained"):
         settings["pretrained"] = Path(str(settings["pretrained"])).name  # without the folders above it
     weights = {key: value.detach().cpu() for key, value in run.weights.items()}

@@ -27,7 +27,7 @@ from scipy import ndimage
 
 from bundle import data as components
 from bundle.errors import UserError, user_error_in
-from bundle.export.monai_bundle import FinishedRun, data_licence, inference_config, metadata
+from bundle.export.monai_bundle import FinishedRun, data_licence, inference_config, metadata, model_card
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs/finetune_segmentation.yaml")
@@ -231,6 +231,56 @@ def test_the_terms_name_every_step_that_led_to_the_weights(ct_run: Path):
     assert "went on from ct_fm.safetensors (Pai), trained on 148,000 CT scans; their licence: CC BY-SA 4.0." in terms
     assert metadata(run, title="a", components="bundle")["origin"] == [theirs, ours]
     assert "Training began from scratch." in data_licence(FinishedRun.read(ct_run), None)
+
+
+SCAN = torch.tensor([-2000.0, -1024.0, 0.0, 512.0, 3000.0]).view(1, 1, 1, 5)
+RANGE = {"kind": "range", "window": [-1024, 2048], "to": [0, 1]}
+FIXED = {"kind": "statistics", "window": [-900.0, 300.0], "mean": 40.0, "deviation": 120.0}
+
+
+@pytest.mark.parametrize(
+    ("scheme", "lines"),
+    [
+        (RANGE, ["- intensities: clipped to -1024 to 2048, mapped to 0 to 1"]),
+        (FIXED, ["- intensities: clipped to -900 to 300, minus 40, divided by 120"]),
+        ({"kind": "rescale"}, ["- intensities: from the lowest to the highest value, mapped to 0 to 1"]),
+        ([RANGE, RANGE], ["- intensities: clipped to -1024 to 2048, mapped to 0 to 1"]),
+        (
+            [RANGE, {"kind": "rescale"}, FIXED],
+            [
+                "- image 0: clipped to -1024 to 2048, mapped to 0 to 1",
+                "- image 1: from the lowest to the highest value, mapped to 0 to 1",
+                "- image 2: clipped to -900 to 300, minus 40, divided by 120",
+            ],
+        ),
+    ],
+)
+def test_card_and_metadata_tell_the_intensities_of_weights_from_elsewhere(ct_run: Path, scheme: Any, lines: list[str]):
+    run = FinishedRun.read(ct_run)
+    count = len(scheme) if isinstance(scheme, list) else 1
+    run = dataclasses.replace(run, content={**run.content, "in_channels": count, "intensity_scheme": scheme})
+    card = model_card(run, title="a", components="bundle", has_torchscript=False)
+    told = card.split("## Preparation of a scan")[1].split("##")[0].strip().splitlines()
+    assert told[1:-1] == lines and "HU" not in card
+    seen = components.NormalizeBySchemed(scheme=scheme)({"image": SCAN.expand(count, -1, -1, -1), "name": "a"})["image"]
+    inputs = metadata(run, title="a", components="bundle")["network_data_format"]["inputs"]
+    assert inputs["image"]["value_range"] == pytest.approx([seen.min().item(), seen.max().item()], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "words", "values"),
+    [
+        ({"kind": "z_score", "over": "nonzero_box"}, "of the smallest box with all voxels that are not 0", [-10, 10]),
+        ({"kind": "z_score"}, "divided by the standard deviation, of the volume", [-10, 10]),
+        ({"kind": "none"}, "intensities: as in the file", []),
+    ],
+)
+def test_intensities_without_bounds_are_told_in_words(ct_run: Path, scheme: Any, words: str, values: list[float]):
+    run = FinishedRun.read(ct_run)
+    run = dataclasses.replace(run, content={**run.content, "intensity_scheme": scheme})
+    assert words in model_card(run, title="a", components="bundle", has_torchscript=False)
+    inputs = metadata(run, title="a", components="bundle")["network_data_format"]["inputs"]
+    assert inputs["image"]["value_range"] == values
 
 
 def test_no_fingerprint_of_a_scan_is_handed_on(ct_run: Path, tmp_path: Path):

@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from bundle.export.monai_bundle.finished_run import FinishedRun
+from bundle.export.monai_bundle.intensities import value_range
 
 __all__ = ["SCHEMA", "metadata"]
 
@@ -83,7 +84,7 @@ def _network(run: FinishedRun) -> dict[str, Any]:
                 "format": "hounsfield" if run.modality == "CT" else "magnitude",
                 "modality": ", ".join(run.modalities),
                 "num_channels": run.in_channels,
-                "value_range": [-1, 1] if run.modality == "CT" else [-10, 10],
+                "value_range": value_range(run),
                 "is_patch_data": True,
                 "channel_def": of_image,
             }

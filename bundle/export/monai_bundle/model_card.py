@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bundle.export.monai_bundle.finished_run import FinishedRun
+from bundle.export.monai_bundle.intensities import describe_intensities
 
 __all__ = ["data_licence", "model_card"]
 
@@ -119,13 +120,7 @@ def _preparation(run: FinishedRun) -> str:
         if spacing is None
         else " x ".join("own" if s is None else f"{s:g}" for s in spacing) + " mm"
     )
-    lines = [f"axes to RAS, {size}"]
-    if "CT" in run.modalities:
-        low, high = about["ct_window"]
-        lines.append(f"CT: {low:g} to {high:g} HU, mapped to -1 to 1")
-    if "MR" in run.modalities:
-        low, high = about["mr_percentiles"]
-        lines.append(f"MR: clipped to the percentiles {low:g} and {high:g} of the body, z-scored on it")
+    lines = [f"axes to RAS, {size}", *describe_intensities(run)]
     lines.append(f"windows of {' x '.join(map(str, about['crop_size']))} voxels, which overlap by half")
     return "\n".join(f"- {line}" for line in lines)
 

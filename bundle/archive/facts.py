@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bundle.data.index.database import COLUMNS, open_to_read, root_folder
+from bundle.data.index.database import COLUMNS, judged, open_to_read, root_folder
 from bundle.data.names import name_digest
 
 __all__ = ["AXES", "count_volumes", "read_volumes"]
@@ -23,7 +23,7 @@ _LONGEST = 200  # names in the json, of each kind
 
 
 def read_volumes(index: Path, *, hash_names: bool = False) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """All volumes by the columns of an index, with their numbers (`id`), and the facts about the files.
+    """The volumes with a verdict by the columns of an index, with their numbers (`id`), and the facts about the files.
 
     Args:
         index: its file.
@@ -32,7 +32,8 @@ def read_volumes(index: Path, *, hash_names: bool = False) -> tuple[list[dict[st
     with open_to_read(index) as connection:
         names = ["id", *COLUMNS]
         rows = connection.execute(f"SELECT {', '.join(names)} FROM volumes ORDER BY name")  # noqa: S608 - fixed names
-        volumes = [dict(zip(names, row, strict=True)) for row in rows]
+        held, _ = judged(connection)
+        volumes = [dict(zip(names, row, strict=True)) for row in rows if row[0] in held]
         kinds = dict(connection.execute("SELECT kind, count(*) FROM files GROUP BY kind").fetchall())
         objects = connection.execute(
             "SELECT headers.text, count(*) FROM files JOIN headers ON headers.id = files.header "

@@ -60,7 +60,8 @@ def update_index(
     """Makes the index of an archive, or brings it up to date.
 
     Only files that are new, or whose size or time of change is another one, are opened. A kill loses at most the last
-    seconds; the next run goes on. One process at a time may do this with an index; others may read it meanwhile.
+    seconds; the next run goes on. One process at a time may do this with an index; others may read it meanwhile,
+    without the volumes that have no verdict yet.
 
     Args:
         file: of the index, made if it is missing.

@@ -12,10 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from monai.data import MetaTensor
 
-from bundle.archive import look, update_index
+from bundle.archive import group, look, update, update_index
+from bundle.archive.facts import read_volumes
 from bundle.archive.look import _Writer
 from bundle.data import FoundVolume, find_scans, find_volumes, read_volume
 from bundle.errors import UserError, VolumeError
@@ -255,3 +257,93 @@ def test_mistakes_are_one_line(tmp_path: Path, kind: str) -> None:
     with pytest.raises(UserError) as caught:
         update_index(file, given, processes=0, salt_file=tmp_path / "short" if kind == "short secret" else None)
     assert "\n" not in str(caught.value)
+
+
+def scan_and_copy(root: Path) -> None:
+    """New files: a copy of a scan that is there, a series of the same voxels, a 4D file, and a scan that is new."""
+    shutil.copy(root / "first/scan.nii", root / "first/copy.nii")
+    shutil.copytree(root / "series", root / "series once more")
+    write_nifti(root / "second/four.nii", np.stack([ct_phantom((6, 6, 6), seed=3)] * 2, axis=3))
+    write_nifti(root / "second/new.nii", ct_phantom((6, 6, 6), seed=4))
+
+
+def updated_half(file: Path, root: Path, series: int) -> None:
+    """Updates an index in a process that is killed when it has grouped so many series or volumes."""
+    group._BATCH_SECONDS = -1.0
+    left, whole = iter(range(series)), group._replace
+
+    def replace(*arguments: Any) -> None:
+        if next(left, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        whole(*arguments)
+
+    group._replace = replace
+    update.give_verdicts = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    update_index(file, root, processes=0)
+
+
+@pytest.mark.parametrize("grouped", [0, 2, 10])
+def test_after_a_kill_readers_see_only_volumes_that_are_judged(
+    tmp_path: Path, grouped: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    root, file = tmp_path / "archive", tmp_path / "i.sqlite"
+    write_nifti(root / "first/scan.nii", ct_phantom((6, 6, 6)))
+    write_dicom(root / "series", ct_phantom((6, 6, 6), seed=1))
+    write_nifti(root / "first/changed.nii", ct_phantom((6, 6, 6), seed=2))
+    update_index(file, root, processes=0)
+    assert [v.name for v in find_scans(file)] == ["first/changed.nii", "first/scan.nii", "series"]
+
+    scan_and_copy(root)
+    write_nifti(root / "first/changed.nii", ct_phantom((8, 6, 6), seed=2))
+    process = multiprocessing.get_context("fork").Process(target=updated_half, args=(file, root, grouped))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+    # the copies of a series join it, so this series, too, is to be grouped anew
+    expected = ["first/scan.nii"]
+    caplog.clear()
+    assert [v.name for v in find_scans(file)] == expected
+    assert "5 series or volume(s) are not judged yet" in caplog.text and "configs/index.yaml" in caplog.text
+    assert [v.name for v in find_scans(file, where="slices > 0")] == expected
+    assert [row["name"] for row in read_volumes(file)[0]] == expected
+    with pytest.raises(UserError, match="fits none of 1 volumes"):
+        find_scans(file, where="slices == 8")
+
+    update_index(file, root, processes=0)
+    update_index(tmp_path / "anew.sqlite", root, processes=0)
+    assert rows(file) == rows(tmp_path / "anew.sqlite")
+    caplog.clear()
+    left_out = [v.name for v in find_scans(file) if v.left_out[0]]
+    assert left_out == ["first/scan.nii", "series once more"] and "judged" not in caplog.text
+
+
+def test_a_reader_beside_an_update_sees_only_volumes_that_are_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, file, seen = tmp_path / "archive", tmp_path / "i.sqlite", []
+    write_nifti(root / "first/scan.nii", ct_phantom((6, 6, 6)))
+    update_index(file, root, processes=0)
+    shutil.copy(root / "first/scan.nii", root / "first/copy.nii")
+    whole = update.give_verdicts
+
+    def verdicts(*arguments: Any) -> None:
+        seen.extend(volume.name for volume in find_scans(file))
+        whole(*arguments)
+
+    monkeypatch.setattr(update, "give_verdicts", verdicts)
+    update_index(file, root, processes=0)
+    assert seen == ["first/scan.nii"]
+    assert {v.name: bool(v.left_out[0]) for v in find_scans(file)} == {"first/copy.nii": False, "first/scan.nii": True}
+
+
+def test_where_no_volume_is_judged_any_more_one_line_says_what_to_do(tmp_path: Path) -> None:
+    root, file = tmp_path / "archive", tmp_path / "i.sqlite"
+    write_nifti(root / "scan.nii", ct_phantom((6, 6, 6)))
+    update_index(file, root, processes=0)
+    write_nifti(root / "scan.nii", ct_phantom((8, 6, 6)))
+    process = multiprocessing.get_context("fork").Process(target=updated_half, args=(file, root, 1))
+    process.start()
+    process.join()
+    with pytest.raises(UserError, match=r"1 series or volume\(s\) are not judged yet, and there are no others; "):
+        find_scans(file)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
+from collections.abc import Collection
 
 from bundle.data.index.database import COLUMNS
 from bundle.data.printable import shortened
@@ -19,7 +20,7 @@ _STEPS = 100
 _EXAMPLE = "such as \"modality == 'CT' and slices > 60\""
 
 
-def chosen(connection: sqlite3.Connection, where: str) -> set[int]:
+def chosen(connection: sqlite3.Connection, where: str, among: Collection[int]) -> set[int]:
     """The numbers of the volumes that a condition fits.
 
     SQLite itself reads the condition. It may name the columns of volumes and a few functions of numbers and texts;
@@ -28,6 +29,7 @@ def chosen(connection: sqlite3.Connection, where: str) -> set[int]:
     Args:
         connection: to an index, for reading.
         where: an expression of SQL; texts in single quotes.
+        among: the numbers of the volumes to choose from.
 
     Raises:
         UserError: if it is none, names another column, or fits no volume.
@@ -41,10 +43,10 @@ def chosen(connection: sqlite3.Connection, where: str) -> set[int]:
         raise UserError(f"--where {shortened(where)} does not fit: {_explained(str(error))}") from None
     finally:
         connection.set_authorizer(None)
-    if not rows:
-        count = connection.execute("SELECT count(*) FROM volumes").fetchone()[0]
-        raise UserError(f"--where {shortened(where)} fits none of {count} volumes: {_values(connection, where)}")
-    return {number for (number,) in rows}
+    found = {number for (number,) in rows}.intersection(among)
+    if not found:
+        raise UserError(f"--where {shortened(where)} fits none of {len(among)} volumes: {_values(connection, where)}")
+    return found
 
 
 def _authorize(action: int, one: str | None, other: str | None, *_: str | None) -> int:
@@ -67,6 +69,7 @@ def _values(connection: sqlite3.Connection, where: str) -> str:
     """What a text column that the condition names does hold."""
     for name in ("modality", "format", "site"):
         if re.search(rf"\b{name}\b", where):
-            found = connection.execute(f"SELECT DISTINCT {name} FROM volumes LIMIT 10").fetchall()  # noqa: S608
+            distinct = f"SELECT DISTINCT {name} FROM volumes WHERE name != '' LIMIT 10"  # noqa: S608 - see above
+            found = connection.execute(distinct).fetchall()
             return f"{name} is one of {', '.join(repr(value) for (value,) in found)}"
     return f"the columns are {', '.join(COLUMNS)}"

@@ -21,6 +21,7 @@ __all__ = [
     "create_or_open",
     "get",
     "is_index",
+    "judged",
     "open_to_read",
     "put",
     "root_folder",
@@ -103,7 +104,9 @@ def create_or_open(file: Path) -> sqlite3.Connection:
 
 @contextmanager
 def open_to_read(file: Path) -> Iterator[sqlite3.Connection]:
-    """An index that is complete, for reading; all that is read is of one moment.
+    """An index that was complete once, for reading; all that is read is of one moment.
+
+    An update may be under way, or may have been killed: `judged` tells which volumes are to be read.
 
     Raises:
         UserError: if the file is no index, is damaged, or was never completed.
@@ -128,6 +131,16 @@ def get(connection: sqlite3.Connection, key: str) -> str:
 def put(connection: sqlite3.Connection, key: str, value: str) -> None:
     """Sets a fact about the index."""
     connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+
+
+def judged(connection: sqlite3.Connection) -> tuple[set[int], int]:
+    """The numbers of the volumes whose verdict holds, and how many series or volumes wait for one.
+
+    An update that runs, or that was killed, leaves volumes without a name, and series that are to be grouped anew.
+    """
+    held = connection.execute("SELECT id FROM volumes WHERE name != '' AND series NOT IN (SELECT series FROM pending)")
+    waiting = "SELECT count(*) FROM (SELECT series FROM pending UNION SELECT series FROM volumes WHERE name = '')"
+    return {number for (number,) in held}, int(connection.execute(waiting).fetchone()[0])
 
 
 def root_folder(connection: sqlite3.Connection) -> Path:

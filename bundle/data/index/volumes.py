@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping
@@ -15,9 +16,12 @@ from typing import Any
 from bundle.data.dicom.slices import UNREADABLE
 from bundle.data.found_volume import FoundVolume, other_objects
 from bundle.data.index.condition import chosen
-from bundle.data.index.database import COLUMNS, get, open_to_read, root_folder
+from bundle.data.index.database import COLUMNS, get, judged, open_to_read, root_folder
+from bundle.errors import UserError
 
 __all__ = ["indexed_volumes"]
+
+logger = logging.getLogger(__name__)
 
 _FILES = """
 SELECT v.volume, folders.path, v.name FROM volume_files v JOIN folders ON folders.id = v.folder
@@ -29,7 +33,8 @@ def indexed_volumes(file: str | os.PathLike[str], where: str = "", *, others: bo
     """The volumes of an archive as `bundle.data.find_volumes` gives them, from the archive's index.
 
     No file of the archive is looked at. Each volume has the columns of the index. What the index knows to be unusable,
-    and all but the first of equal volumes, is left out with the reason.
+    and all but the first of equal volumes, is left out with the reason. What an update has still to judge, or had when
+    it was killed, is not in the list; the log says how many these are.
 
     Args:
         file: of the index.
@@ -37,26 +42,36 @@ def indexed_volumes(file: str | os.PathLike[str], where: str = "", *, others: bo
         others: whether to list DICOM objects that are no images, too; not with a condition.
 
     Raises:
-        UserError: if the index cannot be used, the condition is none, or it fits no volume.
+        UserError: if the index cannot be used, no volume of it is judged, the condition is none, or it fits no volume.
     """
     with open_to_read(Path(file)) as connection:
         root = root_folder(connection)
-        wanted = chosen(connection, where) if where else None
+        wanted, waiting = judged(connection)
+        if waiting:
+            _tell_waiting(Path(file), len(wanted), waiting)
+        if where:
+            wanted = chosen(connection, where, wanted)
         files = dict(_files(connection, root, wanted))
         connection.row_factory = sqlite3.Row
         rows = connection.execute("SELECT * FROM volumes").fetchall()
-        found = [_volume(row, files[row["id"]]) for row in rows if wanted is None or row["id"] in wanted]
-        if others and wanted is None:
+        found = [_volume(row, files[row["id"]]) for row in rows if row["id"] in wanted]
+        if others and not where:
             found += other_objects(_objects(connection, root), root)
     return found
 
 
-def _files(
-    connection: sqlite3.Connection, root: Path, wanted: set[int] | None
-) -> Iterator[tuple[int, tuple[str, ...]]]:
+def _tell_waiting(file: Path, held: int, waiting: int) -> None:
+    told = f"{file} is being updated, or its update was stopped: {waiting} series or volume(s) are not judged yet"
+    remedy = "wait for it, or run configs/index.yaml with the same --dataset_dir again, it goes on"
+    if not held:
+        raise UserError(f"{told}, and there are no others; {remedy}")
+    logger.warning("%s and are left out; %s", told, remedy)
+
+
+def _files(connection: sqlite3.Connection, root: Path, wanted: set[int]) -> Iterator[tuple[int, tuple[str, ...]]]:
     folders: dict[bytes, str] = {}
     for volume, rows in groupby(connection.execute(_FILES), key=itemgetter(0)):
-        if wanted is not None and volume not in wanted:
+        if volume not in wanted:
             continue
         names = []
         for _, folder, name in rows:

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,16 +29,46 @@ def without_ending(name: str) -> str:
 
 
 def without_paths(text: str, volume: FoundVolume, name: str) -> str:
-    """A message about a volume with `name` in place of its name and of the paths of all its files."""
+    """A message about a volume with `name` in place of its name, of the paths of all its files, and of what is beside.
+
+    A header may name a file of voxels that nobody listed, such as the `.raw` of an `.mhd`. Of such a file the ending
+    stays.
+    """
     annotated: list[str] = []
     for value in volume.annotations.values():
         values = value.values() if isinstance(value, Mapping) else [value]
         annotated += [file for file in values if isinstance(file, str)]
     files = [*volume.files, *(file for files in volume.channels for file in files), *annotated]
     words = {form for file in files for form in (str(Path(file).absolute()), file, Path(file).name)}
-    for word in sorted({*words, volume.name}, key=len, reverse=True):  # the longest first: some contain others
+    for word in _longest_first({*words, volume.name}):
         text = text.replace(word, name)
+    return _without_neighbours(text, [Path(file) for file in files], name)
+
+
+def _without_neighbours(text: str, files: Sequence[Path], name: str) -> str:
+    """A message with `name` in place of files that are called like those of a volume, or lie in the same folders."""
+    called = [(file, without_ending(file.name)) for file in files if file.name]
+    stems = [(file, file.stem if stem == file.name else stem) for file, stem in called]
+    for path in _longest_first(str(file.absolute().with_name(stem)) for file, stem in stems if stem):
+        text = text.replace(path, name)
+    if words := "|".join(re.escape(stem) for stem in _longest_first(stem for _, stem in stems if stem)):
+        text = re.sub(rf"(?<!\w)(?:{words})(?=\.[A-Za-z])", lambda _: name, text)
+    folders = {str(folder) for file in files for folder in (file.absolute().parent, file.parent)} - {".", os.sep}
+    for folder in _longest_first(folders):
+        start = rf"(?<![\w.-]){re.escape(folder + os.sep)}"
+        for path in (rf"(?<=(['\"])){start}(?:(?!\1).)*", rf"{start}[^\s'\",;:()\[\]]*(?<!\.)"):
+            text = re.sub(path, lambda found: name + _ending(found[0]), text)
     return text
+
+
+def _ending(path: str) -> str:
+    """Its last ending, where it looks like one."""
+    ending = re.search(r"\.[A-Za-z]\w{0,4}$", path)
+    return ending[0] if ending else ""
+
+
+def _longest_first(words: Iterable[str]) -> list[str]:
+    return sorted(set(words), key=len, reverse=True)  # some contain others
 
 
 def pseudonymous_text(text: str, volume: FoundVolume) -> str:

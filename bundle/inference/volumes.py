@@ -70,8 +70,9 @@ class VolumeDataset(Dataset[dict[str, Any]]):
             item = self.transform(volume.to_item())
         except Exception as error:  # noqa: BLE001  one broken volume must not end the run
             skipped = skipped_because(volume.name, error)
-            problem = printable(without_paths(skipped.problem, volume, volume.name))
-            return {"name": volume.name, "problem": problem, "remedy": skipped.remedy}
+            texts = (skipped.problem, skipped.remedy)
+            problem, remedy = (printable(without_paths(text, volume, volume.name)) for text in texts)
+            return {"name": volume.name, "problem": problem, "remedy": remedy}
         notes = item.pop("notes", None)
         if notes is not None:
             item["notes"] = bytes(notes.tolist()).decode()

@@ -118,8 +118,9 @@ class Reconstruct:
             volume = prepare_volume(found, self.prepare)
         except Exception as error:  # one broken volume must not end the run
             skipped = skipped_because(found.name, error)
-            problem = without_paths(skipped.problem, found, found.name) if self.hash_names else skipped.problem
-            raise _Unusable(skipped._replace(problem=problem)) from error
+            if self.hash_names:
+                skipped = SkippedVolume(*(without_paths(text, found, found.name) for text in skipped))
+            raise _Unusable(skipped) from error
         try:
             result = self.tiles(volume)
         except UserError as error:  # nothing to mask

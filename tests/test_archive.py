@@ -90,11 +90,19 @@ def test_a_second_start_opens_nothing_and_writes_nothing(tree: Path, made: Path)
     assert {file.name: file.stat().st_mtime_ns for file in made.iterdir() if file.suffix != ".sqlite"} == before
 
 
-def test_pictures_and_names_are_left_out_where_told(tree: Path, made: Path, tmp_path: Path) -> None:
-    page = (run(tree, tmp_path, sample=0, mosaic=False, hash_names=True) / "report.html").read_text()
-    content = page + (tmp_path / "index.json").read_text()
+def test_pictures_and_names_are_left_out_where_told(
+    tree: Path, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tree, tmp_path, sample=2, mosaic=False, hash_names=True, training_options=SMALL)
+    page, facts = (tmp_path / "report.html").read_text(), (tmp_path / "index.json").read_text()
+    log = "".join(capsys.readouterr())
+    assert "smaller than the crop, so padded" in log
+    estimate, of_names = json.loads(facts)["estimate"], json.loads((made / "index.json").read_text())["estimate"]
+    assert estimate["sample_voxels"] == of_names["sample_voxels"] and estimate["sample"] == of_names["sample"]
+    content = page + facts + log
     assert "Middle slices" not in page and "data:image/png" not in page
-    for text in ("a folder", "once more", "two in one", "b/gap", "copy of ct"):
+    names = [volume.name for volume in find_scans(made / "index.sqlite")]
+    for text in ("once more", "two in one", "b/gap", "copy of ct", *names):
         assert text not in content, text
     assert name_digest("files/once more.nii") in content
     shown = page + (made / "report.html").read_text() + (made / "index.json").read_text()

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from monai.bundle import ConfigParser
 
+from bundle.data.names import name_digest
 from bundle.errors import UserError, user_error_in
 
 __all__ = ["Estimate"]
@@ -31,6 +32,7 @@ class Estimate:
         bundle_root: of the training.
         device: that the step is timed on.
         overrides: values of the training's config by their ids, such as {"crop_size": [64, 64, 64]}.
+        hash_names: whether the log and the figures have digests of the volumes' names.
     """
 
     def __init__(
@@ -40,9 +42,11 @@ class Estimate:
         bundle_root: str = ".",
         device: str = "auto",
         overrides: Mapping[str, Any] | None = None,
+        hash_names: bool = False,
     ) -> None:
         self.training = [training] if isinstance(training, str) else list(training)
         self.bundle_root, self.overrides = bundle_root, {"device": device, **(overrides or {})}
+        self.hash_names = hash_names
 
     def __call__(self, index: Path, sample: Sequence[Mapping[str, Any]], voxels: int) -> dict[str, Any]:
         """The figures, by name; with the one entry `problem` if they cannot be measured.
@@ -74,6 +78,8 @@ class Estimate:
             "where": f"id IN ({', '.join(str(volume['id']) for volume in sample)})",
             "cache_dir": cache,
         }
+        if self.hash_names:
+            given["hash_names"] = True
         for name, value in given.items():
             parser.set(value, name)
         return parser
@@ -86,7 +92,8 @@ class Estimate:
         volumes = get("volumes")
         seconds = time.perf_counter() - start
         skipped = {volume.name for volume in volumes.skipped}
-        prepared = [v for v in sample if v["name"] not in skipped]
+        called = name_digest if self.overrides.get("hash_names") or self.hash_names else str
+        prepared = [v for v in sample if called(v["name"]) not in skipped]
         share = voxels / sum(v["columns"] * v["rows"] * v["slices"] for v in prepared)
         kept = sum(file.stat().st_size for file in cache.rglob("*") if file.is_file())
         dataset, batch, workers = get("train#dataset"), get("batch_size"), max(1, get("num_workers"))

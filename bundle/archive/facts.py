@@ -11,14 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from bundle.data.index.database import COLUMNS, judged, open_to_read, root_folder
-from bundle.data.names import name_digest
+from bundle.data.found_volume import FoundVolume
+from bundle.data.index.database import COLUMNS, judged, open_to_read, root_folder, volume_paths
+from bundle.data.names import name_digest, pseudonymous_text
 
 __all__ = ["AXES", "count_volumes", "read_volumes"]
 
 #: columns of sizes and of spacings, and what the axes are called
 AXES = {"columns": "spacing_x", "rows": "spacing_y", "slices": "spacing_z"}
 _SHARES = (5, 25, 50, 75, 95)
+_TOLD = ("problem", "remedy", "notes")  # what may quote a path
 _LONGEST = 200  # names in the json, of each kind
 
 
@@ -39,25 +41,25 @@ def read_volumes(index: Path, *, hash_names: bool = False) -> tuple[list[dict[st
             "SELECT headers.text, count(*) FROM files JOIN headers ON headers.id = files.header "
             "WHERE files.kind = 'object' GROUP BY headers.text"
         ).fetchall()
-        root = "" if hash_names else str(root_folder(connection))
+        root = root_folder(connection)
+        if hash_names:
+            for volume in volumes:
+                told = any(volume[text] for text in _TOLD)
+                _hash_names(volume, volume_paths(connection, root, volume["id"]) if told else [])
         files = {"all": sum(kinds.values()), **kinds, "objects": dict(objects)}
-        about = {"archive": root, "files": files}
-    if hash_names:
-        for volume in volumes:
-            _hash_names(volume)
+        about = {"archive": "" if hash_names else str(root), "files": files}
     return volumes, about
 
 
-def _hash_names(volume: dict[str, Any]) -> None:
+def _hash_names(volume: dict[str, Any], files: Sequence[str]) -> None:
     """Puts digests in place of all that comes from paths."""
-    before = volume["duplicate_of"]
+    found, other = FoundVolume(volume["name"], tuple(files)), volume["duplicate_of"]
     volume["name"] = name_digest(volume["name"])
     volume["site"] = name_digest(volume["site"]) if volume["site"] else ""
-    volume["duplicate_of"] = name_digest(before) if before else ""
-    if before:
-        volume["problem"] = volume["problem"].replace(before, volume["duplicate_of"])
-    elif volume["problem"].startswith(("holds copies of the DICOM images in", "lies in a folder of label maps")):
-        volume["problem"] = re.sub(r"( in) .*|( label maps) .*", r"\1\2", volume["problem"])
+    volume["duplicate_of"] = name_digest(other) if other else ""
+    for text in _TOLD:
+        told = volume[text].replace(other, volume["duplicate_of"]) if other else volume[text]
+        volume[text] = pseudonymous_text(told, found)
 
 
 def count_volumes(volumes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

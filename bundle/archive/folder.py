@@ -23,6 +23,7 @@ class IndexFolder:
         dataset_dir: folder of the archive.
         num_workers: processes that open files.
         salt_file: as for `update_index`.
+        hash_names: as for `update_index`.
     """
 
     def __init__(
@@ -32,9 +33,10 @@ class IndexFolder:
         dataset_dir: str | os.PathLike[str],
         num_workers: int = 2,
         salt_file: str | os.PathLike[str] | None = None,
+        hash_names: bool = False,
     ) -> None:
         self.path, self.dataset_dir = Path(path), Path(dataset_dir)
-        self.num_workers, self.salt_file = num_workers, salt_file
+        self.num_workers, self.salt_file, self.hash_names = num_workers, salt_file, hash_names
 
     @property
     def index(self) -> Path:
@@ -54,7 +56,13 @@ class IndexFolder:
     def update(self) -> Update:
         """Makes the index, or brings it up to date."""
         lock_folder(self.path)
-        done = update_index(self.index, self.dataset_dir, processes=self.num_workers, salt_file=self.salt_file)
+        done = update_index(
+            self.index,
+            self.dataset_dir,
+            processes=self.num_workers,
+            salt_file=self.salt_file,
+            hash_names=self.hash_names,
+        )
         logger.info(
             "%d files: %d new or changed, %d gone; %d series or volumes grouped anew",
             done.files,

@@ -22,6 +22,8 @@ from bundle.archive.records import Record, Salt
 from bundle.archive.volume_files import holds_a_volume, volume_record
 from bundle.data.files import scan_folders
 from bundle.data.index.database import get, put
+from bundle.data.names import name_digest
+from bundle.data.printable import printable
 
 __all__ = ["Looked", "look_at_files"]
 
@@ -76,7 +78,9 @@ def _record(path: Path, stamp: Sequence[int], salt: Salt) -> Record:
         return Record(os.fsencode(path.name), -1, changed, "locked")
 
 
-def look_at_files(connection: sqlite3.Connection, root: Path, pool: Pool, salt: Salt) -> Looked:
+def look_at_files(
+    connection: sqlite3.Connection, root: Path, pool: Pool, salt: Salt, *, hash_names: bool = False
+) -> Looked:
     """Brings the table of files up to date, in batches: what is done stays done if the process is killed.
 
     Args:
@@ -84,12 +88,14 @@ def look_at_files(connection: sqlite3.Connection, root: Path, pool: Pool, salt: 
         root: of the archive.
         pool: of the processes that open files.
         salt: of the index.
+        hash_names: as for `update_index`.
     """
     looked, writer = Looked(), _Writer(connection)
     number = int(get(connection, "look") or 0) + 1
     with tqdm(desc="looking at files", unit=" files") as bar:
         chunks = _chunks(connection, root, number, looked, writer, bar)
-        for chunk, records in pool.run(partial(read_chunk, salt=salt), chunks, split=_split, dead=_dead):
+        dead = partial(_dead, root=root if hash_names else None)
+        for chunk, records in pool.run(partial(read_chunk, salt=salt), chunks, split=_split, dead=dead):
             writer.keep(chunk.folder, records)
             looked.opened += len(records)
             looked.kinds.update(record.kind for record in records)
@@ -122,11 +128,12 @@ def _split(chunk: Chunk) -> list[Chunk]:
     return [replace(chunk, files=(file,)) for file in chunk.files]
 
 
-def _dead(chunk: Chunk) -> tuple[Chunk, list[Record]]:
-    """Of a file that ends the process which reads it."""
+def _dead(chunk: Chunk, root: Path | None) -> tuple[Chunk, list[Record]]:
+    """Of a file that ends the process which reads it; the log has a digest of its path below the root, if given."""
     (name, size, changed), *_ = chunk.files
     path = Path(chunk.path, os.fsdecode(name))
-    logger.warning("%s ends the process that reads it: it is left out", path.name)
+    called = printable(path.name) if root is None else name_digest(printable(str(path.relative_to(root))))
+    logger.warning("%s ends the process that reads it: it is left out", called)
     if not holds_a_volume(path):
         return chunk, [Record(name, size, changed, "damaged")]
     header = {"format": "", "channels": 1, "shape": None, "spacing": None, "notes": [], "content": ""}

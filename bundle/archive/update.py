@@ -56,6 +56,7 @@ def update_index(
     *,
     processes: int = 2,
     salt_file: str | os.PathLike[str] | None = None,
+    hash_names: bool = False,
 ) -> Update:
     """Makes the index of an archive, or brings it up to date.
 
@@ -69,6 +70,7 @@ def update_index(
         processes: that open files; 0: none beside this one.
         salt_file: a file with a secret, by which patients and images are digested; the index then does not hold it.
             None: the index holds a random one.
+        hash_names: whether the log has digests of paths instead of names. The index itself holds the paths.
 
     Raises:
         UserError: if there is no such folder, the index is of another folder, or was made with another secret.
@@ -91,7 +93,7 @@ def update_index(
     pool = Pool(processes)
     try:
         with closing(create_or_open(file)) as connection:
-            looked = look_at_files(connection, root, pool, salt)
+            looked = look_at_files(connection, root, pool, salt, hash_names=hash_names)
             series = group_files(connection, root, pool)
             give_verdicts(connection, root, pool)
             if looked.opened or looked.removed:

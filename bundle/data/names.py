@@ -13,6 +13,7 @@ from pathlib import Path
 from bundle.data.dicom import COPIES_OF
 from bundle.data.find import VOLUME_SUFFIXES
 from bundle.data.found_volume import FoundVolume
+from bundle.data.printable import printable
 
 __all__ = ["name_digest", "pseudonymous", "pseudonymous_text", "without_ending", "without_paths"]
 
@@ -39,7 +40,8 @@ def without_paths(text: str, volume: FoundVolume, name: str) -> str:
         values = value.values() if isinstance(value, Mapping) else [value]
         annotated += [file for file in values if isinstance(file, str)]
     files = [*volume.files, *(file for files in volume.channels for file in files), *annotated]
-    words = {form for file in files for form in (str(Path(file).absolute()), file, Path(file).name)}
+    forms = {form for file in files for form in (str(Path(file).absolute()), file, Path(file).name)}
+    words = forms | set(map(printable, forms))
     for word in _longest_first({*words, volume.name}):
         text = text.replace(word, name)
     return _without_neighbours(text, [Path(file) for file in files], name)

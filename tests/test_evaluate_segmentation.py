@@ -19,7 +19,8 @@ from scipy import ndimage
 from bundle.data.fingerprints import fingerprint
 from bundle.data.names import name_digest
 from bundle.errors import UserError, user_error_in
-from bundle.evaluation import as_number, read_results, read_table
+from bundle.evaluation import EvaluationFolder, as_number, read_results, read_table
+from bundle.tasks.segmentation.evaluate import SegmentationEvaluation
 from tests.prediction.models import write_fine_tuned
 from tests.reports.test_volumes import unpack_text
 from tests.test_predict import body, save
@@ -187,6 +188,34 @@ def test_with_hashed_names_nothing_that_is_written_names_a_file(
     written = "".join((tmp_path / "out" / name).read_text() for name in ("cases.csv", "results.json", "report.html"))
     assert not [name for name in (*NAMES, "unlabelled", "somebody else") if name in written]
     assert name_digest(f"{NAMES[0]}_0000.nii.gz") in written
+
+
+def test_hashed_names_hide_the_files_of_predictions_and_what_a_prediction_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The patients' names are those of folders and of predictions; one is damaged, one was skipped."""
+    patients, voxels = ("MUELLER_HANS", "MAIER_EVA", "BAUER_OTTO"), np.zeros((8, 8, 8), np.uint8)
+    voxels[2:5] = 1
+    for part, name in ((part, name) for part in ("images", "labels") for name in patients):
+        array = voxels if part == "labels" else voxels + np.arange(8) * 1.5
+        save(tmp_path / f"set/{part}/{name}/ct.nii.gz", array, np.eye(4))
+    folder = tmp_path / "predicted"
+    folder.mkdir()
+    (folder / "MUELLER_HANS.nii.gz").write_bytes(b"x" * 400)
+    save(folder / "BAUER_OTTO.nii.gz", voxels, np.eye(4))
+    reason = "cannot be read (no '/mnt/MAIER_EVA/ct.raw')"
+    (folder / "predictions.csv").write_text(f"scan,skipped\nMAIER_EVA,{reason}\n")
+    output = EvaluationFolder(tmp_path / "out")
+    evaluation = SegmentationEvaluation(
+        predictions=folder, dataset_dir=tmp_path / "set", output=output, classes={"liver": 1}, worst=1, hash_names=True
+    )
+    evaluation.run()
+    written = caplog.text + "".join(file.read_text() for file in (output.cases, output.results, output.report))
+    assert not [name for name in patients if name in written]
+    notes = "\n".join(read_results(output.results)["notes"])
+    assert "its prediction was skipped: cannot be read (no '...')" in notes
+    digest = name_digest("MUELLER_HANS/ct.nii.gz")
+    assert f"{digest}: cannot be read (" in notes, "what was wrong stays"
 
 
 def test_the_page_has_the_means_what_is_missing_and_the_pictures(evaluated: Path) -> None:

@@ -17,6 +17,9 @@ from bundle.data.printable import printable
 
 __all__ = ["name_digest", "pseudonymous", "pseudonymous_text", "without_ending", "without_paths"]
 
+#: between quotes, else up to where it may end
+_ABSOLUTE = re.compile(r"(?<=(['\"]))/(?:(?!\1).)+(?=\1)|(?<![\w.])/[^\s'\",;()]+")
+
 
 def name_digest(name: str) -> str:
     """The first 16 digits of a name's sha256: the same name has the same, so whoever can guess a name can check it."""
@@ -74,9 +77,13 @@ def _longest_first(words: Iterable[str]) -> list[str]:
 
 
 def pseudonymous_text(text: str, volume: FoundVolume) -> str:
-    """A message about a volume that names neither it nor another one: digests stand in their places."""
+    """A message about a volume that names neither it nor another one: digests stand in their places.
+
+    Of all other absolute paths, such as those of another machine, three points are left.
+    """
     text, of, other = text.partition(COPIES_OF)
-    return without_paths(text, volume, name_digest(volume.name)) + of + (name_digest(other) if of else "")
+    text = _ABSOLUTE.sub("...", without_paths(text, volume, name_digest(volume.name)))
+    return text + of + (name_digest(other) if of else "")
 
 
 def pseudonymous(volume: FoundVolume) -> FoundVolume:

@@ -57,6 +57,12 @@ def test_a_message_keeps_no_name_of_a_file_beside_those_of_the_volume(text: str,
     assert not [word for word in ("HANS", "EVA", "jane/") if word in found]
 
 
+def test_a_message_on_a_hashed_volume_keeps_no_path_of_another_machine() -> None:
+    text = "cannot be read (File '/mnt/JANE DOE/ct.raw' is short, see /mnt/JANE_DOE/x), 1/2 of it and / or 5 mm/s"
+    found = pseudonymous_text(text, FoundVolume("ct.nii", ("/data/ct.nii",)))
+    assert found == "cannot be read (File '...' is short, see ...), 1/2 of it and / or 5 mm/s"
+
+
 def test_a_hashed_volume_leaves_out_the_name_of_its_detached_voxels(tmp_path: Path) -> None:
     """What the readers really say of voxels that are missing, hidden in each case."""
     header = "ObjectType = Image\nNDims = 3\nDimSize = 8 8 8\nElementType = MET_SHORT\nElementSpacing = 1 1 1\n"

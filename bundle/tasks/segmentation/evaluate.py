@@ -9,6 +9,7 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from tqdm import tqdm
 from bundle.atomic import replace_file
 from bundle.data import FoundVolume, skipped_because
 from bundle.data.find import volume_files
-from bundle.data.names import without_paths
+from bundle.data.names import pseudonymous_text
 from bundle.errors import UserError
 from bundle.evaluation import (
     Bootstrap,
@@ -197,7 +198,7 @@ class SegmentationEvaluation:
 
     def _evaluate_one(self, case: LabelledCase, volume: FoundVolume) -> EvaluatedCase:
         if case.prediction is None and self.missing == "report":
-            skipped = self._skipped.get(volume.name, "")
+            skipped = self._told(self._skipped.get(volume.name, ""), case, volume)
             return EvaluatedCase(case, problem=skipped and f"its prediction was skipped: {skipped}")
         try:
             return evaluate_case(
@@ -209,10 +210,15 @@ class SegmentationEvaluation:
             )
         except Exception as error:  # noqa: BLE001  one broken case must not end the rest
             found = skipped_because(case.name, error)
-            problem = f"{found.problem}; {found.remedy}"
-            return EvaluatedCase(
-                case, problem=without_paths(problem, volume, case.name) if self.hash_names else problem
-            )
+            return EvaluatedCase(case, problem=self._told(f"{found.problem}; {found.remedy}", case, volume))
+
+    def _told(self, problem: str, case: LabelledCase, volume: FoundVolume) -> str:
+        """What is wrong with a case, without the names of its files where these are not to be told."""
+        if not self.hash_names:
+            return problem
+        return pseudonymous_text(
+            problem, replace(volume, annotations={**volume.annotations, "prediction": case.prediction})
+        )
 
     def _summarise(self, done: Sequence[EvaluatedCase]) -> dict[str, dict[str, Estimate]]:
         bootstrap = Bootstrap(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -14,9 +15,12 @@ import torch
 from torch import nn
 
 from bundle.errors import UserError
+from bundle.runs import RunFolder
 from bundle.weights import ModelFiles, ModelSettings, checksum, load_strictly
 
 __all__ = ["FineTuned"]
+
+logger = logging.getLogger(__name__)
 
 _TASKS = ("segmentation", "classification", "detection")
 #: what tells the task of a model.json of version 0.1.0
@@ -37,8 +41,9 @@ class FineTuned:
     the rest is 1, "auto" and no axis.
 
     Args:
-        model: folder of a run, a `model.pt`, a folder of folds (each of its subfolders with a `model.pt` is a member),
-            or a list of these. A command line's text "[run1, run2]" is a list, too.
+        model: folder of a run, a `model.pt`, a folder of folds, or a list of these. A command line's text
+            "[run1, run2]" is a list, too. Of a folder the members are its subfolders `fold_0`, `fold_1` and so on, or
+            where there are none, all of its subfolders with a `model.pt`.
         task: "segmentation", "classification" or "detection", which the models must be for.
 
     Attributes:
@@ -48,7 +53,8 @@ class FineTuned:
         sha256: of each member's `model.pt`, in hexadecimal digits.
 
     Raises:
-        UserError: if a model is not there or damaged, is for another task or not fine-tuned, or the members differ.
+        UserError: if a model is not there or damaged, is for another task or not fine-tuned, the members differ, or
+            the training of one that a folder holds has not come to its end.
 
     Example:
         >>> import tempfile, torch
@@ -65,7 +71,9 @@ class FineTuned:
     """
 
     def __init__(self, model: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, task: str) -> None:
-        self.members = [member for path in _listed(model) for member in _find_members(path)]
+        found = [_find_members(path) for path in _listed(model)]
+        self.members = [member for members, _ in found for member in members]
+        self._notes = [note for _, note in found if note]
         contents = [_complete(files) for files in self.members]
         for files, content in zip(self.members, contents, strict=True):
             _check_task(files, content, task)
@@ -109,6 +117,8 @@ class FineTuned:
     ) -> list[nn.Module]:
         """Builds the network of each member and loads its weights, compared with the sha256 in `model.json`.
 
+        The log says which members there are.
+
         Args:
             build: makes the network from the content of `model.json`.
             device: where the networks shall run.
@@ -119,8 +129,18 @@ class FineTuned:
         Raises:
             UserError: if weights are damaged or do not fit.
         """
+        self._log_members()
         pairs = zip(self.members, self._contents, strict=True)
         return [load_strictly(build(content), files.weights, device=device) for files, content in pairs]
+
+    def _log_members(self) -> None:
+        names = ", ".join(str(files.weights) for files in self.members)
+        logger.info("%d model%s: %s", len(self.members), "s predict together" if len(self.members) > 1 else "", names)
+        for note in self._notes:
+            logger.warning("%s", note)
+        for files in self.members:
+            if _is_unfinished(files.weights.parent):
+                logger.warning("%s: its training has not come to its end, and more may make it better", files.weights)
 
 
 def _listed(model: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[Path]:
@@ -136,28 +156,49 @@ def _listed(model: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) ->
     return [Path(path) for path in paths]
 
 
-def _find_members(path: Path) -> list[ModelFiles]:
-    """The models of a path: its own, or those of its subfolders."""
+def _find_members(path: Path) -> tuple[list[ModelFiles], str]:
+    """The models of a path, its own or those of its subfolders, and what is to be said of the choice."""
     if path.is_file():
-        return [ModelFiles(path)]
+        return [ModelFiles(path)], ""
     if not path.is_dir():
         raise UserError(f'--model "{path}" does not exist: give the folder of a fine-tuned run, or a model.pt')
     if (path / "model.pt").is_file():
-        return [ModelFiles(path / "model.pt")]
+        return [ModelFiles(path / "model.pt")], ""
     folders = sorted((folder for folder in path.iterdir() if folder.is_dir()), key=_number)
-    without = [folder for folder in folders if _FOLD.fullmatch(folder.name) and not (folder / "model.pt").is_file()]
-    if without:
-        raise UserError(
-            f'--model "{path}" has the fold {without[0].name} without a model.pt: train it to the end, or list the '
-            "folds that are done"
-        )
-    members = [ModelFiles(folder / "model.pt") for folder in folders if (folder / "model.pt").is_file()]
-    if not members:
+    folds = [folder for folder in folders if _FOLD.fullmatch(folder.name)]
+    with_model = [folder for folder in folders if (folder / "model.pt").is_file()]
+    if not folds and not with_model:
         raise UserError(
             f'--model "{path}" holds no model.pt, nor does a folder in it: give the folder of a run whose first '
             "validation is done"
         )
-    return members
+    chosen = folds or with_model
+    for folder in chosen:
+        _require_whole(path, folder)
+    left = [folder.name for folder in with_model if folder not in chosen]
+    note = f"{path} has folds, so its other folders are left out: {', '.join(left)}" if left else ""
+    if not folds and len(chosen) > 1:
+        note = f"{path} has no folds, so all of its models predict together; list those that shall, if it is not all"
+    return [ModelFiles(folder / "model.pt") for folder in chosen], note
+
+
+def _require_whole(path: Path, folder: Path) -> None:
+    """Refuses a member of a folder that has no model yet, or one of a training that goes on or was broken off."""
+    problem = ""
+    if not (folder / "model.pt").is_file():
+        problem = f"has the fold {folder.name} without a model.pt"
+    elif _is_unfinished(folder):
+        problem = f"holds {folder.name}, whose training has not come to its end"
+    if problem:
+        raise UserError(
+            f'--model "{path}" {problem}: train it to the end, or list the ones that are done, as "[run1, run2]"'
+        )
+
+
+def _is_unfinished(folder: Path) -> bool:
+    """Whether a folder is known to be of such a training; of a model that was copied nothing is known."""
+    run = RunFolder(folder)
+    return (run.holds_run() or run.summary.is_file()) and not run.has_ended()
 
 
 def _number(folder: Path) -> tuple[str, int]:

@@ -125,6 +125,11 @@ class RunFolder:
         """Whether a run has written here."""
         return self.config.exists() or self.last_checkpoint.exists()
 
+    def has_ended(self) -> bool:
+        """Whether the training has come to its end: its summary says so. Any other run may be running still."""
+        said = self.summary.read_text(errors="replace") if self.summary.is_file() else ""
+        return "\nTraining completed " in said
+
     def holds_epoch(self) -> bool:
         """Whether a run has completed an epoch here, so that a start from the beginning would write over it.
 

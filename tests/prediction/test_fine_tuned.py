@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import nn
 
 from bundle.errors import UserError
 from bundle.prediction import FineTuned, seen_in_training
+from bundle.runs import RunFolder
 from bundle.weights import ModelFiles, checksum
 from tests.prediction.models import write_fine_tuned
 
@@ -71,6 +73,49 @@ def test_an_ensemble_is_a_list_or_a_folder_of_folds(tmp_path: Path):
         assert [files.weights.parent for files in FineTuned(listed, task="segmentation").members] == folds[:2]
     (folds[1] / "model.pt").unlink()
     assert "has the fold fold_1 without a model.pt" in problem(tmp_path / "folds")
+
+
+def test_beside_folds_other_runs_are_left_out_and_the_log_tells_the_members(tmp_path: Path, caplog):
+    folds = [write(tmp_path / f"fold_{number}", value=number) for number in (0, 1)]
+    write(tmp_path / "2026-01-01_other_experiment", value=7)
+    model = FineTuned(tmp_path, task="segmentation")
+    assert [files.weights.parent for files in model.members] == folds
+    with caplog.at_level(logging.INFO):
+        model.load(linear)
+    listed = ", ".join(str(fold / "model.pt") for fold in folds)
+    assert f"2 models predict together: {listed}" in caplog.text
+    assert "its other folders are left out: 2026-01-01_other_experiment" in caplog.text
+
+
+def test_of_a_folder_without_folds_all_models_are_taken_with_a_warning(tmp_path: Path, caplog):
+    for name in ("seed_1", "seed_2"):
+        write(tmp_path / name)
+    FineTuned(tmp_path, task="segmentation").load(linear)
+    assert "has no folds, so all of its models predict together" in caplog.text
+    caplog.clear()
+    FineTuned(tmp_path / "seed_1", task="segmentation").load(linear)
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("name", ["fold_1", "seed_1"])
+@pytest.mark.parametrize("left", ["config", "checkpoint", "interrupted"])
+def test_a_training_that_has_not_ended_is_taken_only_by_name(tmp_path: Path, name: str, left: str, caplog):
+    runs = [write(tmp_path / "folds" / one) for one in ("fold_0" if name == "fold_1" else "seed_0", name)]
+    unfinished = RunFolder(runs[1])
+    unfinished.last_checkpoint.parent.mkdir()
+    (unfinished.last_checkpoint if left == "checkpoint" else unfinished.config).touch()
+    if left == "interrupted":
+        unfinished.summary.write_text("# Fine-tuning summary\n\nTraining interrupted in epoch 2 of 9.\n")
+    text = problem(tmp_path / "folds")
+    assert f"holds {name}, whose training has not come to its end: train it to the end, or list" in text
+    FineTuned(runs, task="segmentation").load(linear)
+    assert f"{runs[1] / 'model.pt'}: its training has not come to its end" in caplog.text
+    assert f"{runs[0] / 'model.pt'}: its training" not in caplog.text
+    caplog.clear()
+    unfinished.summary.write_text("# Fine-tuning summary\n\nTraining completed 9 of 9 epochs.\n")
+    model = FineTuned(tmp_path / "folds", task="segmentation")
+    model.load(linear)
+    assert [files.weights.parent for files in model.members] == runs and "come to its end" not in caplog.text
 
 
 def test_mirrors_of_an_ensemble_are_those_that_every_member_has_seen(tmp_path: Path):

@@ -107,3 +107,18 @@ def test_the_newest_picture_is_always_there(tmp_path: Path):
         with folder.new_panel(epoch) as temporary:
             temporary.write_text("")
     assert [file.name for file in sorted(folder.panels.iterdir())] == ["epoch_0001.png", "epoch_0174.png"]
+
+
+@pytest.mark.parametrize(
+    ("page", "ended"),
+    [
+        (None, False),
+        ("# Summary\n\nTraining completed 9 of 9 epochs.\n", True),
+        ("# Summary\n\nTraining interrupted in epoch 2 of 9.\n", False),
+        ("# Summary\n\nTraining stopped in epoch 2 of 9 by an error: Training completed nothing\n", False),
+    ],
+)
+def test_a_run_has_ended_where_its_page_says_so(tmp_path, page, ended):
+    if page is not None:
+        (tmp_path / "summary.md").write_text(page)
+    assert RunFolder(tmp_path).has_ended() == ended

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from bundle.errors import UserError
 from bundle.export.private import without_private
+from bundle.runs import RunFolder
 from bundle.weights import ModelFiles
 
 __all__ = ["FinishedRun"]
@@ -166,9 +167,7 @@ def _require_segmentation(content: Mapping[str, Any], folder: Path) -> None:
 
 
 def _require_end(folder: Path) -> None:
-    summary = folder / "summary.md"
-    said = summary.read_text(errors="replace") if summary.is_file() else ""
-    if "\nTraining completed " not in said:
+    if not RunFolder(folder).has_ended():
         raise UserError(
             f'--run "{folder}" has not come to its end: go on with it by its own command and --resume True '
             f'--output_dir "{folder}", with fewer --epochs if it is good enough'

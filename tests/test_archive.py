@@ -91,8 +91,9 @@ def test_a_second_start_opens_nothing_and_writes_nothing(tree: Path, made: Path)
 
 
 def test_pictures_and_names_are_left_out_where_told(
-    tree: Path, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tree: Path, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("sys.orig_argv", ["python", "-m", "monai.bundle", "run", "--dataset_dir", str(tree)])
     run(tree, tmp_path, sample=2, mosaic=False, hash_names=True, training_options=SMALL)
     page, facts = (tmp_path / "report.html").read_text(), (tmp_path / "index.json").read_text()
     log = "".join(capsys.readouterr())
@@ -100,6 +101,7 @@ def test_pictures_and_names_are_left_out_where_told(
     estimate, of_names = json.loads(facts)["estimate"], json.loads((made / "index.json").read_text())["estimate"]
     assert estimate["sample_voxels"] == of_names["sample_voxels"] and estimate["sample"] == of_names["sample"]
     content = page + facts + log
+    assert "run --dataset_dir ..." in page and str(tree) not in content
     assert "Middle slices" not in page and "data:image/png" not in page
     names = [volume.name for volume in find_scans(made / "index.sqlite")]
     for text in ("once more", "two in one", "b/gap", "copy of ct", *names):

@@ -191,7 +191,7 @@ def test_with_hashed_names_nothing_that_is_written_names_a_file(
 
 
 def test_hashed_names_hide_the_files_of_predictions_and_what_a_prediction_said(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The patients' names are those of folders and of predictions; one is damaged, one was skipped."""
     patients, voxels = ("MUELLER_HANS", "MAIER_EVA", "BAUER_OTTO"), np.zeros((8, 8, 8), np.uint8)
@@ -199,8 +199,9 @@ def test_hashed_names_hide_the_files_of_predictions_and_what_a_prediction_said(
     for part, name in ((part, name) for part in ("images", "labels") for name in patients):
         array = voxels if part == "labels" else voxels + np.arange(8) * 1.5
         save(tmp_path / f"set/{part}/{name}/ct.nii.gz", array, np.eye(4))
-    folder = tmp_path / "predicted"
+    folder = tmp_path / "of LANG_UWE"
     folder.mkdir()
+    monkeypatch.setattr("sys.orig_argv", ["python", "-m", "monai.bundle", "run", "--predictions", str(folder)])
     (folder / "MUELLER_HANS.nii.gz").write_bytes(b"x" * 400)
     save(folder / "BAUER_OTTO.nii.gz", voxels, np.eye(4))
     reason = "cannot be read (no '/mnt/MAIER_EVA/ct.raw')"
@@ -211,7 +212,9 @@ def test_hashed_names_hide_the_files_of_predictions_and_what_a_prediction_said(
     )
     evaluation.run()
     written = caplog.text + "".join(file.read_text() for file in (output.cases, output.results, output.report))
-    assert not [name for name in patients if name in written]
+    assert not [name for name in (*patients, "LANG_UWE", str(tmp_path / "set")) if name in written]
+    assert "run --predictions ..." in output.report.read_text()
+    assert read_results(output.results)["settings"]["classes"] == {"liver": 1}
     notes = "\n".join(read_results(output.results)["notes"])
     assert "its prediction was skipped: cannot be read (no '...')" in notes
     digest = name_digest("MUELLER_HANS/ct.nii.gz")

@@ -92,7 +92,7 @@ class IndexReport:
     def _page(self, volumes: Sequence[Mapping[str, Any]], facts: Mapping[str, Any], pictures: Any) -> Report:
         usable = [volume for volume in volumes if volume["usable"]]
         lead = f"{facts['usable']} volumes can be used, {facts['left_out']} are left out."
-        report = Report("Index of an archive", lead=lead)
+        report = Report("Index of an archive", lead=lead, hide_values=self.hash_names)
         _what(report, facts)
         _histograms(report, usable)
         if pictures is not None:
@@ -100,7 +100,8 @@ class IndexReport:
         if "estimate" in facts:
             _takes(report, facts["estimate"], usable)
         _left_out(report, volumes, facts)
-        start = f"--dataset_dir {self.folder.index} --where \"modality == 'CT' and slices > 60\""
+        index = self.folder.index.name if self.hash_names else self.folder.index
+        start = f"--dataset_dir {index} --where \"modality == 'CT' and slices > 60\""
         report.section("Start from it").paragraph(
             "Training, embedding, reconstruction and prediction start from the index."
         ).code(f"python -m monai.bundle run training --config_file configs/train.yaml {start}")

@@ -26,6 +26,7 @@ def write_page(
     cases: Iterable[Case] = (),
     count: int = 0,
     classes: Mapping[str, int] | None = None,
+    hash_names: bool = False,
 ) -> Path:
     """Writes `report.html`: the means first, then what is to be noted, the pictures, each case, and the settings.
 
@@ -40,8 +41,9 @@ def write_page(
         cases: for the viewer, made one at a time.
         count: how many these are; 0: no viewer.
         classes: value in the cases' label maps by the name of each class.
+        hash_names: whether it must not show what the command was given, as a path may name a patient.
     """
-    report = Report("Evaluation", lead=lead)
+    report = Report("Evaluation", lead=lead, hide_values=hash_names)
     section = report.section("Result")
     section.table(summary[0], summary[1:])
     if explanation:

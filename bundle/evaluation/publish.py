@@ -17,6 +17,9 @@ __all__ = ["publish"]
 
 logger = logging.getLogger(__name__)
 
+#: settings that are paths
+_PATHS = ("predictions", "dataset_dir")
+
 
 def publish(
     output: EvaluationFolder,
@@ -28,6 +31,7 @@ def publish(
     notes: Sequence[str],
     lead: str,
     summary: Sequence[Sequence[str]],
+    hash_names: bool = False,
     **page: Any,
 ) -> None:
     """Writes `results.json` and `report.html`, and says in the log what came out and where it is.
@@ -41,9 +45,12 @@ def publish(
         notes: what a reader must know of the values.
         lead: of what they are, without a full stop.
         summary: the table to show, its head first.
+        hash_names: whether no path is told, as it may name a patient: neither of the settings nor of the command.
         **page: more for `write_page`.
     """
-    write_page(output, lead=f"{lead}.", summary=summary, settings=settings, notes=notes, **page)
+    if hash_names:
+        settings = {name: "..." if name in _PATHS else value for name, value in settings.items()}
+    write_page(output, lead=f"{lead}.", summary=summary, settings=settings, notes=notes, hash_names=hash_names, **page)
     write_results(
         output.results, task=task, metrics=metrics, higher_is_better=higher_is_better, settings=settings, notes=notes
     )

@@ -46,7 +46,8 @@ class TableReport:
             records: of the scans that are done, by name, as `PredictionFolder.done` got them.
             skipped: by the name of a scan, what is wrong with it and what to do.
         """
-        report = Report(self.title, lead=f"{len(records)} scans done, {len(skipped)} skipped. Not for diagnosis.")
+        lead = f"{len(records)} scans done, {len(skipped)} skipped. Not for diagnosis."
+        report = Report(self.title, lead=lead, hide_values=bool(self.output.settings.get("hash_names")))
         rows = [[name, *(record["row"].get(column, "") for column in self.columns)] for name, record in records.items()]
         report.section("Scans").table(["scan", *self.columns], sorted(rows), file="predictions.csv")
         if self.table:

@@ -15,7 +15,12 @@ __all__ = ["write_page"]
 
 
 def write_page(
-    folder: Path, rows: Sequence[Mapping[str, Any]], pictures: Mapping[str, Path], skipped: Sequence[SkippedVolume]
+    folder: Path,
+    rows: Sequence[Mapping[str, Any]],
+    pictures: Mapping[str, Path],
+    skipped: Sequence[SkippedVolume],
+    *,
+    hash_names: bool = False,
 ) -> Path:
     """Writes `report.html` into the folder of the results.
 
@@ -24,8 +29,10 @@ def write_page(
         rows: of `errors.csv`.
         pictures: by the names of the volumes; those that are not there are left out.
         skipped: volumes that could not be used.
+        hash_names: whether it must not show what the command was given, as a path may name a patient.
     """
-    report = Report("Reconstructed volumes", lead=f"{len(rows)} volumes reconstructed, {len(skipped)} skipped.")
+    lead = f"{len(rows)} volumes reconstructed, {len(skipped)} skipped."
+    report = Report("Reconstructed volumes", lead=lead, hide_values=hash_names)
     section = report.section("Errors on hidden voxels")
     table = [[row[name] for _, name in SHOWN] for row in rows]
     section.table([title for title, _ in SHOWN], table, file="errors.csv")

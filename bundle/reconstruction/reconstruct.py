@@ -103,7 +103,8 @@ class Reconstruct:
         if skipped:
             lines = "\n".join(f"- {name}: {problem}; {remedy}" for name, problem, remedy in skipped)
             logger.warning("%d of %d volumes were skipped:\n%s", len(skipped), len(found), lines)
-        logger.info("report: %s", write_page(folder, rows, pictures if self.panels else {}, skipped))
+        shown = pictures if self.panels else {}
+        logger.info("report: %s", write_page(folder, rows, shown, skipped, hash_names=self.hash_names))
         return folder
 
     def _folder(self) -> Path:

@@ -36,6 +36,7 @@ class Report:
         title: of the page.
         lead: one or two sentences below it: the result, first of all.
         max_megabytes: limit of the file's size.
+        hide_values: as for `bundle.reports.command.command_line`: for pages that must not name a patient.
 
     Example:
         >>> import tempfile
@@ -48,8 +49,8 @@ class Report:
         True
     """
 
-    def __init__(self, title: str, *, lead: str = "", max_megabytes: float = 15) -> None:
-        self.title, self.lead = title, lead
+    def __init__(self, title: str, *, lead: str = "", max_megabytes: float = 15, hide_values: bool = False) -> None:
+        self.title, self.lead, self.hide_values = title, lead, hide_values
         self.sections: list[Section] = []
         self._room = {"pictures": 0, "volumes": 0, "text": _TEXT}
         free = int(max_megabytes * 1e6) - _TEXT - viewer_bytes()
@@ -69,7 +70,8 @@ class Report:
     def html(self) -> str:
         """The page."""
         made = datetime.now().astimezone().strftime("%d %B %Y, %H:%M")
-        foot = f"<p>Made on {markup.text(made)} with</p>{markup.preformatted(command_line())}"
+        command = command_line(hide_values=self.hide_values)
+        foot = f"<p>Made on {markup.text(made)} with</p>{markup.preformatted(command)}"
         sections = [(section.title, section.html(), section.folded) for section in self.sections]
         return page_html(self.title, self.lead, sections, foot)
 

@@ -16,9 +16,15 @@ __all__ = ["write_run_report"]
 _EARLIER = 4  # pictures of earlier epochs
 
 
-def write_run_report(folder: RunFolder, facts: RunFacts) -> None:
-    """Writes the page."""
-    report = Report(facts.title, lead=facts.outcome)
+def write_run_report(folder: RunFolder, facts: RunFacts, *, hash_names: bool = False) -> None:
+    """Writes the page.
+
+    Args:
+        folder: of the run.
+        facts: what the page says.
+        hash_names: whether it must not show what the command was given, as a path may name a patient.
+    """
+    report = Report(facts.title, lead=facts.outcome, hide_values=hash_names)
     if facts.metrics is not None:
         section = report.section(f"Metrics of epoch {facts.metrics.epoch}")
         if facts.metrics.note:

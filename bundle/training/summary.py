@@ -61,6 +61,7 @@ class Summary:
         metrics: of the last epoch to show, their names in the history and what to call them; None for pre-training's.
         best: a metric of which the highest tells the epoch whose weights are the product; that epoch is shown instead.
         further: what else the page says of the data, by name.
+        hash_names: as for `write_run_report`.
     """
 
     def __init__(
@@ -75,11 +76,13 @@ class Summary:
         metrics: Mapping[str, str] | None = None,
         best: str | None = None,
         further: Mapping[str, str] | None = None,
+        hash_names: bool = False,
     ) -> None:
         self.run_folder, self.network = run_folder, unwrap(network)
         self.training, self.validation, self.skipped = training, validation, skipped
         self.held_out = not validation or list(validation) != list(training)
         self.title, self.best, self.further = title, best, dict(further or {})
+        self.hash_names = hash_names
         self.metrics = _METRICS if metrics is None else {name: (label, ".4g") for name, label in metrics.items()}
         self._handled: BaseException | None = None
         self._began = False
@@ -144,7 +147,7 @@ class Summary:
         text = facts.markdown()
         with replace_file(self.run_folder.summary) as temporary:
             temporary.write_text(text)
-        write_run_report(self.run_folder, facts)
+        write_run_report(self.run_folder, facts, hash_names=self.hash_names)
         logger.info("summary (%s, with pictures %s)\n%s", self.run_folder.summary, self.run_folder.report, text)
 
     def _labelled(self, engine: Engine, rows: Sequence[Mapping[str, float]]) -> Mapping[str, tuple[str, str]]:

@@ -8,6 +8,7 @@ import gzip
 import hashlib
 import io
 import re
+import shlex
 from html.parser import HTMLParser
 
 import numpy as np
@@ -161,6 +162,41 @@ def test_numbers_are_aligned_and_what_is_not_known_is_a_dash():
 )  # fmt: skip
 def test_the_command_is_as_it_was_typed(arguments, shown):
     assert command_line(arguments, "/home/ann/.venv/bin/python3") == shown
+
+
+@pytest.mark.parametrize(
+    ("typed", "shown"),
+    [
+        (
+            ("python -m monai.bundle run training --config_file \"['configs/train.yaml','/x/preset_dev.yaml']\" "
+            "--dataset_dir '/data/MUELLER HANS' --where \"name == 'HANS'\" --epochs 5 --spacing '[1, 1.5, 2e0]' "
+            "--amp False --store HANS --encoder#init_filters=4 --ckpt=/data/HANS --overwrite"),
+            ("python -m monai.bundle run training --config_file '[train.yaml, preset_dev.yaml]' --dataset_dir ... "
+            "--where ... --epochs 5 --spacing '[1, 1.5, 2e0]' --amp False --store ... --encoder#init_filters=4 "
+            "--ckpt=... --overwrite"),
+        ),
+        ("python -m monai.bundle run --dataset_dir 4711 --a#predictions 4711 --include '[4711]'",
+         "python -m monai.bundle run --dataset_dir ... --a#predictions ... --include ..."),
+        ("python /bin/torchrun --nproc_per_node 2 -m monai.bundle run --config_file configs/train.yaml --epochs None",
+         "torchrun --nproc_per_node 2 -m monai.bundle run --config_file train.yaml --epochs None"),
+        ("python /home/HANS/x.py HANS.csv --a HANS HANS 4", "python x.py ... --a ... ... 4"),
+        ("python -c 'run(\"HANS\")' HANS", "python -c ... ..."),
+    ],
+)  # fmt: skip
+def test_values_that_may_name_somebody_are_hidden_where_told(typed, shown):
+    words = shlex.split(typed)
+    assert command_line(words, "/bin/python", hide_values=True) == shown
+    for by_option in ("--hash_names True", "--hash_names=true", "--hash_names"):
+        assert "HANS" not in command_line([*words, *by_option.split()], "/bin/python")
+    assert command_line([*words, "--hash_names", "False"], "/bin/python").endswith("--hash_names False")
+
+
+def test_a_page_hides_what_its_command_was_given_where_told(monkeypatch):
+    command = ["python", "-m", "monai.bundle", "run", "--dataset_dir", "/data/MUELLER_HANS", "--epochs", "5"]
+    monkeypatch.setattr("sys.orig_argv", command)
+    assert "MUELLER_HANS" in Report("a").html()
+    page = Report("a", hide_values=True).html()
+    assert "MUELLER_HANS" not in page and "run --dataset_dir ... --epochs 5" in page
 
 
 def test_a_label_map_on_another_grid_is_refused():

@@ -30,7 +30,7 @@ def volume(modality: str, *, padded: bool = False, notes: str = "") -> PreparedV
     )
 
 
-def train(path, error=None, at_epoch=2, objectives=None):
+def train(path, error=None, at_epoch=2, objectives=None, *, hash_names=False):
     network, folder = ToyNetwork(), RunFolder(path)
     optimizer = SGD(network.parameters(), lr=0.1)
     evaluator = toy_evaluator(network, [Scalars(name="validation")])
@@ -39,7 +39,7 @@ def train(path, error=None, at_epoch=2, objectives=None):
         run_folder=folder, network=network,
         training=[volume("CT"), volume("MR", padded=True), volume("CT", notes="2 image(s) left out: a localizer")],
         validation=[volume("MR", padded=True)],  # the same volume
-        skipped=[SkippedVolume("b.nii.gz", "cannot be read", "fetch it again")],
+        skipped=[SkippedVolume("b.nii.gz", "cannot be read", "fetch it again")], hash_names=hash_names,
     )  # fmt: skip
     handlers = [Scalars(name="train", optimizer=optimizer), ValidationHandler(1, evaluator), history, summary]
     trainer = toy_trainer(network, optimizer, toy_loader(), 3, handlers)
@@ -166,3 +166,10 @@ def test_a_run_that_fails_has_its_report_too_and_a_damaged_picture_does_not_stop
     page = folder.report.read_text()
     assert "stopped in epoch 1 of 3 by an error: the gradient is not finite: lower --lr." in page
     assert "epoch_0001.png is no picture" in page
+
+
+@pytest.mark.parametrize("hash_names", [True, False])
+def test_with_hashed_names_the_report_hides_what_the_command_was_given(tmp_path, monkeypatch, hash_names):
+    monkeypatch.setattr("sys.orig_argv", ["python", "-m", "monai.bundle", "run", "--dataset_dir", "/data/HANS"])
+    train(tmp_path, hash_names=hash_names)
+    assert ("/data/HANS" in RunFolder(tmp_path).report.read_text()) != hash_names

@@ -135,6 +135,7 @@ class ClassificationEvaluation:
             notes=notes,
             lead=lead,
             summary=summary,
+            hash_names=self.hash_names,
         )
 
     def _predicted(self) -> dict[str, tuple[list[float], list[float]]]:

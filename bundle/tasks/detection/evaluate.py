@@ -150,6 +150,7 @@ class DetectionEvaluation:
             notes=notes,
             lead=lead,
             summary=summary,
+            hash_names=self.hash_names,
         )
 
     def _true(self, volume: FoundVolume) -> tuple[np.ndarray, np.ndarray]:

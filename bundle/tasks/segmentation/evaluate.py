@@ -167,6 +167,7 @@ class SegmentationEvaluation:
             notes=notes,
             lead=lead,
             summary=summary,
+            hash_names=self.hash_names,
             captions={f"worst_{n:02d}": f"{c.case.name}: Dice {c.score:.3f}" for n, c in enumerate(drawn, start=1)},
             explanation="Reference: solid. Prediction: dashed. Each plane is where the two differ most.",
             cases=tqdm(map(self._viewer_case, drawn), total=len(drawn), desc="viewer", delay=2),

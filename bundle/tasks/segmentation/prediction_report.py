@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from bundle.data import FoundVolume, read_volume
 from bundle.data.grids import same_place
+from bundle.data.names import without_paths
 from bundle.errors import UserError, VolumeError
 from bundle.evaluation.case_picture import class_numbers, cut_out, moved, viewer_box
 from bundle.figures.contours import draw_contours
@@ -59,6 +60,7 @@ class SegmentationReport:
         self.output, self.fine_tuned, self.shown, self.megabytes = output, fine_tuned, shown, megabytes
         self.scans = {scan.name: scan for scan in scans}
         self.classes: Mapping[str, int] = fine_tuned.classes
+        self.hash_names = bool(output.settings.get("hash_names"))
 
     def __call__(self, records: Mapping[str, Mapping[str, Any]], skipped: Mapping[str, tuple[str, str]]) -> Path | None:
         """Writes the page.
@@ -76,6 +78,7 @@ class SegmentationReport:
             "Segmented scans",
             lead=f"{len(records)} scans segmented, {len(skipped)} skipped. Not for diagnosis.",
             max_megabytes=self.megabytes,
+            hide_values=self.hash_names,
         )
         measured = {name: records[name].get("tables", {}).get("measurements", []) for name in sorted(records)}
         _volumes(report.section("Volumes"), self.classes, measured)
@@ -131,7 +134,8 @@ class SegmentationReport:
                 scan, labels, affine = self._read(name)
             except (UserError, OSError, EOFError, ImageFileError) as error:
                 # all is predicted and written: what has become of a scan since must not end the run
-                logger.warning("%s is not shown in the report: %s", name, error)
+                why = without_paths(str(error), self.scans[name], name) if self.hash_names else error
+                logger.warning("%s is not shown in the report: %s", name, why)
                 continue
             boxes, grid = ndimage.find_objects(labels), (scan.shape, affine)
             pictures.picture(self._draw(scan, labels, affine, cut_out(boxes, grid)), caption=name)

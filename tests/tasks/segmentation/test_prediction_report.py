@@ -6,6 +6,7 @@ from __future__ import annotations
 import html
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -108,4 +109,18 @@ def test_a_scan_whose_file_has_changed_or_gone_is_left_out_and_the_rest_is_shown
     write(output, scans, shown=5)
     assert list(shown((output.path / "report.html").read_text())) == ["scan 4", "scan 0"]
     assert "scan 2 is not shown in the report: scan 2: is not on the grid of its label map" in caplog.text
-    assert "scan 3 is not shown" in caplog.text and "scan 1 is not shown" in caplog.text
+    assert "scan 3 is not shown in the report" in caplog.text and "scan 1 is not shown" in caplog.text
+
+
+def test_with_hashed_names_the_log_names_no_scan_that_has_gone(folder, tmp_path, caplog, monkeypatch):
+    output, scans = folder
+    monkeypatch.setitem(output.settings, "hash_names", True)
+    monkeypatch.setattr("sys.orig_argv", ["python", "-m", "monai.bundle", "run", "--dataset_dir", str(tmp_path)])
+    hidden = [replace(scan, files=(str(tmp_path / f"HANS_{n}.nii.gz"),)) for n, scan in enumerate(scans)]
+    (tmp_path / "HANS_1.nii.gz").write_bytes(b"no image")
+    write(output, hidden)
+    page = (output.path / "report.html").read_text()
+    assert caplog.text.count("is not shown in the report") == 5
+    assert "HANS" not in caplog.text + page and str(tmp_path) not in page
+    write(output, [replace(scan, files=(str(tmp_path / "HANS_9.nii.gz"),)) for scan in scans])
+    assert "HANS" not in caplog.text

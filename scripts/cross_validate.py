@@ -21,6 +21,7 @@ from pathlib import Path
 
 from cross_validate_parts.gather import gather
 from cross_validate_parts.plan import Plan, check_same, given_options
+from cross_validate_parts.same_scans import begin_scans
 from cross_validate_parts.summary import summarise
 from cross_validate_parts.trainings import Trainings
 
@@ -36,7 +37,8 @@ def open_plan(options: argparse.Namespace, overrides: Sequence[str]) -> Plan:
     """The plan in a folder, which must be the one that the folder was begun with.
 
     Raises:
-        UserError: if an option does not fit, the folder holds something else, or another process writes there.
+        UserError: if an option does not fit, the folder holds something else or was begun with other scans, or another
+            process writes there.
     """
     given = given_options(overrides)
     if taken := [name for name in _OURS if name in given]:
@@ -52,6 +54,7 @@ def open_plan(options: argparse.Namespace, overrides: Sequence[str]) -> Plan:
     plan.config()
     lock_folder(plan.output)  # two at a time would train each other's folds and write the same tables
     check_same(plan)
+    begin_scans(plan)
     return plan
 
 
@@ -77,7 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         plan = open_plan(options, overrides)
         print(f"{plan.folds} folds in {plan.output}")
         failed = Trainings(plan, options.jobs).run()
-        text = summarise(plan, failed, gather(plan))
+        gather(plan)
+        text = summarise(plan, failed)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-__all__ = ["fingerprint"]
+from bundle.data.found_volume import FoundVolume
+
+__all__ = ["fingerprint", "labelled_fingerprint"]
 
 #: bytes that are read: enough of the voxels of a compressed file to tell any two scans apart
 _PIECE = 65536
@@ -36,3 +39,16 @@ def fingerprint(files: Sequence[str]) -> str:
     except OSError:
         return ""
     return hashlib.sha256(str(size).encode() + b" " + piece).hexdigest()[:16]
+
+
+def labelled_fingerprint(scan: FoundVolume) -> str:
+    """A digest of all images of a scan and of its labels, files or not, wherever they lie.
+
+    Returns:
+        16 hexadecimal digits; of a file that cannot be read it tells nothing.
+    """
+    told = [scan.modality, fingerprint(scan.files), *map(fingerprint, scan.channels)]
+    for key, value in sorted(scan.annotations.items()):
+        values = value.items() if isinstance(value, Mapping) else [(key, value)]
+        told += [f"{name} {fingerprint([one]) if isinstance(one, str) else repr(one)}" for name, one in values]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]

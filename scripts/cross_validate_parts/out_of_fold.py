@@ -10,30 +10,41 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cross_validate_parts.plan import Plan
+from cross_validate_parts.same_scans import recorded_parts
 from monai.bundle import ConfigWorkflow
 
 from bundle.atomic import replace_file
-from bundle.data import FoundVolume, VolumeSet
-from bundle.data.names import name_digest
+from bundle.data import FoundVolume
+from bundle.data.fingerprints import fingerprint
+from bundle.errors import UserError
 from bundle.evaluation import EvaluationFolder, case_name
 from bundle.tasks.segmentation.evaluate import SegmentationEvaluation
-from bundle.tasks.segmentation.find import find_segmentations
 
 __all__ = ["evaluate_out_of_fold", "find_validated", "predict_out_of_fold"]
 
 
-def find_validated(
-    volumes: VolumeSet, dataset_dir: str | os.PathLike[str], *, hashed: bool = False
-) -> list[FoundVolume]:
-    """The scans that a fold validates, as they lie on the disk.
+def find_validated(plan: Plan, done: Sequence[int]) -> dict[int, list[FoundVolume]]:
+    """The scans that finished folds validated, as each of them recorded it, as they lie on the disk.
 
-    Args:
-        volumes: of the fold.
-        dataset_dir: as for `find_segmentations`.
-        hashed: whether the fold's volumes have digests for names.
+    Of copies of one scan, all that there are, each fold validated some, and all are the first fold's.
+
+    Raises:
+        UserError: if a fold recorded none.
     """
-    found = {name_digest(v.name) if hashed else v.name: v for v in find_segmentations(dataset_dir)}
-    return [found[volume.name] for volume in volumes.validation]
+    scans = {scan.name: (scan, fingerprint(scan.files)) for scan in plan.find_scans()}
+    found: dict[int, list[FoundVolume]] = {}
+    for fold in done:
+        recorded = recorded_parts(plan, fold)["validation"]
+        if not recorded:
+            raise UserError(
+                f"{plan.folder(fold).model_files.settings} does not say which scans were validated: keep fingerprints "
+                f"in model_settings of the config, and remove {plan.folder(fold).path} to train that fold again"
+            )
+        names = [name for name, (_, digest) in scans.items() if digest in recorded]
+        if names:
+            found[fold] = [scans.pop(name)[0] for name in names]
+    return found
 
 
 def predict_out_of_fold(

@@ -13,6 +13,7 @@ import yaml
 from monai.bundle import ConfigParser
 
 from bundle.atomic import replace_file
+from bundle.data import FoundVolume
 from bundle.errors import UserError
 from bundle.runs import RunFolder
 from bundle.runs.lock import LOCK
@@ -40,6 +41,11 @@ class Plan:
     folds: int
     output: Path
     overrides: list[str] = field(default_factory=list)
+
+    @property
+    def settings(self) -> Path:
+        """What the folder was begun with."""
+        return self.output / "settings.json"
 
     def folder(self, fold: int) -> RunFolder:
         """The run of a fold."""
@@ -72,6 +78,22 @@ class Plan:
         """Whether names are digests, as the option hash_names says."""
         given = given_options(self.overrides).get("hash_names", self.config().get("hash_names"))
         return str(given).lower() == "true"
+
+    def find_scans(self) -> list[FoundVolume]:
+        """The labelled scans that can be dealt to folds, as the trainings find them.
+
+        Raises:
+            UserError: if there are none, or an option does not fit the config.
+        """
+        parser = self.config()
+        parser["dataset_dir"] = self.dataset_dir
+        try:
+            for name, value in given_options(self.overrides).items():
+                parser[name] = yaml.safe_load(value)
+        except (KeyError, ValueError, IndexError, TypeError, yaml.YAMLError) as error:
+            raise UserError(f"--{name} {value} does not fit the config: give an option that it has") from error
+        scans = parser.get_parsed_content("volumes#find")(self.dataset_dir)
+        return [scan for scan in scans if scan.part != "test" and not scan.left_out[0]]
 
     def config(self) -> ConfigParser:
         """The config, without the overrides.
@@ -114,7 +136,7 @@ def check_same(plan: Plan) -> None:
     Raises:
         UserError: if it was begun with another one, or holds something else.
     """
-    file = plan.output / "settings.json"
+    file = plan.settings
     now = {"config_file": plan.config_file, "dataset_dir": plan.dataset_dir, "folds": plan.folds,
            "options": given_options(plan.overrides)}  # fmt: skip
     if file.is_file():

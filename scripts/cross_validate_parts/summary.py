@@ -45,10 +45,10 @@ def per_fold(plan: Plan) -> list[dict[str, Any]]:
     return rows
 
 
-def summarise(plan: Plan, failed: Mapping[int, str], notes: Sequence[str]) -> str:
+def summarise(plan: Plan, failed: Mapping[int, str]) -> str:
     """Writes `summary.md` and `report.html`; gives the former."""
     rows = per_fold(plan)
-    said = [*(f"fold {fold} failed: {words} ({plan.log(fold)})" for fold, words in failed.items()), *notes]
+    said = [f"fold {fold} failed: {words} ({plan.log(fold)})" for fold, words in failed.items()]
     lead = f"{len(rows)} of {plan.folds} folds are done."
     sections = [
         ("Each fold, on the scans it was not trained on", _fold_table(rows),

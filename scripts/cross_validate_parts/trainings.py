@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from cross_validate_parts.plan import ROOT, Plan, given_options
+from cross_validate_parts.same_scans import check_scans
 from tqdm import tqdm
+
+from bundle.errors import UserError
 
 __all__ = ["Trainings"]
 
@@ -46,6 +49,10 @@ class Trainings:
     def _train(self, fold: int) -> str:
         if self._stopped.is_set():
             return "interrupted"
+        try:
+            check_scans(self.plan)  # the data may have changed while other folds were trained
+        except UserError as error:
+            return str(error)
         log = self.plan.log(fold)
         log.parent.mkdir(parents=True, exist_ok=True)
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]

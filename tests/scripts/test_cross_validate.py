@@ -16,11 +16,15 @@ import numpy as np
 import pytest
 import yaml
 from cross_validate import main
-from cross_validate_parts.gather import _note_folds
+from cross_validate_parts.out_of_fold import find_validated
 from cross_validate_parts.plan import Plan
+from cross_validate_parts.same_scans import begin_scans, check_folds, check_once
 from cross_validate_parts.trainings import Trainings
 from monai.bundle import ConfigWorkflow
 
+from bundle.data.fingerprints import fingerprint
+from bundle.data.names import name_digest
+from bundle.errors import UserError
 from bundle.prediction import FineTuned
 
 ROOT = Path(__file__).parents[2]
@@ -70,7 +74,7 @@ def trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def without_results(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gathers nothing, which takes seconds."""
-    monkeypatch.setattr(cross_validate, "gather", lambda _: [])
+    monkeypatch.setattr(cross_validate, "gather", lambda _: None)
 
 
 def run(folder: Path, *more: str) -> int:
@@ -170,10 +174,55 @@ def test_a_failure_is_told_by_its_own_words_not_those_of_an_earlier_one(trainer:
     assert "fold 1 failed: was killed by SIGKILL" in text and "crop_size" not in text
 
 
-def test_a_scan_in_two_folds_is_noticed(trainer: Path):
-    plan = Plan(CLASSIFICATION, "scans", 3, trainer / "out")
-    (note,) = _note_folds(plan, [("a", 0), ("b", 0), ("c", 1), ("b", 1)])
-    assert note.startswith("1 scans were validated in several folds") and note.endswith(": b")
+@pytest.mark.parametrize("task", ["classification", "detection"])
+def test_a_scan_that_two_folds_validated_is_refused_before_anything_is_evaluated(trainer: Path, task: str):
+    plan = Plan(CLASSIFICATION, str(trainer / "my scans"), 3, trainer / "out")
+    finish(plan, {0: ([], []), 1: ([], [])}, task=task)
+    for fold in (0, 1):
+        (plan.folder(fold).path / "predictions.csv").write_text("volume,stenosis,stenosis label\nscan 3,0.9,1\n")
+        boxes = [{"image": "scan 3", "box": [], "label": [], "score": []}]
+        (plan.folder(fold).path / "boxes.json").write_text(json.dumps({"validation": boxes}))
+    with pytest.raises(UserError, match=r"different scans \(scan 3 was validated in folds 0 and 1\): give another"):
+        cross_validate.gather(plan)
+    assert {file.name for file in plan.output.iterdir()} == {"settings.json", "folds", "logs"}
+    check_once(plan, [("a", 0), ("b", 0), ("c", 1)])
+
+
+def test_scans_that_came_after_the_first_fold_are_refused_before_another_one_is_trained(trainer: Path, capsys: Any):
+    (trainer / "break_1").touch()
+    assert run(trainer) == 1
+    table = trainer / "my scans/labels.csv"
+    before = table.read_text()
+    table.write_text(f"{before}scan 6,0,training\n")
+    (trainer / "break_1").unlink()
+    capsys.readouterr()
+    assert run(trainer) == 1 and started(trainer) == [0, 1, 2]
+    error = capsys.readouterr().err
+    assert "(1 new, 0 gone, 0 changed, " in error and "; such as scan 6): " in error and error.count("\n") == 1
+    table.write_text(f"{before}another,1,test\n")  # is in no fold
+    assert run(trainer) == 0 and started(trainer) == [0, 1, 1, 2]
+
+
+@pytest.mark.usefixtures("without_results")
+def test_scans_may_be_mended_while_no_fold_has_trained(trainer: Path):
+    for fold in range(3):
+        (trainer / f"break_{fold}").touch()
+    assert run(trainer) == 1
+    with (trainer / "my scans/labels.csv").open("a") as table:
+        table.write("scan 6,0,training\n")
+    for fold in range(3):
+        (trainer / f"break_{fold}").unlink()
+    assert run(trainer) == 0 and "scan 6" in (trainer / "out/settings.json").read_text()
+
+
+@pytest.mark.usefixtures("without_results")
+def test_data_that_change_while_folds_are_trained_stop_the_next_fold(trainer: Path, capsys: Any):
+    with (trainer / "trainer.py").open("a") as file:
+        file.write("with open('labels.csv', 'a') as table:\n    table.write('scan 6,0,training\\n')\n")
+    source = (trainer / "trainer.py").read_text().replace("'labels.csv'", repr(str(trainer / "my scans/labels.csv")))
+    (trainer / "trainer.py").write_text(source)
+    assert run(trainer) == 1 and started(trainer) == [0]
+    assert "fold 1 failed: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -218,6 +267,113 @@ def blocks(tmp_path: Path) -> Path:
     return tmp_path / "all people"
 
 
+def finish(plan: Plan, parts: dict[int, tuple[list[str], list[str]]], task: str = "segmentation") -> None:
+    """Finished folds of an earlier version: what they trained on and validated, by fingerprints."""
+    plan.settings.parent.mkdir(parents=True)
+    plan.settings.write_text("{}")
+    for fold, (training, validation) in parts.items():
+        plan.folder(fold).path.mkdir(parents=True)
+        about = {"task": task, "findings": ["stenosis"], "classes": {"nodule": 0}}
+        about["fingerprints"] = {"training": training, "validation": validation}
+        plan.folder(fold).model_files.settings.write_text(json.dumps(about))
+        plan.folder(fold).model.touch()
+        plan.mark(fold).parent.mkdir(exist_ok=True)
+        plan.mark(fold).touch()
+
+
+def of_people(blocks: Path, *people: int) -> list[str]:
+    return [fingerprint([str(blocks / f"imagesTr/p {number}/scan.nii.gz")]) for number in people]
+
+
+SEGMENTATION = str(ROOT / "configs/finetune_segmentation.yaml")
+
+
+def add_person(blocks: Path, number: int) -> None:
+    for part in ("imagesTr", "labelsTr"):
+        voxels = np.random.default_rng(number).integers(0, 2, (30, 28, 26)).astype(np.uint8)
+        path = blocks / f"{part}/p {number}/scan.nii.gz"
+        path.parent.mkdir()
+        nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), path)
+
+
+def test_a_fold_is_judged_on_what_it_recorded_whatever_the_data_are_now(blocks: Path, tmp_path: Path, capsys: Any):
+    plan = Plan(SEGMENTATION, str(blocks), 2, tmp_path / "out")
+    finish(plan, {0: (of_people(blocks, 0, 3), of_people(blocks, 1, 2)),
+                  1: (of_people(blocks, 1, 2), of_people(blocks, 0, 3))})  # fmt: skip
+    add_person(blocks, 4)
+    names = {fold: [scan.name for scan in scans] for fold, scans in find_validated(plan, [0, 1]).items()}
+    assert names == {0: ["p 1/scan.nii.gz", "p 2/scan.nii.gz"], 1: ["p 0/scan.nii.gz", "p 3/scan.nii.gz"]}
+    begin_scans(plan)
+    assert "no finished fold used 1 of the scans, such as p 4/scan.nii.gz" in capsys.readouterr().out
+    assert "scans" not in json.loads(plan.settings.read_text()), "they may not be those of the folds"
+    (blocks / "imagesTr/p 4/scan.nii.gz").unlink()
+    begin_scans(plan)
+    assert len(json.loads(plan.settings.read_text())["scans"]) == 4
+    (blocks / "imagesTr/p 3/scan.nii.gz").unlink()
+    with pytest.raises(UserError, match="0 new, 1 gone, 0 changed"):
+        begin_scans(plan)
+    plan.settings.write_text("{}")
+    with pytest.raises(UserError, match="1 that finished folds used are gone or changed"):
+        begin_scans(plan)
+
+
+def test_folds_of_different_scans_are_refused_and_one_can_be_trained_again(blocks: Path, tmp_path: Path):
+    plan = Plan(SEGMENTATION, str(blocks), 2, tmp_path / "out")
+    finish(plan, {0: (["a", "b"], ["c"]), 1: (["a", "x"], ["b", "c"])})
+    with pytest.raises(UserError, match="1 scans were used in one of folds 0 and 1 only, and 1 were validated in both"):
+        begin_scans(plan)
+    with pytest.raises(UserError, match=r"remove .*fold_1 and .*fold_1.done to train that fold again"):
+        cross_validate.gather(plan)
+    plan.mark(1).unlink()
+    check_folds(plan)
+
+
+def test_copies_of_one_scan_are_all_the_first_folds(blocks: Path, tmp_path: Path):
+    for number in range(1, 4):
+        file = blocks / f"imagesTr/p {number}/scan.nii.gz"
+        file.write_bytes((blocks / "imagesTr/p 0/scan.nii.gz").read_bytes())
+    plan = Plan(SEGMENTATION, str(blocks), 2, tmp_path / "out")
+    one = of_people(blocks, 0)
+    finish(plan, {0: (one, one), 1: (one, one)})
+    check_folds(plan)
+    assert {fold: len(scans) for fold, scans in find_validated(plan, [0, 1]).items()} == {0: 4}
+
+
+@pytest.mark.parametrize("task", ["segmentation", "classification", "detection"])
+@pytest.mark.parametrize("change", ["new", "gone", "changed", "in another fold"])
+def test_every_task_refuses_other_scans(blocks: Path, tmp_path: Path, task: str, change: str):
+    def write(scans: list[int], finding: int = 1) -> None:
+        """Lists scans, each of a person of its own; `finding` is what is labelled."""
+        rows = [
+            {"image": f"imagesTr/p {number}/scan.nii.gz", "group": f"g{place}"} for place, number in enumerate(scans)
+        ]
+        boxes = {"box": [[0, 0, 0, 5, 5, 5 + finding]], "label": [0]}
+        maps = [{"label": row["image"].replace("images", "labels")} for row in rows]
+        labels = maps if task == "segmentation" else [boxes] * len(rows)
+        entries = [{**row, **label} for row, label in zip(rows, labels)]
+        (blocks / "dataset.json").write_text(json.dumps({"training": entries}))
+        lines = ["image,group,stenosis", *(f"{row['image']},{row['group']},{finding}" for row in rows)]
+        (blocks / "labels.csv").write_text("\n".join(lines) + "\n")
+        if not finding:
+            file = blocks / "labelsTr/p 0/scan.nii.gz"
+            nibabel.save(nibabel.Nifti1Image(np.ones((30, 28, 26), np.uint8), np.eye(4)), file)
+
+    given = ["--findings", "[stenosis]"] if task == "classification" else []
+    config = str(ROOT / f"configs/finetune_{task}.yaml")
+    plan = Plan(config, str(blocks), 2, tmp_path / "out", [*given, "--hash_names", "True"])
+    finish(plan, {0: ([], [])})
+    write([0, 1, 2])
+    begin_scans(plan)
+    assert "scan" not in str(json.loads(plan.settings.read_text())["scans"].keys()), "names are digests"
+    begin_scans(plan)
+    changes = {"new": lambda: write([0, 1, 2, 3]), "gone": lambda: write([0, 1]),
+               "changed": lambda: write([0, 1, 2], finding=0), "in another fold": lambda: write([1, 2, 0])}  # fmt: skip
+    changes[change]()
+    with pytest.raises(UserError, match=rf"[1-3] {change}.*; such as [0-9a-f]{{16}}\)"):
+        begin_scans(plan)
+    assert name_digest("p 0") not in plan.settings.read_text()
+
+
 def test_segmentations_of_unseen_scans_are_evaluated_on_their_own_grids_and_the_folds_predict_together(
     blocks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -242,7 +398,7 @@ def test_segmentations_of_unseen_scans_are_evaluated_on_their_own_grids_and_the_
         **{f"encoder#{name}": value for name, value in encoder.items()},
     }  # fmt: skip
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
-    given = ["--config_file", str(ROOT / "configs/finetune_segmentation.yaml"), "--dataset_dir", str(blocks)]
+    given = ["--config_file", SEGMENTATION, "--dataset_dir", str(blocks)]
     assert main([*given, "--folds", "2", "--output_dir", str(tmp_path / "out"), *words]) == 0
     found = {(row["case"], row["class"]): row for row in rows(tmp_path / "out/cases.csv")}
     assert found.keys() == {(f"p {number}/scan", of) for number in range(4) for of in ("left", "right")}

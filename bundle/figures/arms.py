@@ -17,7 +17,7 @@ def draw_arms(rows: Sequence[Mapping[str, Any]], arms: Sequence[str]) -> Figure:
     """Draws each run as a dot, and a panel of learning curves for each number of labelled people.
 
     Args:
-        rows: of runs, each with `arm`, `labels`, `dice` by scan, and `curve`: pairs of step and Dice.
+        rows: of runs, each with `arm`, `labels`, the mean Dice as `mean`, and `curve`: pairs of step and Dice.
         arms: in the order of their colours.
     """
     counts = sorted({row["labels"] for row in rows})
@@ -29,7 +29,7 @@ def draw_arms(rows: Sequence[Mapping[str, Any]], arms: Sequence[str]) -> Figure:
         means = []
         for place, labels in enumerate(counts):
             here = [row for row in rows if row["arm"] == arm and row["labels"] == labels]
-            values = [float(np.mean(list(row["dice"].values()))) for row in here]
+            values = [row["mean"] for row in here]
             dots.plot([place + shift] * len(values), values, "o", color=colour, alpha=0.5)
             means.append(float(np.mean(values)) if values else np.nan)
             for row in here:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,10 +17,11 @@ from monai.networks.utils import one_hot
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from bundle.errors import UserError
 from bundle.runs import RunFolder
 from bundle.training.history import read_history
 
-__all__ = ["Trial", "dice", "evaluate", "hausdorff95", "run_trial"]
+__all__ = ["Trial", "class_means", "dice", "evaluate", "hausdorff95", "run_trial"]
 
 #: of a prediction and a label map ``[D, H, W]``, the number of classes and the spacing in mm: one value per class
 Measure = Callable[[Tensor, Tensor, int, Tensor], list[float]]
@@ -31,12 +33,12 @@ class Trial:
 
     Attributes:
         names: of the volumes that were measured.
-        dice: of each volume and class; 0 where neither has it.
+        dice: of each volume and class, as the function `dice` gives it.
         history: the metrics of each epoch.
         skipped: volumes that could not be used.
         lr: the learning rate at its peak.
         cpu_seconds: of the processor, for the training alone.
-        hausdorff95: of each volume and class, in mm, if it was asked for.
+        hausdorff95: likewise, in mm, if it was asked for.
     """
 
     names: list[str]
@@ -94,26 +96,46 @@ def run_trial(
 
 
 def dice(prediction: Tensor, label: Tensor, classes: int) -> list[float]:
-    """Of each class but the background, from 0 to 1; 0 where neither has it."""
+    """Of each class but the background, from 0 to 1; NaN where neither has it, as in an evaluation."""
     pairs = [(prediction == c, label == c) for c in range(1, classes + 1)]
-    return [2 * int((p & q).sum()) / max(1, int(p.sum() + q.sum())) for p, q in pairs]
+    return [2 * int((p & q).sum()) / total if (total := int(p.sum() + q.sum())) else math.nan for p, q in pairs]
 
 
 def hausdorff95(prediction: Tensor, label: Tensor, classes: int, spacing: Tensor) -> list[float]:
     """95 % Hausdorff distance in mm of each class; the grid's diagonal where one of the two lacks it.
 
-    Where neither has the class it is 0.
+    Where neither has the class it is NaN.
     """
     pair = [one_hot(voxels[None, None].long(), classes + 1)[:, 1:] for voxels in (prediction, label)]
     diagonal = float((torch.tensor(label.shape) * spacing).norm())
     found = compute_hausdorff_distance(*pair, include_background=True, percentile=95, spacing=spacing.tolist())[0]
     has = torch.stack([channels.flatten(2).any(2)[0] for channels in pair])
-    values = torch.where(has.all(0), found, torch.where(has.any(0), diagonal, 0.0))
+    values = torch.where(has.all(0), found, torch.where(has.any(0), diagonal, math.nan))
     return [float(value) for value in values]
 
 
 def _dice(prediction: Tensor, label: Tensor, classes: int, spacing: Tensor) -> list[float]:  # noqa: ARG001 - a Measure
     return dice(prediction, label, classes)
+
+
+def class_means(rows: Sequence[Sequence[float]]) -> list[float]:
+    """The mean of each class over the volumes in which it has a value, to five digits.
+
+    Args:
+        rows: of each volume and class, NaN where there is none.
+
+    Raises:
+        UserError: if a class has no value in any volume.
+    """
+    means = []
+    for number, values in enumerate(zip(*rows), start=1):
+        known = [value for value in values if not math.isnan(value)]
+        if not known:
+            raise UserError(
+                f"class {number} is in none of {len(rows)} test volumes, nor predicted: leave it out of --classes"
+            )
+        means.append(round(sum(known) / len(known), 5))
+    return means
 
 
 def evaluate(network: nn.Module, volumes: Sequence[Any], crop: Sequence[int], classes: int) -> list[list[float]]:

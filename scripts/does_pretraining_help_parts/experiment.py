@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -17,13 +18,14 @@ from does_pretraining_help_parts.people import part_people
 from tqdm import tqdm
 
 from bundle.atomic import replace_file
+from bundle.data.names import name_digest
 from bundle.errors import UserError
-from bundle.evaluation.arms import ArmComparison, compare_arms
+from bundle.evaluation.arms import ArmComparison, compare_arms, mean_over_people
 from bundle.evaluation.starts import Start, find_starts
 from bundle.tasks.segmentation import find_segmentations, pick_classes
-from bundle.training.trial import run_trial
+from bundle.training.trial import Trial, run_trial
 
-__all__ = ["ROOT", "Experiment", "mean_dice"]
+__all__ = ["ROOT", "Experiment"]
 
 #: of the bundle
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,7 +38,20 @@ def key(arm: str, labels: int, seed: int, lr: float | None, purpose: str) -> str
 
 
 class Experiment:
-    """Runs what is missing, and keeps a line of each run."""
+    """Runs what is missing, and keeps a line of each run.
+
+    Args:
+        options: of the command.
+
+    Attributes:
+        people: who is held out, who may be drawn, and who chooses.
+        person: of each scan that is measured, as the rows name scans.
+        arms: by their names.
+        rows: the runs, by their keys.
+
+    Raises:
+        UserError: if an option does not fit, or the folder was begun with something else.
+    """
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
@@ -45,6 +60,13 @@ class Experiment:
             raise UserError(f"{options.dataset_dir} has no dataset.json that names classes: give --classes")
         volumes = find_segmentations(options.dataset_dir, "all")
         self.people = part_people(volumes, options.test_people, bool(options.lrs))
+        hashed = bool(options.overrides.get("hash_names"))
+        self.person = {
+            name_digest(scan) if hashed else scan: person
+            for part in (self.people.held_out, self.people.choosing)
+            for person, scans in part.items()
+            for scan in scans
+        }
         self._check_enough()
         self.arms: dict[str, Start] = find_starts(options.weights)
         self.file = options.output_dir / "runs.jsonl"
@@ -110,7 +132,7 @@ class Experiment:
         if not self.options.lrs:
             return None
         found = {lr: self.rows[key(arm, labels, 0, lr, "choose")] for lr in self.options.lrs}
-        return max(found, key=lambda lr: float(np.mean(list(found[lr]["dice"].values()))))
+        return max(found, key=lambda lr: np.nan_to_num(self.mean_dice(found[lr]), nan=-1.0))
 
     def _run_all(self, wanted: Sequence[tuple[str, int, int, float | None, str]], title: str) -> None:
         missing = [case for case in wanted if key(*case) not in self.rows]
@@ -119,7 +141,7 @@ class Experiment:
             self.rows[row["key"]] = row
             with replace_file(self.file) as temporary:  # a kill leaves no half of a line
                 temporary.write_text("".join(json.dumps(one) + "\n" for one in self.rows.values()))
-            tqdm.write(f"{case[0]}, {case[1]} people, seed {case[2]}: Dice {mean_dice(row):.3f}")
+            tqdm.write(f"{case[0]}, {case[1]} people, seed {case[2]}: Dice {self.mean_dice(row):.3f}")
 
     def _run(self, arm: str, labels: int, seed: int, lr: float | None, purpose: str) -> dict[str, Any]:
         options, start = self.options, time.monotonic()
@@ -163,14 +185,22 @@ class Experiment:
                 classes=len(self.classes),
                 shown=options.curve_people,
             )
-        steps = options.steps // epochs
         return {
             "purpose": purpose, "arm": arm, "labels": labels, "seed": seed, "lr": done.lr,
-            "dice": {scan: round(float(np.mean(values)), 5) for scan, values in zip(done.names, done.dice)},
-            "classes": [round(float(value), 5) for value in np.mean(done.dice, axis=0)],
-            "curve": [[row["epoch"] * steps, round(row["validation/dice"], 5)] for row in done.history
-                      if "validation/dice" in row],
+            **self._figures(done, options.steps // epochs),
             "skipped": done.skipped, "seconds": round(time.monotonic() - start),
+        }  # fmt: skip
+
+    def _figures(self, done: Trial, steps: int) -> dict[str, Any]:
+        """Dice of each scan, of each class over people, and on the way; None where neither scan nor network has one."""
+        by_class = [{scan: _known(row[number]) for scan, row in zip(done.names, done.dice)}
+                    for number in range(len(self.classes))]  # fmt: skip
+        return {
+            "dice": {scan: _known(np.mean([one for one in row if not math.isnan(one)] or [math.nan]))
+                     for scan, row in zip(done.names, done.dice)},
+            "classes": [_known(mean_over_people(dice, self.person)) for dice in by_class],
+            "curve": [[row["epoch"] * steps, round(row["validation/dice"], 5)] for row in done.history
+                      if math.isfinite(row.get("validation/dice", math.nan))],
         }  # fmt: skip
 
     def measured(self) -> list[dict[str, Any]]:
@@ -183,17 +213,19 @@ class Experiment:
 
     def comparisons(self) -> list[ArmComparison]:
         """Each weights file against scratch, for each number of labelled people."""
-        person = {scan: name for name, scans in self.people.held_out.items() for scan in scans}
         rows = self.measured()
         return [
             compare_arms(
                 [row for row in rows if row["labels"] == labels and row["arm"] in (start.scratch, arm)],
-                first=start.scratch, second=arm, labels=labels, person=person,
+                first=start.scratch, second=arm, labels=labels, person=self.person,
             )
             for labels in self.options.labels for arm, start in self.arms.items() if arm != start.scratch
         ]  # fmt: skip
 
+    def mean_dice(self, row: Mapping[str, Any]) -> float:
+        """Of a run: the mean over people of the mean over their scans; NaN if no scan has a value."""
+        return mean_over_people(row["dice"], self.person)
 
-def mean_dice(row: Mapping[str, Any]) -> float:
-    """Of a run, over its people."""
-    return float(np.mean(list(row["dice"].values())))
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else round(float(value), 5)

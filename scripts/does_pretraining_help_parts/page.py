@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from does_pretraining_help_parts.experiment import Experiment, mean_dice
+from does_pretraining_help_parts.experiment import Experiment
 
 from bundle.atomic import replace_file
 from bundle.figures.arms import draw_arms
@@ -22,17 +23,24 @@ def table(experiment: Experiment) -> list[list[str]]:
     for labels in experiment.options.labels:
         for arm in experiment.arms:
             here = [row for row in measured if row["labels"] == labels and row["arm"] == arm]
-            classes = np.mean([row["classes"] for row in here], axis=0)
+            dice = [experiment.mean_dice(row) for row in here]
+            classes = zip(*(row["classes"] for row in here))
             rows.append([
                 str(labels),
                 arm,
                 experiment.arms[arm].origin,
-                f"{np.mean([mean_dice(row) for row in here]):.3f}",
-                ", ".join(f"{mean_dice(row):.3f}" for row in here),
-                ", ".join(f"{name} {value:.3f}" for name, value in zip(experiment.classes, classes)),
+                f"{np.mean(dice):.3f}",
+                ", ".join(f"{value:.3f}" for value in dice),
+                ", ".join(f"{name} {_mean(values)}" for name, values in zip(experiment.classes, classes)),
                 " ".join(sorted({f"{row['lr']:g}" for row in here})),
             ])  # fmt: skip
     return rows
+
+
+def _mean(values: Sequence[float | None]) -> str:
+    """Over those that are known."""
+    known = [value for value in values if value is not None]
+    return f"{np.mean(known):.3f}" if known else "-"
 
 
 def what_was_done(experiment: Experiment) -> list[str]:
@@ -50,6 +58,8 @@ def what_was_done(experiment: Experiment) -> list[str]:
         f"{options.steps} steps of {options.batch_size} crops of {options.crop_size}, measured after the last one",
         *_networks(experiment),
         f"learning rates: {rates}",
+        "Dice: the mean over people of the mean over their scans",
+        "a class that is neither in a scan nor predicted counts in no mean; one that only one of the two has counts 0",
         "intervals: bootstrap over held-out people and seeds together; p: permutation test over the people",
         "the learning curves are of the first held-out people, and chose nothing",
         *([f"not used: {', '.join(skipped)}"] if skipped else []),
@@ -88,7 +98,8 @@ def write(experiment: Experiment) -> Path:
     caption = "Dice of each seed, and learning curves"
     done = what_was_done(experiment)
     with replace_file(folder / "report.png") as temporary:
-        draw_arms(experiment.measured(), list(experiment.arms)).savefig(temporary, format="png")
+        measured = [{**row, "mean": experiment.mean_dice(row)} for row in experiment.measured()]
+        draw_arms(measured, list(experiment.arms)).savefig(temporary, format="png")
     lines = [f"# {title}", "", *(f"**{sentence}**\n" for sentence in sentences)]
     lines += [f"Warning: {warning}.\n" for warning in warnings]
     lines += [f"| {' | '.join(row)} |" for row in (heading, ["---"] * len(heading), *rows)]

@@ -36,7 +36,7 @@ import yaml
 from recipe import draw_people
 
 from bundle.errors import UserError
-from bundle.training.trial import dice
+from bundle.training.trial import class_means, dice
 
 TRAINERS = Path(__file__).resolve().parent / "nnunet_trainers"
 NAME, TRAINER = "Dataset001_peer", "nnUNetTrainerMinutes"
@@ -91,7 +91,7 @@ def train(options: argparse.Namespace, people: Sequence[str]) -> int:
 
 
 def measure(options: argparse.Namespace) -> list[float]:
-    """Segments the test people; gives the mean Dice of each class."""
+    """Segments the test people; gives the mean Dice of each class over those who have it."""
     output = options.work_dir / "segmented"
     words = ["-d", 1, "-c", "3d_fullres", "-f", "all", "-tr", TRAINER, "-p", PLANS[options.planner], "-device", "cpu"]
     call(options, "nnUNetv2_predict", "-i", options.work_dir / "raw" / NAME / "imagesTs", "-o", output, *words,
@@ -103,7 +103,7 @@ def measure(options: argparse.Namespace) -> list[float]:
             for file in (output / name, options.dataset_dir / "labelsTr" / name)
         )
         rows.append(dice(found, label, len(options.classes)))
-    return [round(float(value), 5) for value in np.mean(rows, axis=0)]
+    return class_means(rows)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -35,7 +35,7 @@ from scipy.stats import ttest_rel
 from tqdm import tqdm
 
 from bundle.errors import UserError
-from bundle.training.trial import Trial, run_trial
+from bundle.training.trial import Trial, class_means, run_trial
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs/finetune_segmentation.yaml"
@@ -161,8 +161,8 @@ class Results:
             "people": people,
             **case._asdict(),
             "pretraining": "" if name == "scratch" else pick_weights(name, case.draw, self.options).parent.name,
-            "dice": _class_means(done.dice),
-            "hausdorff95": None if done.hausdorff95 is None else _class_means(done.hausdorff95),
+            "dice": class_means(done.dice),
+            "hausdorff95": None if done.hausdorff95 is None else class_means(done.hausdorff95),
             "seconds": round(time.monotonic() - start),
             "cpu_seconds": round(done.cpu_seconds),
         }
@@ -179,10 +179,6 @@ class Results:
             return rates[0]
         trials = {rate: case._replace(draw=self.options.draws[0], rate=rate, tuning=True) for rate in rates}
         return max(rates, key=lambda rate: fmean(self.run(trials[rate])["dice"]))
-
-
-def _class_means(rows: Sequence[Sequence[float]]) -> list[float]:
-    return [round(fmean(values), 5) for values in zip(*rows)]
 
 
 def list_cases(options: argparse.Namespace) -> Iterator[Case]:

@@ -34,7 +34,7 @@ from scipy.stats import ttest_rel
 from tqdm import tqdm
 
 from bundle.errors import UserError
-from bundle.training.trial import run_trial
+from bundle.training.trial import class_means, run_trial
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs/finetune_segmentation.yaml"
@@ -181,12 +181,7 @@ def run(arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
         else:
             rows, seconds = train_config(arm.split(" + ")[1:], seed, options)
             more = {"cpu_seconds": round(seconds)}  # without preparation and the test: as nnunet_peer.py counts
-    return {
-        **_case(arm, seed, options),
-        "dice": [round(float(value), 5) for value in np.mean(rows, axis=0)],
-        "seconds": round(time.monotonic() - start),
-        **more,
-    }
+    return {**_case(arm, seed, options), "dice": class_means(rows), "seconds": round(time.monotonic() - start), **more}
 
 
 def _case(arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:

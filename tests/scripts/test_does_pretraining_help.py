@@ -9,11 +9,14 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from does_pretraining_help import main
+from does_pretraining_help import main, parse
+from does_pretraining_help_parts.experiment import Experiment, key
+from does_pretraining_help_parts.page import table, write
 from does_pretraining_help_parts.people import part_people
 
 from bundle.data import FoundVolume
 from bundle.errors import UserError
+from bundle.training.trial import Trial
 from tests.export.models import write_model, write_nnunet_checkpoint
 from tests.networks.encoder_cases import Case
 
@@ -111,6 +114,59 @@ def test_the_lists_own_test_is_held_out():
     assert sorted(people.held_out) == ["p0", "p3", "p6", "p9"] and len(people.pool) == 8
     with pytest.raises(UserError, match="--test_people 12 cannot work with 12 people"):
         part_people(volumes(12), 12, False)
+
+
+@pytest.fixture
+def listed(dataset: Path) -> Path:
+    """The six people as a data list, of which the last two are for the test: one with a second scan."""
+    (dataset.parent / "models").mkdir()
+    write_model(dataset.parent / "models", Case("SegResEncoder", ENCODER, ()), spacing=None, mr_percentiles=[1, 99])
+    for part in ("images", "labels"):
+        file = dataset / f"{part}Tr/p 5 again.nii.gz"
+        nibabel.save(nibabel.load(dataset / f"{part}Tr/p 5.nii.gz"), file)
+    write_list(dataset, range(4))
+    return dataset
+
+
+def write_list(dataset: Path, people: range, **more: str) -> None:
+    def entry(name: str, group: str) -> dict[str, str]:
+        return {"image": f"imagesTr/{name}.nii.gz", "label": f"labelsTr/{name}.nii.gz", "group": group}
+
+    training = [entry(f"p {number}", more.get(f"p{number}", f"p {number}")) for number in people]
+    tested = [entry("p 4", "p 4"), entry("p 5", "p 5"), entry("p 5 again", "p 5")]
+    (dataset / "dataset.json").write_text(json.dumps({"training": training, "test": tested}))
+
+
+def begin(dataset: Path, *more: str) -> Experiment:
+    return Experiment(parse(command(dataset, "--seeds", "1", *more)))
+
+
+def test_every_dice_is_a_mean_over_people_and_no_row_holds_a_nan(listed: Path):
+    experiment = begin(listed)
+    names = ["imagesTr/p 4.nii.gz", "imagesTr/p 5.nii.gz", "imagesTr/p 5 again.nii.gz"]
+    history = [{"epoch": 1, "validation/dice": float("nan")}, {"epoch": 2, "validation/dice": 0.5}]
+    nan = float("nan")
+    for arm, gain in (("scratch", 0.0), ("models/model.pt", 0.2)):
+        done = Trial(names, [[0.2 + gain, nan], [0.5, 0.7], [nan, nan]], history, [], 1e-3, 0.0)
+        figures = experiment._figures(done, 1)
+        assert figures["dice"] == {names[0]: 0.2 + gain, names[1]: 0.6, names[2]: None}
+        assert figures["classes"] == [pytest.approx((0.2 + gain + 0.5) / 2), 0.7] and figures["curve"] == [[2, 0.5]]
+        json.dumps(figures, allow_nan=False)
+        figures["dice"][names[2]] = 0.2  # the second person's mean is 0.4
+        row = {"purpose": "measure", "arm": arm, "labels": 2, "seed": 0, "lr": 1e-3, "skipped": [], **figures}
+        experiment.rows[key(arm, 2, 0, None, "measure")] = row
+    means = [row[3] for row in table(experiment)[1:]]
+    assert means == ["0.300", "0.400"] and experiment.comparisons()[0].means == pytest.approx((0.3, 0.4))
+    assert "Dice 0.400 against 0.300" in write(experiment).with_suffix(".md").read_text()
+
+
+def test_a_rate_is_chosen_by_people(listed: Path):
+    write_list(listed, range(4), p1="p 0")  # p 0 has two scans
+    experiment = begin(listed, "--lrs", "1e-3", "1e-2", "--labels", "1")
+    experiment.person = {"a": "one", "b": "one", "c": "two"}
+    for lr, values in ((1e-3, (0.6, 0.6, 0.2)), (1e-2, (0.2, 0.2, 0.8))):
+        experiment.rows[key("scratch", 1, 0, lr, "choose")] = {"dice": dict(zip("abc", values))}
+    assert experiment.lr("scratch", 1) == 1e-2
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from does_pretraining_help_parts.people import part_people
+from does_pretraining_help_parts.same_study import check_same, check_weights, describe_people, describe_weights
 from tqdm import tqdm
 
 from bundle.atomic import replace_file
@@ -47,7 +48,9 @@ class Experiment:
         people: who is held out, who may be drawn, and who chooses.
         person: of each scan that is measured, as the rows name scans.
         arms: by their names.
+        weights: checksums of the arms' files.
         rows: the runs, by their keys.
+        notes: what a reader must know of the folder, a line each.
 
     Raises:
         UserError: if an option does not fit, or the folder was begun with something else.
@@ -70,7 +73,10 @@ class Experiment:
         self._check_enough()
         self.arms: dict[str, Start] = find_starts(options.weights)
         self.file = options.output_dir / "runs.jsonl"
-        self._check_same()
+        self.weights = describe_weights(self.arms)
+        self.notes = check_same(
+            options.output_dir, self._settings(), describe_people(self.people, volumes, hashed=hashed), self.weights
+        )
         lines = self.file.read_text().splitlines() if self.file.is_file() else []
         self.rows = {row["key"]: row for row in map(json.loads, lines)}
 
@@ -81,30 +87,18 @@ class Experiment:
                 f"beside the {len(self.people.held_out)} held out: give smaller numbers, or fewer --test_people"
             )
 
-    def _check_same(self) -> None:
-        """The data, and what changes every run, must be those that the folder was begun with."""
-        options, file = self.options, self.options.output_dir / "settings.json"
-        now = {
+    def _settings(self) -> dict[str, Any]:
+        """The options that change every run."""
+        options = self.options
+        return {
             "dataset_dir": str(options.dataset_dir),
             "classes": self.classes,
             "steps": options.steps,
             "crop_size": options.crop_size,
             "batch_size": options.batch_size,
-            "held_out": sorted(scan for scans in self.people.held_out.values() for scan in scans),
             "options": options.overrides,
             **self._preparations(),
         }
-        if file.is_file():
-            before = json.loads(file.read_text())
-            for name, value in json.loads(json.dumps(now)).items():
-                if before.get(name) != value:
-                    raise UserError(
-                        f"{options.output_dir} was begun with {name} {before.get(name)}, and now it is {value}: give "
-                        "the same to go on, or another --output_dir"
-                    )
-            return
-        with replace_file(file) as temporary:
-            temporary.write_text(json.dumps(now, indent=1) + "\n")
 
     def _preparations(self) -> dict[str, Any]:
         """What each network and its volumes are, those of a single network by the names of its options."""
@@ -137,6 +131,8 @@ class Experiment:
     def _run_all(self, wanted: Sequence[tuple[str, int, int, float | None, str]], title: str) -> None:
         missing = [case for case in wanted if key(*case) not in self.rows]
         for case in tqdm(missing, desc=title):
+            arm = {case[0]: self.arms[case[0]]}
+            check_weights(self.options.output_dir, self.weights, describe_weights(arm))  # they may be trained on now
             row = {"key": key(*case), **self._run(*case)}
             self.rows[row["key"]] = row
             with replace_file(self.file) as temporary:  # a kill leaves no half of a line

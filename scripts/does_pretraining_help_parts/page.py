@@ -63,6 +63,7 @@ def what_was_done(experiment: Experiment) -> list[str]:
         "intervals: bootstrap over held-out people and seeds together; p: permutation test over the people",
         "the learning curves are of the first held-out people, and chose nothing",
         *([f"not used: {', '.join(skipped)}"] if skipped else []),
+        *experiment.notes,
     ]
 
 

@@ -9,14 +9,17 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import torch
 from does_pretraining_help import main, parse
 from does_pretraining_help_parts.experiment import Experiment, key
 from does_pretraining_help_parts.page import table, write
 from does_pretraining_help_parts.people import part_people
 
 from bundle.data import FoundVolume
+from bundle.data.names import name_digest
 from bundle.errors import UserError
 from bundle.training.trial import Trial
+from bundle.weights import checksum
 from tests.export.models import write_model, write_nnunet_checkpoint
 from tests.networks.encoder_cases import Case
 
@@ -137,8 +140,86 @@ def write_list(dataset: Path, people: range, **more: str) -> None:
     (dataset / "dataset.json").write_text(json.dumps({"training": training, "test": tested}))
 
 
+def train_on(model: Path) -> None:
+    """Changes the weights as a training does."""
+    torch.save({name: weight * 1.5 for name, weight in torch.load(model).items()}, model)
+    about = json.loads(model.with_suffix(".json").read_text())
+    model.with_suffix(".json").write_text(json.dumps({**about, "sha256": checksum(model)}))
+
+
 def begin(dataset: Path, *more: str) -> Experiment:
     return Experiment(parse(command(dataset, "--seeds", "1", *more)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("fewer", r"other scans to draw from \(0 are new or changed, 1 gone or changed, such as imagesTr/p 3.nii.gz\)"),
+        ("person", "other scans to draw from .0 are new or changed, 0 gone or changed, in another order"),
+        ("label", r"other scans or labels \(1 are new or changed, 1 gone or changed, such as imagesTr/p 0.nii.gz\)"),
+        ("lrs", "other scans to choose learning rates on"),
+        ("held out", "other scans to measure .0 are new or changed, 2 gone or changed"),
+        ("weights", "the weights models/model.pt have changed since .* was begun: give those"),
+    ],
+)
+def test_what_would_make_the_arms_differ_by_more_than_weights_is_refused(listed: Path, change: str, message: str):
+    more: list[str] = []
+    assert begin(listed).notes == begin(listed).notes == []
+    if change == "fewer":
+        write_list(listed, range(3))
+    elif change == "person":
+        write_list(listed, range(4), p0="p 9")  # the draws depend on the order of the people
+    elif change == "label":
+        voxels = np.ones((30, 30, 28), np.uint8)
+        nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), listed / "labelsTr/p 0.nii.gz")
+    elif change == "weights":
+        train_on(listed.parent / "models/model.pt")
+    else:
+        more = ["--lrs", "1e-3"] if change == "lrs" else ["--test_people", "1"]
+    with pytest.raises(UserError, match=message):
+        begin(listed, *more)
+
+
+def test_weights_that_are_trained_on_meanwhile_stop_the_next_run(listed: Path, monkeypatch: pytest.MonkeyPatch):
+    experiment = begin(listed, "--seeds", "2")
+    done: list[str] = []
+
+    def run(arm: str, *_: object) -> dict[str, object]:
+        done.append(arm)
+        train_on(listed.parent / "models/model.pt")
+        return {"dice": {}}
+
+    monkeypatch.setattr(experiment, "_run", run)
+    with pytest.raises(UserError, match=r"the weights models/model\.pt have changed"):
+        experiment.run()
+    assert done == ["scratch"]
+
+
+def test_weights_may_be_added_and_are_then_recorded(listed: Path):
+    begin(listed)
+    other = listed.parent / "other"
+    other.mkdir()
+    for name in ("model.pt", "model.json"):
+        (other / name).write_bytes((listed.parent / "models" / name).read_bytes())
+    words = command(listed, "--seeds", "1")
+    words.insert(words.index("--labels"), str(other / "model.pt"))
+    Experiment(parse(words))
+    begin(listed)
+    recorded = json.loads((listed.parent / "out/settings.json").read_text())["weights"]
+    assert sorted(recorded) == ["models/model.pt", "other/model.pt"]
+
+
+def test_a_folder_of_an_earlier_version_goes_on_and_the_page_warns(listed: Path):
+    experiment = begin(listed)
+    file = listed.parent / "out/settings.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({name: content[name] for name in content if name not in ("pool", "scans", "weights")}))
+    for _ in range(2):
+        (note,) = begin(listed).notes
+        assert note.startswith("the folder was begun with an earlier version")
+    assert experiment.notes == []
+    with pytest.raises(UserError, match="other scans to measure"):
+        begin(listed, "--test_people", "1")
 
 
 def test_every_dice_is_a_mean_over_people_and_no_row_holds_a_nan(listed: Path):
@@ -158,6 +239,13 @@ def test_every_dice_is_a_mean_over_people_and_no_row_holds_a_nan(listed: Path):
     means = [row[3] for row in table(experiment)[1:]]
     assert means == ["0.300", "0.400"] and experiment.comparisons()[0].means == pytest.approx((0.3, 0.4))
     assert "Dice 0.400 against 0.300" in write(experiment).with_suffix(".md").read_text()
+
+
+def test_with_hash_names_no_scan_is_named(listed: Path):
+    experiment = begin(listed, "--hash_names", "True")
+    assert ".nii" not in (listed.parent / "out/settings.json").read_text()
+    scans = ["imagesTr/p 4.nii.gz", "imagesTr/p 5.nii.gz", "imagesTr/p 5 again.nii.gz"]
+    assert experiment.person.keys() == {name_digest(scan) for scan in scans} and len({*experiment.person.values()}) == 2
 
 
 def test_a_rate_is_chosen_by_people(listed: Path):

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,12 +68,14 @@ class PreparedVolume:
 
         Raises:
             UserError: if it is damaged and cannot be prepared again.
+            VolumeError: if a file that the store reads itself, such as a preprocessed case, is gone.
         """
-        try:
-            tensors = self.store.read(self.key, crop, keys)
-        except DamagedVolumeError as error:
-            self.prepare_again(error)
-            tensors = self.store.read(self.key, crop, keys)
+        with self._named():
+            try:
+                tensors = self.store.read(self.key, crop, keys)
+            except DamagedVolumeError as error:
+                self.prepare_again(error)
+                tensors = self.store.read(self.key, crop, keys)
         return {name: value for name, value in tensors.items() if name not in _NOT_LOADED}
 
     def look(self, keys: Collection[str]) -> Mapping[str, Any]:
@@ -80,7 +83,16 @@ class PreparedVolume:
 
         A place may raise a `DamagedVolumeError`.
         """
-        return self.store.look(self.key, keys)
+        with self._named():
+            return self.store.look(self.key, keys)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """What a store says is wrong with the volume gets the volume's name: a store does not know it."""
+        try:
+            yield
+        except VolumeError as error:
+            raise VolumeError(self.name, error.problem, error.remedy) from error
 
     def prepare_again(self, damage: DamagedVolumeError) -> None:
         """Prepares the volume again.

@@ -96,7 +96,7 @@ class Store(ABC):
         """Keeps a volume as a whole, or raises an error and keeps nothing."""
 
     @staticmethod
-    def report_damage(file: Path, error: Exception) -> None:
+    def report_damage(file: Path, error: BaseException) -> None:
         """Says in the log that a volume will be prepared again."""
         logger.warning("%s is damaged (%s): preparing its volume again", file, error)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from bundle.data import (
 )
 from bundle.errors import UserError
 from bundle.stores.open_store import open_store
-from bundle.stores.store import Header
+from bundle.stores.store import DamagedVolumeError, Header
 from bundle.tasks.detection import RandBoxCropd
 from tests.data.npz_store import NpzStore
 from tests.data.volumes import ROOT, ct_phantom, mr_phantom, preparation, write_nifti
@@ -93,6 +94,48 @@ def test_a_damaged_header_is_no_volume(tmp_path: Path) -> None:
             assert store.describe("a") is None, name
     store.file("a").write_bytes(intact)
     assert store.describe("a") is not None
+
+
+@pytest.mark.parametrize("kind", [PlainStore, Blosc2Store])
+@pytest.mark.parametrize("damage", ["gone", "cut off", "empty", "no such file"])
+def test_a_volume_that_is_gone_or_damaged_is_prepared_again(kind: type[Any], damage: str, tmp_path: Path) -> None:
+    store, tensors = kind(tmp_path), content()
+    tensors["modality"] = "CT"
+    store.write("a", tensors)
+    file, again = store.file("a"), []
+    whole = file.read_bytes()
+
+    def prepare() -> None:
+        again.append(1)
+        store.write("a", tensors)
+
+    def damaged() -> None:
+        if damage == "gone":
+            file.unlink()
+        else:
+            file.write_bytes({"cut off": whole[:-200], "empty": b"", "no such file": b"x" * 5000}[damage])
+
+    volume = PreparedVolume("v", store, "a", "CT", (6, 5, 4), again=prepare)
+    damaged()
+    assert torch.equal(volume.load()["image"], tensors["image"]) and len(again) == 1
+    damaged()
+    with pytest.raises(DamagedVolumeError):
+        store.read("a")
+    with pytest.raises(UserError, match="start again, which prepares it") as caught:
+        replace(volume, again=None).load()
+    assert "\n" not in str(caught.value)
+
+
+def test_what_the_machine_refuses_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = PlainStore(tmp_path)
+    store.write("a", content())
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("unable to mmap 2000 bytes from file <a.pt>: Cannot allocate memory (12)")
+
+    monkeypatch.setattr(torch, "load", refuse)
+    with pytest.raises(RuntimeError, match="unable to mmap"):
+        store.read("a")
 
 
 def test_a_store_is_chosen_by_name_or_given(tmp_path: Path) -> None:
@@ -211,7 +254,6 @@ _OPENERS = {
     "weights/read.py",
     "runs/checkpoint.py",
     "runs/recorded_config.py",
-    "data/nnunet/store.py",  # its own record of where the body is, beside a volume that nnU-Net has prepared
     "export/nnunet_trainers/sparse_mim.py",  # runs inside nnU-Net, without this package
 }
 

@@ -21,6 +21,7 @@ from bundle.data.nnunet.find import preprocessed_folder
 from bundle.data.nnunet.plan import Plan
 from bundle.errors import VolumeError
 from bundle.stores.open_store import open_store
+from bundle.stores.plain_store import load_file
 from bundle.stores.store import Crop, Header, Store
 
 __all__ = ["CaseStore"]
@@ -96,8 +97,7 @@ class CaseStore(Store):
         return self.folder / f"{key}.case.pt"
 
     def _read_record(self, key: str) -> dict[str, Any]:
-        record: dict[str, Any] = torch.load(self._record(key), weights_only=True)
-        return record
+        return load_file(self._record(key))
 
     @cached_property
     def _files(self) -> dict[str, Path]:
@@ -111,10 +111,8 @@ class CaseStore(Store):
             part = _overlap(record, place)
             image = torch.from_numpy(read_part(array, part))
         except (OSError, RuntimeError, ValueError, KeyError) as error:
-            name = str(self._files.get(digest, "a preprocessed case"))
-            raise VolumeError(
-                name, f"cannot be read any more ({type(error).__name__})", "put the file back or start anew"
-            ) from error
+            problem = f"cannot be read any more ({type(error).__name__})"  # whoever knows its name says it
+            raise VolumeError("a preprocessed case", problem, "put the file back or start anew") from error
         return F.pad(image, _padding(record, place))  # with 0, as nnU-Net pads
 
 

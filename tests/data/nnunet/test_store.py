@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -104,12 +105,18 @@ def test_damage_is_looked_after_again_and_a_lost_file_is_one_line(folder: Path, 
     record.write_bytes(b"damaged")
     volume, _ = prepared(folder, tmp_path / "cache", chosen).training
     assert volume.load(keys=("modality",)) == {"modality": "MR"}
+    for lost in (True, False):
+        record.unlink() if lost else record.write_bytes(b"damaged")
+        assert volume.load(keys=("modality",)) == {"modality": "MR"} and record.is_file(), "prepared again"
     for file in folder.glob("large.n*"):
         file.unlink()
     for file in folder.glob("large.b2nd"):
         file.unlink()
-    with pytest.raises(VolumeError, match="cannot be read any more"):
+    with pytest.raises(VolumeError, match=r"^large.*: cannot be read any more"):
         volume.load()
+    with pytest.raises(VolumeError, match=r"^0815: cannot be read any more") as caught:
+        replace(volume, name="0815").load()
+    assert "large" not in str(caught.value), "with hash_names the volume's name is a digest"
 
 
 def test_one_broken_case_is_skipped_and_listed(folder: Path, chosen: Plan, tmp_path: Path):

@@ -236,7 +236,7 @@ def _draw(volumes: Sequence[PreparedVolume], draw: RandForegroundCropd, crops: i
         draw.set_random_state(seed=(seed * 1_000_003 + number) % 2**32)
         try:
             found += [draw.read(volume) for _ in range(crops)]
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, UserError) as error:
             logger.warning("%s is left out of the pretext classes: %s", volume.name, error)
     return found
 

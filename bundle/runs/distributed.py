@@ -67,8 +67,9 @@ def _let_threads_finish(patience: float = 10.0) -> None:
     """Waits until gloo's threads hold no tensor: several exchanges at once, so that each thread ends one."""
     tensors = [torch.zeros(1) for _ in range(8)]
     before = [sys.getrefcount(tensor) for tensor in tensors]
-    for work in [dist.all_reduce(tensor, async_op=True) for tensor in tensors]:
-        work.wait()
+    exchanges = [dist.all_reduce(tensor, async_op=True) for tensor in tensors]
+    while exchanges:
+        exchanges.pop().wait()  # no name is left for one: it would hold its tensor, too
     end = time.monotonic() + patience
     while [sys.getrefcount(tensor) for tensor in tensors] != before and time.monotonic() < end:
         time.sleep(0.01)

@@ -8,7 +8,10 @@
 `split.json` lists the files of "dev", of which a draw takes the labelled people, and of "test". `--weights` names the
 folders of pre-trainings; of several with one name each draw takes the next one. An arm is "scratch", a name of
 --weights, or that with ", encoder alone"; "unlabelled" is scratch with the other people of "dev" as unlabelled ones,
-and "NAME, unlabelled" the same from weights. The ceiling is scratch with all of "dev" labelled (`--labelled all`).
+and "NAME, unlabelled" the same from weights. "self-trained" and "NAME, self-trained" train twice, each time so many
+steps: the first network labels the other people of "dev", and the second trains on them and on the labelled ones. The
+ceiling is scratch with all of "dev" labelled (`--labelled all`).
+
 With several --rates an arm's rate is chosen for each number of people and steps, on people who are neither labelled nor
 tested on. Every run is a line of --output, and is not repeated: the command may be stopped and extended, and two may
 run side by side with `--share 0 2` and `--share 1 2`. people.md has what was found.
@@ -25,23 +28,28 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
 import yaml
+from monai.bundle import ConfigWorkflow
 from scipy.stats import ttest_rel
 from tqdm import tqdm
 
+from bundle.data.names import without_ending
 from bundle.errors import UserError
 from bundle.training.trial import Trial, class_means, run_trial
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs/finetune_segmentation.yaml"
 WITH_UNLABELLED = ROOT / "configs/finetune_unlabelled.yaml"
+PREDICT = ROOT / "configs/predict_segmentation.yaml"
 ENCODER = ", encoder alone"
 UNLABELLED = "unlabelled"
+SELF_TRAINED = "self-trained"
 
 
 class Case(NamedTuple):
@@ -73,38 +81,67 @@ def draw_people(options: argparse.Namespace, case: Case) -> tuple[list[str], lis
 def train(case: Case, options: argparse.Namespace) -> Trial:
     """Fine-tunes and measures one case."""
     people, measured = draw_people(options, case)
-    name, alone = start_of(case.arm), case.arm.endswith(ENCODER)
-    epoch = min(case.steps, options.steps_per_epoch)
+    others = [one for one in options.lists["dev"] if one not in people + measured]
     with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
-        lists = [list_files(options, names) for names in (people, measured)]
-        file = Path(folder) / "dataset.json"
-        file.write_text(json.dumps({"training": lists[0], "validation": lists[1]}))
-        overrides: dict[str, Any] = {
-            "bundle_root": str(ROOT),
-            "dataset_dir": str(file),
-            "output_dir": f"{folder}/run",
-            "cache_dir": str(options.cache_dir),
-            "classes": options.classes,
-            "spacing": "own",  # the grid of the files
-            "crop_size": options.crop,
-            "pretrained": None if name == "scratch" else str(pick_weights(name, case.draw, options)),
-            "pretrained_decoder": not alone,
-            "seed": case.draw,
-            "lr": case.rate,
-            "epochs": case.steps // epoch,
-            "steps_per_epoch": epoch,
-            "val_interval": case.steps // epoch,
-            "num_workers": 0,
-            "device": options.device,
-        }
-        configs = [str(CONFIG)]
-        if is_unlabelled(case.arm):
-            others = [one for one in options.lists["dev"] if one not in people + measured]
-            more = Path(folder) / "unlabelled.json"
-            more.write_text(json.dumps({"training": [entry["image"] for entry in list_files(options, others)]}))
-            configs.append(str(WITH_UNLABELLED))
-            overrides["unlabelled_dir"] = str(more)
-        return run_trial(configs, overrides, crop=options.crop, classes=len(options.classes), distances=not case.tuning)
+        unlabelled = Path(folder) / "unlabelled.json"
+        unlabelled.write_text(json.dumps({"training": [entry["image"] for entry in list_files(options, others)]}))
+        labelled, test = (list_files(options, names) for names in (people, measured))
+        if not case.arm.endswith(SELF_TRAINED):
+            more = {"unlabelled_dir": str(unlabelled)} if is_unlabelled(case.arm) else {}
+            return fine_tune(case, options, Path(folder) / "run", labelled, test, more)
+        teacher = fine_tune(case, options, Path(folder) / "teacher", labelled, test[:1])
+        labelled += predict(Path(folder) / "teacher", unlabelled, Path(folder) / "predicted", options)
+        student = fine_tune(case, options, Path(folder) / "run", labelled, test)
+        return replace(student, cpu_seconds=student.cpu_seconds + teacher.cpu_seconds)
+
+
+def fine_tune(
+    case: Case,
+    options: argparse.Namespace,
+    folder: Path,
+    labelled: Sequence[Mapping[str, str]],
+    test: Sequence[Mapping[str, str]],
+    more: Mapping[str, Any] | None = None,
+) -> Trial:
+    """Trains on some files and measures others; `folder` becomes that of the run. `more` are further values by id."""
+    name, epoch = start_of(case.arm), min(case.steps, options.steps_per_epoch)
+    file = folder.with_suffix(".json")
+    file.write_text(json.dumps({"training": labelled, "validation": test}))
+    overrides: dict[str, Any] = {
+        "bundle_root": str(ROOT),
+        "dataset_dir": str(file),
+        "output_dir": str(folder),
+        "cache_dir": str(options.cache_dir),
+        "classes": options.classes,
+        "spacing": "own",  # the grid of the files
+        "crop_size": options.crop,
+        "pretrained": None if name == "scratch" else str(pick_weights(name, case.draw, options)),
+        "pretrained_decoder": not case.arm.endswith(ENCODER),
+        "seed": case.draw,
+        "lr": case.rate,
+        "epochs": case.steps // epoch,
+        "steps_per_epoch": epoch,
+        "val_interval": case.steps // epoch,
+        "num_workers": 0,
+        "device": options.device,
+        **(more or {}),
+    }
+    configs = [str(CONFIG), *([str(WITH_UNLABELLED)] if more else [])]
+    return run_trial(configs, overrides, crop=options.crop, classes=len(options.classes), distances=not case.tuning)
+
+
+def predict(model: Path, scans: Path, folder: Path, options: argparse.Namespace) -> list[dict[str, str]]:
+    """Labels scans by a run, as a user does; gives the files as a data list has them."""
+    given = {"bundle_root": str(ROOT), "model": str(model), "dataset_dir": str(scans), "output_dir": str(folder)}
+    given |= {"device": options.device, "overlap": 0.25, "report_scans": 0}
+    flow = ConfigWorkflow(str(PREDICT), workflow_type="infer", logging_file=False, **given)
+    flow.initialize()
+    flow.run()
+    flow.finalize()
+    images = [Path(image) for image in json.loads(scans.read_text())["training"]]
+    maps = {without_ending(found.name): found for found in (folder / "label_maps").rglob("*.nii.gz")}
+    labels = {str(image): maps.get(without_ending(image.name)) for image in images}
+    return [{"image": image, "label": str(label)} for image, label in labels.items() if label is not None]
 
 
 def list_files(options: argparse.Namespace, names: Sequence[str]) -> list[dict[str, str]]:
@@ -120,8 +157,8 @@ def is_unlabelled(arm: str) -> bool:
 
 def start_of(arm: str) -> str:
     """What an arm starts from: a name of --weights, or scratch."""
-    name = arm.removesuffix(ENCODER).removesuffix(f", {UNLABELLED}")
-    return "scratch" if name == UNLABELLED else name
+    name = arm.removesuffix(ENCODER).removesuffix(f", {UNLABELLED}").removesuffix(f", {SELF_TRAINED}")
+    return "scratch" if name in (UNLABELLED, SELF_TRAINED) else name
 
 
 def pick_weights(name: str, draw: int, options: argparse.Namespace) -> Path:
@@ -262,7 +299,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--classes", type=yaml.safe_load, required=True, help='such as "{anterior: 1, posterior: 2}"')
     parser.add_argument("--crop", type=int, nargs=3, required=True, help="voxels per axis")
     parser.add_argument("--weights", nargs="*", default=[], help="NAME=FOLDER of a pre-training; a name may come twice")
-    parser.add_argument("--arms", nargs="+", default=["scratch"], help=f'scratch, unlabelled, NAME, or "NAME{ENCODER}"')
+    parser.add_argument(
+        "--arms", nargs="+", default=["scratch"], help=f'scratch, unlabelled, {SELF_TRAINED}, NAME, or "NAME{ENCODER}"'
+    )
     parser.add_argument("--labelled", nargs="+", default=["5"], help='numbers of people, and "all" for the ceiling')
     parser.add_argument("--steps", type=int, nargs="+", default=[100, 300])
     parser.add_argument("--draws", type=int, nargs="+", default=[0, 1, 2, 3, 4])
@@ -303,7 +342,9 @@ def check(options: argparse.Namespace) -> None:
     """Refuses what cannot be run."""
     for arm in options.arms:
         if start_of(arm) != "scratch" and start_of(arm) not in options.pretrained:
-            raise UserError(f"--arms {arm!r} is not known: give scratch, unlabelled, or a name of --weights")
+            raise UserError(
+                f"--arms {arm!r} is not known: give scratch, unlabelled, {SELF_TRAINED}, or a name of --weights"
+            )
     for steps in options.steps:
         if steps % min(steps, options.steps_per_epoch):
             raise UserError(f"--steps {steps} is no multiple of --steps_per_epoch: change either")

@@ -16,60 +16,23 @@ from bundle.data import FoundVolume
 from bundle.errors import UserError
 from bundle.runs.lock import lock_folder
 
-__all__ = ["PredictionFolder"]
+__all__ = ["PredictionFolder", "Predictions"]
 
 _RECORDS = ".done"
 
 
-class PredictionFolder:
-    """A folder of predictions that a second run of the same command completes.
+class Predictions:
+    """A folder of predictions, to read.
 
     `about.json` says with which models and settings they were made, and `.done/<name>.json` what was written of each
-    scan. A record is written last and in one piece: a scan that a kill has interrupted has none, and is done again.
+    scan. A record is written last and in one piece: a scan that a kill has interrupted has none.
 
     Args:
-        path: the folder. This process takes it until it ends.
-        settings: the models' sha256 and all settings that change a prediction.
-        overwrite: whether predictions with other models, settings or scans may be replaced; then all are made again,
-            and the files of the old ones removed. "others": that is done only where they are of others.
-
-    Raises:
-        UserError: if it holds something else, predictions of other models or settings, or another process writes there.
+        path: the folder.
     """
 
-    def __init__(
-        self, path: str | os.PathLike[str], *, settings: Mapping[str, Any], overwrite: bool | str = False
-    ) -> None:
-        self._replaces_others = overwrite == "others"
-        self.path, self.overwrite = Path(path), bool(overwrite) and not self._replaces_others
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"--output_dir {path} is a file: give a folder")
-        self.settings: dict[str, Any] = json.loads(json.dumps(dict(settings), default=str))
-        if not overwrite:
-            self._check()
-        elif self._replaces_others:
-            try:
-                self._check()
-            except UserError:
-                self.overwrite = True
-        lock_folder(self.path)
-
-    def _check(self) -> None:
-        remedy = "give another --output_dir, or --overwrite True to predict all again"
-        if not self.about.is_file():
-            names = ("label_maps", "probabilities", "predictions.csv", "manifest.csv", "boxes.csv", _RECORDS)
-            if old := [name for name in names if (self.path / name).exists()]:
-                raise UserError(f"--output_dir {self.path} already holds {old[0]}, of another program: {remedy}")
-            return
-        try:
-            about = json.loads(self.about.read_text())
-            before = dict(about["settings"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{self.about} tells nothing of predictions: {remedy}") from error
-        for key in [*self.settings, *before]:
-            if self.settings.get(key) != before.get(key):
-                values = f"{before.get(key)}, not {self.settings.get(key)}"
-                raise UserError(f"--output_dir {self.path} holds predictions with {key} {values}: {remedy}")
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
 
     @property
     def about(self) -> Path:
@@ -102,6 +65,83 @@ class PredictionFolder:
         written = (self.label_map, self.probabilities, self.dicom_seg, self.markups, self._record)
         return [file(name) for file in written]
 
+    def read_settings(self) -> dict[str, Any]:
+        """The models and settings that the predictions were made with.
+
+        Raises:
+            UserError: if the folder does not tell them.
+        """
+        try:
+            return dict(json.loads(self.about.read_text())["settings"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{self.about} tells nothing of predictions: give a folder that a prediction has written"
+                            ) from error  # fmt: skip
+
+    def records(self) -> dict[str, dict[str, Any]]:
+        """What `PredictionFolder.done` was given, by the names of the scans."""
+        folder = self.path / _RECORDS
+        files = {str(file.relative_to(folder))[: -len(".json")]: file for file in sorted(folder.rglob("*.json"))}
+        found = {name: _read(file) for name, file in files.items()}
+        return {name: record for name, record in found.items() if record is not None}
+
+    def is_of(self, scan: FoundVolume) -> bool | None:
+        """Whether what was predicted under a scan's name is of its files as they are now; None if nothing was."""
+        record = _read(self._record(scan.name))
+        return None if record is None else bool(record["stamp"] == _stamp(scan))
+
+    def _record(self, name: str) -> Path:
+        return self.path / _RECORDS / f"{name}.json"
+
+
+class PredictionFolder(Predictions):
+    """A folder of predictions that a second run of the same command completes.
+
+    A scan that has no record in the folder is done again.
+
+    Args:
+        path: the folder. This process takes it until it ends.
+        settings: the models' sha256 and all settings that change a prediction.
+        overwrite: whether predictions with other models, settings or scans may be replaced; then all are made again,
+            and the files of the old ones removed. "others": that is done only where they are of others.
+
+    Raises:
+        UserError: if it holds something else, predictions of other models or settings, or another process writes there.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, settings: Mapping[str, Any], overwrite: bool | str = False
+    ) -> None:
+        super().__init__(path)
+        self._replaces_others = overwrite == "others"
+        self.overwrite = bool(overwrite) and not self._replaces_others
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"--output_dir {path} is a file: give a folder")
+        self.settings: dict[str, Any] = json.loads(json.dumps(dict(settings), default=str))
+        if not overwrite:
+            self._check()
+        elif self._replaces_others:
+            try:
+                self._check()
+            except UserError:
+                self.overwrite = True
+        lock_folder(self.path)
+
+    def _check(self) -> None:
+        remedy = "give another --output_dir, or --overwrite True to predict all again"
+        if not self.about.is_file():
+            names = ("label_maps", "probabilities", "predictions.csv", "manifest.csv", "boxes.csv", _RECORDS)
+            if old := [name for name in names if (self.path / name).exists()]:
+                raise UserError(f"--output_dir {self.path} already holds {old[0]}, of another program: {remedy}")
+            return
+        try:
+            before = self.read_settings()
+        except UserError as error:
+            raise UserError(f"{self.about} tells nothing of predictions: {remedy}") from error
+        for key in [*self.settings, *before]:
+            if self.settings.get(key) != before.get(key):
+                values = f"{before.get(key)}, not {self.settings.get(key)}"
+                raise UserError(f"--output_dir {self.path} holds predictions with {key} {values}: {remedy}")
+
     def pending(self, scans: Sequence[FoundVolume]) -> list[FoundVolume]:
         """Those of the scans that are not done.
 
@@ -114,7 +154,7 @@ class PredictionFolder:
         record = _read(self._record(scan.name))
         if record is None or not all((self.path / file).is_file() for file in record["files"]):
             return False
-        if record["stamp"] != _stamp(scan):
+        if not self.is_of(scan):
             if self._replaces_others:
                 return False
             raise UserError(
@@ -145,16 +185,6 @@ class PredictionFolder:
         """
         with replace_file(self._record(scan.name)) as temporary:
             temporary.write_text(json.dumps({**record, "stamp": _stamp(scan)}, default=str))
-
-    def records(self) -> dict[str, dict[str, Any]]:
-        """What `done` was given, by the names of the scans."""
-        folder = self.path / _RECORDS
-        files = {str(file.relative_to(folder))[: -len(".json")]: file for file in sorted(folder.rglob("*.json"))}
-        found = {name: _read(file) for name, file in files.items()}
-        return {name: record for name, record in found.items() if record is not None}
-
-    def _record(self, name: str) -> Path:
-        return self.path / _RECORDS / f"{name}.json"
 
 
 def _read(file: Path) -> dict[str, Any] | None:

@@ -12,11 +12,11 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
-from bundle.data import FoundVolume, result_names
-from bundle.data.names import pseudonymous
+from bundle.data import FoundVolume
 from bundle.errors import UserError
 from bundle.evaluation import EvaluationFolder
 from bundle.prediction.fine_tuned import FineTuned
+from bundle.prediction.scans import name_results
 from bundle.runs import release_folders
 
 __all__ = ["labelled_scans", "predicted_folder", "seen_in_training", "told_by_model"]
@@ -42,10 +42,7 @@ def labelled_scans(
         files: what will be written under a name; none of it is a file that is read.
     """
     found = [replace(volume, annotations={}) for volume in find(dataset_dir, part=part)]
-    if hash_names:
-        found = [pseudonymous(volume) for volume in found]
-    names = result_names(found, files=files)
-    return [replace(volume, name=name) for volume, name in zip(found, names, strict=True)]
+    return name_results(found, hash_names=hash_names, files=files)
 
 
 def predicted_folder(

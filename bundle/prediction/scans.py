@@ -15,7 +15,7 @@ from bundle.data.find import VOLUME_SUFFIXES
 from bundle.data.lists import find_unlabelled
 from bundle.data.names import pseudonymous, without_ending
 
-__all__ = ["find_scans_to_predict", "list_scans"]
+__all__ = ["find_scans_to_predict", "list_scans", "name_results"]
 
 _CHANNEL = re.compile(r"_(\d{4})$")  # nnU-Net's number of the channel
 
@@ -45,6 +45,13 @@ def list_scans(
         Scans whose names are paths below a folder of results, without an ending: see `bundle.data.result_names`.
     """
     found = find_scans_to_predict(dataset_dir, channels=channels, include=include, where=where, part=part)
+    return name_results(found, hash_names=hash_names, files=files)
+
+
+def name_results(
+    found: Sequence[FoundVolume], *, hash_names: bool = False, files: Callable[[str], Iterable[Path]] = lambda _: ()
+) -> list[FoundVolume]:
+    """Scans under the names that their results have, in their order; the arguments are those of `list_scans`."""
     if hash_names:
         found = [pseudonymous(volume) for volume in found]
     names = result_names(found, files=files)

@@ -19,7 +19,9 @@ from bundle.runs.config_source import ConfigSource
 __all__ = ["PRESETS_WITH_OPTIONS", "check_overrides", "check_parents"]
 
 #: files of the bundle's that are merged onto a config and add options of their own
-PRESETS_WITH_OPTIONS = ("finetune_unlabelled.yaml", "levels_wide.yaml", "nnunet.yaml", "prepare.yaml")
+PRESETS_WITH_OPTIONS = (
+    "finetune_self_training.yaml", "finetune_unlabelled.yaml", "levels_wide.yaml", "nnunet.yaml", "prepare.yaml",
+)  # fmt: skip
 # ids that MONAI itself adds: the metadata, and what `--tracking mlflow` sets
 _ADDED_BY_MONAI = {ConfigParser.meta_key, *DEFAULT_MLFLOW_SETTINGS["configs"]}
 

@@ -4,6 +4,7 @@
 from bundle.tasks.segmentation.unlabelled.copy_paste import CopyPaste
 from bundle.tasks.segmentation.unlabelled.loss import SigmoidRampUp, supervise_regions
 from bundle.tasks.segmentation.unlabelled.pairs import PairedCrops
+from bundle.tasks.segmentation.unlabelled.predicted import PredictedLabels
 from bundle.tasks.segmentation.unlabelled.pseudo_labels import PseudoLabels, single_components
 from bundle.tasks.segmentation.unlabelled.teacher import MeanTeacher
 from bundle.tasks.segmentation.unlabelled.transforms import without_labels
@@ -13,6 +14,7 @@ __all__ = [
     "CopyPaste",
     "MeanTeacher",
     "PairedCrops",
+    "PredictedLabels",
     "PseudoLabels",
     "SigmoidRampUp",
     "UnlabelledVolumes",

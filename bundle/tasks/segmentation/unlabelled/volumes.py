@@ -47,6 +47,8 @@ class UnlabelledVolumes:
         transform: as for `VolumeSet`, without labels.
         cache_dir: as for `VolumeSet`.
         channels: images per scan.
+        find: finds them, and may give them annotations, such as a label map that a network has made; then `transform`
+            has to read it.
         held_out: "leave_out", or "use" (transductive).
         workers: as for `VolumeSet`.
         hash_names: as for `VolumeSet`.
@@ -71,6 +73,7 @@ class UnlabelledVolumes:
         transform: Callable[[dict[str, Any]], dict[str, Any]],
         cache_dir: str | os.PathLike[str],
         channels: int = 1,
+        find: Callable[..., list[FoundVolume]] = find_scans_to_predict,
         held_out: str = "leave_out",
         workers: int = 1,
         hash_names: bool = False,
@@ -81,7 +84,7 @@ class UnlabelledVolumes:
             raise UserError("--unlabelled_dir is not given: name a folder, an index or a json of scans without labels")
         if held_out not in _HELD_OUT:
             raise UserError(f"--unlabelled_held_out {held_out!r} is not known: choose one of {', '.join(_HELD_OUT)}")
-        found = listed_by_one(lambda: _find(unlabelled_dir, channels))
+        found = listed_by_one(lambda: _find(unlabelled_dir, channels, find))
         usable, self.skipped = prepare_usable(
             found,
             Preparation(transform, open_store(store, Path(cache_dir))),
@@ -190,9 +193,13 @@ def _patient(volume: PreparedVolume) -> str:
     return "" if volume.name in (volume.group, name_digest(volume.group)) else volume.group
 
 
-def _find(unlabelled_dir: str | os.PathLike[str], channels: int) -> list[FoundVolume]:
+def _find(
+    unlabelled_dir: str | os.PathLike[str],
+    channels: int,
+    find: Callable[..., list[FoundVolume]] = find_scans_to_predict,
+) -> list[FoundVolume]:
     try:
-        return find_scans_to_predict(unlabelled_dir, channels=channels)
+        return find(unlabelled_dir, channels=channels)
     except UserError as error:  # the finders name the option that all other commands have
         raise UserError(str(error).replace("--dataset_dir", "--unlabelled_dir")) from error
 

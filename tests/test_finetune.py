@@ -204,6 +204,14 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(bundle_root: Path
         assert [row[figure] for row in metrics(whole)] == [row[figure] for row in metrics(resumed)]
 
 
+def test_a_resume_with_the_classes_in_another_order_is_refused(bundle_root: Path, dataset: Path, tmp_path: Path):
+    folder, _ = run(bundle_root, dataset, output_dir=str(tmp_path / "run"), epochs=1)
+    before = (folder / "model.json").read_bytes()
+    turned = dict(reversed(CLASSES.items()))
+    said = problem(bundle_root, dataset, output_dir=str(folder), resume=True, epochs=2, classes=turned)
+    assert "was trained with --classes" in said and (folder / "model.json").read_bytes() == before
+
+
 def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor], prefix: str) -> list[bool]:
     return [not torch.equal(before[key], after[f"{prefix}{key}"]) for key in before]
 

@@ -36,13 +36,17 @@ def lock_folder(folder: Path, *, made: bool = False) -> None:
         made: whether this process has made the folder, and may remove it if nothing was written there.
 
     Raises:
-        UserError: if another process holds it.
+        UserError: if another process holds it, or it cannot be a folder.
     """
     key = folder.resolve()
     if key in _held:
         return
     made = made or not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError, FileNotFoundError) as error:
+        raise UserError(f"--output_dir {folder} is a file, lies below one, or cannot be made there: give a folder"
+                        ) from error  # fmt: skip
     handle = _open_lock(folder)
     if handle is not None:
         _held[key] = (handle, os.getpid(), made)

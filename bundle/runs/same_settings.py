@@ -80,7 +80,7 @@ def check_same_settings(recorded: Path, present: Mapping[str, Any], *, crops: in
     if present.get("init_from") is None and "pretrained" not in present:
         now, before = _without_null(now), _without_null(before)
     for name in fixed:
-        if name in before and name in now and before[name] != now[name]:
+        if name in before and name in now and _in_order(name, before[name]) != _in_order(name, now[name]):
             raise UserError(
                 f"{recorded.parent} was trained with --{name} {_shown(before[name])}, and this command has "
                 f"{_shown(now[name])}: resume it with the same value, or leave --resume out to start a new run"
@@ -91,6 +91,11 @@ def check_same_settings(recorded: Path, present: Mapping[str, Any], *, crops: in
             "%s was trained with another %s: from here on it is trained with this command's",
             recorded.parent, ", another ".join(differ),
         )  # fmt: skip
+
+
+def _in_order(name: str, value: Any) -> Any:
+    """Of classes the order counts: it is that of the network's channels."""
+    return list(value.items()) if name == "classes" and isinstance(value, Mapping) else value
 
 
 def _sections(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,6 +30,6 @@ def open_store(store: str | Store, folder: Path) -> Store:
         return store
     if store not in STORES:
         raise UserError(f"--store {store!r} is not known: choose one of {', '.join(STORES)}")
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--cache_dir {folder} is a file: give a folder")
+    if not next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists()).is_dir():
+        raise UserError(f"--cache_dir {folder} is a file or lies below one: give a folder")
     return Blosc2Store(folder) if store == "blosc2" else PlainStore(folder)

@@ -19,6 +19,9 @@ __all__ = ["ExportBest"]
 
 logger = logging.getLogger(__name__)
 
+#: of `model.json`: what the network's channels stand for, in their order
+_OUTPUTS = ("classes", "findings")
+
 
 class ExportBest:
     """Writes `model.pt` and `model.json` into the run folder after each epoch with the best validation so far.
@@ -26,7 +29,8 @@ class ExportBest:
     So a run that is stopped early has a product, too. The weights are those of `checkpoints/best.pt`, or the last ones
     if nothing was ever validated: a flat state dict of the plain MONAI network. The json says how volumes are to be
     prepared for it and what its outputs mean. Put it after `RunCheckpoint`. A resumed run whose files are missing, are
-    not those that belong together, or are of an earlier best epoch, gets them again.
+    not those that belong together, or are of an earlier best epoch, gets them again. One whose outputs mean something
+    else than this training's, such as after a change of a `dataset.json`, is refused.
 
     Args:
         run_folder: where to, and where the checkpoints are.
@@ -56,6 +60,7 @@ class ExportBest:
 
     def _make_good(self, engine: Engine) -> None:
         """Writes what a kill between a checkpoint and the product has prevented."""
+        self._check_outputs()
         best, last = self.run_folder.best_checkpoint, self.run_folder.last_checkpoint
         if not is_main_rank() or not (best.exists() or engine.should_terminate):
             return
@@ -69,6 +74,19 @@ class ExportBest:
             whole = False
         if not whole or about is None or about.content.get("epoch") != read_checkpoint(file)["epoch"]:
             self._write(file)
+
+    def _check_outputs(self) -> None:
+        try:
+            about = self.run_folder.model_files.read_settings()
+        except UserError:
+            return  # it is written anew
+        for name in _OUTPUTS if about is not None else ():
+            before, now = about.content.get(name), self.settings.get(name)
+            if before and now and _listed(before) != _listed(now):
+                raise UserError(
+                    f"{self.run_folder.path} was trained with the {name} {before}, and this command has {now}: resume "
+                    f"it with the same --{name}, or leave --resume out to start a new run"
+                )
 
     def _write_best(self, engine: Engine) -> None:  # noqa: ARG002 - the signature of a handler
         best = self.run_folder.best_checkpoint
@@ -87,3 +105,7 @@ class ExportBest:
         settings = {**self.settings, **more, "epoch": checkpoint["epoch"]}
         owner = checkpoint if self.product == "network" else checkpoint["further"][self.product]
         self.run_folder.model_files.write(owner["network"], settings)
+
+
+def _listed(outputs: Any) -> list[Any]:
+    return list(outputs.items()) if isinstance(outputs, Mapping) else list(outputs)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -127,11 +128,11 @@ class ExportEncoder:
             if checksum(self.published) == checksum(self.model_files.weights):
                 return  # a kill came after it
             if not self.replace_model:
-                logger.warning(
-                    "%s is from an earlier run and stays; to publish this one, copy %s over it (and model.json), "
-                    "or run with --replace_model",
+                logger.info(
+                    "%s is another model and stays: fine-tune from this one with --pretrained %s, or publish it there "
+                    "with --replace_model",
                     self.published,
-                    self.model_files.weights,
+                    shlex.quote(str(self.model_files.weights)),
                 )
                 return
             kept = free_path(self.published.with_name("model_previous.pt"))

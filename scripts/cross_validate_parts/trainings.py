@@ -15,7 +15,7 @@ from cross_validate_parts.plan import ROOT, Plan, given_options
 from cross_validate_parts.same_scans import check_scans
 from tqdm import tqdm
 
-from bundle.errors import UserError
+from bundle.errors import user_error_in
 
 __all__ = ["Trainings"]
 
@@ -27,6 +27,7 @@ class Trainings:
         self.plan, self.jobs = plan, jobs
         self._running: dict[int, subprocess.Popen[bytes]] = {}
         self._stopped = threading.Event()
+        self._looking = threading.Lock()
 
     def run(self) -> dict[int, str]:
         """Trains what is not done; gives for each fold that failed its last words."""
@@ -34,10 +35,11 @@ class Trainings:
         if done := self.plan.folds - len(waiting):
             print(f"{done} of {self.plan.folds} folds are done already")
         failed: dict[int, str] = {}
+        epochs = self._epochs()  # before there are threads: MONAI's parser reads a config in one at a time
         with ThreadPoolExecutor(self.jobs) as pool:
             tasks = {pool.submit(self._train, fold): fold for fold in waiting}
             try:
-                self._watch(set(tasks))
+                self._watch(set(tasks), epochs)
             except KeyboardInterrupt:
                 self._stop()
                 raise
@@ -50,9 +52,10 @@ class Trainings:
         if self._stopped.is_set():
             return "interrupted"
         try:
-            check_scans(self.plan)  # the data may have changed while other folds were trained
-        except UserError as error:
-            return str(error)
+            with self._looking:
+                check_scans(self.plan)  # the data may have changed while other folds were trained
+        except Exception as error:  # noqa: BLE001 - what fails for one fold must not end the others
+            return str(user_error_in(error) or f"{type(error).__name__}: {error}")
         log = self.plan.log(fold)
         log.parent.mkdir(parents=True, exist_ok=True)
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -70,9 +73,8 @@ class Trainings:
             return f"was killed by {signal.Signals(-code).name}"
         return _last_words(log, before) or f"ended with {code}"
 
-    def _watch(self, tasks: set[Any]) -> None:
+    def _watch(self, tasks: set[Any], epochs: int | None) -> None:
         """Shows the epochs of all folds until they are done."""
-        epochs = self._epochs()
         total = None if epochs is None else epochs * self.plan.folds
         with tqdm(total=total, desc="epochs of all folds") as bar:
             bar.update(self._trained())

@@ -90,3 +90,10 @@ def test_a_run_cannot_start_or_resume_where_another_process_writes(tmp_path: Pat
         folder.last_checkpoint.touch()
     with other_process(folder.path), pytest.raises(UserError, match="is being written by another process"):
         open_run_folder(bundle_root=tmp_path, output_dir=folder.path, resume=resume)
+
+
+@pytest.mark.parametrize("below", ["", "run"])
+def test_a_folder_that_cannot_be_one_is_refused_in_one_line(tmp_path: Path, below: str):
+    (tmp_path / "list").write_text("")
+    with pytest.raises(UserError, match=r"--output_dir .*list.* is a file, lies below one, or cannot be made there"):
+        lock_folder(tmp_path / "list" / below)

@@ -7,6 +7,8 @@ import csv
 import json
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +124,27 @@ def test_every_scan_is_in_one_table_with_the_fold_that_did_not_see_it(trainer: P
     )
     assert "| auroc | stenosis | 1 |" in text and text in capsys.readouterr().out
     assert "All scans" in (trainer / "out/report.html").read_text()
+
+
+@pytest.mark.usefixtures("without_results")
+def test_folds_read_the_config_one_after_another_and_what_fails_in_one_stops_no_other(
+    trainer: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+):
+    config, busy, met = Plan.config, threading.Lock(), []
+
+    def slow_config(plan: Plan) -> Any:  # MONAI's reader looks through all modules, while other threads may import
+        met.append(not busy.acquire(blocking=False))
+        time.sleep(0.05)
+        if not met[-1]:
+            busy.release()
+        if len(met) == 6:
+            raise RuntimeError("dictionary changed size during iteration")
+        return config(plan)
+
+    monkeypatch.setattr(Plan, "config", slow_config)
+    assert run(trainer, "--jobs", "3") == 1
+    assert len(met) > 6 and not any(met)
+    assert len(started(trainer)) == 2 and "RuntimeError: dictionary changed size" in capsys.readouterr().out
 
 
 def test_a_fold_that_fails_stops_no_other_and_the_same_command_trains_it_alone(trainer: Path, capsys: Any):

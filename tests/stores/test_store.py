@@ -144,8 +144,9 @@ def test_a_store_is_chosen_by_name_or_given(tmp_path: Path) -> None:
     npz = NpzStore(tmp_path)
     assert open_store(npz, tmp_path) is npz
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"--cache_dir .*/file is a file: give a folder"):
-        open_store("plain", tmp_path / "file")
+    for folder in ("file", "file/cache/of it"):
+        with pytest.raises(UserError, match=rf"--cache_dir .*/{folder} is a file or lies below one: give a folder"):
+            open_store("plain", tmp_path / folder)
     with pytest.raises(UserError, match="--store 'zarr' is not known: choose one of blosc2, plain"):
         open_store("zarr", tmp_path)
 

@@ -6,9 +6,11 @@ import hashlib
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from ignite.engine import Engine, Events
 
+from bundle.errors import UserError
 from bundle.runs import RunFolder
 from bundle.tasks import ExportBest
 
@@ -37,6 +39,26 @@ def train(folder: Path, best: dict[int, float], epochs: int = 3, stop_after: int
     with contextlib.suppress(KeyboardInterrupt):
         engine.run([0], max_epochs=epochs)
     return run
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "now"),
+    [("classes", {"a": 1, "b": 2}, {"b": 2, "a": 1}), ("classes", ["a", "b"], ["b", "a"]), ("findings", ["x"], ["y"])],
+)
+def test_a_resume_with_other_outputs_is_refused_and_the_product_stays(tmp_path: Path, name: str, before, now):
+    run = train(tmp_path, {1: 0.1})
+    settings = json.loads(run.model.with_suffix(".json").read_text())
+    run.model_files.write({"weight": torch.tensor(1.0)}, {**settings, name: before})
+    kept = run.model.with_suffix(".json").read_bytes()
+    engine = Engine(lambda *_: None)
+    resumed = RunFolder(tmp_path, resumed=True)
+    ExportBest(run_folder=resumed, settings={name: now}).attach(engine)
+    with pytest.raises(UserError, match=f"was trained with the {name} .* and this command has"):
+        engine.run([0], max_epochs=4)
+    assert run.model.with_suffix(".json").read_bytes() == kept
+    engine = Engine(lambda *_: None)
+    ExportBest(run_folder=resumed, settings={name: before}).attach(engine)
+    engine.run([0], max_epochs=4)
 
 
 def product(run: RunFolder) -> tuple[float, dict]:

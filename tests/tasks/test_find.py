@@ -150,12 +150,18 @@ def test_findings_are_read_with_what_is_not_known(tmp_path: Path):
     assert a.files == (str(tmp_path / "a.nii"),)
 
 
+def test_a_table_with_semicolons_is_read_too(tmp_path: Path):
+    write_table(tmp_path, "image;ödem;größe", "a, b.nii;1;0")
+    (volume,) = find_findings(tmp_path, ["größe", "ödem"])
+    assert volume.annotations["label"] == [0.0, 1.0] and volume.files == (str(tmp_path / "a, b.nii"),)
+
+
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
         (("image,edema", "a.nii,2"), "line 2, column edema holds '2'"),
         (("image,edema", "a.nii,yes"), "line 2, column edema holds 'yes'"),
-        (("image,nodule", "a.nii,1"), "has no column edema"),
+        (("image,nodule", "a.nii,1"), "has no column edema: its columns are image, nodule; one must be"),
         (("image,edema,part", "a.nii,1,testing"), "line 2: part 'testing'"),
     ],
 )

@@ -36,10 +36,11 @@ def find_findings(dataset_dir: str | os.PathLike[str], findings: Sequence[str], 
     """Volumes with a row of findings each, 1 or 0, for classification.
 
     Args:
-        dataset_dir: a table `labels.csv`, or the folder that holds it. Its column `image` names a file, or a folder of
-            one DICOM series, relative to the table; each finding has a column; the optional column `part` says
-            "training", "validation" or "test", the optional `group` which volumes belong together (one patient), and
-            `modality` CT or MR. An empty cell of a finding means not known, and counts in neither loss nor metric.
+        dataset_dir: a table `labels.csv`, separated by commas or semicolons, or the folder that holds it. Its column
+            `image` names a file, or a folder of one DICOM series, relative to the table; each finding has a column; the
+            optional column `part` says "training", "validation" or "test", the optional `group` which volumes belong
+            together (one patient), and `modality` CT or MR. An empty cell of a finding means not known, and counts in
+            neither loss nor metric.
         findings: the columns to learn.
         part: the rows to take; "all": every row; "": all but those of the test part, for a training; "auto": the test
             part if there is one, else all.
@@ -84,12 +85,19 @@ def _read(table: Path, columns: set[str]) -> dict[int, dict[str, str]]:
     """The rows by their lines, each with its own image; blank ones, as spreadsheets write them, are left out."""
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))  # a row that is too short has None for a cell, one too long None as a key
+            header = file.readline()
+            file.seek(0)
+            # where the comma is a decimal one, spreadsheets separate by semicolons
+            separator = ";" if ";" in header and "," not in header else ","
+            # a row that is too short has None for a cell, one too long None as a key
+            rows = list(csv.DictReader(file, delimiter=separator))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{table} is no readable table ({error}): save it as CSV in UTF-8") from error
-    if missing := columns - set(rows[0] if rows else ()):
+    named = [str(column) for column in (rows[0] if rows else ())]
+    if missing := columns - set(named):
         raise UserError(
-            f"{table} has no column {', '.join(sorted(missing))}: name the findings in `findings` as its columns are"
+            f"{table} has no column {', '.join(sorted(missing))}: its columns are {', '.join(named) or 'none'}; one "
+            "must be `image`, and --findings names others as they are"
         )
     found: dict[int, dict[str, str]] = {}
     lines: dict[str, int] = {}

@@ -26,9 +26,12 @@ def pick_classes(classes: Mapping[str, int], dataset_dir: str | os.PathLike[str]
         The classes without the background, by rising value; `classes` if the json says nothing.
 
     Raises:
-        UserError: if the json has labels that are no classes: a region of several values, a label to ignore.
+        UserError: if there is no such folder or json, or the json has labels that are no classes: a region of several
+            values, a label to ignore.
     """
     root = Path(dataset_dir)
+    if not root.exists():  # told before anything is built for it
+        raise UserError(f"--dataset_dir {root} does not exist")
     listed = root / "dataset.json" if root.is_dir() else root
     if classes or not listed.is_file():
         return classes

@@ -48,6 +48,8 @@ def find_segmentations(dataset_dir: str | os.PathLike[str], part: str = "") -> l
         UserError: if nothing is found, or the list cannot be used.
     """
     root = Path(dataset_dir)
+    if not root.exists():
+        raise UserError(f"--dataset_dir {root} does not exist")
     listed = root / "dataset.json" if (root / "dataset.json").is_file() else root
     # nnU-Net has a dataset.json, too, which lists no volumes
     if listed.is_file() and (listed == root or "training" in read_json(listed)):
@@ -60,7 +62,8 @@ def find_segmentations(dataset_dir: str | os.PathLike[str], part: str = "") -> l
     if not volumes:
         raise UserError(
             f"--dataset_dir {root} holds no labelled volumes: give an MSD-style dataset.json with training: "
-            "[{image, label}], a folder with imagesTr and labelsTr, or one of cases with a volume and segmentations/"
+            "[{image, label}], a folder with imagesTr and labelsTr (or images and labels), or one of cases with a "
+            "volume and segmentations/"
         )
     return sorted(volumes, key=lambda volume: volume.name)
 

@@ -80,7 +80,9 @@ class ExportBest:
             about = self.run_folder.model_files.read_settings()
         except UserError:
             return  # it is written anew
-        for name in _OUTPUTS if about is not None else ():
+        if about is None:
+            return
+        for name in _OUTPUTS:
             before, now = about.content.get(name), self.settings.get(name)
             if before and now and _listed(before) != _listed(now):
                 raise UserError(

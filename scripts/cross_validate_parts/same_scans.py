@@ -101,8 +101,9 @@ def _list_scans(plan: Plan) -> dict[str, list[Any]]:
     """Of each scan, by its name, a digest of its files and labels, and its fold if all scans can be used."""
     usable = [replace(scan, group=scan.group or scan.name) for scan in plan.find_scans()]
     folds = deal_folds(usable, plan.folds)  # which asks for group and modality alone
+    hashed = plan.hashes_names
     return {
-        name_digest(scan.name) if plan.hashes_names else scan.name: [labelled_fingerprint(scan), folds[scan.group]]
+        name_digest(scan.name) if hashed else scan.name: [labelled_fingerprint(scan), folds[scan.group]]
         for scan in usable
     }
 

@@ -26,6 +26,8 @@ from monai.networks.nets.segresnet_ds import SegResEncoder
 from bundle.data import Foregroundd
 from bundle.errors import UserError, user_error_in
 
+from .data.volumes import ct_phantom, write_nifti
+
 ROOT = Path(__file__).parents[1]
 CONFIG = str(ROOT / "configs/inference.yaml")
 ENCODER: dict[str, Any] = {"init_filters": 4, "blocks_down": [1, 1, 1, 1, 1], "norm": ["instance", {"affine": True}]}
@@ -125,6 +127,16 @@ def test_every_volume_has_a_row_and_what_the_row_names(finished: Path):
         assert nibabel.load(finished / row["feature_map"]).shape[3] == 64
 
 
+def test_a_tilted_scan_has_the_shape_and_the_spacing_of_its_file(models: Path, tmp_path: Path):
+    tilted = np.diag([2.0, 2, 3, 1])
+    tilted[1, 2] = 2  # each slice lies a voxel further along the second axis
+    write_nifti(tmp_path / "in/tilted.nii.gz", ct_phantom((60, 50, 40)), tilted)
+    write_nifti(tmp_path / "in/straight.nii.gz", ct_phantom((60, 50, 40)), np.diag([2.0, 2, 3, 1]))
+    rows = run(models, tmp_path / "in", tmp_path / "out")
+    assert rows["tilted"]["shape"] == rows["straight"]["shape"] == "60 50 40"
+    assert rows["straight"]["spacing"] == "2 2 3" and rows["tilted"]["spacing"] == "2 2 3.60555"
+
+
 def test_nothing_of_a_dicom_header_is_in_the_results(finished: Path, folder: Path):
     header = pydicom.dcmread(folder / "series/0.dcm", stop_before_pixels=True)
     telling = [*PERSON.values(), "Doe", header.FrameOfReferenceUID, header.StationName]
@@ -175,7 +187,7 @@ def test_volumes_are_prepared_by_the_steps_of_pre_training():
         content = ConfigParser.load_config_file(ROOT / "configs" / config)
         for key in path:
             content = content[key]
-        own = ("OriginalGeometryd", "WeightMapd", "PadToCropd", "PadToWindowd", "ToPlainTensorsd", "ToPlainItemd")
+        own = ("NoteOwnGridd", "WeightMapd", "PadToCropd", "PadToWindowd", "ToPlainTensorsd", "ToPlainScand")
         rest = [dict(step) for step in content if step["_target_"].rpartition(".")[2] not in own]
         for step in rest:  # pre-training asks the weights that it may go on from
             step.update({k: f"@{v[14:]}" for k, v in step.items() if str(v).startswith("$@preparation.")})

@@ -2,10 +2,11 @@
 """From trained weights and a folder of volumes to embeddings and feature maps."""
 
 from bundle.inference.evaluator import VolumeEvaluator
+from bundle.inference.grid import NoteOwnGridd, OwnGrid, ToPlainScand, own_grid
 from bundle.inference.load_image import LoadImageAsTrainedd, list_items
 from bundle.inference.manifest import Manifest
 from bundle.inference.output import OutputFolder
-from bundle.inference.prepare import OriginalGeometryd, PadToWindowd, ToPlainItemd
+from bundle.inference.prepare import PadToWindowd
 from bundle.inference.save import CellStatisticsd, SaveEmbeddingd, SaveFeatureMapd
 from bundle.inference.start import start_inference
 from bundle.inference.straighten import Straightend
@@ -16,17 +17,19 @@ __all__ = [
     "CellStatisticsd",
     "LoadImageAsTrainedd",
     "Manifest",
-    "OriginalGeometryd",
+    "NoteOwnGridd",
     "OutputFolder",
+    "OwnGrid",
     "PadToWindowd",
     "SaveEmbeddingd",
     "SaveFeatureMapd",
     "Straightend",
-    "ToPlainItemd",
+    "ToPlainScand",
     "VolumeDataset",
     "VolumeEvaluator",
     "list_items",
     "list_volumes",
+    "own_grid",
     "start_inference",
     "whole_cell_overlap",
 ]

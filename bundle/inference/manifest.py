@@ -15,6 +15,7 @@ from ignite.engine import Engine, Events
 from bundle.atomic import replace_file, writing_into
 from bundle.data import table_row
 from bundle.errors import UserError
+from bundle.inference.grid import own_grid
 from bundle.inference.output import OutputFolder
 
 __all__ = ["Manifest"]
@@ -67,13 +68,14 @@ class Manifest:
             return
         for item, result in zip(batch, engine.state.output, strict=True):
             self.embedded += 1
+            grid = own_grid(item)
             row = {
                 "volume": item["name"],
                 "file": result["file"],
                 "feature_map": result.get("feature_map", ""),
                 "modality": item["modality"],
-                "shape": " ".join(str(int(size)) for size in item["original_shape"]),
-                "spacing": " ".join(f"{float(size):.6g}" for size in item["original_spacing"]),
+                "shape": " ".join(map(str, grid.shape)),
+                "spacing": " ".join(f"{size:.6g}" for size in grid.spacing),
                 "cells": result["cells"],
                 "seconds": f"{float(item['seconds']) + time.perf_counter() - self._start:.2f}",
             }

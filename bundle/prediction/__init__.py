@@ -5,7 +5,6 @@ from bundle.prediction.ensemble import LogMeanProbability, pick_mirrors
 from bundle.prediction.evaluator import ScanEvaluator
 from bundle.prediction.fine_tuned import FineTuned
 from bundle.prediction.folder import PredictionFolder
-from bundle.prediction.grid import NoteOwnGridd, OwnGrid, ToPlainScand, own_grid
 from bundle.prediction.nifti import write_nifti
 from bundle.prediction.predict_first import labelled_scans, predicted_folder, seen_in_training, told_by_model
 from bundle.prediction.report import TableReport
@@ -15,16 +14,12 @@ from bundle.prediction.table import PredictionTables
 __all__ = [
     "FineTuned",
     "LogMeanProbability",
-    "NoteOwnGridd",
-    "OwnGrid",
     "PredictionFolder",
     "PredictionTables",
     "ScanEvaluator",
     "TableReport",
-    "ToPlainScand",
     "labelled_scans",
     "list_scans",
-    "own_grid",
     "pick_mirrors",
     "predicted_folder",
     "seen_in_training",

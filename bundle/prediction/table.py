@@ -15,8 +15,8 @@ from ignite.engine import Engine, Events
 from bundle.atomic import replace_file, writing_into
 from bundle.data import FoundVolume, table_row
 from bundle.errors import UserError
+from bundle.inference.grid import own_grid
 from bundle.prediction.folder import PredictionFolder
-from bundle.prediction.grid import own_grid
 
 __all__ = ["PredictionTables"]
 

@@ -114,7 +114,7 @@ class NoteOwnGridd(MapTransform):
 
 
 class ToPlainScand(ToPlainTensorsd):
-    """Keeps, as plain tensors, what prediction needs: besides what its base keeps, the name and the two grids.
+    """Keeps, as plain tensors, what inference needs: besides what its base keeps, the name and the two grids.
 
     These are `affine` (float64 ``[4, 4]``, of the prepared voxels) and what `NoteOwnGridd` noted.
 

@@ -7,8 +7,8 @@ import torch
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from bundle.prediction import OwnGrid
-from bundle.prediction import grid as module
+from bundle.inference import OwnGrid
+from bundle.inference import grid as module
 
 GENERATOR = np.random.default_rng(0)
 

@@ -1,5 +1,5 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
-"""The grid of a volume's file, from its header alone."""
+"""The grid of a volume, also from the header of its file alone, and whether two are one."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+from monai.data import MetaTensor
 
 from bundle.data.formats import itk_affine, to_millimetres
 from bundle.data.header_texts import read_text_header
 
-__all__ = ["Grid", "file_grid", "same_place"]
+__all__ = ["Grid", "file_grid", "same_place", "volume_grid"]
 
 #: voxels per axis, and the affine to RAS mm
 Grid = tuple[tuple[int, ...], np.ndarray]
 
-#: two grids are one if their corners lie nearer than this, in voxels
+#: two grids are one if their corners lie nearer than this, in voxels: writers round the affine differently
 _SAME_PLACE = 0.1
 
 
@@ -29,6 +30,11 @@ def file_grid(file: Path) -> Grid | None:
         return tuple(image.shape[:3]), to_millimetres(image)[0]
     except Exception:  # noqa: BLE001 - readers raise anything on a broken file
         return None
+
+
+def volume_grid(image: MetaTensor) -> Grid:
+    """The size and the affine of a volume ``[channels, D, H, W]``."""
+    return tuple(image.shape[1:]), np.asarray(image.affine, dtype=np.float64)
 
 
 def same_place(one: Grid, other: Grid) -> bool:

@@ -16,15 +16,13 @@ from monai.transforms import MapTransform
 from bundle.data.dicom import UnknownCompressionError, read_header, read_series
 from bundle.data.files import is_locked
 from bundle.data.formats import ITK, NIBABEL, read_by_itk, read_by_nibabel
+from bundle.data.grids import same_place, volume_grid
 from bundle.data.label_maps import refuse_label_map
 from bundle.data.sanity import check_affine
 from bundle.data.straighten import is_sheared, straighten
 from bundle.errors import UserError, VolumeError
 
-__all__ = ["ReadVolumed", "read_volume", "same_grid"]
-
-#: two grids are one if their voxels lie nearer than this, in voxels: writers round the affine differently
-_SAME_PLACE = 0.1
+__all__ = ["ReadVolumed", "read_channels", "read_volume"]
 
 
 class ReadVolumed(MapTransform):
@@ -64,15 +62,12 @@ class ReadVolumed(MapTransform):
         item, name = dict(data), str(data["name"])
         more, from_folder = item.pop("channels", []), item.pop("from_folder", False)
         for key in self.key_iterator(item):
-            images = [read_volume(files, name, stacked=self.channels > 1) for files in (item[key], *more)]
-            if not all(same_grid(image, images[0]) for image in images):
-                raise VolumeError(name, "has channels that are not on one grid", "resample them to the first")
-            image = images[0] if len(images) == 1 else MetaTensor(torch.cat(images), affine=images[0].affine)
+            image = read_channels([item[key], *more], name, stacked=self.channels > 1)
             if image.shape[0] != self.channels:
                 raise VolumeError(
                     name, f"has {image.shape[0]} channels, not the {self.channels} of --in_channels", "correct either"
                 )
-            notes = [note for one in images for note in one.meta.get("notes", ())]
+            notes = list(image.meta.get("notes", ()))
             if from_folder:
                 notes += refuse_label_map(image, item[key][0], name)
             item[key] = _with_right_angles(image, notes)
@@ -118,15 +113,29 @@ def read_volume(files: Sequence[str], name: str, *, constant: bool = False, stac
     return image
 
 
-def same_grid(one: MetaTensor, other: MetaTensor) -> bool:
-    """Whether two volumes have one size and the same place in space, to a tenth of a voxel at every corner."""
-    if one.shape[1:] != other.shape[1:]:
-        return False
-    shape = np.asarray(one.shape[1:]) - 1
-    corners = np.array([[*(shape * np.array(bits)), 1] for bits in np.ndindex(2, 2, 2)], dtype=np.float64)
-    apart = (np.asarray(one.affine) - np.asarray(other.affine)) @ corners.T
-    spacing = np.linalg.norm(np.asarray(other.affine)[:3, :3], axis=0).min()
-    return bool(np.abs(apart).max() <= _SAME_PLACE * spacing)
+def read_channels(channels: Sequence[Sequence[str]], name: str, *, stacked: bool = False) -> MetaTensor:
+    """Reads the images of one grid as the channels of one volume.
+
+    Args:
+        channels: the files of each image, as for `read_volume`.
+        name: as for `read_volume`.
+        stacked: as for `read_volume`.
+
+    Returns:
+        Float32 ``[channels, D, H, W]``, as `read_volume` gives it, with what it notes of all images.
+
+    Raises:
+        VolumeError: as `read_volume`; also if the images are on different grids.
+    """
+    images = [read_volume(files, name, stacked=stacked) for files in channels]
+    if not all(same_place(volume_grid(image), volume_grid(images[0])) for image in images):
+        raise VolumeError(name, "has channels that are not on one grid", "resample them to the first")
+    if len(images) == 1:
+        return images[0]
+    image = MetaTensor(torch.cat(images), affine=images[0].affine)
+    if notes := tuple(note for one in images for note in one.meta.get("notes", ())):
+        image.meta["notes"] = notes
+    return image
 
 
 def _with_right_angles(image: MetaTensor, notes: list[str]) -> MetaTensor:

@@ -9,16 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import LoadImaged
 from monai.utils import MetaKeys, SpaceKeys
 
-from bundle.data import read_volume
 from bundle.data.find import find_listed
 from bundle.data.label_maps import refuse_label_map
-from bundle.data.read import same_grid
+from bundle.data.read import read_channels
 from bundle.errors import UserError, VolumeError
 from bundle.inference.volumes import list_volumes
 
@@ -88,10 +86,7 @@ class LoadImageAsTrainedd(LoadImaged):
         return item
 
     def _read(self, channels: Sequence[Sequence[str]], name: str) -> MetaTensor:
-        images = [read_volume(files, name, stacked=self.channels > 1) for files in channels]
-        if not all(same_grid(image, images[0]) for image in images):
-            raise VolumeError(name, "has channels that are not on one grid", "resample them to the first")
-        image = images[0] if len(images) == 1 else MetaTensor(torch.cat(images), affine=images[0].affine)
+        image = read_channels(channels, name, stacked=self.channels > 1)
         if image.shape[0] != self.channels:
             raise VolumeError(name, f"has {image.shape[0]} channels, not the model's {self.channels}", "correct it")
         return image

@@ -16,8 +16,8 @@ from nibabel.orientations import aff2axcodes
 from torch import Tensor
 
 from bundle.data import PreparedVolume, read_volume
+from bundle.data.grids import same_place, volume_grid
 from bundle.data.label_maps import WHOLE
-from bundle.data.read import same_grid
 from bundle.data.straighten import straighten
 from bundle.errors import UserError, VolumeError
 
@@ -98,7 +98,7 @@ def _read_labels(file: str, image: MetaTensor, name: str) -> Tensor:
     """The whole numbers of a label map, ``[1, D, H, W]``, on the image's grid."""
     labels = read_volume([file], f"{name}, its label map {file}", constant=True)
     labels = straighten(labels, nearest=True)  # as the image was
-    if not same_grid(labels, image):
+    if not same_place(volume_grid(labels), volume_grid(image)):
         raise VolumeError(
             name,
             f"and its label map are not on one grid: {_describe_grid(image)} and {_describe_grid(labels)}",

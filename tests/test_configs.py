@@ -85,6 +85,14 @@ def test_from_scratch_and_classes_have_one_form():
     assert segmentation["classes"] == detection["classes"] == {} and classification["findings"] == []
 
 
+def test_training_on_several_gpus_repeats_parts_of_train_and_changes_none():
+    """MONAI's tools look for the file by its name."""
+    files = [ROOT / "configs/multi_gpu_train.yaml", ROOT / "configs/train.yaml"]
+    several, alone = (yaml.safe_load(file.read_text()) for file in files)
+    assert several.keys() == {"device", "network", "initialize", "finalize"}
+    assert several == {name: alone[name] for name in several}
+
+
 def test_no_target_is_also_a_module():
     """From Python 3.12 on MONAI would be given the module."""
     files = [file for folder in ("configs", "docs", "bundle", "scripts") for file in (ROOT / folder).rglob("*.*")]

@@ -23,15 +23,12 @@ logger = logging.getLogger(__name__)
 _Weights = Mapping[str, Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Card:
     """What is known of one source of weights.
 
     Attributes:
         title: what people call them.
-        find_encoder: from the tensors below a wrapper, name and arguments of the encoder, as for `build_encoder`; None
-            if these are not the source's; for nnU-Net's networks, which `find_nnunet` finds, None.
-        keeps: beginnings of the names of the encoder's tensors; the others, such as a decoder's, are left.
         axes: of the volumes that they were trained on, one letter for each array axis.
         spacing: mm per axis (R, A, S) that volumes are resampled to; None for the volume's own.
         intensity_scheme: as for `bundle.data.NormalizeBySchemed`; None for this project's own way.
@@ -40,12 +37,14 @@ class Card:
         licence: of the weights.
         source: where they are described.
         read_in: where the facts of this card come from.
+        find_encoder: from the tensors below a wrapper, name and arguments of the encoder, as for `build_encoder`; None
+            if these are not the source's. Cards of nnU-Net's networks, which `find_nnunet` finds, have none.
+        keeps: beginnings of the names of the encoder's tensors, where `find_encoder` finds it; the others, such as a
+            decoder's, are left.
         decoder: whether a decoder in the file was trained, too.
     """
 
     title: str
-    find_encoder: Callable[[_Weights], dict[str, Any] | None] | None
-    keeps: tuple[str, ...]
     axes: str
     spacing: Sequence[float | None] | None
     intensity_scheme: Any
@@ -54,6 +53,8 @@ class Card:
     licence: str
     source: str
     read_in: str
+    find_encoder: Callable[[_Weights], dict[str, Any] | None] | None = None
+    keeps: tuple[str, ...] = ()
     decoder: bool = True
 
 
@@ -219,8 +220,6 @@ CARDS: dict[str, Card] = {
     ),
     "openmind": Card(
         title="OpenMind: the ResEnc-L checkpoints",
-        find_encoder=None,
-        keeps=("encoder.",),
         axes="SPL",
         spacing=(1.0, 1.0, 1.0),
         intensity_scheme={"kind": "z_score", "over": "nonzero_box"},
@@ -232,8 +231,6 @@ CARDS: dict[str, Card] = {
     ),
     "nnfoundationcnn": Card(
         title="nnFoundationCNN",
-        find_encoder=None,
-        keeps=("encoder.",),
         axes="SPL",
         spacing=None,
         intensity_scheme={"kind": "z_score", "over": "nonzero_box"},
@@ -245,8 +242,6 @@ CARDS: dict[str, Card] = {
     ),
     "nnssl": Card(
         title="nnssl: another ResEnc checkpoint",
-        find_encoder=None,
-        keeps=("encoder.",),
         axes="SPL",
         spacing=None,
         intensity_scheme={"kind": "z_score", "over": "nonzero_box"},
@@ -258,8 +253,6 @@ CARDS: dict[str, Card] = {
     ),
     "nnunet": Card(
         title="nnU-Net: a checkpoint of its training",
-        find_encoder=None,
-        keeps=("encoder.",),
         axes="SPL",
         spacing=None,
         intensity_scheme=None,

@@ -38,17 +38,7 @@ def convolve_blocks(
     window: Window,
     groups: int = 1,
 ) -> Tensor:
-    """Convolves ``[N, C_in, d, h, w]``, the blocks of the visible cells, to ``[N, C_out, d/s, h/s, w/s]``.
-
-    Args:
-        blocks: features, one block per visible cell.
-        weight: ``[C_out, C_in / groups, kd, kh, kw]``.
-        bias: ``[C_out]`` or None.
-        layout: which cells are visible.
-        cell_shape: sites per cell and axis of the input.
-        window: what an output reads.
-        groups: as a dense layer's.
-    """
+    """Takes and gives what `methods.convolve` does, with any number of groups."""
     return _BlockConvolution.apply(blocks, weight, bias, _Tables(layout, cell_shape, window), groups)
 
 

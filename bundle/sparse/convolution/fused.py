@@ -41,17 +41,7 @@ def convolve_fused(
     window: Window,
     groups: int = 1,
 ) -> Tensor:
-    """Convolves ``[N, C_in, d, h, w]``, the blocks of the visible cells, to ``[N, C_out, d/s, h/s, w/s]``.
-
-    Args:
-        blocks: features, one block per visible cell.
-        weight: ``[C_out, C_in, kd, kh, kw]``.
-        bias: ``[C_out]`` or None.
-        layout: which cells are visible.
-        cell_shape: sites per cell and axis of the input.
-        window: what an output reads.
-        groups: one; this method takes no other.
-    """
+    """Takes and gives what `methods.convolve` does, with one group only."""
     # the product leaves the function as a matrix: torch forbids in-place additions to a view made inside one
     rows = _FusedConvolution.apply(blocks_to_rows(blocks), weight, bias, layout, cell_shape, window)
     return rows_to_blocks(rows, window.outputs(cell_shape))

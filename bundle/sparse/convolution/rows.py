@@ -32,17 +32,7 @@ def convolve_rows(
     window: Window,
     groups: int = 1,
 ) -> Tensor:
-    """Convolves ``[N, C_in, d, h, w]`` to ``[N, C_out, d, h, w]`` with a window that keeps the size.
-
-    Args:
-        blocks: features, one block per visible cell.
-        weight: ``[C_out, C_in, kd, kh, kw]``.
-        bias: ``[C_out]`` or None.
-        layout: which cells are visible.
-        cell_shape: sites per cell and axis.
-        window: what an output reads.
-        groups: one; this method takes no other.
-    """
+    """Takes and gives what `methods.convolve` does, with one group and a window that keeps the size only."""
     # the product leaves the function as a matrix: torch forbids in-place additions to a view made inside one
     rows = _RowConvolution.apply(blocks_to_rows(blocks), weight, bias, neighbour_table(layout, cell_shape, window))
     return rows_to_blocks(rows, cell_shape)

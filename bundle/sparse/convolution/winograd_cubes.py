@@ -37,16 +37,9 @@ def convolve_winograd_cubes(
     window: Window,
     groups: int = 1,
 ) -> Tensor:
-    """Convolves ``[N, C_in, d, h, w]``, the blocks of the visible cells, to ``[N, C_out, d, h, w]``.
+    """Takes and gives what `methods.convolve` does, with one group only.
 
-    Args:
-        blocks: features, one block per visible cell.
-        weight: ``[C_out, C_in, 3, 3, 3]``.
-        bias: ``[C_out]`` or None.
-        layout: which cells are visible.
-        cell_shape: sites per cell and axis, multiples of four.
-        window: what an output reads; see `tiles_fill`.
-        groups: one; this method takes no other.
+    Kernels have three taps on each axis, and the sites per cell and axis are multiples of four: see `tiles_fill`.
     """
     return apply(Algorithm(_convolve, _weight_gradient), blocks, weight, bias, layout, cell_shape, window)
 

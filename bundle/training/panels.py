@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,16 +18,57 @@ from bundle.runs import RunFolder
 from bundle.runs.distributed import is_main_rank
 from bundle.weights import axis_order
 
-__all__ = ["ReconstructionPanels"]
+__all__ = ["EpochPanels", "ReconstructionPanels"]
 
 
-class ReconstructionPanels:
+class EpochPanels(ABC):
+    """Files a picture of what validation shows after each epoch, as `panels/epoch_0003.png`.
+
+    A subclass collects what is to be seen and draws it. Under several processes only the main one acts.
+
+    Args:
+        run_folder: where to.
+    """
+
+    #: what is to be drawn
+    _shown: dict[int, Any] | list[Any]
+
+    def __init__(self, run_folder: RunFolder) -> None:
+        self.run_folder = run_folder
+
+    def attach(self, engine: Engine) -> None:
+        """Registers with the evaluator."""
+        if not is_main_rank():
+            return
+        engine.add_event_handler(Events.EPOCH_STARTED, self._forget)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._draw)
+
+    def _forget(self, engine: Engine) -> None:  # noqa: ARG002 - the signature of a handler
+        self._shown.clear()
+
+    @abstractmethod
+    def _collect(self, engine: Engine) -> None:
+        """Adds what an iteration shows to `_shown`."""
+
+    @abstractmethod
+    def _pixels(self, title: str) -> np.ndarray:
+        """The picture, ``[height, width, 3]``, of what is shown."""
+
+    def _draw(self, engine: Engine) -> None:
+        if not self._shown:
+            return
+        pixels = self._pixels(f"epoch {engine.state.epoch}")
+        with self.run_folder.new_panel(engine.state.epoch) as temporary:
+            imsave(temporary, pixels)
+
+
+class ReconstructionPanels(EpochPanels):
     """Draws some validation crops after each epoch: original, masked input, reconstruction and error.
 
     The crops are the first one of each of the first volumes that validation meets; as validation's crops and masks are
     fixed, so is the picture, but for what the network learns. It goes to `panels/epoch_0003.png`. Where crops have
-    children, the first child of each level follows its crop.
-    Under several processes only the main one acts.
+    children, the first child of each level follows its crop. Under several processes only the main one acts.
 
     Args:
         run_folder: where to.
@@ -50,20 +92,10 @@ class ReconstructionPanels:
         interval: int = 1,
         axes: str = "RAS",
     ) -> None:
-        self.run_folder, self.restore, self.crops = run_folder, restore, crops
+        super().__init__(run_folder)
+        self.restore, self.crops = restore, crops
         self.names, self.interval, self.axes = names, interval, axes
         self._shown: dict[int, list[PanelCrop]] = {}
-
-    def attach(self, engine: Engine) -> None:
-        """Registers with the evaluator."""
-        if not is_main_rank():
-            return
-        engine.add_event_handler(Events.EPOCH_STARTED, self._forget)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._draw)
-
-    def _forget(self, engine: Engine) -> None:  # noqa: ARG002 - the signature of a handler
-        self._shown = {}
 
     def _collect(self, engine: Engine) -> None:
         if engine.state.epoch % self.interval:
@@ -100,13 +132,8 @@ class ReconstructionPanels:
             **{key: self._array(tensors[key][row]) for key in ("image", "visible", "foreground", "hidden")},
         )
 
-    def _draw(self, engine: Engine) -> None:
-        if not self._shown:
-            return
-        rows = [row for rows in self._shown.values() for row in rows]
-        pixels = draw_panels(rows, title=f"epoch {engine.state.epoch}")
-        with self.run_folder.new_panel(engine.state.epoch) as temporary:
-            imsave(temporary, pixels)
+    def _pixels(self, title: str) -> np.ndarray:
+        return draw_panels([row for rows in self._shown.values() for row in rows], title=title)
 
     def _array(self, tensor: torch.Tensor) -> np.ndarray:
         """The first channel as an array [D, H, W] with axes R, A, S."""

@@ -4,19 +4,18 @@
 from __future__ import annotations
 
 import numpy as np
-from ignite.engine import Engine, Events
-from matplotlib.image import imsave
+from ignite.engine import Engine
 from monai.utils.enums import CommonKeys
 from torch import Tensor
 
 from bundle.figures.detection import DrawnVolume, draw_detections
 from bundle.runs import RunFolder
-from bundle.runs.distributed import is_main_rank
+from bundle.training.panels import EpochPanels
 
 __all__ = ["DetectionPanels"]
 
 
-class DetectionPanels:
+class DetectionPanels(EpochPanels):
     """Draws the first validation volumes after each validation: three slices each, with true and predicted boxes.
 
     The picture goes to `panels/epoch_0003.png`. Under several processes only the main one acts.
@@ -28,19 +27,9 @@ class DetectionPanels:
     """
 
     def __init__(self, *, run_folder: RunFolder, volumes: int = 3, boxes: int = 5) -> None:
-        self.run_folder, self.volumes, self.boxes = run_folder, volumes, boxes
+        super().__init__(run_folder)
+        self.volumes, self.boxes = volumes, boxes
         self._shown: list[DrawnVolume] = []
-
-    def attach(self, engine: Engine) -> None:
-        """Registers with the evaluator."""
-        if not is_main_rank():
-            return
-        engine.add_event_handler(Events.EPOCH_STARTED, self._forget)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._draw)
-
-    def _forget(self, engine: Engine) -> None:  # noqa: ARG002 - the signature of a handler
-        self._shown = []
 
     def _collect(self, engine: Engine) -> None:
         output, batch = engine.state.output, engine.state.batch
@@ -59,12 +48,8 @@ class DetectionPanels:
                 )
             )
 
-    def _draw(self, engine: Engine) -> None:
-        if not self._shown:
-            return
-        pixels = draw_detections(self._shown, title=f"epoch {engine.state.epoch}")
-        with self.run_folder.new_panel(engine.state.epoch) as temporary:
-            imsave(temporary, pixels)
+    def _pixels(self, title: str) -> np.ndarray:
+        return draw_detections(self._shown, title=title)
 
 
 def _array(tensor: Tensor) -> np.ndarray:

@@ -7,18 +7,17 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from ignite.engine import Engine, Events
-from matplotlib.image import imsave
+from ignite.engine import Engine
 from monai.utils.enums import CommonKeys
 
 from bundle.figures.segmentation import draw_segmentation
 from bundle.runs import RunFolder
-from bundle.runs.distributed import is_main_rank
+from bundle.training.panels import EpochPanels
 
 __all__ = ["SegmentationPanels"]
 
 
-class SegmentationPanels:
+class SegmentationPanels(EpochPanels):
     """Draws the first validation volumes after each validation: image, label and prediction in three planes.
 
     The picture goes to `panels/epoch_0003.png`. Put the handler where prediction and label are one-hot, that is after
@@ -31,19 +30,9 @@ class SegmentationPanels:
     """
 
     def __init__(self, *, run_folder: RunFolder, classes: Sequence[str], volumes: int = 2) -> None:
-        self.run_folder, self.classes, self.volumes = run_folder, tuple(classes), volumes
+        super().__init__(run_folder)
+        self.classes, self.volumes = tuple(classes), volumes
         self._shown: list[tuple[np.ndarray, np.ndarray, np.ndarray, tuple[float, ...]]] = []
-
-    def attach(self, engine: Engine) -> None:
-        """Registers with the evaluator."""
-        if not is_main_rank():
-            return
-        engine.add_event_handler(Events.EPOCH_STARTED, self._forget)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._draw)
-
-    def _forget(self, engine: Engine) -> None:  # noqa: ARG002 - the signature of a handler
-        self._shown = []
 
     def _collect(self, engine: Engine) -> None:
         for item, batch in zip(engine.state.output, engine.state.batch, strict=True):
@@ -53,9 +42,5 @@ class SegmentationPanels:
                 spacing = tuple(torch.as_tensor(batch["spacing"]).flatten().tolist())
                 self._shown.append((image, classes[0], classes[1], spacing))
 
-    def _draw(self, engine: Engine) -> None:
-        if not self._shown:
-            return
-        pixels = draw_segmentation(self._shown, classes=self.classes, title=f"epoch {engine.state.epoch}")
-        with self.run_folder.new_panel(engine.state.epoch) as temporary:
-            imsave(temporary, pixels)
+    def _pixels(self, title: str) -> np.ndarray:
+        return draw_segmentation(self._shown, classes=self.classes, title=title)

@@ -5,6 +5,7 @@ from bundle.inference.evaluator import VolumeEvaluator
 from bundle.inference.grid import NoteOwnGridd, OwnGrid, ToPlainScand, own_grid
 from bundle.inference.load_image import LoadImageAsTrainedd, list_items
 from bundle.inference.manifest import Manifest
+from bundle.inference.nifti import write_nifti
 from bundle.inference.output import OutputFolder
 from bundle.inference.prepare import PadToWindowd
 from bundle.inference.save import CellStatisticsd, SaveEmbeddingd, SaveFeatureMapd
@@ -32,4 +33,5 @@ __all__ = [
     "own_grid",
     "start_inference",
     "whole_cell_overlap",
+    "write_nifti",
 ]

@@ -41,9 +41,15 @@ class OwnGrid:
         return tuple(self.affine[:3, :3].norm(dim=0).tolist())
 
     def slabs(
-        self, values: Tensor, affine: Tensor, *, outside: Sequence[float] = (), device: torch.device | str = "cpu"
+        self,
+        values: Tensor,
+        affine: Tensor,
+        *,
+        outside: Sequence[float] = (),
+        nearest: bool = False,
+        device: torch.device | str = "cpu",
     ) -> Iterator[tuple[slice, Tensor]]:
-        """Interpolates values linearly on this grid, a few planes of the last axis at a time.
+        """Interpolates values on this grid, a few planes of the last axis at a time.
 
         A voxel that lies in no voxel of `values` gets `outside`; one that lies in a voxel at the border, beyond its
         centre, has that voxel's value. Coordinates are computed in float64, so that the result does not depend on how
@@ -53,6 +59,7 @@ class OwnGrid:
             values: ``[C, d, h, w]``.
             affine: of the values, float64 ``[4, 4]``.
             outside: value of each channel outside; 0 where nothing is given.
+            nearest: takes the nearest value, as for a mask; else interpolates linearly.
             device: where to compute.
 
         Yields:
@@ -63,7 +70,7 @@ class OwnGrid:
         planes = max(1, _SLAB_BYTES // (8 * len(values) * self.shape[0] * self.shape[1]))
         for first in range(0, self.shape[2], planes):
             part = slice(first, min(first + planes, self.shape[2]))
-            yield part, _interpolate(values, self._places(part, to_index, device), fill)
+            yield part, _interpolate(values, self._places(part, to_index, device), fill, nearest=nearest)
 
     def _places(self, part: slice, to_index: Tensor, device: torch.device | str) -> Tensor:
         """Float64 ``[D, H, planes, 3]``: where the voxels of some planes lie, as indices into the values."""
@@ -76,7 +83,7 @@ class OwnGrid:
         return along[0][:, None, None] + along[1][:, None] + along[2] + matrix[:3, 3]
 
 
-def _interpolate(values: Tensor, places: Tensor, fill: Tensor) -> Tensor:
+def _interpolate(values: Tensor, places: Tensor, fill: Tensor, *, nearest: bool) -> Tensor:
     size = torch.tensor(values.shape[1:], dtype=torch.float64, device=places.device)
     inside = ((places >= -0.5 - _ROUNDING) & (places <= size - 0.5 + _ROUNDING)).all(-1)
     low = places.amin((0, 1, 2)).floor().clamp(min=0).minimum(size - 1).long().tolist()
@@ -86,8 +93,9 @@ def _interpolate(values: Tensor, places: Tensor, fill: Tensor) -> Tensor:
     source = values[:, window[0], window[1], window[2]].to(places.device, torch.float64)
     last = torch.tensor(source.shape[1:], dtype=torch.float64, device=places.device) - 1
     grid = 2 * (places - torch.tensor(low, dtype=torch.float64, device=places.device)) / last.clamp(min=1) - 1
+    mode = "nearest" if nearest else "bilinear"
     sampled = functional.grid_sample(
-        source[None], grid.flip(-1)[None], mode="bilinear", padding_mode="border", align_corners=True
+        source[None], grid.flip(-1)[None], mode=mode, padding_mode="border", align_corners=True
     )
     return torch.where(inside, sampled[0].float(), fill[:, None, None, None])
 

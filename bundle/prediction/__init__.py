@@ -5,7 +5,6 @@ from bundle.prediction.ensemble import LogMeanProbability, pick_mirrors
 from bundle.prediction.evaluator import ScanEvaluator
 from bundle.prediction.fine_tuned import FineTuned
 from bundle.prediction.folder import PredictionFolder
-from bundle.prediction.nifti import write_nifti
 from bundle.prediction.predict_first import labelled_scans, predicted_folder, seen_in_training, told_by_model
 from bundle.prediction.report import TableReport
 from bundle.prediction.scans import list_scans
@@ -24,5 +23,4 @@ __all__ = [
     "predicted_folder",
     "seen_in_training",
     "told_by_model",
-    "write_nifti",
 ]

@@ -16,7 +16,9 @@ from torch import Tensor
 
 from bundle.data import FoundVolume, ReadVolumed, ToPlainTensorsd, find_scans
 from bundle.data.find import VOLUME_SUFFIXES
+from bundle.data.read import read_channels
 from bundle.errors import UserError
+from bundle.inference import OwnGrid
 
 __all__ = ["WholeVolume", "find_inputs", "prepare_volume"]
 
@@ -28,7 +30,7 @@ class WholeVolume:
     Attributes:
         name: its path below the dataset's folder.
         modality: "CT" or "MR".
-        original: float32 ``[1, D, H, W]`` as read, with the affine of the file.
+        original: float32 ``[1, D, H, W]``, on the grid of its file, also where its slices are tilted.
         image: float32 ``[1, d, h, w]``, prepared, with its own affine.
         foreground: bool ``[1, d, h, w]``.
         valid: bool ``[1, d, h, w]``, False where padded.
@@ -50,6 +52,22 @@ class WholeVolume:
     def in_units(self, values: Tensor) -> Tensor:
         """Prepared values in the file's units: HU for CT."""
         return values * self.scale + self.offset
+
+    @property
+    def grid(self) -> OwnGrid:
+        """That of its file."""
+        d, h, w = self.original.shape[1:]
+        return OwnGrid(torch.as_tensor(self.original.affine, dtype=torch.float64), (d, h, w))
+
+    def on_own_grid(self, prepared: Tensor, *, nearest: bool = False) -> Tensor:
+        """From the prepared grid to that of the file, ``[1, D, H, W]`` float32; 0 outside the prepared volume.
+
+        Args:
+            prepared: ``[1, d, h, w]``, values or a mask.
+            nearest: takes the nearest voxel, for masks; else interpolates linearly.
+        """
+        slabs = self.grid.slabs(prepared, self.image.affine, nearest=nearest)
+        return torch.cat([slab for _, slab in slabs], 3)
 
     @property
     def unit(self) -> str:
@@ -95,7 +113,7 @@ def prepare_volume(found: FoundVolume, prepare: Compose) -> WholeVolume:
             break
         item = step(item)
         if isinstance(step, ReadVolumed):
-            original = item["image"].clone()
+            original = _on_file_grid(item["image"], found, step)
     if original is None or "intensity" not in item:
         raise UserError(
             "the run's config.yaml prepares volumes without ReadVolumed or a normalization that can be undone: name a "
@@ -112,3 +130,10 @@ def prepare_volume(found: FoundVolume, prepare: Compose) -> WholeVolume:
         spacing=torch.as_tensor(image.pixdim, dtype=torch.float32),
         **item["intensity"],
     )
+
+
+def _on_file_grid(image: MetaTensor, found: FoundVolume, step: ReadVolumed) -> MetaTensor:
+    """The voxels of the file as they are: what `step` has brought onto right angles is read again."""
+    if "own_grid" not in image.meta:
+        return image.clone()
+    return read_channels([found.files, *found.channels], found.name, stacked=step.channels > 1)

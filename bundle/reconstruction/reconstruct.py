@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.image import imsave
 from monai.transforms import Compose
@@ -19,8 +20,8 @@ from bundle.data import FoundVolume, SkippedVolume, result_names, skipped_becaus
 from bundle.data.names import pseudonymous, without_paths
 from bundle.errors import UserError
 from bundle.figures.reconstruction import PanelCrop, draw_panels
+from bundle.inference import OwnGrid, write_nifti
 from bundle.reconstruction.error_table import error_row, error_text, write_errors
-from bundle.reconstruction.original_grid import OriginalGrid
 from bundle.reconstruction.page import write_page
 from bundle.reconstruction.prepared import WholeVolume, find_inputs, prepare_volume
 from bundle.reconstruction.tiles import Reconstructed, TiledReconstruction
@@ -132,12 +133,12 @@ class Reconstruct:
         return error_row(volume, result)
 
     def _write_volumes(self, volume: WholeVolume, result: Reconstructed, files: Mapping[str, Path]) -> None:
-        grid, original = OriginalGrid(volume.original, volume.image.affine), volume.original.as_subclass(Tensor)
-        values = grid.resample(volume.in_units(result.image))
-        hidden = grid.resample(result.hidden, nearest=True) > 0
-        grid.write(torch.where(hidden, values, original), files["reconstruction"])
-        masked = grid.resample(result.first_hidden, nearest=True) > 0
-        grid.write(torch.where(masked, original.min(), original), files["masked"])
+        original = volume.original.as_subclass(Tensor)
+        values = volume.on_own_grid(volume.in_units(result.image))
+        hidden = volume.on_own_grid(result.hidden, nearest=True) > 0
+        _write(torch.where(hidden, values, original), volume.grid, files["reconstruction"])
+        masked = volume.on_own_grid(result.first_hidden, nearest=True) > 0
+        _write(torch.where(masked, original.min(), original), volume.grid, files["masked"])
 
     def _write_panel(self, volume: WholeVolume, result: Reconstructed, file: Path) -> None:
         crop = PanelCrop(
@@ -159,6 +160,11 @@ class _Unusable(Exception):
     def __init__(self, skipped: SkippedVolume) -> None:
         super().__init__(skipped)
         self.skipped = skipped
+
+
+def _write(values: Tensor, grid: OwnGrid, path: Path) -> None:
+    """Writes ``[1, D, H, W]`` on a grid as a NIfTI file of float32."""
+    write_nifti(path, [values[0].numpy()], affine=grid.affine.numpy(), shape=grid.shape, dtype=np.dtype(np.float32))
 
 
 def _files(stem: Path) -> dict[str, Path]:

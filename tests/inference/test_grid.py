@@ -62,6 +62,13 @@ def test_slabs_together_are_the_interpolation_of_the_whole_grid(name: str, plane
     assert (found[0] == 1).all() == (name == "far away")
 
 
+def test_the_nearest_value_is_taken_whole():
+    values = torch.tensor([1.0, 2.0, 4.0]).view(1, 3, 1, 1)
+    grid = OwnGrid(affine(np.eye(3), (0.4, 1, 1), (-0.8, 0, 0)), (9, 1, 1))
+    ((_, slab),) = grid.slabs(values, torch.eye(4, dtype=torch.float64), nearest=True)
+    assert slab.flatten().tolist() == [0, 1, 1, 1, 2, 2, 4, 4, 4]
+
+
 def test_a_voxel_beyond_the_last_centre_has_the_value_at_the_border():
     values = torch.tensor([1.0, 2.0, 4.0]).view(1, 3, 1, 1)
     grid = OwnGrid(affine(np.eye(3), (0.25, 1, 1), (-0.75, 0, 0)), (16, 1, 1))

@@ -13,8 +13,8 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from torch import Tensor
 
-from bundle.inference import OwnGrid, own_grid
-from bundle.prediction import PredictionFolder, write_nifti
+from bundle.inference import OwnGrid, own_grid, write_nifti
+from bundle.prediction import PredictionFolder
 from bundle.tasks.segmentation.certainty import Certainty
 
 __all__ = ["SaveLabelMapd", "SaveProbabilitiesd", "ToLabelMapd", "ToProbabilitiesd"]

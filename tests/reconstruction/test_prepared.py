@@ -9,28 +9,37 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from monai.data import MetaTensor
+from monai.transforms import SpatialResample
 
 from bundle.data import FoundVolume
-from bundle.reconstruction import OriginalGrid, prepare_volume
+from bundle.reconstruction import prepare_volume
+from bundle.reconstruction.reconstruct import _write
 from tests.data.volumes import preparation
 
 from .examples import CELL, CROP, flipped_affine, oblique_affine, prepared, smooth_body
+
+
+def tilted_affine() -> np.ndarray:
+    """Each slice lies two voxels further along the second axis."""
+    affine = flipped_affine()
+    affine[:3, 2] += 2 * affine[:3, 1]
+    return affine
+
 
 AFFINES = {"flipped": flipped_affine, "oblique": oblique_affine}
 SIZE = (40, 36, 44)
 
 
 def back(volume) -> np.ndarray:
-    grid = OriginalGrid(volume.original, volume.image.affine)
-    return grid.resample(volume.in_units(volume.image.as_tensor()))[0].numpy()
+    return volume.on_own_grid(volume.in_units(volume.image.as_tensor()))[0].numpy()
 
 
 def inside(volume) -> np.ndarray:
     """Voxels of the original, but for its border, that the prepared volume covers with a voxel to spare."""
     core = torch.zeros_like(volume.valid)
     core[:, 1:-1, 1:-1, 1:-1] = volume.valid[:, 1:-1, 1:-1, 1:-1]
-    grid = OriginalGrid(volume.original, volume.image.affine)
-    covered = grid.resample(core, nearest=True)[0].numpy() > 0
+    covered = volume.on_own_grid(core, nearest=True)[0].numpy() > 0
     within = np.zeros_like(covered)
     within[1:-1, 1:-1, 1:-1] = True
     return covered & within
@@ -68,9 +77,34 @@ def test_a_real_volume_comes_back_but_for_the_clipping(data_dir: Path):
 def test_the_file_has_the_grid_of_the_original_and_no_text(tmp_path: Path, affine):
     array = smooth_body(SIZE, affine())
     volume = prepared(tmp_path, array, affine())
-    OriginalGrid(volume.original, volume.image.affine).write(volume.original.as_tensor(), tmp_path / "out.nii.gz")
+    _write(volume.original.as_tensor(), volume.grid, tmp_path / "out.nii.gz")
     written = nibabel.load(tmp_path / "out.nii.gz")
     np.testing.assert_array_equal(np.asarray(written.dataobj), array)
     np.testing.assert_allclose(written.affine, affine(), atol=1e-5)
     np.testing.assert_allclose(written.get_qform(), affine(), atol=1e-4)
     assert not bytes(written.header["descrip"]).strip(b"\0") and written.header.get_xyzt_units()[0] == "mm"
+
+
+@pytest.mark.parametrize("affine", [*AFFINES.values(), tilted_affine], ids=[*AFFINES, "tilted"])
+@pytest.mark.parametrize("spacing", [None, [2, 2, 2]])
+def test_values_and_masks_come_back_as_monai_resamples_them(tmp_path: Path, affine, spacing):
+    array = smooth_body(SIZE, affine())
+    volume = prepared(tmp_path, array, affine(), spacing=spacing)
+    for values, nearest in ((volume.image.as_tensor(), False), (volume.foreground.float(), True)):
+        resample = SpatialResample(mode="nearest" if nearest else "bilinear", padding_mode="zeros", dtype=torch.float64)
+        source = MetaTensor(values, affine=volume.image.affine)
+        whole = resample(source, dst_affine=torch.from_numpy(affine()), spatial_size=SIZE).as_tensor()
+        covered = resample(torch.ones_like(source), dst_affine=torch.from_numpy(affine()), spatial_size=SIZE) == 1
+        differs = (volume.on_own_grid(values, nearest=nearest) - whole).abs()[covered.as_tensor()] > 1e-5
+        assert differs.double().mean() < (0.02 if nearest else 1e-9)  # but for voxels half-way between two
+
+
+def test_a_tilted_volume_is_kept_as_its_file_has_it(tmp_path: Path):
+    affine = tilted_affine()
+    array = smooth_body(SIZE, affine)
+    volume = prepared(tmp_path, array, affine)
+    np.testing.assert_array_equal(volume.original[0].numpy(), array)
+    np.testing.assert_allclose(volume.grid.affine, affine)
+    where = inside(volume)
+    # straightened and tilted again, so interpolated twice
+    assert where.mean() > 0.4 and np.abs(back(volume) - array)[where].max() < 5

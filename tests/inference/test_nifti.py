@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from bundle.prediction import write_nifti
+from bundle.inference import write_nifti
 
 SHAPE = (7, 5, 6)
 

@@ -7,15 +7,16 @@ import os
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from bundle.data.find import VOLUME_SUFFIXES
 from bundle.data.found_volume import FoundVolume
-from bundle.data.names import name_digest, without_ending
+from bundle.data.names import name_digest, pseudonymous, without_ending
 from bundle.data.printable import printable
 
-__all__ = ["inside", "result_names", "table_row"]
+__all__ = ["inside", "name_results", "result_names", "table_row"]
 
 #: bytes of one part of a path; a file's name, its ending and the random part of a temporary one must fit in 255
 _LONGEST = 180
@@ -72,6 +73,22 @@ def result_names(volumes: Sequence[FoundVolume], *, files: Callable[[str], Itera
         used.add(free.lower())
         names[index] = free
     return names
+
+
+def name_results(
+    found: Sequence[FoundVolume], *, hash_names: bool = False, files: Callable[[str], Iterable[Path]] = lambda _: ()
+) -> list[FoundVolume]:
+    """Volumes under the names that their results have, in their order.
+
+    Args:
+        found: the volumes.
+        hash_names: a digest of each name instead of the name.
+        files: as for `result_names`.
+    """
+    if hash_names:
+        found = [pseudonymous(volume) for volume in found]
+    names = result_names(found, files=files)
+    return [replace(volume, name=name) for volume, name in zip(found, names, strict=True)]
 
 
 def _changed(

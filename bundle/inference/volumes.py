@@ -7,14 +7,14 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 from torch.utils.data import Dataset
 
-from bundle.data import FoundVolume, find_scans, result_names, skipped_because
-from bundle.data.names import pseudonymous, without_paths
+from bundle.data import FoundVolume, find_scans, skipped_because
+from bundle.data.names import without_paths
 from bundle.data.printable import printable
+from bundle.data.safe_names import name_results
 from bundle.inference.output import OutputFolder
 
 __all__ = ["VolumeDataset", "list_volumes"]
@@ -43,11 +43,8 @@ def list_volumes(
         output: where the results go; none of their files is one of the volumes.
     """
     found = find_scans(dataset_dir, include, where=where)
-    if hash_names:
-        found = [pseudonymous(volume) for volume in found]
     folders = () if output is None else (output.embedding, output.feature_map)
-    names = result_names(found, files=lambda name: [place(name) for place in folders])
-    return [replace(volume, name=name) for volume, name in zip(found, names, strict=True)]
+    return name_results(found, hash_names=hash_names, files=lambda name: [place(name) for place in folders])
 
 
 class VolumeDataset(Dataset[dict[str, Any]]):

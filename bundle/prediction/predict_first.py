@@ -13,10 +13,10 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 from bundle.data import FoundVolume
+from bundle.data.safe_names import name_results
 from bundle.errors import UserError
 from bundle.evaluation import EvaluationFolder
 from bundle.prediction.fine_tuned import FineTuned
-from bundle.prediction.scans import name_results
 from bundle.runs import release_folders
 
 __all__ = ["labelled_scans", "predicted_folder", "seen_in_training", "told_by_model"]

@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from bundle.data import FoundVolume, find_scans, result_names
+from bundle.data import FoundVolume, find_scans
 from bundle.data.dataset_json import check_part
 from bundle.data.find import VOLUME_SUFFIXES
 from bundle.data.lists import find_unlabelled
-from bundle.data.names import pseudonymous, without_ending
+from bundle.data.names import without_ending
+from bundle.data.safe_names import name_results
 
-__all__ = ["find_scans_to_predict", "list_scans", "name_results"]
+__all__ = ["find_scans_to_predict", "list_scans"]
 
 _CHANNEL = re.compile(r"_(\d{4})$")  # nnU-Net's number of the channel
 
@@ -46,16 +47,6 @@ def list_scans(
     """
     found = find_scans_to_predict(dataset_dir, channels=channels, include=include, where=where, part=part)
     return name_results(found, hash_names=hash_names, files=files)
-
-
-def name_results(
-    found: Sequence[FoundVolume], *, hash_names: bool = False, files: Callable[[str], Iterable[Path]] = lambda _: ()
-) -> list[FoundVolume]:
-    """Scans under the names that their results have, in their order; the arguments are those of `list_scans`."""
-    if hash_names:
-        found = [pseudonymous(volume) for volume in found]
-    names = result_names(found, files=files)
-    return [replace(volume, name=name) for volume, name in zip(found, names, strict=True)]
 
 
 def find_scans_to_predict(

@@ -10,10 +10,11 @@ from dataclasses import replace
 from typing import Any
 
 from bundle.data import FoundVolume, VolumeSet
+from bundle.data.safe_names import name_results
 from bundle.errors import UserError
 from bundle.prediction import FineTuned, seen_in_training
 from bundle.prediction.folder import Predictions
-from bundle.prediction.scans import find_scans_to_predict, name_results
+from bundle.prediction.scans import find_scans_to_predict
 from bundle.tasks.segmentation.unlabelled.volumes import UnlabelledVolumes
 
 __all__ = ["PredictedLabels"]

@@ -16,7 +16,7 @@ TASKS = {folder.name for folder in (ROOT / "bundle/tasks").iterdir() if (folder 
 
 #: the floors of the house, the ground floor first; a room may import those below it, never one above or beside it
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "atomic", "cells"),
+    ("errors", "atomic", "cells", "ranks"),
     ("weights", "kernels", "stores"),
     ("data", "masking", "sparse", "figures", "probing"),
     ("networks", "runs", "reports"),

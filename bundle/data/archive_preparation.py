@@ -21,6 +21,7 @@ from bundle.data.prepared_volume import SkippedVolume
 from bundle.data.scans import find_scans
 from bundle.data.volume_set import hashed
 from bundle.errors import UserError
+from bundle.ranks import this_rank, world_size
 from bundle.stores.open_store import open_store
 from bundle.stores.store import Store
 
@@ -70,7 +71,7 @@ def prepare_archive(
     """
     if not 1 <= part <= of:
         raise UserError(f"--part {part} --of {of} does not fit: parts are numbered from 1 to --of")
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+    rank, world = this_rank(), world_size()
     part, of = (part - 1) * world + rank + 1, of * world
     started, preparation = time.monotonic(), Preparation(transform, open_store(store, Path(cache_dir)))
     found = [volume for volume in find(dataset_dir) if zlib.crc32(volume.name.encode()) % of == part - 1]

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from bundle.data.draws import InOrder, ShuffledOrder, VolumeOrder, balanced_order
 from bundle.data.prepared_volume import PreparedVolume
 from bundle.errors import UserError
+from bundle.ranks import this_rank, world_size
 from bundle.stores.store import Crop, DamagedVolumeError
 
 __all__ = ["CropDataset", "DrawSampler", "PlacedCropd", "RandForegroundCropd", "make_loader"]
@@ -248,9 +249,8 @@ class DrawSampler(Sampler[int]):
     def __init__(
         self, draws: int, *, same_every_epoch: bool = False, rank: int | None = None, world: int | None = None
     ) -> None:
-        started = torch.distributed.is_available() and torch.distributed.is_initialized()
-        self.rank = rank if rank is not None else torch.distributed.get_rank() if started else 0
-        self.world = world if world is not None else torch.distributed.get_world_size() if started else 1
+        self.rank = this_rank() if rank is None else rank
+        self.world = world_size() if world is None else world
         self.draws, self.same_every_epoch, self.epoch, self.taken = draws, same_every_epoch, 0, 0
 
     def set_epoch(self, epoch: int, taken: int = 0) -> None:

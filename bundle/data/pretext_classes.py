@@ -25,6 +25,7 @@ from bundle.atomic import replace_file
 from bundle.data.crops import RandForegroundCropd
 from bundle.data.prepared_volume import PreparedVolume
 from bundle.errors import UserError
+from bundle.ranks import is_distributed, this_rank
 
 __all__ = ["PretextClasses", "PretextClassesd", "fit_pretext_classes", "voxel_features"]
 
@@ -188,9 +189,8 @@ def fit_pretext_classes(
         raise UserError(f"{classes} pretext classes cannot be: set pretext_classes#classes to 3 up to 256")
     if place_weight < 0:
         raise UserError(f"place_weight {place_weight} cannot be: set pretext_classes#place_weight to 0 or more")
-    several = dist.is_available() and dist.is_initialized()
     shared: list[Any] = [None]
-    if not several or dist.get_rank() == 0:
+    if this_rank() == 0:
         if keep and not file.exists():
             logger.warning("%s is not there: the pretext classes are made anew", file)
         if not (keep and file.exists()):
@@ -202,7 +202,7 @@ def fit_pretext_classes(
             with replace_file(file) as temporary:
                 temporary.write_text(json.dumps(asdict(fitted), indent=1))
         shared = [PretextClasses(**json.loads(file.read_text()))]
-    if several:
+    if is_distributed():
         dist.broadcast_object_list(shared, src=0)
     found: PretextClasses = shared[0]
     if found.count != classes:

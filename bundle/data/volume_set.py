@@ -19,6 +19,7 @@ from bundle.data.prepared_volume import PreparedVolume, SkippedVolume
 from bundle.data.scans import find_scans
 from bundle.data.split import check_fold, join_copies, split_volumes
 from bundle.errors import UserError
+from bundle.ranks import is_distributed, this_rank, world_size
 from bundle.stores.open_store import open_store
 from bundle.stores.store import Store
 
@@ -161,7 +162,7 @@ def prepare_together(
     Raises:
         UserError: if the store takes no more.
     """
-    rank, world = (dist.get_rank(), dist.get_world_size()) if _distributed() else (0, 1)
+    rank, world = this_rank(), world_size()
     results: list[PreparedVolume | SkippedVolume] | UserError
     try:
         results, _ = prepare_all(found[rank::world], preparation, workers=workers, memory_gb=memory_gb, quiet=rank > 0)
@@ -223,10 +224,10 @@ def prepare_usable(
 
 def listed_by_one(find: Callable[[], list[FoundVolume]]) -> list[FoundVolume]:
     """What the first process finds: another one might see other files, and shares would overlap or leave gaps."""
-    if not _distributed():
+    if not is_distributed():
         return find()
     shared: list[Any] = [None]
-    if dist.get_rank() == 0:
+    if this_rank() == 0:
         try:
             shared = [find()]
         except UserError as error:
@@ -250,7 +251,3 @@ def hashed(result: PreparedVolume | SkippedVolume, found: Sequence[FoundVolume])
         return replace(result, name=name)
     volume = next(volume for volume in found if volume.name == result.name)
     return SkippedVolume(name, *(pseudonymous_text(text, volume) for text in (result.problem, result.remedy)))
-
-
-def _distributed() -> bool:
-    return dist.is_available() and dist.is_initialized()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from bundle.cells import axis_numbers
 from bundle.errors import UserError
 from bundle.networks import BodyPlaces, KeyQueue, Pairs
+from bundle.ranks import this_rank, world_size
 
 __all__ = ["AlignmentLoss"]
 
@@ -151,10 +152,9 @@ class AlignmentLoss(nn.Module):
 
     def _all_keys(self, pair: Pairs, key: Tensor, bodies: BodyPlaces | None) -> _Keys:
         """This process's keys or, where asked for, those of all of them; the others' carry no gradient."""
-        several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-        if not (self.across_ranks and several and torch.is_grad_enabled()):
+        world, rank = world_size(), this_rank()
+        if not (self.across_ranks and world > 1 and torch.is_grad_enabled()):
             return _Keys(key, pair.volume, pair.position, bodies, 0)
-        world, rank = dist.get_world_size(), dist.get_rank()
         counts = _gathered(torch.tensor([len(key)], device=key.device), world)
         sizes = [int(count) for count in counts]
         columns = [key.detach(), pair.volume[:, None].float(), pair.position.float()]

@@ -15,6 +15,7 @@ from torch import Tensor
 from bundle.errors import UserError
 from bundle.losses.pretext_segmentation import on_grid
 from bundle.networks import Objective, PlacePrototypes, PrototypeHeads
+from bundle.ranks import is_distributed
 
 __all__ = ["Distillation", "balance_assignment"]
 
@@ -160,7 +161,7 @@ def balance_assignment(logits: Tensor, counted: Tensor, *, iterations: int = 3, 
 
 
 def _summed(x: Tensor, together: bool) -> Tensor:
-    if together and dist.is_available() and dist.is_initialized():
+    if together and is_distributed():
         dist.all_reduce(x)
     return x
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from bundle.cells import from_cells, to_cells
 from bundle.errors import UserError
 from bundle.losses.histogram import Histogram
+from bundle.ranks import is_distributed, world_size
 
 __all__ = ["ReconstructionLoss"]
 
@@ -177,9 +178,9 @@ class ReconstructionLoss(nn.Module):
 
     def _shared(self, count: Tensor) -> Tensor:
         """The mean over the processes: DDP averages their gradients, whatever each one's count."""
-        if self.across_ranks and dist.is_available() and dist.is_initialized():
+        if self.across_ranks and is_distributed():
             dist.all_reduce(count)
-            return count / dist.get_world_size()
+            return count / world_size()
         return count
 
     def _statistics(self, x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from bundle.ranks import is_distributed, this_rank, world_size
 from bundle.runs.watch import Watch
 
 __all__ = [
@@ -55,7 +56,7 @@ def stop_distributed() -> None:
     A thread that does so while the interpreter shuts down aborts the process (pytorch/pytorch#179291 tells how), so
     they are given the time before.
     """
-    if dist.is_available() and dist.is_initialized():
+    if is_distributed():
         if dist.get_backend() == "gloo":
             _let_threads_finish()
         while _watches:
@@ -78,14 +79,14 @@ def _let_threads_finish(patience: float = 10.0) -> None:
 
 def is_main_rank() -> bool:
     """Whether this process is the one that logs and writes files."""
-    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+    return this_rank() == 0
 
 
 def gather(value: Any) -> list[Any]:
     """What every process passes (anything that can be pickled), in the order of their ranks. All must call it."""
-    if not (dist.is_available() and dist.is_initialized()):
+    if not is_distributed():
         return [value]
-    values: list[Any] = [None] * dist.get_world_size()
+    values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
 
@@ -101,7 +102,7 @@ def broadcast_buffers(network: nn.Module) -> None:
 
 
 def _broadcast(tensors: Iterable[Tensor]) -> None:
-    if dist.is_available() and dist.is_initialized():
+    if is_distributed():
         for tensor in tensors:
             dist.broadcast(tensor, src=0)
 
@@ -117,7 +118,7 @@ def wrap(network: nn.Module, device: torch.device) -> nn.Module:
     and DDP's forward waits for all ranks.
     """
     network = network.to(device)
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if world_size() == 1:
         return network
     return DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
 

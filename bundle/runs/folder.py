@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from bundle.atomic import free_path, replace_file
 from bundle.errors import UserError
+from bundle.ranks import is_distributed, this_rank
 from bundle.runs.checkpoint import config_of_checkpoint, peek
 from bundle.runs.config_source import calling_config
 from bundle.runs.lock import lock_folder
@@ -231,10 +232,10 @@ def _named_run(path: Path, output_dir: str | os.PathLike[str] | None) -> RunFold
 
 def _decided_by_rank_0(decide: Callable[[], RunFolder]) -> RunFolder:
     """What `decide` returns or raises on rank 0, on every rank."""
-    if not (dist.is_available() and dist.is_initialized()):
+    if not is_distributed():
         return decide()
     decision: list[RunFolder | UserError | None] = [None]
-    if dist.get_rank() == 0:
+    if this_rank() == 0:
         try:
             decision[0] = decide()
         except UserError as error:

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
+
+from bundle.ranks import this_rank
 
 __all__ = ["random_state", "restore_random_state"]
 
@@ -32,7 +33,7 @@ def restore_random_state(states: Sequence[dict[str, Any]], device: torch.device)
         states: one state for each process, by rank. Processes beyond them keep their own.
         device: as for `random_state`.
     """
-    rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    rank = this_rank()
     if rank >= len(states):
         return
     state = states[rank]

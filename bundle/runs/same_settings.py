@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 import yaml
 
 from bundle.errors import UserError
+from bundle.ranks import world_size
 from bundle.runs.recorded_config import config_text, read_config
 
 __all__ = ["FIXED", "check_same_settings"]
@@ -111,11 +111,10 @@ def _without_null(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _crops(present: Mapping[str, Any]) -> int | None:
     """Crops per step of all processes; None where the config does not say it in numbers."""
-    world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
     whole, each = (present.get(name) for name in ("global_batch", "batch_size"))
     if isinstance(whole, int):
         return whole
-    return each * world if whole is None and isinstance(each, int) else None
+    return each * world_size() if whole is None and isinstance(each, int) else None
 
 
 def _shown(value: Any) -> str:

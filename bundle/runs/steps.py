@@ -6,9 +6,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Sized
 
-import torch.distributed as dist
-
 from bundle.errors import UserError
+from bundle.ranks import world_size
 
 __all__ = ["crops_per_process", "training_steps", "warmup_steps"]
 
@@ -40,7 +39,7 @@ def crops_per_process(*, batch_size: int, global_batch: int | None = None) -> in
     """
     if global_batch is None:
         return batch_size
-    world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    world = world_size()
     if global_batch % world:
         raise UserError(
             f"--global_batch {global_batch} does not go round {world} processes evenly: give a multiple of {world}, or "

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
+from bundle.ranks import is_distributed
 from bundle.sparse.volume import SparseVolume, require_two_sites
 
 __all__ = ["VisibleSyncBatchNorm", "sync_over_visible_sites"]
@@ -25,7 +26,7 @@ class VisibleSyncBatchNorm(nn.SyncBatchNorm):
     """
 
     def forward(self, x: Any) -> Any:
-        together = self.training and dist.is_available() and dist.is_initialized()
+        together = self.training and is_distributed()
         if not isinstance(x, SparseVolume) or not together:
             return super().forward(x)
         if dist.get_world_size(self.process_group) == 1:  # each of several processes sees a site or more

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
-import torch.distributed as dist
 from ignite.engine import Engine, Events
 from torch import nn
 from torch.optim import Optimizer
@@ -17,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from bundle.atomic import replace_file
 from bundle.errors import Preempted, UserError
+from bundle.ranks import this_rank, world_size
 from bundle.runs import RunFolder
 from bundle.runs.checkpoint import load_network, read_checkpoint
 from bundle.runs.distributed import gather, is_main_rank, unwrap
@@ -176,7 +176,7 @@ class RunCheckpoint:
             "epoch": epoch,
             "iteration": engine.state.iteration,
             "epoch_length": engine.state.epoch_length,
-            "crops_per_step": _world() * _crops(engine),
+            "crops_per_step": world_size() * _crops(engine),
             "best_loss": self.best_loss,
             "best_epoch": self.best_epoch,
             "key_metric": self.key_metric,
@@ -219,7 +219,7 @@ class RunCheckpoint:
             engine.state.epoch, engine.state.iteration = checkpoint["epoch"], checkpoint["iteration"]
             if checkpoint.get("key_metric", self.key_metric) == self.key_metric:  # versions before 0.2.0 kept no name
                 self.best_loss, self.best_epoch = checkpoint["best_loss"], checkpoint["best_epoch"]
-            take_up(engine, checkpoint.get("gathered", []), _rank(), _world())
+            take_up(engine, checkpoint.get("gathered", []), this_rank(), world_size())
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, UserError):
                 raise
@@ -262,7 +262,7 @@ class RunCheckpoint:
 
     def _check_crops(self, engine: Engine, checkpoint: dict[str, Any]) -> None:
         """Refuses another number of crops per step: then the rest of the training would be another one."""
-        before, now, crops = len(checkpoint["random_states"]), _world(), _crops(engine)
+        before, now, crops = len(checkpoint["random_states"]), world_size(), _crops(engine)
         crops_before = checkpoint.get("crops_per_step", before * crops)  # versions before 0.2.0 kept no number
         if now * crops == crops_before and (crops or now == before):
             if now != before:
@@ -281,14 +281,6 @@ class RunCheckpoint:
             f"{folder} was trained on {crops_before} crops per step, and this command has {now * crops}: "
             "resume it with as many, or leave --resume out to start a new run"
         )
-
-
-def _world() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 def _crops(engine: Engine) -> int:

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from bundle.errors import Terminated
+from bundle.ranks import world_size
 from bundle.runs.distributed import is_main_rank
 
 __all__ = ["StopRequest", "Wanted"]
@@ -75,7 +76,7 @@ class StopRequest:
         if due:
             self._saved = time.monotonic()
         save, stop = due, self.received is not None
-        if _several():
+        if world_size() > 1:
             save, stop = self._exchange(save, stop)
         return Wanted(save or stop, stop)
 
@@ -97,7 +98,7 @@ class StopRequest:
 
     def wait_for_all(self) -> None:
         """Returns when all processes are here: none ends while another one still writes."""
-        if _several():
+        if world_size() > 1:
             dist.barrier()
 
     def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signature of a handler
@@ -125,7 +126,3 @@ def _copy(values: torch.Tensor) -> Callable[[], list[int]]:
         return [int(value) for value in host]
 
     return read
-
-
-def _several() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

@@ -147,7 +147,8 @@ class TwoProcesses:
 
 def test_other_processes_people_are_negatives_and_are_remembered(monkeypatch):
     processes = TwoProcesses()
-    monkeypatch.setattr("bundle.losses.alignment.dist", processes)
+    for module in ("bundle.losses.alignment", "bundle.ranks"):
+        monkeypatch.setattr(f"{module}.dist", processes)
     queues = [KeyQueue(4 * ROWS, 4) for _ in range(2)]
     pairs, targets = [example(rank, queues[rank]) for rank in range(2)], [target(10 * rank) for rank in range(2)]
 

@@ -226,7 +226,9 @@ class TwoProcesses:
 def test_two_processes_balance_and_centre_as_one_would_on_both_batches(balance: str, monkeypatch):
     levels, targets = [made(rank) for rank in range(2)], [target(rank) for rank in range(2)]
     alone = objective(balance=balance).loss([made(0)], targets[0])[0].item()
-    monkeypatch.setattr("bundle.losses.distillation.dist", TwoProcesses())
+    processes = TwoProcesses()
+    for module in ("bundle.losses.distillation", "bundle.ranks"):
+        monkeypatch.setattr(f"{module}.dist", processes)
     with ThreadPoolExecutor(2) as pool:
         jobs = [pool.submit(objective(balance=balance).loss, [level], one) for level, one in zip(levels, targets)]
         found = [job.result()[0].item() for job in jobs]

@@ -25,7 +25,7 @@ def others(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     def all_reduce(values: torch.Tensor, _: Any) -> None:
         values.copy_(torch.maximum(values, tensor(wanted.pop(0) if wanted else [0, 0])))
 
-    monkeypatch.setattr(module, "_several", lambda: True)
+    monkeypatch.setattr(module, "world_size", lambda: 2)
     monkeypatch.setattr(module.dist, "get_backend", lambda: "nccl")
     monkeypatch.setattr(module.dist, "all_reduce", all_reduce)
     monkeypatch.setattr(module.torch, "tensor", lambda values, device: tensor(values))  # noqa: ARG005 - no GPU here

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Triple", "axis_numbers", "from_cells", "send", "to_cells", "triple", "valid_cells"]
+__all__ = ["Triple", "axis_numbers", "from_cells", "send", "synchronize", "to_cells", "triple", "valid_cells"]
 
 #: one whole number per axis of a volume
 Triple = tuple[int, int, int]
@@ -56,6 +56,12 @@ def send(x: Tensor, device: torch.device) -> Tensor:
     if x.device.type != "cpu" or device.type != "cuda":
         return x.to(device)
     return x.pin_memory().to(device, non_blocking=True)
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits until a GPU has done what it was given: for measuring times. A CPU has always done it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def axis_numbers(like: Tensor, numbers: Sequence[float]) -> Tensor:

@@ -15,6 +15,7 @@ import numpy as np
 
 from bundle.errors import UserError
 from bundle.evaluation.paired import Difference, compare_areas, compare_pairs
+from bundle.evaluation.summary import shortened_list
 
 __all__ = ["Comparison", "Result", "compare_results", "read_result", "verdict"]
 
@@ -209,17 +210,19 @@ def _notes(first: Result, second: Result, cases: Sequence[str]) -> list[str]:
     notes = []
     for one, other in ((first, second), (second, first)):
         if alone := [case for case in one.cases if case not in other.groups]:
-            notes.append(f"{len(alone)} cases are in {one.name} only, and not compared: {_listed(alone)}")
+            notes.append(f"{len(alone)} cases are in {one.name} only, and not compared: {shortened_list(alone, 8)}")
     here, there = ({of for of, _ in result.references} for result in (first, second))
     if different := sorted(here ^ there):
-        notes.append(f"classes that only one of them has are not compared: {_listed(different)}")
+        notes.append(f"classes that only one of them has are not compared: {shortened_list(different, 8)}")
     changed = sorted({
         case
         for (of, case), value in first.references.items()
         if case in set(cases) and not _alike(value, second.references.get((of, case), math.nan))
     })  # fmt: skip
     if changed:
-        notes.append(f"the references of {len(changed)} cases differ between both, so check them: {_listed(changed)}")
+        notes.append(
+            f"the references of {len(changed)} cases differ between both, so check them: {shortened_list(changed, 8)}"
+        )
     return notes
 
 
@@ -258,8 +261,3 @@ def _number(cell: str | None) -> float:
 
 def _name(path: Path) -> str:
     return path.parent.name if path.name == "cases.csv" else path.stem if path.is_file() else path.resolve().name
-
-
-def _listed(names: Sequence[str], longest: int = 8) -> str:
-    more = f" and {len(names) - longest} more" if len(names) > longest else ""
-    return f"{', '.join(names[:longest])}{more}"

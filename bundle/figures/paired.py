@@ -9,6 +9,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from bundle.figures.names import name_end
+
 __all__ = ["draw_paired"]
 
 _BETTER, _WORSE, _NEITHER = "C2", "C3", "C7"
@@ -42,11 +44,7 @@ def draw_paired(
         if len(pairs):
             ax.plot([0, 1], pairs.mean(0), color="black", linewidth=2.5, marker="o")
         ax.set(xticks=[0, 1], xlim=(-0.25, 1.25), title=f"{title} (n = {len(pairs)})")
-        ax.set_xticklabels([_shortened(name) for name in names])
+        ax.set_xticklabels([name_end(name, 16) for name in names])
         ax.grid(alpha=0.3, axis="y")
     figure.axes[0].set_ylabel(metric)
     return figure
-
-
-def _shortened(name: str, longest: int = 16) -> str:
-    return name if len(name) <= longest else f"...{name[3 - longest :]}"

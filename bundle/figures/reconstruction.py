@@ -12,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
+from bundle.figures.names import name_end
 from bundle.figures.planes import PLANES, Plane
 
 __all__ = ["PanelCrop", "draw_panels", "plane_indices"]
@@ -99,7 +100,7 @@ def draw_panels(crops: Sequence[PanelCrop], *, title: str) -> np.ndarray:
             if row == 0:
                 for ax, picture in zip(in_plane, _PICTURES, strict=True):
                     ax.set_title(f"{plane.name}\n{picture}", fontsize=9)
-        axes[row, 0].set_ylabel(_shortened(crop.name), fontsize=8, parse_math=False)
+        axes[row, 0].set_ylabel(name_end(crop.name, 28), fontsize=8, parse_math=False)
     bar = figure.colorbar(error, cax=figure.add_axes((0.957, 0.1, 0.007, 0.75)))
     bar.set_label("error, % of grey window", fontsize=8)
     canvas.draw()
@@ -161,7 +162,3 @@ def _draw_cells(ax: Axes, crop: PanelCrop, plane: Plane) -> None:
     ax.set_xticks([])
     ax.set_yticks([])
     ax.grid(which="minor", color="white", linewidth=0.3, alpha=0.6)
-
-
-def _shortened(name: str, longest: int = 28) -> str:
-    return name if len(name) <= longest else f"…{name[1 - longest :]}"

@@ -23,7 +23,7 @@ from bundle.runs.lock import lock_folder
 from bundle.runs.same_settings import check_same_settings
 from bundle.weights import ModelFiles
 
-__all__ = ["RunFolder", "keeps_picture", "open_run_folder"]
+__all__ = ["RunFolder", "keeps_picture", "newest_run", "open_run_folder"]
 
 logger = logging.getLogger(__name__)
 
@@ -207,15 +207,21 @@ def _pick(runs: Path, output_dir: str | os.PathLike[str] | None, resume: bool | 
         return folder
 
     if resume:
-        checkpoints = sorted(runs.glob("*/checkpoints/last.pt"), key=lambda file: file.stat().st_mtime)
-        if not checkpoints:
+        newest = newest_run(runs)
+        if newest is None:
             raise UserError(f'no run to resume in "{runs}": leave --resume out to start a new run')
-        return RunFolder(checkpoints[-1].parents[1], resumed=True)
+        return newest
 
     # the folder is made at once, so that two runs that start in the same second do not share it
     path = free_path(runs / datetime.now().astimezone().strftime("%Y-%m-%d_%H-%M-%S"))
     path.mkdir(parents=True)
     return RunFolder(path)
+
+
+def newest_run(runs: Path) -> RunFolder | None:
+    """The run with the newest checkpoint in a folder of runs; None if there is none."""
+    found = sorted(runs.glob("*/checkpoints/last.pt"), key=lambda file: file.stat().st_mtime)
+    return RunFolder(found[-1].parents[1], resumed=True) if found else None
 
 
 def _named_run(path: Path, output_dir: str | os.PathLike[str] | None) -> RunFolder:

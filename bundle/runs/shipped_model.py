@@ -14,8 +14,8 @@ from monai.bundle import ConfigParser
 
 from bundle.errors import UserError
 from bundle.runs.checkpoint import load_network
-from bundle.runs.folder import RunFolder
-from bundle.runs.trained_run import TrainedRun, newest_run
+from bundle.runs.folder import RunFolder, newest_run
+from bundle.runs.trained_run import TrainedRun
 from bundle.weights import ModelFiles
 
 __all__ = ["ShippedModel", "find_trained"]
@@ -99,7 +99,7 @@ def find_trained(
     Raises:
         UserError: as both do.
     """
-    if run_folder == "shipped" or (run_folder is None and newest_run(Path(bundle_root)) is None):
+    if run_folder == "shipped" or (run_folder is None and newest_run(Path(bundle_root, "runs")) is None):
         if run_folder is None:
             logger.info("no run in %s: takes the shipped weights", Path(bundle_root) / "runs")
         return ShippedModel(configs=configs, bundle_root=bundle_root, settings=settings)

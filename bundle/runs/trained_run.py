@@ -17,9 +17,9 @@ from torch import nn
 from bundle.errors import UserError
 from bundle.runs.checkpoint import config_of_checkpoint, load_network, read_checkpoint
 from bundle.runs.components import list_missing_components
-from bundle.runs.folder import RunFolder
+from bundle.runs.folder import RunFolder, newest_run
 
-__all__ = ["TrainedRun", "newest_run"]
+__all__ = ["TrainedRun"]
 
 logger = logging.getLogger(__name__)
 
@@ -164,14 +164,8 @@ class TrainedRun:
         return self._saved
 
 
-def newest_run(bundle_root: Path) -> RunFolder | None:
-    """The newest run below a bundle's folder that has a checkpoint."""
-    found = sorted((bundle_root / "runs").glob("*/checkpoints/last.pt"), key=lambda file: file.stat().st_mtime)
-    return RunFolder(found[-1].parents[1], resumed=True) if found else None
-
-
 def _newest(bundle_root: Path) -> RunFolder:
-    folder = newest_run(bundle_root)
+    folder = newest_run(bundle_root / "runs")
     if folder is None:
         raise UserError(f'no run with a checkpoint in "{bundle_root / "runs"}": train one, or give its --run_folder')
     logger.info("the newest run is %s", folder.path)

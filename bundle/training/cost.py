@@ -13,6 +13,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
+from bundle.cells import synchronize
 from bundle.networks import ObjectiveSum
 from bundle.runs.distributed import is_main_rank, unwrap
 
@@ -121,14 +122,14 @@ class CostReport:
         was_training = self.network.training
         self.network.eval()  # running statistics stay
         try:
-            _wait(device)
+            synchronize(device)
             begin = time.perf_counter()
             image, target, _, arguments = self.masked_batch(self._noise(), device)
             with self.loss.on_this_process_alone():  # the other processes do not measure
                 loss = self.loss(self.network(image, **arguments), target)
             parameters = [p for p in self.network.parameters() if p.requires_grad]
             torch.autograd.grad(loss, parameters, allow_unused=True)
-            _wait(device)
+            synchronize(device)
             return time.perf_counter() - begin
         finally:
             self.network.train(was_training)
@@ -156,8 +157,3 @@ def cost_lines(masking: Masking, crop_size: tuple[int, ...]) -> list[str]:
     total = sum(n * prod(size) for n, size in zip(masking.passes, sizes)) / prod(crop_size)
     lines.append(f"in all {sum(masking.passes)} forward passes and {total:.0%} of the crop's voxels per crop")
     return lines
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from bundle.cells import Triple
+from bundle.cells import Triple, synchronize
 from bundle.sparse.convolution.methods import applicable, convolve
 from bundle.sparse.executors.cells import CellsVolume
 from bundle.sparse.layout import CellLayout
@@ -78,14 +78,9 @@ def _seconds(call: Callable[[], None], device: torch.device, times: int = 3) -> 
     """The least time of several calls after one that builds tables and warms up."""
     taken = []
     for _ in range(times + 1):
-        _wait(device)
+        synchronize(device)
         begin = time.perf_counter()
         call()
-        _wait(device)
+        synchronize(device)
         taken.append(time.perf_counter() - begin)
     return min(taken[1:])
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -96,7 +96,10 @@ def run_trial(
 
 
 def dice(prediction: Tensor, label: Tensor, classes: int) -> list[float]:
-    """Of each class but the background, from 0 to 1; NaN where neither has it, as in an evaluation."""
+    """Of each class but the background, from 0 to 1; NaN where neither has it, as in an evaluation.
+
+    It is counted here and not by `bundle.evaluation.mask_metrics`, which would measure surfaces, too, and take longer.
+    """
     pairs = [(prediction == c, label == c) for c in range(1, classes + 1)]
     return [2 * int((p & q).sum()) / total if (total := int(p.sum() + q.sum())) else math.nan for p, q in pairs]
 
@@ -104,7 +107,8 @@ def dice(prediction: Tensor, label: Tensor, classes: int) -> list[float]:
 def hausdorff95(prediction: Tensor, label: Tensor, classes: int, spacing: Tensor) -> list[float]:
     """95 % Hausdorff distance in mm of each class; the grid's diagonal where one of the two lacks it.
 
-    Where neither has the class it is NaN.
+    Where neither has the class it is NaN. An evaluation says infinite and leaves that out of its means; here a class
+    that a network misses must count, so that the means of two networks are over the same volumes.
     """
     pair = [one_hot(voxels[None, None].long(), classes + 1)[:, 1:] for voxels in (prediction, label)]
     diagonal = float((torch.tensor(label.shape) * spacing).norm())

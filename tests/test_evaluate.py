@@ -176,6 +176,8 @@ def test_without_run_federated_learning_gets_an_evaluator_with_the_network_as_it
     names = [type(handler).__name__ for handler in flow.parser.get_parsed_content("validate#handlers")]
     assert "ValidationLoss" in names and "RunCheckpointLoader" not in names and "EvaluationReport" not in names
     assert flow.parser.get_parsed_content("validate#evaluator").network is flow.parser.get_parsed_content("network_def")
+    state, cache = (flow.parser.get_parsed_content(name) for name in ("run_state", "cache_dir"))
+    assert state.path == Path(cache)
 
 
 def _error(root: Path, **overrides) -> str:

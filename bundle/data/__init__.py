@@ -4,6 +4,7 @@
 from bundle.data.appearance import change_appearance
 from bundle.data.archive_preparation import prepare_archive
 from bundle.data.crops import CropDataset, DrawSampler, PlacedCropd, RandForegroundCropd, make_loader
+from bundle.data.draws import repeat_unless_named
 from bundle.data.find import find_volumes
 from bundle.data.found_volume import FoundVolume
 from bundle.data.geometry import OptionalSpacingd, PadToCropd, ToPlainTensorsd, crop_size
@@ -59,6 +60,7 @@ __all__ = [
     "prepare_archive",
     "random_mirrors",
     "read_volume",
+    "repeat_unless_named",
     "result_names",
     "skipped_because",
     "table_row",

@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 from bundle.data.prepared_volume import PreparedVolume
 from bundle.errors import UserError
 
-__all__ = ["BalancedOrder", "InOrder", "ShuffledOrder", "VolumeOrder", "balanced_order", "volume_columns"]
+__all__ = [
+    "BalancedOrder",
+    "InOrder",
+    "ShuffledOrder",
+    "VolumeOrder",
+    "balanced_order",
+    "repeat_unless_named",
+    "volume_columns",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +32,18 @@ _ORDER_STREAM, _VALUE_STREAM, _WITHIN_STREAM = 2, 4, 5
 _SHORTEST_CYCLE = 1000
 _LEAST_SHARE = 1e-6
 _SHOWN = 10
+
+
+def repeat_unless_named(volumes: Sequence[PreparedVolume], *, parts: Sequence[str], times: int) -> list[PreparedVolume]:
+    """Volumes of a data set that is mostly of one kind, with those of other kinds several times.
+
+    Args:
+        volumes: all of them.
+        parts: a volume that has one of these in its name is of the common kind.
+        times: how often one of another kind is there.
+    """
+    others = [volume for volume in volumes if not any(part in volume.name for part in parts)]
+    return [*volumes, *(others * (times - 1))]
 
 
 class VolumeOrder(Protocol):

@@ -9,7 +9,7 @@ from bundle.runs.run_settings import use_run_settings
 from bundle.runs.shipped_model import ShippedModel, find_trained
 from bundle.runs.start import start_run
 from bundle.runs.steps import crops_per_process, training_steps
-from bundle.runs.trained_run import TrainedRun
+from bundle.runs.trained_run import TrainedRun, state_folder
 from bundle.runs.workflow import CheckedWorkflow
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "pick_device",
     "release_folders",
     "start_run",
+    "state_folder",
     "stop_distributed",
     "training_steps",
     "use_run_settings",

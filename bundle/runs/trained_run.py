@@ -19,7 +19,7 @@ from bundle.runs.checkpoint import config_of_checkpoint, load_network, read_chec
 from bundle.runs.components import list_missing_components
 from bundle.runs.folder import RunFolder, newest_run
 
-__all__ = ["TrainedRun"]
+__all__ = ["TrainedRun", "state_folder"]
 
 logger = logging.getLogger(__name__)
 
@@ -162,6 +162,11 @@ class TrainedRun:
                 raise UserError(f"{self.checkpoint} holds no network: name another run")
             self._saved = {"network": tensors, "epoch": saved.get("epoch", 0)}
         return self._saved
+
+
+def state_folder(trained: TrainedRun | None, cache_dir: str | os.PathLike[str]) -> RunFolder:
+    """Where what was made from the volumes lies, such as pretext classes: in the run or, without one, the cache."""
+    return RunFolder(Path(cache_dir)) if trained is None else trained.folder
 
 
 def _newest(bundle_root: Path) -> RunFolder:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from monai.transforms import Compose
 
-from bundle.data import CropDataset, PlainStore, PreparedVolume
+from bundle.data import CropDataset, PlainStore, PreparedVolume, repeat_unless_named
 from bundle.data.draws import BalancedOrder, ShuffledOrder, balanced_order
 from bundle.errors import UserError
 
@@ -130,3 +130,9 @@ def test_the_log_tells_the_shares_but_no_group(caplog: pytest.LogCaptureFixture)
     assert "balance modality, shares of the crops: CT 25.0% (9 volumes), MR 75.0% (1 volumes)" in caplog.text
     balanced_order([volume(n, group=f"digest{n}") for n in range(3)], "group", None, seed=0)
     assert "balance group: 3 groups" in caplog.text and "digest" not in caplog.text
+
+
+def test_volumes_of_rare_kinds_are_there_several_times() -> None:
+    volumes = [volume(n, folder=folder) for n, folder in enumerate(("head", "chest", "mr_brain", "knee"))]
+    names = [one.name for one in repeat_unless_named(volumes, parts=["head", "mr_brain"], times=3)]
+    assert names == ["head/0", "chest/1", "mr_brain/2", "knee/3", "chest/1", "knee/3", "chest/1", "knee/3"]

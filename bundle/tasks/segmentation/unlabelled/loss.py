@@ -22,19 +22,20 @@ class SigmoidRampUp:
 
     Args:
         teacher: that counts the steps.
-        steps: T, of the optimizer; 0 begins with the full weight.
+        steps: of the optimizer, in the whole training.
+        share: of these steps, which are T; 0 begins with the full weight.
         weight: w.
 
     Raises:
-        UserError: if the weight or the number of steps is below 0.
+        UserError: if the weight or the share is below 0.
     """
 
-    def __init__(self, *, teacher: MeanTeacher, steps: float, weight: float = 0.5) -> None:
+    def __init__(self, *, teacher: MeanTeacher, steps: int, share: float = 1.0, weight: float = 0.5) -> None:
         if weight < 0:
             raise UserError(f"--unlabelled_weight {weight} does not fit: give a number from 0, such as 0.5")
-        if steps < 0:
+        if share < 0:
             raise UserError("--unlabelled_ramp_up is below 0: give a share of the training, such as 0.4")
-        self.teacher, self.steps, self.weight = teacher, steps, weight
+        self.teacher, self.steps, self.weight = teacher, share * steps, weight
 
     def __call__(self) -> float:
         """The weight in this step."""

@@ -95,13 +95,13 @@ def test_the_weight_of_the_unlabelled_rises_as_the_papers_sigmoid():
     network = student()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
     teacher = MeanTeacher(network=network, optimizer=optimizer)
-    ramp = SigmoidRampUp(teacher=teacher, steps=4, weight=0.5)
+    ramp = SigmoidRampUp(teacher=teacher, steps=10, share=0.4, weight=0.5)
     found = []
     for _ in range(6):
         found.append(ramp())
         train(network, optimizer, 1)
     assert found == pytest.approx([0.5 * exp(-5 * (1 - min(t, 4) / 4) ** 2) for t in range(6)], rel=1e-12)
-    assert found[4] == found[5] == 0.5 and SigmoidRampUp(teacher=teacher, steps=0, weight=0.2)() == 0.2
-    for wrong, option in (({"weight": -1}, "--unlabelled_weight"), ({"steps": -1}, "--unlabelled_ramp_up")):
+    assert found[4] == found[5] == 0.5 and SigmoidRampUp(teacher=teacher, steps=9, share=0, weight=0.2)() == 0.2
+    for wrong, option in (({"weight": -1}, "--unlabelled_weight"), ({"share": -1}, "--unlabelled_ramp_up")):
         with pytest.raises(UserError, match=option):
             SigmoidRampUp(**{"teacher": teacher, "steps": 4, **wrong})

@@ -21,9 +21,9 @@ from .examples import CELL, CROP, flipped_affine, oblique_affine, prepared, smoo
 
 
 def tilted_affine() -> np.ndarray:
-    """Each slice lies two voxels further along the second axis."""
+    """Each slice lies one and a half voxels further along the second axis."""
     affine = flipped_affine()
-    affine[:3, 2] += 2 * affine[:3, 1]
+    affine[:3, 2] += 1.5 * affine[:3, 1]
     return affine
 
 
@@ -107,4 +107,4 @@ def test_a_tilted_volume_is_kept_as_its_file_has_it(tmp_path: Path):
     np.testing.assert_allclose(volume.grid.affine, affine)
     where = inside(volume)
     # straightened and tilted again, so interpolated twice
-    assert where.mean() > 0.4 and np.abs(back(volume) - array)[where].max() < 5
+    assert where.mean() > 0.3 and np.abs(back(volume) - array)[where].max() < 5

@@ -14,6 +14,7 @@ import numpy as np
 from bundle.errors import UserError
 
 if TYPE_CHECKING:
+    from bundle.data.found_volume import FoundVolume
     from bundle.data.prepared_volume import PreparedVolume
 
 __all__ = ["check_fold", "deal_folds", "join_copies", "split_volumes"]
@@ -144,7 +145,7 @@ def split_volumes(
     )
 
 
-def deal_folds(volumes: Sequence[PreparedVolume], folds: int) -> dict[str, int]:
+def deal_folds(volumes: Sequence[FoundVolume | PreparedVolume], folds: int) -> dict[str, int]:
     """The fold of each group, which is validated in that fold and trained on in all others.
 
     Groups with many volumes are dealt first, the rest in an order that depends on nothing but the groups' names. Each

@@ -85,7 +85,8 @@ class _UpBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(self.up(x))  # type: ignore[no-any-return]
+        convolved: Tensor = self.conv(self.up(x))
+        return convolved
 
 
 class SparKStep(nn.Module):
@@ -118,7 +119,8 @@ class SparKStep(nn.Module):
             filled = torch.where(self.mask.at(feature), self.norms[i](feature), self.tokens[i])
             skip = self.project[i](filled)
             x = skip if x is None else self.decode[i - 1](x) + skip
-        return self.predict(x)  # type: ignore[no-any-return]
+        predicted: Tensor = self.predict(x)
+        return predicted
 
 
 class SparKPretraining(nn.Module):

@@ -119,12 +119,12 @@ def encoder_pass(candidate: str, case: Case) -> Callable[[], None]:
     network: nn.Module = case.make_encoder().to(case.device)
     executor, _, method = candidate.partition(" ")
     if executor in {"cells", "auto"} or candidate == "dense channels-last":
-        network = network.to(memory_format=torch.channels_last_3d)
+        network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # 4D only, they say
     mask = make_spark(network) if candidate == "spark" else None
     half = half_precision(case.device)
 
     def forward() -> list[Any]:
-        if candidate == "spark":
+        if mask is not None:
             mask.visible = case.visible
             return network(case.image * mask.at(case.image))
         if candidate.startswith("dense"):
@@ -212,7 +212,7 @@ def _graph_decoder(decoder: Any, forward: Callable[[], Any], case: Case) -> None
 WHAT = {"encoder": encoder_pass, "step": training_step}
 
 
-def seconds(step: Callable[[], None], device: torch.device) -> float:
+def seconds(step: Callable[[], Any], device: torch.device) -> float:
     """The time of one call, on a GPU that of the GPU."""
     if device.type == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

@@ -192,7 +192,7 @@ class Experiment:
         by_class = [{scan: _known(row[number]) for scan, row in zip(done.names, done.dice)}
                     for number in range(len(self.classes))]  # fmt: skip
         return {
-            "dice": {scan: _known(np.mean([one for one in row if not math.isnan(one)] or [math.nan]))
+            "dice": {scan: _known(float(np.mean([one for one in row if not math.isnan(one)] or [math.nan])))
                      for scan, row in zip(done.names, done.dice)},
             "classes": [_known(mean_over_people(dice, self.person)) for dice in by_class],
             "curve": [[row["epoch"] * steps, round(row["validation/dice"], 5)] for row in done.history

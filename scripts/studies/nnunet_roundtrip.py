@@ -230,7 +230,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--configs", nargs="+", default=CONFIGS, help="of the pre-training")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each command")
-    options, options.pretraining_options = parser.parse_known_args(arguments)
+    options, others = parser.parse_known_args(arguments)
+    options.pretraining_options = others
     return options
 
 

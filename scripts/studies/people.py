@@ -132,8 +132,8 @@ def fine_tune(
 
 def predict(model: Path, scans: Path, folder: Path, options: argparse.Namespace) -> list[dict[str, str]]:
     """Labels scans by a run, as a user does; gives the files as a data list has them."""
-    given = {"bundle_root": str(ROOT), "model": str(model), "dataset_dir": str(scans), "output_dir": str(folder)}
-    given |= {"device": options.device, "overlap": 0.25, "report_scans": 0}
+    given: dict[str, Any] = {"bundle_root": str(ROOT), "model": str(model), "dataset_dir": str(scans)}
+    given |= {"output_dir": str(folder), "device": options.device, "overlap": 0.25, "report_scans": 0}
     flow = ConfigWorkflow(str(PREDICT), workflow_type="infer", logging_file=False, **given)
     flow.initialize()
     flow.run()

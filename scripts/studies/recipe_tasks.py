@@ -32,6 +32,7 @@ import numpy as np
 import torch
 import yaml
 from monai.bundle import ConfigWorkflow
+from nibabel.affines import apply_affine
 from recipe import add_row, read_rows, table
 from tqdm import tqdm
 
@@ -96,7 +97,7 @@ def find_box(label: nibabel.Nifti1Image, value: int) -> list[float] | None:
         return None
     ends = np.array([places.min(0) - 0.5, places.max(0) + 0.5])
     corners = np.array([[ends[i, 0], ends[j, 1], ends[k, 2]] for i in (0, 1) for j in (0, 1) for k in (0, 1)])
-    world = nibabel.affines.apply_affine(label.affine, corners)
+    world = apply_affine(label.affine, corners)
     return [*((world.min(0) + world.max(0)) / 2).tolist(), *(world.max(0) - world.min(0)).tolist()]
 
 

@@ -22,7 +22,15 @@ from bundle.weights import ModelFiles
 _LARGEST_FILE = 25 * 10**6  # bytes
 _HASH_LENGTHS = {"md5": 32, "sha1": 40, "sha256": 64, "sha512": 128}
 _LARGE_FILE_KEYS = {"path", "url", "hash_val", "hash_type"}  # the zoo hands any other to download_url
-_CARD = ("Authors", "Tags", "Model Description", "Data", "Preprocessing", "Performance", "System Configuration")
+_CARD: tuple[str, ...] = (
+    "Authors",
+    "Tags",
+    "Model Description",
+    "Data",
+    "Preprocessing",
+    "Performance",
+    "System Configuration",
+)
 _CARD += ("Limitations", "References")
 _TOP = {"LICENSE", "bundle", "configs", "constraints.txt", "docs", "large_files.yml", "models", "pyproject.toml"}
 _TOP |= {"requirements.txt", "scripts"}
@@ -38,7 +46,8 @@ def licence(release: Release) -> Iterator[str]:
 @check("F2")
 def metadata(release: Release) -> Iterator[str]:
     """The file configs/metadata.json is JSON."""
-    if not isinstance(release.metadata, dict):
+    content: object = release.metadata
+    if not isinstance(content, dict):
         yield "it holds no mapping"
 
 

@@ -11,6 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,11 +78,16 @@ def measure_reading(datasets: Sequence[tuple[CropDataset, Path]], draws: int) ->
             dataset[draw]
     for number in range(times.shape[1]):
         for row, (dataset, _) in enumerate(datasets):
-            times[row, number] = seconds(lambda dataset=dataset: [dataset[draw] for draw in range(draws)])
+            times[row, number] = seconds(partial(_read, dataset, draws))
     return [
         {"crops_per_cpu_second": draws / float(best), "mb_from_disk": c / 1e6}
         for best, c in zip(times.min(axis=1), cold)
     ]
+
+
+def _read(dataset: CropDataset, draws: int) -> None:
+    for draw in range(draws):
+        dataset[draw]
 
 
 def time_preparation(dataset_dir: Path, folder: Path, transform: Any, processes: int) -> float:
@@ -102,7 +108,7 @@ def measure_preparation(dataset_dir: Path, folder: Path, transform: Any, process
     of_each = []
     preparation = Preparation(transform, Blosc2Store(folder / "each"))
     for _ in range(2):  # the second one, without what is loaded on the way
-        of_each = [seconds(lambda found=found: preparation(found)) for found in find_scans(dataset_dir)]
+        of_each = [seconds(partial(preparation, found)) for found in find_scans(dataset_dir)]
     twice = folder / "twice"
     for volume in find_scans(dataset_dir):
         for number in range(2):
@@ -151,8 +157,8 @@ def measure_memory(folder: Path, count: int) -> dict[str, float]:
         nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), part / f"ct_{number:04d}.nii.gz")
     preparation = Preparation(transforms_of_training(32)[0], Blosc2Store(folder / "store"))
     held = []
-    for part in ("first", "rest"):
-        prepare_all(find_scans(folder / part), preparation, workers=1, quiet=True)
+    for name in ("first", "rest"):
+        prepare_all(find_scans(folder / name), preparation, workers=1, quiet=True)
         held.append(resident_bytes() / 1e6)
     return {"volumes": count, "after a tenth, MB": held[0], "after all, MB": held[1], "growth": held[1] / held[0] - 1}
 

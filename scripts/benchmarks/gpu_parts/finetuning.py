@@ -71,10 +71,7 @@ def _predict_files(context: Context, model: Path) -> dict[str, Any]:
     seconds = time.perf_counter() - begin
     flow.finalize()
     maps = sorted((output / "label_maps").glob("*.nii.gz"))
-    same = [
-        nibabel.load(file).shape == nibabel.load(context.data / IMAGES / file.name).shape  # type: ignore[attr-defined]
-        for file in maps
-    ]
+    same = [nibabel.load(file).shape == nibabel.load(context.data / IMAGES / file.name).shape for file in maps]
     row: dict[str, Any] = {"volumes": len(maps), "volumes a minute": 60 * len(maps) / seconds}
     return row | {"seconds in all": seconds, "on the files' own grids": all(same) and bool(same)}
 

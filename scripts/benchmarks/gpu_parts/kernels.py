@@ -104,7 +104,8 @@ def _tiles(context: Context, case: speed.Case) -> list[dict[str, Any]]:
     """One row for each level's layers without stride, while there is time: compiling takes seconds."""
     layout, window = CellLayout(case.drawn, case.device), Window((3, 3, 3), padding=(1, 1, 1))
     dtype = torch.bfloat16 if context.device.type == "cuda" else torch.float32
-    usual, rows = launch.choose_tiles, []
+    usual = launch.choose_tiles
+    rows: list[dict[str, Any]] = []
     for level in range(len(context.settings.encoder["blocks_down"])):
         channels, sites = context.settings.encoder["init_filters"] * 2**level, speed.CELL // 2**level
         blocks = random_blocks(context, dtype, len(layout), channels, sites, sites, sites)

@@ -117,7 +117,8 @@ def _features_and_gradients(context: Context, name: str, executor: str, dtype: t
     weights = [torch.randn(f.shape, dtype=torch.float64, generator=generator).to(f.device, f.dtype) for f in features]
     torch.autograd.backward(features, weights)
     gradients = [p.grad for p in encoder.parameters() if p.grad is not None]
-    return tuple(torch.cat([t.detach().double().flatten() for t in part]) for part in (features, gradients))
+    one, other = (torch.cat([t.detach().double().flatten() for t in part]) for part in (features, gradients))
+    return one, other
 
 
 def _distance(a: Tensor, b: Tensor) -> float:

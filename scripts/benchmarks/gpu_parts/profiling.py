@@ -7,15 +7,17 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import speed
 import torch
 from gpu_parts.context import Context
 from gpu_parts.timing import choose_kernels
-from torch.autograd import DeviceType
+from torch.autograd import DeviceType  # type: ignore[attr-defined]  # not in its __all__
 from torch.profiler import ProfilerActivity, profile
 
+from bundle.cells import Triple
 from bundle.sparse import CellLayout
 from bundle.sparse.convolution.methods import METHODS, convolve
 from bundle.sparse.windows import Window
@@ -112,7 +114,7 @@ def _profile(context: Context, what: str, step: Callable[[], None]) -> None:
 def _kernels(context: Context, events: Any) -> list[dict[str, Any]]:
     """The time of each kernel of a step; of each operation on a CPU."""
     on_gpu = context.device.type == "cuda"
-    rows = []
+    rows: list[dict[str, Any]] = []
     for event in events:
         # an annotation, such as that of the optimizer's step, has the time of the kernels within it once more
         if on_gpu and (event.device_type != DeviceType.CUDA or event.is_user_annotation):
@@ -132,7 +134,7 @@ def time_methods(context: Context, case: speed.Case, methods: Sequence[str]) -> 
     layout = CellLayout(case.drawn, case.device)
     dtype = torch.bfloat16 if context.device.type == "cuda" else torch.float32
     filters, levels = context.settings.encoder["init_filters"], len(context.settings.encoder["blocks_down"])
-    rows = []
+    rows: list[dict[str, Any]] = []
     for level in range(levels):
         channels, sites = filters * 2**level, speed.CELL // 2**level
         for stride, outputs in ((1, channels), (2, 2 * channels)):
@@ -149,14 +151,15 @@ def time_methods(context: Context, case: speed.Case, methods: Sequence[str]) -> 
                     continue
                 if context.remaining() < 2:
                     return rows
-                times[method] = _time(
-                    context,
-                    lambda b, w, m=method, at=(block, window): convolve(b, w, None, layout, *at, 1, m),
-                    blocks,
-                    weight,
-                )
+                times[method] = _time(context, partial(_convolve, layout, block, window, method), blocks, weight)
             rows.append({**row, **times, "best": min(times, key=lambda name: times[name])})
     return rows
+
+
+def _convolve(
+    layout: CellLayout, block: Triple, window: Window, method: str, blocks: torch.Tensor, weight: torch.Tensor
+) -> torch.Tensor:
+    return convolve(blocks, weight, None, layout, block, window, method=method)
 
 
 def random_blocks(context: Context, dtype: torch.dtype, *shape: int) -> torch.Tensor:

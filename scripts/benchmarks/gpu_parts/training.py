@@ -85,7 +85,8 @@ def _train(context: Context, name: str, steps: int, clock: StepClock | None = No
 def _resume(context: Context) -> None:
     steps = context.settings.resume_steps
     whole, again = (_train(context, name, steps, val_interval=2) for name in ("whole", "again"))
-    _train(context, "part", steps, val_interval=2, **{"train#trainer#max_epochs": 1})
+    stopped: dict[str, Any] = {"val_interval": 2, "train#trainer#max_epochs": 1}
+    _train(context, "part", steps, **stopped)
     part = _train(context, "part", steps, val_interval=2, resume=True)
     a, b, c = (torch.load(path / "checkpoints/last.pt", weights_only=True)["network"] for path in (whole, again, part))
     rows = [

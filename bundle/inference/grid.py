@@ -59,7 +59,8 @@ class OwnGrid:
             values: ``[C, d, h, w]``.
             affine: of the values, float64 ``[4, 4]``.
             outside: value of each channel outside; 0 where nothing is given.
-            nearest: takes the nearest value, as for a mask; else interpolates linearly.
+            nearest: takes the nearest value, as for a mask, and half-way that of the lower index; else interpolates
+                linearly.
             device: where to compute.
 
         Yields:
@@ -92,6 +93,8 @@ def _interpolate(values: Tensor, places: Tensor, fill: Tensor, *, nearest: bool)
     window = tuple(slice(a, b + 1) for a, b in zip(low, high, strict=True))
     source = values[:, window[0], window[1], window[2]].to(places.device, torch.float64)
     last = torch.tensor(source.shape[1:], dtype=torch.float64, device=places.device) - 1
+    if nearest:
+        places = places - _ROUNDING  # else how a half is rounded would depend on how the grid is cut
     grid = 2 * (places - torch.tensor(low, dtype=torch.float64, device=places.device)) / last.clamp(min=1) - 1
     mode = "nearest" if nearest else "bilinear"
     sampled = functional.grid_sample(

@@ -69,6 +69,15 @@ def test_the_nearest_value_is_taken_whole():
     assert slab.flatten().tolist() == [0, 1, 1, 1, 2, 2, 4, 4, 4]
 
 
+@pytest.mark.parametrize("planes", [1, 2, 3, 1000])
+def test_half_way_the_nearest_value_is_that_of_the_lower_index_however_the_grid_is_cut(planes: int, monkeypatch):
+    monkeypatch.setattr(module, "_SLAB_BYTES", planes * 8)
+    values = torch.arange(1.0, 8).view(1, 1, 1, 7)
+    grid = OwnGrid(affine(np.eye(3), (1, 1, 0.5), (0, 0, 0)), (1, 1, 13))
+    slabs = grid.slabs(values, torch.eye(4, dtype=torch.float64), nearest=True)
+    assert torch.cat([slab for _, slab in slabs], 3).flatten().tolist() == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7]
+
+
 def test_a_voxel_beyond_the_last_centre_has_the_value_at_the_border():
     values = torch.tensor([1.0, 2.0, 4.0]).view(1, 3, 1, 1)
     grid = OwnGrid(affine(np.eye(3), (0.25, 1, 1), (-0.75, 0, 0)), (16, 1, 1))

@@ -90,13 +90,17 @@ def test_the_file_has_the_grid_of_the_original_and_no_text(tmp_path: Path, affin
 def test_values_and_masks_come_back_as_monai_resamples_them(tmp_path: Path, affine, spacing):
     array = smooth_body(SIZE, affine())
     volume = prepared(tmp_path, array, affine(), spacing=spacing)
+    to_index = np.linalg.inv(np.asarray(volume.image.affine)) @ affine()
+    places = np.tensordot(to_index[:3, :3], np.indices(SIZE), 1) + to_index[:3, 3:, None, None]
+    half_way = torch.from_numpy(np.abs(places - np.floor(places) - 0.5).min(0) < 2e-3)  # rounded either way
     for values, nearest in ((volume.image.as_tensor(), False), (volume.foreground.float(), True)):
         resample = SpatialResample(mode="nearest" if nearest else "bilinear", padding_mode="zeros", dtype=torch.float64)
         source = MetaTensor(values, affine=volume.image.affine)
         whole = resample(source, dst_affine=torch.from_numpy(affine()), spatial_size=SIZE).as_tensor()
         covered = resample(torch.ones_like(source), dst_affine=torch.from_numpy(affine()), spatial_size=SIZE) == 1
-        differs = (volume.on_own_grid(values, nearest=nearest) - whole).abs()[covered.as_tensor()] > 1e-5
-        assert differs.double().mean() < (0.02 if nearest else 1e-9)  # but for voxels half-way between two
+        compared = covered.as_tensor() & ~half_way if nearest else covered.as_tensor()
+        assert compared.double().mean() > 0.2
+        assert (volume.on_own_grid(values, nearest=nearest) - whole).abs()[compared].max() < 1e-4
 
 
 def test_a_tilted_volume_is_kept_as_its_file_has_it(tmp_path: Path):

@@ -307,6 +307,7 @@ def message(error: BaseException) -> str:
         ("modality", "PET", "--modality"),
         ("spacing", [1, 0, 1], "--spacing"),
         ("dataset_dir", "/nowhere", "--dataset_dir"),
+        ("num_workers", -1, "--num_workers -1 cannot work"),
         ("device", "cuda:7", "device"),
         ("hash_name", True, "hash_names"),
     ],

@@ -7,9 +7,8 @@ import torch
 
 from bundle.errors import install_excepthook
 from bundle.runs import pick_device
-from bundle.runs.config_source import calling_config
 from bundle.runs.memory import keep_freed_memory
-from bundle.runs.overrides import check_overrides
+from bundle.runs.start import check_options
 
 __all__ = ["start_inference"]
 
@@ -19,18 +18,18 @@ def start_inference(
 ) -> None:
     """Checks the options; from here on a mistake of the user's ends the program with one line.
 
+    An option `--name None`, which MONAI would leave out without a word, is set before.
+
     Args:
         device: as for `bundle.runs.pick_device`.
         config_name: name of the base config, for when MONAI does not tell it.
         keep_memory: whether a process on the CPU keeps the memory that it has freed, which is faster and takes more.
 
     Raises:
-        UserError: if an option is unknown or the device is not there.
+        UserError: if an option is unknown or cannot work, or the device is not there.
     """
     install_excepthook()
-    source = calling_config(config_name)
-    if source is not None:
-        check_overrides(source)
+    check_options(config_name)
     on_cpu = pick_device(device).type == "cpu"
     if keep_memory and on_cpu:
         keep_freed_memory()

@@ -73,6 +73,7 @@ _RULES: dict[str, _Rule] = {
     "volumes_may_change": _SWITCH,
     "val_interval": _COUNT,
     "num_workers": _COUNT_OR_0,
+    "sw_batch_size": _COUNT,
     "fit_heads": _COUNT_OR_0,
     "seed": _Rule(_COUNT_OR_0.fits, _COUNT_OR_0.wanted, or_null=True),
     "lr": _Rule(_FROM_0.fits, _FROM_0.wanted, or_null=True),  # fine-tuning's null chooses one

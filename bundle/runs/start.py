@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import torch
 from monai.utils import set_determinism
@@ -16,7 +17,7 @@ from bundle.runs.distributed import is_main_rank, start_distributed
 from bundle.runs.memory import keep_freed_memory
 from bundle.runs.overrides import PRESETS_WITH_OPTIONS, check_overrides
 
-__all__ = ["start_run"]
+__all__ = ["check_options", "start_run"]
 
 
 def start_run(
@@ -40,11 +41,8 @@ def start_run(
         UserError: if an option is unknown or cannot work, or the device is not there.
     """
     install_excepthook()
-    source = None if config_name is None else calling_config(config_name)
-    if source is not None:
-        source.restore_dropped()
-        check_overrides(source, base_names=PRESETS_WITH_OPTIONS)
-        check_settings(source.parser.get())
+    if config_name is not None:
+        check_options(config_name, base_names=PRESETS_WITH_OPTIONS)
     picked = pick_device(device)
     if picked.type == "cpu":
         keep_freed_memory()
@@ -53,3 +51,23 @@ def start_run(
         logging.getLogger().setLevel(logging.WARNING)
     if seed is not None:
         set_determinism(seed)
+
+
+def check_options(config_name: str, base_names: Sequence[str] = ()) -> None:
+    """Looks at the options of the config that is being run, before anything is built.
+
+    An option `--name None`, which MONAI would leave out without a word, is set.
+
+    Args:
+        config_name: name of the base config, in the folder of configs, for when MONAI does not tell it.
+        base_names: as for `check_overrides`.
+
+    Raises:
+        UserError: if an option is unknown or cannot work.
+    """
+    source = calling_config(config_name)
+    if source is None:
+        return
+    source.restore_dropped()
+    check_overrides(source, base_names=base_names)
+    check_settings(source.parser.get())

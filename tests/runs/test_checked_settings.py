@@ -30,6 +30,7 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
         ("batch_size", "2"),
         ("val_interval", 0),
         ("num_workers", -1),
+        ("sw_batch_size", 0),
         ("seed", -1),
         ("lr", -0.1),
         ("lr", "fast"),

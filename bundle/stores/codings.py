@@ -120,8 +120,12 @@ def _even_levels(voxels: np.ndarray, sample: np.ndarray) -> tuple[np.ndarray, np
     if len(inside) < 2:
         return None
     base, step = inside[0], np.diff(inside).min()
-    first = int(np.floor((low - base) / step)) - 1  # the number of the lowest value
-    last = int(np.ceil((high - base) / step)) + 1
+    with np.errstate(all="ignore"):
+        below, above = (low - base) / step, (high - base) / step
+    if not max(-below, above) < _NUMBERS:  # infinite where two values differ by next to nothing, or a voxel is infinite
+        return None
+    first = int(np.floor(below)) - 1  # the number of the lowest value
+    last = int(np.ceil(above)) + 1
     if last - first >= _NUMBERS:
         return None
     table, numbers = np.full(last - first + 1, low, np.float32), np.empty(voxels.shape, np.uint16)

@@ -18,6 +18,7 @@ from monai.transforms import Compose
 from bundle.data import Blosc2Store, CropDataset, PlainStore, PreparedVolume, RandForegroundCropd, Store, VolumeSet
 from bundle.errors import UserError
 from bundle.stores.chunk_file import ChunkFile
+from bundle.stores.codings import encode
 from bundle.stores.store import DamagedVolumeError
 from tests.data.volumes import ct_phantom, mr_phantom, preparation, write_nifti
 
@@ -62,6 +63,25 @@ def test_the_two_stores_give_the_same_volume(modality: str, resampled: bool, tmp
         for name in plain.keys() - {"modality"}:
             assert torch.equal(plain[name], packed[name]) and plain[name].dtype == packed[name].dtype, name
     assert stores[1].file("a").stat().st_size < 0.7 * stores[0].file("a").stat().st_size
+
+
+def test_probabilities_down_to_the_smallest_number_come_back(tmp_path: Path) -> None:
+    """A softmax map as weights: two of its values may differ by less than a step that can be divided by."""
+    logits = torch.linspace(0, 100, 31).expand(1, *SIZE) + torch.arange(SIZE[0]).view(1, -1, 1, 1) / 8
+    weights = torch.stack([logits, torch.zeros_like(logits)]).softmax(0)[1]
+    weights[:, :3, 0, 0] = torch.tensor([1e-45, 3e-45, 1.0])
+    assert len(weights[(weights > 0) & (weights < 1e-38)].unique()) > 2
+    store = Blosc2Store(tmp_path)
+    store.write("a", {**content(), "weight_map": weights})
+    assert torch.equal(store.read("a")["weight_map"], weights)
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_a_voxel_that_is_no_number_comes_back_though_the_sample_lacks_it(value: float) -> None:
+    voxels = np.tile(np.arange(512, dtype=np.float32), (4, 2048))
+    voxels[3, 1] = value  # the sample takes every sixteenth voxel
+    coded = encode(voxels, exact=True)
+    assert coded.table is None and np.array_equal(coded.numbers, voxels, equal_nan=True)
 
 
 def test_a_list_of_tensors_comes_back_as_it_was(tmp_path: Path) -> None:

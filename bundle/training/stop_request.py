@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
+from bundle.cells import send
 from bundle.errors import Terminated
 from bundle.ranks import world_size
 from bundle.runs.distributed import is_main_rank
@@ -83,7 +84,9 @@ class StopRequest:
     def _exchange(self, save: bool, stop: bool) -> tuple[bool, bool]:
         """What any process wants, now or, on GPUs, in the step before."""
         cuda = dist.get_backend() == "nccl"
-        wanted = torch.tensor([int(save), int(stop)], device="cuda" if cuda else "cpu")
+        wanted = torch.tensor([int(save), int(stop)])
+        if cuda:
+            wanted = send(wanted, torch.device("cuda"))
         dist.all_reduce(wanted, dist.ReduceOp.MAX)
         if cuda:
             before, self._pending = self._pending, _copy(wanted)

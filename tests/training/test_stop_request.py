@@ -20,15 +20,15 @@ NOTHING, SAVE, STOP = Wanted(save=False, stop=False), Wanted(save=True, stop=Fal
 def others(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """What another process wants in each step, to be filled; NCCL's messages arrive in a later step."""
     wanted: list[list[int]] = []
-    tensor = torch.tensor
 
     def all_reduce(values: torch.Tensor, _: Any) -> None:
-        values.copy_(torch.maximum(values, tensor(wanted.pop(0) if wanted else [0, 0])))
+        values.copy_(torch.maximum(values, torch.tensor(wanted.pop(0) if wanted else [0, 0])))
 
     monkeypatch.setattr(module, "world_size", lambda: 2)
     monkeypatch.setattr(module.dist, "get_backend", lambda: "nccl")
     monkeypatch.setattr(module.dist, "all_reduce", all_reduce)
-    monkeypatch.setattr(module.torch, "tensor", lambda values, device: tensor(values))  # noqa: ARG005 - no GPU here
+    # no GPU here; a tensor that is made on one is copied there, and the host waits for all that is queued
+    monkeypatch.setattr(module, "send", lambda values, device: {"cuda": values}[device.type])
     monkeypatch.setattr(module, "_copy", lambda values: values.tolist)
     return wanted
 

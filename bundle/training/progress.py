@@ -68,8 +68,9 @@ class Progress:
         if now - self._last_line < self.every_seconds:
             return
         self._last_line = now
+        place = (state.iteration - 1) % state.epoch_length + 1  # a run may be resumed within an epoch
         done = state.iteration - self._done_at_start
-        seconds_to_go = (now - self._epoch_start) / done * (state.epoch_length - done)
+        seconds_to_go = (now - self._epoch_start) / done * (state.epoch_length - place)
         text = "".join(f"{name} {value:.4g}, " for name, value in self._metrics.items())
-        where = f"{self.name} epoch {state.epoch}, iteration {done}/{state.epoch_length}"
+        where = f"{self.name} epoch {state.epoch}, iteration {place}/{state.epoch_length}"
         logger.info("%s: %s%d s to go in this epoch", where, text, seconds_to_go)

@@ -5,8 +5,10 @@ import io
 import logging
 import sys
 
+from ignite.engine import Engine, Events
 from torch.optim import SGD
 
+from bundle.training import progress as module
 from bundle.training.progress import Progress
 from bundle.training.scalars import Scalars
 
@@ -52,6 +54,25 @@ def test_a_log_file_gets_no_bar_and_no_line_in_a_short_epoch(caplog, capsys):
     train(every_seconds=60)
     assert caplog.text == ""
     assert "%|" not in capsys.readouterr().err
+
+
+def test_a_run_that_is_resumed_within_an_epoch_shows_its_place_there_and_the_time_for_the_rest(caplog, monkeypatch):
+    caplog.set_level(logging.INFO, logger="bundle")
+    clock = iter(range(0, 1000, 5))
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
+    engine = Engine(lambda *_: None)
+
+    @engine.on(Events.STARTED)
+    def resume() -> None:  # as RunCheckpoint does
+        engine.state.epoch, engine.state.iteration = 1, 197
+
+    Progress(name="train", every_seconds=0).attach(engine)
+    engine.run([0] * 100, max_epochs=2)
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines == [
+        f"train epoch 2, iteration {place}/100: {seconds} s to go in this epoch"
+        for place, seconds in ((98, 10), (99, 5), (100, 0))
+    ]
 
 
 def test_a_log_file_gets_a_line_now_and_then_in_a_long_epoch(caplog):

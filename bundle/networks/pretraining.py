@@ -250,29 +250,30 @@ class PretrainingNetwork(nn.Module):
         if self.teacher is not None:
             self.teacher.restart(self.encoder, self._taught_heads(), self.decoder)
 
-    def encoder_state_dict(self, images: Sequence[Tensor] = ()) -> dict[str, Tensor]:
-        """The product: the encoder half's weights under the MONAI network's own keys, on the CPU.
+    def products(self, images: Sequence[Tensor] = ()) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The weights to go on with, on the CPU: those of the encoder, and those of the decoder.
+
+        The encoder half's are under the MONAI network's own keys. So are the decoder's, where it is part of such a
+        network; else there are none. Its mask tokens are among them, so that both together can reconstruct.
 
         Args:
             images: batches of whole, unmasked crops ``[B, C, D, H, W]`` on the encoder's device. With them BatchNorm's
                 statistics are those of whole crops, and every level's features have unit scale (`encoders/scale.py`).
+                The decoder's weights fit that.
         """
         encoder = self._encoder_for(images)
-        return _on_cpu(encoder.unit_scale_state_dict(images) if images else encoder.network_state_dict())
+        factors = encoder.unit_factors(images) if images else [1.0] * len(encoder.levels)
+        weights = encoder.rescaled_state_dict(factors) if images else encoder.network_state_dict()
+        rescaled = getattr(self.decoder, "rescaled_state_dict", None)
+        return _on_cpu(weights), {} if rescaled is None else _on_cpu(rescaled(factors))
+
+    def encoder_state_dict(self, images: Sequence[Tensor] = ()) -> dict[str, Tensor]:
+        """The first of `products`."""
+        return self.products(images)[0]
 
     def decoder_state_dict(self, images: Sequence[Tensor] = ()) -> dict[str, Tensor]:
-        """A by-product: the decoder's weights under a MONAI network's own keys, where it is part of one; else nothing.
-
-        The mask tokens are among them, so that encoder and decoder together can reconstruct.
-
-        Args:
-            images: those that `encoder_state_dict` was given, so that the two fit.
-        """
-        rescaled = getattr(self.decoder, "rescaled_state_dict", None)
-        if rescaled is None:
-            return {}
-        factors = self._encoder_for(images).unit_factors(images) if images else [1.0] * len(self.encoder.levels)
-        return _on_cpu(rescaled(factors))
+        """The second of `products`."""
+        return self.products(images)[1]
 
     def _encoder_for(self, images: Sequence[Tensor]) -> Encoder:
         """The encoder, or a copy whose BatchNorms have the statistics of these images."""

@@ -44,8 +44,8 @@ class ExportEncoder:
 
     Args:
         run_folder: where to.
-        network: the trainable whole; its `encoder_state_dict()` returns the encoder's weights by the plain network's
-            names, and `decoder_state_dict()` the decoder's, or nothing.
+        network: the trainable whole; its `products(images)` returns the encoder's weights by the plain network's names,
+            and the decoder's, or nothing.
         models_dir: where models are published.
         settings: for `model.json`; dataclasses become their fields, other values that are no JSON text.
         replace_model: whether to publish where a model is already.
@@ -103,9 +103,9 @@ class ExportEncoder:
         return self.model_files.weights.is_file() and found == reached
 
     def _write(self, engine: Engine) -> None:
-        images = self._images(engine)
-        weights: Mapping[str, torch.Tensor] = self.network.encoder_state_dict(*images)  # type: ignore[operator]
-        decoder: Mapping[str, torch.Tensor] = self.network.decoder_state_dict(*images)  # type: ignore[operator]
+        weights: Mapping[str, torch.Tensor]
+        decoder: Mapping[str, torch.Tensor]
+        weights, decoder = self.network.products(self._images(engine))  # type: ignore[operator]
         about = {
             **self.settings,
             "version": project_version(),
@@ -115,13 +115,13 @@ class ExportEncoder:
         }
         self.model_files.write(weights, about, decoder)
 
-    def _images(self, engine: Engine) -> tuple[list[torch.Tensor], ...]:
-        """The arguments of `encoder_state_dict` and `decoder_state_dict`."""
+    def _images(self, engine: Engine) -> list[torch.Tensor]:
+        """What `products` is given."""
         if self.loader is None:
-            return ()
+            return []
         with torch.random.fork_rng(devices=[]):  # a loader draws a seed, which training would miss after a resume
             batches = itertools.islice(self.loader, self.batches)
-            return ([batch["image"].to(engine.state.device) for batch in batches],)
+            return [batch["image"].to(engine.state.device) for batch in batches]
 
     def _publish(self, engine: Engine) -> None:  # noqa: ARG002 - the signature of a handler
         if self.published.exists():

@@ -146,10 +146,6 @@ class SparKPretraining(nn.Module):
     def update_teacher(self) -> None:
         """There is none."""
 
-    def encoder_state_dict(self, images: Sequence[Tensor] = ()) -> dict[str, Tensor]:  # noqa: ARG002
-        """The converted encoder's weights, as they are."""
-        return {key: value.detach().cpu().clone() for key, value in self.encoder.state_dict().items()}
-
-    def decoder_state_dict(self, images: Sequence[Tensor] = ()) -> dict[str, Tensor]:  # noqa: ARG002
-        """Nothing: its decoder is part of no MONAI network."""
-        return {}
+    def products(self, images: Sequence[Tensor] = ()) -> tuple[dict[str, Tensor], dict[str, Tensor]]:  # noqa: ARG002
+        """The converted encoder's weights, as they are. Its decoder is part of no MONAI network."""
+        return {key: value.detach().cpu().clone() for key, value in self.encoder.state_dict().items()}, {}

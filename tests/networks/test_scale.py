@@ -43,7 +43,7 @@ def test_features_get_unit_scale_and_stay_else_the_same(name):
     encoder = grown(name, RESIDUAL[name])
     before = encoder(images()[0])
     assert before[-1].std() > 1.5, "else there is nothing to do"
-    weights = encoder.unit_scale_state_dict(images())
+    weights = encoder.rescaled_state_dict(encoder.unit_factors(images()))
     assert weights.keys() == encoder.network_state_dict().keys()
     encoder.network.load_state_dict(encoder.network.state_dict() | weights)
     for image in images():
@@ -58,13 +58,24 @@ def test_features_get_unit_scale_and_stay_else_the_same(name):
 def test_the_encoder_itself_is_left_as_it_was():
     encoder = grown("SegResEncoder", RESIDUAL["SegResEncoder"])
     before = {key: value.clone() for key, value in encoder.state_dict().items()}
-    encoder.unit_scale_state_dict(images())
+    encoder.rescaled_state_dict(encoder.unit_factors(images()))
     assert all(torch.equal(value, before[key]) for key, value in encoder.state_dict().items())
     assert not encoder.training
+
+
+def test_every_module_is_left_in_its_mode_though_an_image_does_not_fit():
+    encoder = grown("SegResEncoder", RESIDUAL["SegResEncoder"]).train()
+    frozen = next(encoder.network.children()).eval()
+    before = [module.training for module in encoder.modules()]
+    encoder.unit_factors(images())
+    assert [module.training for module in encoder.modules()] == before and not frozen.training
+    with pytest.raises(RuntimeError):
+        encoder.unit_factors([torch.zeros(1, 2, 32, 32, 32, dtype=torch.float64)])
+    assert [module.training for module in encoder.modules()] == before
 
 
 def test_a_network_whose_levels_end_in_norms_keeps_its_weights():
     arguments = {"kernel_size": [3, 3, 3], "strides": [1, 2, 2], "upsample_kernel_size": [2, 2], "filters": [8, 16, 32]}
     encoder = grown("DynUNet", arguments)
-    weights = encoder.unit_scale_state_dict(images())
+    weights = encoder.rescaled_state_dict(encoder.unit_factors(images()))
     assert all(torch.equal(value, weights[key]) for key, value in encoder.network_state_dict().items())

@@ -115,6 +115,21 @@ def test_exported_weights_reconstruct_as_the_network_that_they_are_of(norm: str)
     torch.testing.assert_close(found, wanted, rtol=0, atol=5e-3 * float(wanted.abs().max()))
 
 
+@pytest.mark.parametrize("norm", NORMS)
+def test_one_look_at_the_images_gives_the_weights_of_both(norm: str, monkeypatch: pytest.MonkeyPatch):
+    net, looks = built(norm), []
+    images = [image(seed) for seed in (3, 4)]
+    encoder = net._encoder_for(images)
+    factors = encoder.unit_factors(images)
+    wanted = encoder.rescaled_state_dict(factors), net.decoder.rescaled_state_dict(factors)
+    forward = type(encoder).forward
+    monkeypatch.setattr(type(encoder), "forward", lambda self, x, *more: looks.append(1) or forward(self, x, *more))
+    found = net.products(images)
+    assert len(looks) == (4 if norm == "batch" else 2), "BatchNorm's statistics, and the scale"
+    for weights, own in zip(found, wanted, strict=True):
+        assert weights.keys() == own.keys() and all(torch.equal(weights[key], own[key]) for key in own)
+
+
 def test_another_decoder_gives_no_weights_to_go_with_the_encoder():
     net = built()
     net.decoder = torch.nn.Identity()

@@ -86,9 +86,9 @@ def test_with_a_loader_the_weights_are_fitted_to_whole_crops_and_training_goes_o
     given = []
 
     class Network(ToyNetwork):
-        def encoder_state_dict(self, images=()):
+        def products(self, images=()):
             given.append([image.shape[0] for image in images])
-            return super().encoder_state_dict()
+            return super().products()
 
     def last_loss(loader):
         torch.manual_seed(0)
@@ -106,8 +106,8 @@ def test_with_a_loader_the_weights_are_fitted_to_whole_crops_and_training_goes_o
 
 
 class WithDecoder(ToyNetwork):
-    def decoder_state_dict(self, images=()):  # noqa: ARG002 - the signature of a network
-        return self.head.state_dict()
+    def products(self, images=()):
+        return super().products(images)[0], self.head.state_dict()
 
 
 def publish(path, network):

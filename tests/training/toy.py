@@ -65,11 +65,8 @@ class ToyNetwork(nn.Module):
         features = nn.functional.dropout(self.encoder(image * seen), 0.3, self.training) + self.mask_token
         return {"reconstruction": self.head(features), "visible": visible, "hidden": hidden, "terms": {}}
 
-    def encoder_state_dict(self) -> dict[str, Tensor]:
-        return self.encoder.state_dict()
-
-    def decoder_state_dict(self, images: Sequence[Tensor] = ()) -> dict[str, Tensor]:  # noqa: ARG002 - has none
-        return {}
+    def products(self, images: Sequence[Tensor] = ()) -> tuple[dict[str, Tensor], dict[str, Tensor]]:  # noqa: ARG002
+        return self.encoder.state_dict(), {}
 
 
 class ToyLoss(nn.Module):

@@ -114,19 +114,22 @@ class Encoder(nn.Module):
         Args:
             images: batches of whole, unmasked crops ``[B, C, D, H, W]`` to measure the features on.
         """
-        training = self.training
+        modes = [(module, module.training) for module in self.modules()]
         self.eval()
-        squares = [[level.float().var() for level in self(image)] for image in images]
-        self.train(training)
+        try:
+            squares = [[level.float().var() for level in self(image)] for image in images]
+        finally:
+            for module, mode in modes:
+                module.training = mode
         return unit_factors(self._streams(), torch.tensor(squares).mean(0).sqrt().tolist())
 
-    def unit_scale_state_dict(self, images: Sequence[Tensor]) -> dict[str, Tensor]:
-        """`network_state_dict` with every level's features brought to a deviation of 1.
+    def rescaled_state_dict(self, factors: Sequence[float]) -> dict[str, Tensor]:
+        """`network_state_dict` with every level's features multiplied by a factor.
 
         Args:
-            images: as for `unit_factors`.
+            factors: those of `unit_factors`, finest level first.
         """
-        return rescaled(self.network, self._streams(), self.unit_factors(images), self.network_state_dict())
+        return rescaled(self.network, self._streams(), factors, self.network_state_dict())
 
     def _streams(self) -> list[Stream | None]:
         return [stage.stream for stage in self.stages]

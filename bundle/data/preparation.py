@@ -132,9 +132,16 @@ class Preparation:
         files = [_absolute(Path(file)) for file in _files(item)]
         stamp = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         # the steps of a Compose, not itself: it holds a random state, another one in each process
-        steps = self.transform.flatten().transforms if isinstance(self.transform, Compose) else self.transform
+        steps: Any = self.transform
+        if isinstance(steps, Compose):
+            steps = tuple(_for_volume(step, item["name"]) for step in steps.flatten().transforms)
         more_settings = [annotations] if annotations else []
         return pickle_hashing([_CACHE_VERSION, stamp, item["modality"], steps, *more_settings]).decode()
+
+
+def _for_volume(step: Any, name: str) -> Any:
+    """A step with what it has for one volume alone, such as that volume's map of weights; others as they are."""
+    return step.for_volume(name) if hasattr(step, "for_volume") else step
 
 
 def _absolute(file: Path) -> Path:

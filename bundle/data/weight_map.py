@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Hashable, Mapping
+from copy import copy
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,7 @@ class WeightMapd(MapTransform):
     def __init__(self, folder: str | os.PathLike[str] | None = None, keys: KeysCollection = "image") -> None:
         super().__init__(keys)
         self.folder = None if folder is None else Path(folder)
-        # read by whoever keys a cache on this transform: another map is another result
+        #: path below the folder, size and time of change of each map: another map is another result
         self.files: list[tuple[str, int, int]] = []
         if self.folder is not None:
             if not self.folder.is_dir():
@@ -50,17 +52,31 @@ class WeightMapd(MapTransform):
                     state = file.stat()
                     self.files.append((str(file.relative_to(self.folder)), state.st_size, state.st_mtime_ns))
 
+    def for_volume(self, name: str) -> WeightMapd:
+        """Itself with the map of one volume alone: what that volume's key in a cache depends on.
+
+        Args:
+            name: of the volume.
+        """
+        if self.folder is None:
+            return self
+        alone = copy(self)
+        alone.__dict__.pop("_by_name", None)
+        found = self._find(name)
+        alone.files = [] if found is None else [found]
+        return alone
+
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
         if self.folder is None:
             return item
         name = str(item["name"])
-        file = self._file(name)
-        if file is None:
+        found = self._find(name)
+        if found is None:
             raise VolumeError(name, f"has no map below --weight_maps {self.folder}", "add it or leave the volume out")
         image = item[self.first_key(item)]
         try:
-            written = read_volume([str(file)], name, constant=True)
+            written = read_volume([str(self.folder / found[0])], name, constant=True)
         except VolumeError as error:
             raise VolumeError(name, f"has a map that {error.problem}", error.remedy) from error
         weights = ResampleToMatch(mode="bilinear", padding_mode="zeros")(written, image)
@@ -71,8 +87,10 @@ class WeightMapd(MapTransform):
         item["weight_map"] = weights.to(torch.float32)
         return item
 
-    def _file(self, name: str) -> Path | None:
-        assert self.folder is not None
-        shown = {printable(file): file for file, _, _ in self.files}  # a volume's name is printable, a file's need not
+    @cached_property
+    def _by_name(self) -> dict[str, tuple[str, int, int]]:
+        return {printable(file[0]): file for file in self.files}  # a volume's name is printable, a file's need not
+
+    def _find(self, name: str) -> tuple[str, int, int] | None:
         candidates = [name, *(f"{without_ending(name)}{ending}" for ending in VOLUME_SUFFIXES)]
-        return next((self.folder / shown[name] for name in candidates if name in shown), None)
+        return next((self._by_name[name] for name in candidates if name in self._by_name), None)

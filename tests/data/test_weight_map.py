@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import nibabel
@@ -11,7 +12,9 @@ import pytest
 import torch
 from monai.transforms import Compose
 
-from bundle.data import CropDataset, RandForegroundCropd, VolumeSet, WeightMapd
+from bundle.data import CropDataset, PlainStore, RandForegroundCropd, VolumeSet, WeightMapd
+from bundle.data.find import find_volumes
+from bundle.data.preparation import Preparation
 from bundle.errors import UserError
 from tests.data.volumes import ct_phantom, preparation, write_nifti
 
@@ -80,6 +83,36 @@ def test_a_changed_map_is_prepared_anew(folders, tmp_path: Path):
     first = prepared(volumes, maps, tmp_path / "cache").training[0].key
     write_nifti(maps / "a.nii.gz", np.ones((24, 20, 16), np.float32) + np.eye(24, 20, dtype=np.float32)[..., None])
     assert prepared(volumes, maps, tmp_path / "cache").training[0].key != first
+
+
+def test_another_volumes_map_leaves_the_key_as_it_was(folders, tmp_path: Path):
+    """Else one more map in the folder would have the whole archive prepared again."""
+    volumes, maps = folders
+    first = prepared(volumes, maps, tmp_path / "cache").training
+    write_nifti(maps / "sub/b.nii.gz", np.ones((24, 20, 16), np.float32) + np.eye(24, 20, dtype=np.float32)[..., None])
+    write_nifti(maps / "c.nii.gz", np.ones((24, 20, 16), np.float32))
+    again = prepared(volumes, maps, tmp_path / "cache").training
+    assert [v.name for v in first] == ["a.nii.gz", "sub/b.nii.gz"]
+    assert [one.key == other.key for one, other in zip(first, again, strict=True)] == [True, False]
+
+
+def test_a_map_that_comes_later_lets_the_volume_in(folders, tmp_path: Path):
+    volumes, maps = folders
+    (maps / "a.nii.gz").rename(tmp_path / "a.nii.gz")
+    assert [v.name for v in prepared(volumes, maps, tmp_path / "cache").training] == ["sub/b.nii.gz"]
+    (tmp_path / "a.nii.gz").rename(maps / "a.nii.gz")
+    assert len(prepared(volumes, maps, tmp_path / "cache").training) == 2
+
+
+def test_processes_that_prepare_find_the_same_key(folders, tmp_path: Path):
+    volumes, maps = folders
+    steps = preparation((16, 16, 16), weight_maps=str(maps))
+    found = find_volumes(volumes)
+    prepare = Preparation(steps, PlainStore(tmp_path / "cache"))
+    prepare.find(found[0])  # the lookup is made
+    other = pickle.loads(pickle.dumps(prepare))
+    keys = [[one._key(volume.to_item()) for volume in found] for one in (prepare, other)]
+    assert keys[0] == keys[1] and len(set(keys[0])) == 2
 
 
 def test_without_a_folder_nothing_happens_and_a_wrong_one_is_named(tmp_path: Path):

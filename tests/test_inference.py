@@ -25,6 +25,7 @@ from monai.networks.nets.segresnet_ds import SegResEncoder
 
 from bundle.data import Foregroundd
 from bundle.errors import UserError, user_error_in
+from bundle.runs import release_folders
 
 from .data.volumes import ct_phantom, write_nifti
 
@@ -318,6 +319,7 @@ def test_a_wrong_option_is_one_line_that_names_it(models: Path, folder: Path, tm
     with pytest.raises((RuntimeError, UserError)) as error:
         flow.run()
     assert expected in message(error.value)
+    release_folders()  # as at the end of the process
     assert not (tmp_path / "out").exists()
 
 

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from bundle.errors import UserError
+from bundle.runs.lock import lock_folder
 
 __all__ = ["OutputFolder"]
 
@@ -15,25 +16,28 @@ class OutputFolder:
     """A folder of results, and what lies where in it.
 
     Args:
-        path: the folder.
+        path: the folder. This process takes it until it ends.
         overwrite: whether it may hold results already; those of the same names are then replaced.
 
     Raises:
-        UserError: if it holds results and may not.
+        UserError: if it holds results and may not, or another process writes there.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         self.path = Path(path)
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--output_dir {path} is a file: give a folder")
-        old = [
-            p.name
-            for p in (self.manifest, self.about, self.path / "embeddings", self.path / "feature_maps")
-            if p.exists()
-        ]
-        if old and not overwrite:
+        if not overwrite:
+            self._check()
+        lock_folder(self.path)
+        if not overwrite:
+            self._check()  # now nobody else writes there
+
+    def _check(self) -> None:
+        results = (self.manifest, self.about, self.path / "embeddings", self.path / "feature_maps")
+        if old := [result.name for result in results if result.exists()]:
             raise UserError(
-                f"--output_dir {path} already holds {', '.join(old)}: give another folder, or --overwrite True"
+                f"--output_dir {self.path} already holds {', '.join(old)}: give another folder, or --overwrite True"
             )
 
     @property

@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import nibabel
@@ -12,7 +16,17 @@ import torch
 
 from bundle.errors import UserError
 from bundle.inference import CellStatisticsd, OutputFolder, SaveEmbeddingd, SaveFeatureMapd
+from bundle.inference import output as output_module
 from bundle.inference.save import cell_affine
+from bundle.runs import release_folders
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def free() -> Iterator[None]:
+    yield
+    release_folders()
 
 
 def test_statistics_are_over_the_cells_that_are_mostly_body():
@@ -62,7 +76,7 @@ def test_files_hold_what_they_say(tmp_path: Path):
 
 def test_without_asking_there_is_no_feature_map(tmp_path: Path):
     item = SaveFeatureMapd(OutputFolder(tmp_path), cell=(2, 2, 2), enabled=False)({"pred": torch.ones(1, 1, 1, 1)})
-    assert "feature_map" not in item and not list(tmp_path.iterdir())
+    assert "feature_map" not in item and [file.name for file in tmp_path.iterdir()] == [".lock"]
 
 
 @pytest.mark.parametrize("old", ["manifest.csv", "embeddings/a.npz", "feature_maps/a.nii.gz"])
@@ -73,6 +87,25 @@ def test_old_results_stay_unless_told(tmp_path: Path, old: str):
         OutputFolder(tmp_path)
     OutputFolder(tmp_path, overwrite=True)
     assert (tmp_path / old).read_text() == "old"
+
+
+def test_one_process_at_a_time_writes_there(tmp_path: Path):
+    OutputFolder(tmp_path / "out")
+    code = (
+        "import sys\nfrom bundle.inference import OutputFolder\n"
+        f"try:\n    OutputFolder({str(tmp_path / 'out')!r}, overwrite=True)\n"
+        "except Exception as error:\n    sys.exit(str(error))"
+    )
+    other = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert other.returncode == 1 and f"is being written by another process (process {os.getpid()} on" in other.stderr
+    release_folders()
+    assert not (tmp_path / "out").exists()
+
+
+def test_results_that_another_process_wrote_in_the_meantime_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(output_module, "lock_folder", lambda folder: (folder / "manifest.csv").touch())
+    with pytest.raises(UserError, match=r"already holds manifest\.csv"):
+        OutputFolder(tmp_path)
 
 
 def test_a_file_is_no_output_folder(tmp_path: Path):

@@ -28,6 +28,7 @@ import nibabel
 import numpy as np
 import torch
 
+from bundle.atomic import replace_file
 from bundle.errors import UserError, install_excepthook
 from bundle.export import plain_model
 from bundle.weights import without_reconstruction
@@ -209,7 +210,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     found |= {"trainer_loaded": len(json.loads(way.report().read_text())["loaded"]), "seconds": way.seconds}
-    (way.work / "roundtrip.json").write_text(json.dumps(found, indent=1) + "\n")
+    with replace_file(way.work / "roundtrip.json") as temporary:
+        temporary.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
     good = not found["unequal"] and found["same_by_the_trainers_own_loader"]
     return int(not good or found["largest_difference_of_features"] > 1e-6)

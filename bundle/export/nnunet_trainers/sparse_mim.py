@@ -170,7 +170,10 @@ class nnUNetTrainerSparseMim(nnUNetTrainer):  # noqa: N801 - nnU-Net finds a tra
             f"sparse-mim: learning rate up to {self.initial_lr:g} in {self.warmup_epochs} epochs, then down to 0"
         )
         if self.local_rank == 0 and self.output_folder is not None:
-            Path(self.output_folder, "loaded_weights.json").write_text(json.dumps(found, indent=1) + "\n")
+            file = Path(self.output_folder, "loaded_weights.json")
+            temporary = file.with_name(f".{file.name}.tmp")
+            temporary.write_text(json.dumps(found, indent=1) + "\n")
+            temporary.replace(file)  # a kill leaves no half of it
 
     def _plain_network(self) -> torch.nn.Module:
         """The network without what DDP and torch.compile put around it."""

@@ -3,7 +3,7 @@
 
 from bundle.networks.batch_norm import reestimate_batch_norm
 from bundle.networks.decoder import Decoder
-from bundle.networks.depth_pairs import EncoderDepthPairs, average_at, plain_depth_pairs
+from bundle.networks.depth_pairs import EncoderDepthPairs, average_at
 from bundle.networks.encoders.build import build_encoder
 from bundle.networks.encoders.encoder import Encoder, Level, Stage
 from bundle.networks.encoders.from_plan import encoder_from_plan
@@ -51,7 +51,6 @@ __all__ = [
     "encoder_from_plan",
     "find_pairs",
     "nnunet_arguments",
-    "plain_depth_pairs",
     "read_site_features",
     "reestimate_batch_norm",
     "total_stride",

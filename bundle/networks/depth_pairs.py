@@ -16,7 +16,7 @@ from bundle.networks.key_queue import KeyQueue
 from bundle.networks.pairs import Pairs, View, make_head
 from bundle.sparse import SparseVolume
 
-__all__ = ["EncoderDepthPairs", "plain_depth_pairs"]
+__all__ = ["EncoderDepthPairs"]
 
 
 class EncoderDepthPairs(nn.Module):
@@ -93,11 +93,6 @@ class EncoderDepthPairs(nn.Module):
         """Of keys of a level, on the sites of the coarser one of two depths."""
         queue = self.queues[2 * depth + level - depth] if len(self.queues) else None
         return cast("KeyQueue | None", queue)
-
-
-def plain_depth_pairs(levels: Sequence[Level]) -> EncoderDepthPairs:
-    """The plain form: linear projections to 128 channels, 256 sites, no predictor, for use without a teacher."""
-    return EncoderDepthPairs(levels=levels)
 
 
 def average_at(fine: SparseVolume, coarse: SparseVolume, sites: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from bundle.training.export import ExportEncoder
 from bundle.training.gradients import ClipGradients, ScaleLoss
 from bundle.training.health import RepresentationHealth
 from bundle.training.history import History
-from bundle.training.objective_schedule import AlignmentWarmUp, UpdateTeacher, WarmUpObjective
+from bundle.training.objective_schedule import UpdateTeacher, WarmUpObjective
 from bundle.training.optimization import parameter_groups, warmup_cosine
 from bundle.training.panels import ReconstructionPanels
 from bundle.training.per_class import PerClass
@@ -26,7 +26,6 @@ from bundle.training.validation import SameBuffers, ValidateLastEpoch, Validatio
 
 __all__ = [
     "Accumulate",
-    "AlignmentWarmUp",
     "ClipGradients",
     "CollapseWarning",
     "CostReport",

@@ -13,7 +13,7 @@ from bundle.errors import UserError
 from bundle.networks import ObjectiveSum
 from bundle.runs.distributed import unwrap
 
-__all__ = ["AlignmentWarmUp", "UpdateTeacher", "WarmUpObjective"]
+__all__ = ["UpdateTeacher", "WarmUpObjective"]
 
 
 class WarmUpObjective:
@@ -28,7 +28,7 @@ class WarmUpObjective:
         UserError: if the loss has no objective of that name.
     """
 
-    def __init__(self, *, loss: ObjectiveSum, steps: int, objective: str = "alignment") -> None:
+    def __init__(self, *, loss: ObjectiveSum, steps: int, objective: str) -> None:
         if objective not in loss.objectives:
             known = ", ".join(loss.objectives)
             raise UserError(f"WarmUpObjective: the loss has no objective {objective!r}: choose one of {known}")
@@ -40,9 +40,6 @@ class WarmUpObjective:
 
     def _set(self, engine: Engine) -> None:
         self.objective.warm_up = min(1.0, engine.state.iteration / self.steps) if self.steps else 1.0
-
-
-AlignmentWarmUp = WarmUpObjective  # the name in configs
 
 
 class UpdateTeacher:

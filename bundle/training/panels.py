@@ -78,7 +78,6 @@ class ReconstructionPanels(EpochPanels):
         crops: how many crops to show.
         names: the name of each volume by its number, free of anything that identifies a patient. Without it the volumes
             are shown by their numbers.
-        interval: number of epochs between two pictures.
         axes: of the crops, one letter for each array axis.
     """
 
@@ -89,17 +88,14 @@ class ReconstructionPanels(EpochPanels):
         restore: Callable[..., torch.Tensor],
         crops: int = 3,
         names: Sequence[str] | None = None,
-        interval: int = 1,
         axes: str = "RAS",
     ) -> None:
         super().__init__(run_folder)
         self.restore, self.crops = restore, crops
-        self.names, self.interval, self.axes = names, interval, axes
+        self.names, self.axes = names, axes
         self._shown: dict[int, list[PanelCrop]] = {}
 
     def _collect(self, engine: Engine) -> None:
-        if engine.state.epoch % self.interval:
-            return
         if len(self._shown) == self.crops:
             return
         label: dict[str, Any] = engine.state.output[CommonKeys.LABEL]

@@ -23,9 +23,6 @@ __all__ = ["Summary"]
 
 logger = logging.getLogger(__name__)
 
-#: so many volumes of each part are named
-_NAMED = 50
-
 # metric of the history: (label, number format)
 _METRICS = {
     "train/loss": ("training loss", ".4f"),

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from bundle.errors import UserError
-from bundle.networks import EncoderDepthPairs, Level, View, plain_depth_pairs
+from bundle.networks import EncoderDepthPairs, Level, View
 from bundle.sparse import CellLayout, SparseVolume
 
 LEVELS = [Level(4, (1, 1, 1)), Level(6, (2, 2, 1)), Level(6, (4, 2, 2))]
@@ -78,7 +78,7 @@ def test_with_a_teacher_the_keys_are_its_own_at_the_same_sites_and_carry_no_grad
 
 
 def test_the_plain_form_has_the_designs_numbers():
-    heads = plain_depth_pairs(LEVELS)
+    heads = EncoderDepthPairs(levels=LEVELS)
     assert heads.samples == 256
     assert all(isinstance(p, torch.nn.Linear) and p.out_features == 128 for p in heads.project)
     assert all(isinstance(p, torch.nn.Identity) for p in heads.predict)

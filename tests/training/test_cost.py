@@ -11,7 +11,7 @@ from bundle.errors import UserError
 from bundle.losses import AlignmentLoss, PretrainingLoss, ReconstructionLoss
 from bundle.masking import AdaptiveBlocks, ChildLevel, MaskedBatch, MaskInMask, MaskSampler
 from bundle.networks import Decoder, EncoderDepthPairs, Objective, PretrainingNetwork, build_encoder
-from bundle.training import AlignmentWarmUp, CostReport, UpdateTeacher, ValidationLoss, WarmUpObjective
+from bundle.training import CostReport, UpdateTeacher, ValidationLoss, WarmUpObjective
 from bundle.training.cost import cost_lines
 
 
@@ -21,7 +21,9 @@ def masking(levels: int) -> MaskInMask:
 
 
 def loss() -> PretrainingLoss:
-    return PretrainingLoss(reconstruction=ReconstructionLoss(), alignment=AlignmentLoss())
+    return PretrainingLoss(
+        reconstruction=ReconstructionLoss(target="per_volume", visible_weight=0.0), alignment=AlignmentLoss()
+    )
 
 
 def test_passes_and_voxels_are_counted():
@@ -68,7 +70,11 @@ def test_an_objective_that_reads_more_of_the_batch_leaves_the_time_out(caplog: p
             encoder=encoder, decoder=Decoder(levels=encoder.levels, width=4, stride=2), objectives=objectives
         ),
         masked_batch=MaskedBatch(masking(1)),
-        loss=PretrainingLoss(reconstruction=ReconstructionLoss(), alignment=AlignmentLoss(), objectives=objectives),
+        loss=PretrainingLoss(
+            reconstruction=ReconstructionLoss(target="per_volume", visible_weight=0.0),
+            alignment=AlignmentLoss(),
+            objectives=objectives,
+        ),
         crop_size=(16, 16, 16),
         batch_size=2,
         steps_per_epoch=30,
@@ -109,7 +115,7 @@ def test_the_alignments_weight_rises_and_stays():
     whole = loss()
     weights: list[float] = []
     engine = Engine(lambda *_: weights.append(whole.objectives["alignment"].warm_up))
-    AlignmentWarmUp(loss=whole, steps=4).attach(engine)
+    WarmUpObjective(loss=whole, steps=4, objective="alignment").attach(engine)
     engine.run(range(3), max_epochs=2)
     assert weights == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
 
@@ -133,7 +139,11 @@ def test_the_weight_of_any_objective_rises_by_its_name():
             return made, {}
 
     third = Third()
-    whole = PretrainingLoss(reconstruction=ReconstructionLoss(), alignment=AlignmentLoss(), objectives={"third": third})
+    whole = PretrainingLoss(
+        reconstruction=ReconstructionLoss(target="per_volume", visible_weight=0.0),
+        alignment=AlignmentLoss(),
+        objectives={"third": third},
+    )
     engine = Engine(lambda *_: None)
     WarmUpObjective(loss=whole, steps=4, objective="third").attach(engine)
     engine.run(range(2), max_epochs=1)

@@ -53,7 +53,6 @@ class UnlabelledVolumes:
         workers: as for `VolumeSet`.
         hash_names: as for `VolumeSet`.
         store: as for `VolumeSet`.
-        minimum: so many scans must be left.
 
     Attributes:
         training: the prepared scans.
@@ -78,7 +77,6 @@ class UnlabelledVolumes:
         workers: int = 1,
         hash_names: bool = False,
         store: str | Store = "blosc2",
-        minimum: int = 1,
     ) -> None:
         if not unlabelled_dir:
             raise UserError("--unlabelled_dir is not given: name a folder, an index or a json of scans without labels")
@@ -110,7 +108,7 @@ class UnlabelledVolumes:
             "held out, but trained on without labels": len(self.transductive),
         }
         self._report(marked, volumes)
-        if len(self.training) < minimum:
+        if not self.training:
             raise UserError(
                 f"--unlabelled_dir {unlabelled_dir} leaves no scan to train on ({self.facts['unlabelled']}): give "
                 "other scans, or --unlabelled_held_out use to train on held-out scans without their labels"

@@ -133,6 +133,15 @@ def finished(bundle_root: Path, dataset: Path) -> Path:
     return run(bundle_root, dataset, epochs=3)[0]
 
 
+def test_values_of_the_label_maps_without_a_class_are_in_the_summary_and_the_report(
+    bundle_root: Path, dataset: Path, tmp_path: Path
+):
+    folder, _ = run(bundle_root, dataset, classes={"white": 2}, epochs=1, steps_per_epoch=1, output_dir=str(tmp_path))
+    told = "label values without a class: 2 of 2 label maps hold values that no class has: 1 (all)"
+    assert f"- {told}; they count as background" in (folder / "summary.md").read_text()
+    assert told.partition(": ")[2] in (folder / "report.html").read_text()
+
+
 def test_classes_that_are_not_given_are_those_of_the_datasets_json(bundle_root: Path, dataset: Path, tmp_path: Path):
     shutil.copytree(dataset, tmp_path / "labelled")
     labels = {"background": 0, "white": 2, "grey": 1}

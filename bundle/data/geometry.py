@@ -192,7 +192,8 @@ class ToPlainTensorsd(MapTransform):
     """Keeps the volume as plain tensors: masks and label maps as uint8, all else as float32, and `spacing` [3] in mm.
 
     File names, affine and every other piece of metadata are dropped: what is cached cannot name a patient. What the
-    reader notes of a volume, such as slices that were left out, stays as `notes`, the bytes of a text.
+    reader notes of a volume, such as slices that were left out, stays as `notes`, the bytes of a text; and the values of
+    a label map that no class has as `other_values`, int64 ``[N]``.
     """
 
     def __init__(
@@ -208,6 +209,8 @@ class ToPlainTensorsd(MapTransform):
             tensor = data[key].as_tensor() if isinstance(data[key], MetaTensor) else data[key]
             is_mask = key in _MASKS or tensor.dtype == torch.uint8
             plain[key] = tensor.to(torch.uint8 if is_mask else torch.float32).contiguous()
+            if isinstance(data[key], MetaTensor) and data[key].meta.get("other_values"):
+                plain["other_values"] = torch.tensor(data[key].meta["other_values"], dtype=torch.int64)
         plain["modality"] = data["modality"]
         if isinstance(first, MetaTensor) and first.meta.get("notes"):
             plain["notes"] = torch.tensor(list("; ".join(first.meta["notes"]).encode()), dtype=torch.uint8)

@@ -19,7 +19,7 @@ __all__ = ["ChangedFilesError", "PreparedVolume", "SkippedVolume", "skipped_beca
 logger = logging.getLogger(__name__)
 
 #: what is kept with a volume's tensors, for the run and not for the network
-_NOT_LOADED = ("notes", "content")
+_NOT_LOADED = ("notes", "content", "other_values")
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class PreparedVolume:
 
         Args:
             crop: the part to read, a slice of voxels for each axis; None reads the whole volume.
-            keys: names of the tensors to read, where they are there; None reads all.
+            keys: names of the tensors to read, where they are there; None reads all that a network may need.
 
         Raises:
             UserError: if it is damaged and cannot be prepared again.
@@ -76,7 +76,8 @@ class PreparedVolume:
             except DamagedVolumeError as error:
                 self.prepare_again(error)
                 tensors = self.store.read(self.key, crop, keys)
-        return {name: value for name, value in tensors.items() if name not in _NOT_LOADED}
+        asked = set(keys or ())
+        return {name: value for name, value in tensors.items() if name not in _NOT_LOADED or name in asked}
 
     def look(self, keys: Collection[str]) -> Mapping[str, Any]:
         """Tensors to look at some places of, ``tensor[:, place, place, place]``: only these places may be read.

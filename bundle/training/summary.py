@@ -58,6 +58,7 @@ class Summary:
         metrics: of the last epoch to show, their names in the history and what to call them; None for pre-training's.
         best: a metric of which the highest tells the epoch whose weights are the product; that epoch is shown instead.
         further: what else the page says of the data, by name.
+        remarks: the same, of what is odd about them.
         hash_names: as for `write_run_report`.
     """
 
@@ -73,12 +74,13 @@ class Summary:
         metrics: Mapping[str, str] | None = None,
         best: str | None = None,
         further: Mapping[str, str] | None = None,
+        remarks: Mapping[str, str] | None = None,
         hash_names: bool = False,
     ) -> None:
         self.run_folder, self.network = run_folder, unwrap(network)
         self.training, self.validation, self.skipped = training, validation, skipped
         self.held_out = not validation or list(validation) != list(training)
-        self.title, self.best, self.further = title, best, dict(further or {})
+        self.title, self.best, self.further = title, best, {**(remarks or {}), **(further or {})}
         self.hash_names = hash_names
         self.metrics = _METRICS if metrics is None else {name: (label, ".4g") for name, label in metrics.items()}
         self._handled: BaseException | None = None

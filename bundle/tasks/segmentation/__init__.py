@@ -14,6 +14,8 @@ from bundle.tasks.segmentation.labels import (
     check_classes,
     check_labelled,
     check_validated,
+    report_unnamed,
+    unnamed_values,
 )
 from bundle.tasks.segmentation.loss import StackedSupervisionLoss
 from bundle.tasks.segmentation.measurements import MEASUREMENT_COLUMNS, MeasureClassesd, measure_classes
@@ -48,5 +50,7 @@ __all__ = [
     "find_segmentations",
     "measure_classes",
     "pick_classes",
+    "report_unnamed",
+    "unnamed_values",
     "write_dicom_seg",
 ]

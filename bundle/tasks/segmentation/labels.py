@@ -21,9 +21,20 @@ from bundle.data.label_maps import WHOLE
 from bundle.data.straighten import straighten
 from bundle.errors import UserError, VolumeError
 
-__all__ = ["LabelsInForegroundd", "ReadLabelMapd", "check_classes", "check_labelled", "check_validated"]
+__all__ = [
+    "LabelsInForegroundd",
+    "ReadLabelMapd",
+    "check_classes",
+    "check_labelled",
+    "check_validated",
+    "report_unnamed",
+    "unnamed_values",
+]
 
 logger = logging.getLogger(__name__)
+
+#: so many values that no class has are told, and so many scans with one of them
+_VALUES, _SCANS = 8, 3
 
 
 def check_classes(classes: Mapping[str, int]) -> int:
@@ -47,7 +58,8 @@ class ReadLabelMapd(MapTransform):
     """Reads a volume's label map: uint8 ``[1, D, H, W]``, 0 background, 1 the first of `classes`, 2 the second.
 
     Instead of one file there may be a mask for each structure, by its name. Where two masks overlap, the voxel belongs
-    to the later one of `classes`. Values less than 1e-3 off a whole number are rounded.
+    to the later one of `classes`. Values less than 1e-3 off a whole number are rounded. The map's `meta` has
+    `other_values`, a tuple of the values that became background, for `unnamed_values`.
 
     Args:
         keys: of the file's name, or of the names of the masks by structure.
@@ -78,6 +90,7 @@ class ReadLabelMapd(MapTransform):
         super().__init__(keys)
         check_classes(classes)
         self.classes, self.image_key = dict(classes), image_key
+        self.tells_others = True  # in the key of what is prepared: volumes of earlier versions lack their other values
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
@@ -91,6 +104,8 @@ class ReadLabelMapd(MapTransform):
                 indices[inside] = index
             # the image's: from one rounded otherwise, resampling could make another number of voxels
             item[key] = MetaTensor(indices, affine=image.affine)
+            others = () if labels is None else _distinct(labels[(indices == 0) & (labels != 0)])
+            item[key].meta["other_values"] = others
         return item
 
 
@@ -109,6 +124,16 @@ def _read_labels(file: str, image: MetaTensor, name: str) -> Tensor:
     if ((values - whole).abs() > WHOLE).any():
         raise VolumeError(name, "has a label map with values that are no whole numbers", "correct it")
     return whole
+
+
+def _distinct(values: Tensor) -> tuple[int, ...]:
+    """The different values of whole numbers ``[N]``, by counting: sorting takes seconds."""
+    numbers = values.numpy().astype(np.int64)
+    if not numbers.size:
+        return ()
+    low, high = int(numbers.min()), int(numbers.max())
+    found = np.flatnonzero(np.bincount(numbers - low)) + low if high - low < 2**24 else np.unique(numbers)
+    return tuple(found.tolist())
 
 
 def _read_mask(files: Mapping[str, str], structure: str, image: MetaTensor, name: str) -> Tensor:
@@ -143,10 +168,53 @@ def check_labelled(volumes: Sequence[PreparedVolume], classes: Mapping[str, int]
     if not (absent := _absent(volumes, classes)):
         return volumes
     missing = ", ".join(f"{name} ({classes[name]})" for name in absent)
+    held = unnamed_values(volumes)
     raise UserError(
-        f"none of the {len(volumes)} training volumes has a voxel of {missing}: correct the values in --classes, leave "
-        "the class out, or raise the number of training volumes"
+        f"none of the {len(volumes)} training volumes has a voxel of {missing}{held and f', and {held}'}: correct the "
+        "values in --classes, leave the class out, or raise the number of training volumes"
     )
+
+
+def unnamed_values(volumes: Sequence[PreparedVolume]) -> str:
+    """Which values the label maps hold that no class has, a clause, the rarest first; "" if there are none.
+
+    That is often meant, as where one class of many is trained on. A value in few maps is more likely a mistake, so its
+    scans are named.
+
+    Args:
+        volumes: prepared with `ReadLabelMapd`.
+    """
+    found: dict[int, list[str]] = {}
+    for volume in volumes:
+        for value in volume.load(keys=["other_values"]).get("other_values", ()):
+            found.setdefault(int(value), []).append(volume.name)
+    if not found:
+        return ""
+    count = len({name for names in found.values() for name in names})
+    rarest = sorted(found.items(), key=lambda pair: (len(pair[1]), pair[0]))
+    told = [f"{value} ({_scans(names, len(volumes))})" for value, names in rarest[:_VALUES]]
+    told += [f"and {more} other{'s' * (more > 1)}"] if (more := len(rarest) - _VALUES) > 0 else []
+    some = f"{count} of {len(volumes)} label maps hold" if len(volumes) > 1 else "the label map holds"
+    return f"{some} values that no class has: {', '.join(told)}"
+
+
+def report_unnamed(volumes: Sequence[PreparedVolume]) -> dict[str, str]:
+    """Says in the log which values of the label maps no class has, and gives it for the run's summary.
+
+    Args:
+        volumes: all that are trained and validated on; one that is named twice counts once.
+    """
+    held = unnamed_values(list({volume.name: volume for volume in volumes}.values()))
+    if not held:
+        return {}
+    logger.warning("%s; they count as background", held)
+    return {"label values without a class": f"{held}; they count as background"}
+
+
+def _scans(names: Sequence[str], total: int) -> str:
+    if len(names) == total:
+        return "all" if total > 1 else names[0]
+    return ", ".join(names) if len(names) <= _SCANS else f"{len(names)} maps"
 
 
 def check_validated(volumes: Sequence[PreparedVolume], classes: Mapping[str, int]) -> Sequence[PreparedVolume]:

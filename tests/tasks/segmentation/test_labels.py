@@ -2,17 +2,38 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from monai.transforms import ClassesToIndicesd, Compose, Orientationd
 
-from bundle.data import PlainStore, PreparedVolume, ReadVolumed
+from bundle.data import (
+    Foregroundd,
+    Modalityd,
+    NormalizeByModalityd,
+    PadToCropd,
+    PlainStore,
+    PreparedVolume,
+    ReadVolumed,
+    ToPlainTensorsd,
+    VolumeSet,
+)
 from bundle.errors import UserError, VolumeError
 from bundle.tasks.classification import FindingsTensord
-from bundle.tasks.segmentation import LabelsInForegroundd, ReadLabelMapd, check_classes, check_labelled, check_validated
+from bundle.tasks.segmentation import (
+    LabelsInForegroundd,
+    ReadLabelMapd,
+    check_classes,
+    check_labelled,
+    check_validated,
+    find_segmentations,
+    report_unnamed,
+    unnamed_values,
+)
 from tests.data.volumes import mr_phantom, write_nifti
 
 SIZE = (12, 10, 8)
@@ -221,6 +242,66 @@ def test_a_validation_without_any_class_is_refused_and_one_without_some_is_said(
     caplog.clear()
     check_validated([some], {"liver": 1})
     assert not caplog.text
+
+
+def labelled(folder: Path, values: dict[str, tuple[int, ...]]) -> Path:
+    for name, present in values.items():
+        labels = np.zeros((40, 40, 40), np.int16)
+        for place, value in enumerate(present):
+            labels[4 + 4 * place : 7 + 4 * place, 10:30, 10:30] = value
+        write_nifti(folder / f"imagesTr/{name}.nii.gz", mr_phantom((40, 40, 40)))
+        write_nifti(folder / f"labelsTr/{name}.nii.gz", labels)
+    return folder
+
+
+def volume_set(dataset: Path, cache: Path, classes: dict[str, int], **options: Any) -> VolumeSet:
+    steps = [
+        ReadVolumed(),
+        ReadLabelMapd(classes=classes),
+        Orientationd(["image", "label"], axcodes="RAS", labels=None),
+    ]
+    steps += [Modalityd(), Foregroundd(), NormalizeByModalityd(), PadToCropd(spatial_size=(32, 32, 32))]
+    steps += [ToPlainTensorsd(["image", "foreground", "valid", "label"])]
+    steps += [ClassesToIndicesd("label", num_classes=len(classes) + 1)]
+    return VolumeSet(dataset_dir=dataset, transform=Compose(steps), cache_dir=cache, find=find_segmentations, **options)
+
+
+@pytest.mark.parametrize("store", ["blosc2", "plain"])
+def test_values_that_no_class_has_are_told_once_also_of_volumes_from_the_cache(tmp_path: Path, caplog, store: str):
+    labelled(tmp_path, {"a": (1, 2), "b": (1, 7), "c": (1, 300, -4), "d": (1, 7), "e": (1, 7), "f": (2, 7)})
+    told = []
+    for _ in range(2):
+        volumes = volume_set(tmp_path, tmp_path / "cache", {"one": 1, "two": 2}, store=store)
+        caplog.clear()
+        told.append(report_unnamed([*volumes.training, *volumes.validation, *volumes.training]))
+        (message,) = [record.getMessage() for record in caplog.records if "no class has" in record.getMessage()]
+    held = "5 of 6 label maps hold values that no class has: -4 (c.nii.gz), 300 (c.nii.gz), 7 (4 maps)"
+    assert message == f"{held}; they count as background"
+    assert told == [{"label values without a class": message}] * 2
+    assert "other_values" not in volumes.training[0].load(), "a network needs none of it"
+    everything = volume_set(tmp_path, tmp_path / "all", {"a": 1, "b": 2, "c": 7, "d": 300, "e": 4}, hash_names=True)
+    assert "c.nii.gz" not in unnamed_values([*everything.training, *everything.validation])
+
+
+def test_no_class_in_any_volume_says_what_the_label_maps_hold_instead(tmp_path: Path):
+    volumes = volume_set(labelled(tmp_path, {"a": (7,), "b": (7,), "c": (7, 9)}), tmp_path / "cache", {"liver": 1})
+    every = [*volumes.training, *volumes.validation]
+    held = r"3 of 3 label maps hold values that no class has: 9 \(c.nii.gz\), 7 \(all\)"
+    with pytest.raises(UserError, match=rf"has a voxel of liver \(1\), and {held}: correct the values in --classes"):
+        check_labelled(every, {"liver": 1})
+
+
+def test_where_all_values_have_a_class_nothing_is_told(tmp_path: Path, caplog):
+    volumes = volume_set(labelled(tmp_path, {"a": (1,), "b": (2, 1)}), tmp_path / "cache", {"liver": 1, "spleen": 2})
+    caplog.clear()
+    assert report_unnamed(volumes.training) == {} and not caplog.text
+
+
+def test_of_many_values_the_rarest_are_told(tmp_path: Path):
+    dataset = labelled(tmp_path, {"a": (1, 2, 3, 4, 5, 6), "b": (1, 2, 3, 4, 5, 7), "c": (1, 8, 9, 10, 11)})
+    volumes = volume_set(dataset, tmp_path / "cache", {"liver": 1}, val_fraction=0)
+    told = unnamed_values(volumes.training)
+    assert told.endswith("11 (c.nii.gz), 2 (a.nii.gz, b.nii.gz), 3 (a.nii.gz, b.nii.gz), and 2 others")
 
 
 def test_findings_become_a_tensor():

@@ -192,8 +192,8 @@ class ToPlainTensorsd(MapTransform):
     """Keeps the volume as plain tensors: masks and label maps as uint8, all else as float32, and `spacing` [3] in mm.
 
     File names, affine and every other piece of metadata are dropped: what is cached cannot name a patient. What the
-    reader notes of a volume, such as slices that were left out, stays as `notes`, the bytes of a text; and the values of
-    a label map that no class has as `other_values`, int64 ``[N]``.
+    reader notes of a volume, such as slices that were left out, stays as `notes`, the bytes of a text; and the values
+    of a label map that no class has as `other_values`, int64 ``[N]``.
     """
 
     def __init__(

@@ -19,7 +19,7 @@ from bundle.runs import RunFolder
 from bundle.runs.distributed import is_main_rank
 from bundle.training.partial_epoch import gathers
 
-__all__ = ["History", "clock", "on_training", "read_history"]
+__all__ = ["History", "class_metrics", "clock", "on_training", "read_history"]
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +39,10 @@ _CURVES = {
 }
 
 
+#: so many classes have a curve
+_CLASSES = 8
+
+
 class History:
     """Keeps `metrics.csv`, with one row per epoch and one column per metric, draws `curves.png`, and logs a line.
 
@@ -50,7 +54,8 @@ class History:
         validator: the engine that validates; epochs in which it did not run have empty cells.
         shown: the metrics of the log line, such as "train/reconstruction".
         curves: what to draw: for each picture, by the label of its y axis, metrics and what to call them; None draws
-            pre-training's. A picture without any metric is left out.
+            pre-training's. A picture without any metric is left out. A metric that `PerClass` has split has a curve for
+            each class as well, of more than eight for the lowest ones.
         volumes: where none of them are held out, no label speaks of validation.
 
     Attributes:
@@ -104,14 +109,37 @@ class History:
         self.rows = [earlier for earlier in self.rows if earlier["epoch"] < epoch] + [row]
         _write(self.path, self.rows)
         found = {name for row in self.rows for name in row}
-        curves = {label: lines for label, lines in self.curves.items() if found & set(lines)}
+        curves = {label: self._with_classes(lines) for label, lines in self.curves.items() if found & set(lines)}
         with replace_file(self.picture) as temporary:
             draw_curves(self.rows, curves or self.curves).savefig(temporary, format="png")
-
         shown = [f"{name} {row[name]:.4g}" for name in self.shown if name in row]
         remaining = (last_epoch - epoch) * row["seconds"]
         shown += [f"took {clock(row['seconds'])}", f"{clock(remaining)} to go"]
         logger.info("epoch %d/%d: %s", epoch, last_epoch, ", ".join(shown))
+
+    def _with_classes(self, lines: Mapping[str, str]) -> dict[str, str]:
+        """The metrics of a picture, each followed by those of its classes."""
+        found: dict[str, str] = {}
+        for metric, label in lines.items():
+            split = [row for row in self.rows if class_metrics(row, metric)][-1:]
+            classes = {name: called for row in split for name, called in class_metrics(row, metric, _CLASSES).items()}
+            found |= {metric: label, **classes}
+        return found
+
+
+def class_metrics(row: Mapping[str, float], metric: str, most: int | None = None) -> dict[str, str]:
+    """The metrics of an epoch into which `PerClass` has split one, with the names of the classes.
+
+    Args:
+        row: of the history.
+        metric: the one that was split.
+        most: of more classes than this the lowest ones are given; None gives all.
+    """
+    names = [name for name in row if name.startswith(f"{metric}/")]
+    if most is not None and len(names) > most:
+        lowest = set(sorted(names, key=lambda name: row[name])[:most])
+        names = [name for name in names if name in lowest]
+    return {name: name.removeprefix(f"{metric}/") for name in names}
 
 
 def clock(seconds: float) -> str:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +13,11 @@ from torch import nn
 
 from bundle.data import PreparedVolume, SkippedVolume
 from bundle.runs import RunFolder
-from bundle.training.history import clock, on_training
+from bundle.training.history import class_metrics, clock, on_training
 
 __all__ = ["EpochMetrics", "RunFacts", "data_facts", "files_facts", "training_facts", "volume_names"]
 
-_NAMED = 50
+_NAMED, _CLASSES = 50, 20
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class EpochMetrics:
 
         Args:
             rows: of the history.
-            shown: names of metrics in the history: what to call each, and its number format.
+            shown: names of metrics in the history: what to call each, and its number format. Below one that was split
+                by class come those of the classes; of more than 20 classes the lowest ones.
             best: a metric's name.
             held_out: whether the validation was of other volumes than the training.
         """
@@ -54,8 +55,18 @@ class EpochMetrics:
                 f"others. The weights are those of this epoch, which had the best of {len(validated)}."
             )
             shown = {name: (on_training(label), form) for name, (label, form) in shown.items()}
+        shown = {key: value for name, (label, form) in shown.items() for key, value in _rows(row, name, label, form)}
         values = {label: f"{row[name]:{form}}" for name, (label, form) in shown.items() if name in row}
         return EpochMetrics(int(row["epoch"]), note if validated else "", values)
+
+
+def _rows(row: Mapping[str, float], name: str, label: str, form: str) -> Iterator[tuple[str, tuple[str, str]]]:
+    """A metric, and below it those of its classes."""
+    yield name, (label, form)
+    every = len(class_metrics(row, name))
+    some = f" (of the {_CLASSES} lowest of {every})" if every > _CLASSES else ""
+    for of_class, called in class_metrics(row, name, _CLASSES).items():
+        yield of_class, (f"{label.partition(', mean of')[0]}, {called}{some}", form)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from bundle.errors import user_error_in
 from bundle.runs import RunFolder
 from bundle.runs.distributed import is_main_rank, unwrap
 from bundle.training.history import read_history
+from bundle.training.next_steps import next_steps
 from bundle.training.run_facts import EpochMetrics, RunFacts, data_facts, files_facts, training_facts, volume_names
 from bundle.training.run_report import write_run_report
 
@@ -48,6 +49,8 @@ class Summary:
     it after all other handlers. It raises again what it was called for. Under several processes only the main one
     writes.
 
+    A metric that `PerClass` has split has a row for each class below it.
+
     Args:
         run_folder: where to, and where `History` keeps the metrics.
         network: the trainable whole.
@@ -59,6 +62,7 @@ class Summary:
         best: a metric of which the highest tells the epoch whose weights are the product; that epoch is shown instead.
         further: what else the page says of the data, by name.
         remarks: the same, of what is odd about them.
+        task: segmentation, classification or detection, for the commands that come next; None for pre-training.
         hash_names: as for `write_run_report`.
     """
 
@@ -75,13 +79,14 @@ class Summary:
         best: str | None = None,
         further: Mapping[str, str] | None = None,
         remarks: Mapping[str, str] | None = None,
+        task: str | None = None,
         hash_names: bool = False,
     ) -> None:
         self.run_folder, self.network = run_folder, unwrap(network)
         self.training, self.validation, self.skipped = training, validation, skipped
         self.held_out = not validation or list(validation) != list(training)
         self.title, self.best, self.further = title, best, {**(remarks or {}), **(further or {})}
-        self.hash_names = hash_names
+        self.hash_names, self.task = hash_names, task
         self.metrics = _METRICS if metrics is None else {name: (label, ".4g") for name, label in metrics.items()}
         self._handled: BaseException | None = None
         self._began = False
@@ -168,6 +173,8 @@ class Summary:
         hints = [f"scalars and pictures: `tensorboard --logdir {logdir}`"]
         if folder.last_checkpoint.exists():
             hints += [f"to go on: the same command with `--resume {run}` (and more `--epochs` if it completed)"]
-        if folder.model.exists() and self.metrics is _METRICS:
-            hints += [f'to fine-tune: `torch.load("{folder.model}", weights_only=True)` fits the encoder key for key']
+        if folder.model.exists():
+            if self.metrics is _METRICS:
+                hints += [f'in Python: `torch.load("{folder.model}", weights_only=True)` fits the encoder key for key']
+            hints += [f"to {what}: `{command}`" for what, command in next_steps(folder, self.task).items()]
         return hints

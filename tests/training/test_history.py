@@ -10,6 +10,7 @@ from ignite.engine import Events
 from monai.handlers import ValidationHandler
 from torch.optim import SGD
 
+from bundle.figures.curves import draw_curves
 from bundle.runs.folder import RunFolder
 from bundle.training.history import History, clock
 from bundle.training.scalars import Scalars
@@ -47,6 +48,21 @@ def test_each_epoch_is_a_row_and_a_log_line(tmp_path, caplog):
     assert lines[0].startswith("epoch 1/2: train/loss ")
     assert "validation/reconstruction" in lines[1]
     assert lines[1].endswith("0:00:00 to go")
+
+
+@pytest.mark.parametrize(("classes", "drawn"), [("ab", "ab"), ("abcdefghij", "abcdefgh")])
+def test_each_class_has_a_curve_and_of_many_the_lowest(tmp_path, monkeypatch, classes, drawn):
+    seen = []
+    monkeypatch.setattr(
+        "bundle.training.history.draw_curves", lambda rows, curves: seen.append(curves) or draw_curves(rows, curves)
+    )
+    network = ToyNetwork()
+    history = History(run_folder=RunFolder(tmp_path), curves={"Dice": {"dice": "mean of the classes"}})
+    trainer = toy_trainer(network, SGD(network.parameters(), lr=0.1), toy_loader(), 1, [history])
+    values = {"dice": 0.5, **{f"dice/{name}": n / 10 for n, name in enumerate(classes)}}
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: engine.state.metrics.update(values))
+    trainer.run()
+    assert seen == [{"Dice": {"dice": "mean of the classes", **{f"dice/{name}": name for name in drawn}}}]
 
 
 @pytest.mark.parametrize(("epochs", "validated"), [(1, [1]), (2, [2]), (5, [2, 4, 5])])

@@ -4,6 +4,7 @@ from __future__ import annotations
 import html
 import logging
 import re
+import shlex
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,6 +23,8 @@ from bundle.training.scalars import Scalars
 from bundle.training.summary import _METRICS, Summary
 
 from .toy import ToyNetwork, toy_evaluator, toy_loader, toy_trainer
+
+ROOT = Path(__file__).parents[2]
 
 
 def volume(modality: str, *, padded: bool = False, notes: str = "") -> PreparedVolume:
@@ -132,6 +135,50 @@ def test_the_epoch_with_the_best_validation_is_shown(tmp_path):
     text = folder.summary.read_text()
     assert "## Metrics of epoch 2" in text and "best validation of 3" in text
     assert "| Dice | 0.7 |" in text and "| loss | 2 |" in text
+
+
+def fine_tuned(path: Path, columns: str, row: str, **options):
+    """The summary of a run with this last epoch, trained further for none."""
+    folder = RunFolder(path)
+    path.mkdir(parents=True, exist_ok=True)
+    folder.history.write_text(f"epoch,seconds,{columns}\n1,1,{row}\n")
+    folder.model.write_bytes(b"weights")
+    network = ToyNetwork()
+    metrics = {"validation/dice": "Dice of the validation volumes, mean of the classes"}
+    summary = Summary(run_folder=folder, network=network, metrics=metrics, best="validation/dice", **options)
+    toy_trainer(network, SGD(network.parameters(), lr=0.1), toy_loader(2), 1, [summary]).run()
+    return folder.summary.read_text(), folder.report.read_text()
+
+
+def test_each_class_has_a_row_below_the_mean(tmp_path):
+    columns = "validation/dice,validation/dice/anterior,validation/dice/posterior"
+    text, page = fine_tuned(tmp_path, columns, "0.7,0.8,0.6")
+    rows = re.findall(r"^\| (.+) \| (\S+) \|$", text, flags=re.MULTILINE)
+    named = "Dice of the validation volumes"
+    assert rows == [
+        (f"{named}, mean of the classes", "0.7"),
+        (f"{named}, anterior", "0.8"),
+        (f"{named}, posterior", "0.6"),
+    ]
+    assert f"<dt>{named}, posterior</dt><dd>0.6</dd>" in page
+
+
+def test_of_many_classes_the_lowest_have_rows(tmp_path):
+    columns = ["validation/dice", *(f"validation/dice/rib_{n}" for n in range(30))]
+    text, _ = fine_tuned(tmp_path, ",".join(columns), ",".join(["0.5", *(str(n / 100) for n in range(30))]))
+    assert "volumes, rib_19 (of the 20 lowest of 30) | 0.19 |" in text and "rib_20" not in text
+
+
+def test_what_comes_next_is_said_in_commands_that_a_shell_takes_as_they_are(tmp_path):
+    run = tmp_path / "my run"
+    text, page = fine_tuned(run, "validation/dice", "0.7", task="segmentation")
+    for start in ("predict_segmentation.yaml --model", "evaluate_segmentation.yaml --model", "export_bundle.py --run"):
+        assert f"{start} '{run}'" in text and start in page
+    pretrained, _ = fine_tuned(tmp_path / "other run", "validation/dice", "0.7")
+    assert f"configs/finetune_segmentation.yaml --pretrained '{tmp_path / 'other run/model.pt'}'" in pretrained
+    assert f"configs/reconstruct.yaml --run_folder '{tmp_path / 'other run'}'" in pretrained
+    for line in [line for line in (text + pretrained).splitlines() if "monai.bundle run" in line]:
+        assert (ROOT / shlex.split(line.split("--config_file ")[1])[0]).is_file()
 
 
 def test_the_report_says_the_same_with_curves_and_pictures(tmp_path):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from monai.bundle import ConfigWorkflow
 
 from bundle.archive.facts import count_volumes, read_volumes
 from bundle.archive.mosaic import draw_mosaic, draw_sample, middle_slice
+from bundle.archive.report import propose_condition
 from bundle.data import find_scans, read_volume
 from bundle.data.names import name_digest
 from bundle.inference import list_volumes
@@ -82,6 +84,34 @@ def test_it_says_what_preparation_and_training_will_take_here(made: Path) -> Non
     assert estimate["disk_gigabytes"] == pytest.approx(estimate["sample_megabytes"] * share / 1000, abs=2e-3)
     assert estimate["preparation_hours"] == pytest.approx(estimate["sample_seconds"] * share / 3600, abs=2e-3)
     assert 0 < estimate["steps_per_second"] <= 1.01 / estimate["seconds_per_step"]
+
+
+def test_the_estimate_leaves_no_run_behind_and_says_what_it_does(
+    tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    options = {**SMALL, "batch_size": 2}
+    run(tree, tmp_path / "my index", sample=2, bundle_root=".", training_options=options, mosaic=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["configs", "my index"]
+    log = "".join(capsys.readouterr())
+    assert "preparing 2 volumes and timing a training step" in log
+    assert "timing a step of 1 crop of 16x16x16 on cpu" in log
+    assert f"--dataset_dir '{tmp_path / 'my index/index.sqlite'}'" in log
+    assert json.loads((tmp_path / "my index/index.json").read_text())["estimate"]["timed_crops"] == 1
+
+
+def test_the_page_proposes_a_condition_that_fits_volumes_and_quotes_the_path(tmp_path: Path, made: Path) -> None:
+    volumes, _ = read_volumes(made / "index.sqlite")
+    usable = [volume for volume in volumes if volume["usable"]]
+    for chosen in (usable, [{**volume, "modality": ""} for volume in usable]):
+        condition = propose_condition(chosen)
+        assert ("modality" in condition) == any(volume["modality"] for volume in chosen)
+        assert find_scans(made / "index.sqlite", where=condition)
+    page = html.unescape((made / "report.html").read_text())
+    assert f'--where "{propose_condition(usable)}"' in page
+    names = [volume["name"] for volume in draw_sample(volumes, 48)]
+    assert len(names) > 3 and all(f">{html.escape(name)}</td>" in (made / "report.html").read_text() for name in names)
 
 
 def test_a_second_start_opens_nothing_and_writes_nothing(tree: Path, made: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 from monai.bundle import ConfigParser
 
 from bundle.data.names import name_digest
+from bundle.data.printable import counted
 from bundle.errors import UserError, user_error_in
 
 __all__ = ["Estimate"]
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 #: crops that are cut, for the time of one
 _CROPS = 8
+_CACHE = "cache"
 
 
 class Estimate:
@@ -57,15 +59,15 @@ class Estimate:
             voxels: of all volumes that can be used.
         """
         try:
-            with tempfile.TemporaryDirectory(prefix="index_sample_") as cache:
-                return self._measure(self._parser(index, sample, cache), sample, voxels, Path(cache))
+            with tempfile.TemporaryDirectory(prefix="index_sample_") as folder:
+                return self._measure(self._parser(index, sample, Path(folder)), sample, voxels, Path(folder) / _CACHE)
         except Exception as error:
             known = user_error_in(error)
             if known is None:
                 raise
             return {"problem": str(known)}
 
-    def _parser(self, index: Path, sample: Sequence[Mapping[str, Any]], cache: str) -> ConfigParser:
+    def _parser(self, index: Path, sample: Sequence[Mapping[str, Any]], folder: Path) -> ConfigParser:
         if missing := [file for file in self.training if not Path(file).is_file()]:
             raise UserError(f"--training {missing[0]} does not exist: give the config files of the training")
         parser = ConfigParser()
@@ -76,7 +78,8 @@ class Estimate:
             **self.overrides,
             "dataset_dir": str(index),
             "where": f"id IN ({', '.join(str(volume['id']) for volume in sample)})",
-            "cache_dir": cache,
+            "cache_dir": str(folder / _CACHE),
+            "output_dir": str(folder / "run"),  # what a training writes before its first step is not wanted
         }
         if self.hash_names:
             given["hash_names"] = True
@@ -88,6 +91,10 @@ class Estimate:
         self, parser: ConfigParser, sample: Sequence[Mapping[str, Any]], voxels: int, cache: Path
     ) -> dict[str, Any]:
         get = parser.get_parsed_content
+        logger.info(
+            "preparing %s and timing a training step, to tell what a training takes here; --sample 0 leaves it out",
+            counted(len(sample), "volume"),
+        )
         start = time.perf_counter()
         volumes = get("volumes")
         seconds = time.perf_counter() - start
@@ -102,7 +109,7 @@ class Estimate:
             dataset[draw]
         crop = (time.perf_counter() - start) / _CROPS
         device = torch.device(get("run_device"))
-        step = self._step(get, device)
+        step = self._step(get, device, batch)
         return {
             "sample": len(prepared),
             "sample_skipped": len(skipped),
@@ -117,18 +124,27 @@ class Estimate:
             "num_workers": workers,
             "seconds_per_crop": round(crop, 4),
             "seconds_per_step": round(step, 4),
+            "timed_crops": _timed_crops(device, batch),
             "steps_per_second": round(1 / max(step, batch * crop / workers), 4),
         }
 
-    def _step(self, get: Any, device: torch.device) -> float:
+    def _step(self, get: Any, device: torch.device, batch: int) -> float:
+        """Seconds of a step; on a CPU a step of the default size takes minutes, so that of one crop is scaled."""
         from bundle.training.cost import CostReport  # noqa: PLC0415 - all of training, which a second start does not need
 
+        crops, crop_size = _timed_crops(device, batch), get("checked_crop_size")
         cost = CostReport(
             network=get("network"),
             masked_batch=get("masked_batch"),
             loss=get("loss"),
-            crop_size=get("checked_crop_size"),
-            batch_size=get("batch_size"),
+            crop_size=crop_size,
+            batch_size=crops,
             steps_per_epoch=1,
         )
-        return cost.seconds(device)
+        size = "x".join(map(str, crop_size))
+        logger.info("timing a step of %s of %s on %s", counted(crops, "crop"), size, device)
+        return cost.seconds(device, repeats=1 if device.type == "cpu" else 2) * batch / crops
+
+
+def _timed_crops(device: torch.device, batch: int) -> int:
+    return 1 if device.type == "cpu" else batch

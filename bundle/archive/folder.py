@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 from pathlib import Path
 
 from bundle.archive.update import Update, update_index
@@ -70,5 +71,5 @@ class IndexFolder:
             done.removed,
             done.series,
         )
-        logger.info("start from it with --dataset_dir %s", self.index)
+        logger.info("start from it with --dataset_dir %s", shlex.quote(str(self.index)))
         return done

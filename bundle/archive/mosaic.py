@@ -11,7 +11,7 @@ from typing import Any
 
 import nibabel
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from bundle.archive.pool import Pool
@@ -38,7 +38,9 @@ def draw_sample(volumes: Sequence[Mapping[str, Any]], count: int, seed: int = 0)
 
 
 def draw_mosaic(volumes: Sequence[tuple[Mapping[str, Any], Sequence[str]]], processes: int) -> np.ndarray | None:
-    """The middle slices of volumes, uint8 ``[height, width, 3]``, row by row; None if none can be read.
+    """The middle slices of volumes, uint8 ``[height, width, 3]``, row by row, each with its number; None without any.
+
+    They are numbered from 1 in the order of `volumes`; one that cannot be read is left out, and its number is not used.
 
     Args:
         volumes: the columns of each, and its files.
@@ -50,7 +52,7 @@ def draw_mosaic(volumes: Sequence[tuple[Mapping[str, Any], Sequence[str]]], proc
     try:
         results = pool.run(_tile, tasks, split=lambda task: [task], dead=lambda task: (task[0], None))
         for place, tile in tqdm(results, desc="drawing slices", total=len(tasks)):
-            tiles[place] = tile
+            tiles[place] = None if tile is None else _numbered(tile, place + 1)
     finally:
         pool.close()
     drawn = [tile for tile in tiles if tile is not None]
@@ -62,6 +64,13 @@ def draw_mosaic(volumes: Sequence[tuple[Mapping[str, Any], Sequence[str]]], proc
         top, left = step * (place // _ACROSS), step * (place % _ACROSS)
         mosaic[top : top + _TILE, left : left + _TILE] = tile
     return np.repeat(mosaic[..., None], 3, axis=2)
+
+
+def _numbered(tile: np.ndarray, number: int) -> np.ndarray:
+    """A tile with a number in its upper left corner, white in black."""
+    picture = Image.fromarray(tile)
+    ImageDraw.Draw(picture).text((3, 2), str(number), fill=255, stroke_width=1, stroke_fill=0)
+    return np.asarray(picture)
 
 
 def _tile(task: tuple[int, Mapping[str, Any], Sequence[str]]) -> tuple[int, np.ndarray | None]:

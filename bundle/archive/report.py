@@ -6,8 +6,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from bundle.archive.estimate import Estimate
 from bundle.archive.facts import AXES, count_volumes, read_volumes
@@ -22,8 +26,13 @@ __all__ = ["IndexReport"]
 
 logger = logging.getLogger(__name__)
 
+_TRAINING = "python -m monai.bundle run training --config_file configs/train.yaml"
 _TILES = 48
 _SAMPLE = "A sample of the volumes that can be used: the patient's right is on the left, DICOM as it is stored"
+_VOXELS_LATER = (
+    "Voxels are looked at when a volume is prepared. A volume that is constant or damaged is left out then, and so is "
+    "a label map whose path does not say that it is one."
+)
 _LABELS = {"columns": "columns", "rows": "rows", "slices": "slices", "spacing_x": "between columns (mm)",
            "spacing_y": "between rows (mm)", "spacing_z": "between slices (mm)"}  # fmt: skip
 
@@ -62,13 +71,14 @@ class IndexReport:
             logger.info("%s says what is there already", self.folder.report)
             return
         facts = {**about, **count_volumes(volumes)}
-        pictures = self._draw(volumes) if self.mosaic else None
+        drawn = draw_sample(volumes, _TILES) if self.mosaic else []
+        pictures = self._draw(drawn) if drawn else None
         if self.estimate is not None and self.sample and facts["usable"]:
             measured, _ = read_volumes(self.folder.index)  # a training has the names themselves
             facts["estimate"] = self.estimate(
                 self.folder.index, draw_sample(measured, self.sample), int(facts["voxels"])
             )
-        self._page(volumes, facts, pictures).write(self.folder.report)
+        self._page(volumes, facts, drawn, pictures).write(self.folder.report)
         with replace_file(self.folder.facts) as temporary:
             temporary.write_text(json.dumps({**facts, "made_from": made_from}, indent=2) + "\n")
         logger.info(
@@ -82,14 +92,19 @@ class IndexReport:
         except (OSError, ValueError, KeyError, TypeError):
             return ""
 
-    def _draw(self, volumes: Sequence[Mapping[str, Any]]) -> Any:
-        drawn = draw_sample(volumes, _TILES)
+    def _draw(self, drawn: Sequence[Mapping[str, Any]]) -> Any:
         with open_to_read(self.folder.index) as connection:
             root = root_folder(connection)
             files = [volume_paths(connection, root, volume["id"]) for volume in drawn]
-        return draw_mosaic(list(zip(drawn, files, strict=True)), self.folder.num_workers) if drawn else None
+        return draw_mosaic(list(zip(drawn, files, strict=True)), self.folder.num_workers)
 
-    def _page(self, volumes: Sequence[Mapping[str, Any]], facts: Mapping[str, Any], pictures: Any) -> Report:
+    def _page(
+        self,
+        volumes: Sequence[Mapping[str, Any]],
+        facts: Mapping[str, Any],
+        drawn: Sequence[Mapping[str, Any]],
+        pictures: Any,
+    ) -> Report:
         usable = [volume for volume in volumes if volume["usable"]]
         lead = f"{facts['usable']} volumes can be used, {facts['left_out']} are left out."
         report = Report("Index of an archive", lead=lead, hide_values=self.hash_names)
@@ -97,15 +112,38 @@ class IndexReport:
         _histograms(report, usable)
         if pictures is not None:
             report.section("Middle slices").picture(pictures, caption=_SAMPLE)
+            names = [[number, volume["name"]] for number, volume in enumerate(drawn, start=1)]
+            report.section("Whose middle slices these are", folded=True).table(["number", "volume"], names)
         if "estimate" in facts:
             _takes(report, facts["estimate"], usable)
         _left_out(report, volumes, facts)
         index = self.folder.index.name if self.hash_names else self.folder.index
-        start = f"--dataset_dir {index} --where \"modality == 'CT' and slices > 60\""
-        report.section("Start from it").paragraph(
-            "Training, embedding, reconstruction and prediction start from the index."
-        ).code(f"python -m monai.bundle run training --config_file configs/train.yaml {start}")
+        command = f"{_TRAINING} --dataset_dir {shlex.quote(str(index))}"
+        section = report.section("Start from it").paragraph(
+            "Training, embedding, reconstruction and prediction start from the index. All volumes, or those that a "
+            "condition chooses:"
+        )
+        section.code(f'{command}\n{command} --where "{propose_condition(usable)}"' if usable else command)
         return report
+
+
+def propose_condition(usable: Sequence[Mapping[str, Any]]) -> str:
+    """A condition that fits about three quarters of the volumes of the most frequent modality, as an example.
+
+    Args:
+        usable: the columns of volumes, at least one.
+
+    Example:
+        >>> propose_condition([{"modality": "", "slices": 35}, {"modality": "", "slices": 40}])
+        'slices >= 36'
+        >>> propose_condition([{"modality": "MR", "slices": 35}, {"modality": "", "slices": 40}])
+        "modality == 'MR' and slices >= 35"
+    """
+    known = Counter(volume["modality"] for volume in usable if volume["modality"] in ("CT", "MR"))
+    modality = known.most_common(1)[0][0] if known else ""
+    slices = [volume["slices"] for volume in usable if volume["modality"] == modality or not known]
+    condition = f"slices >= {int(np.percentile(slices, 25))}"
+    return f"modality == '{modality}' and {condition}" if known else condition
 
 
 def _what(report: Report, facts: Mapping[str, Any]) -> None:
@@ -124,6 +162,7 @@ def _what(report: Report, facts: Mapping[str, Any]) -> None:
         "gigabytes of usable volumes": round(facts["megabytes"] / 1000, 3),
     }
     section = report.section("What is there").facts({name: value for name, value in told.items() if value != ""})
+    section.paragraph(_VOXELS_LATER)
     for name in ("modality", "format", "site"):
         section.table([name, "usable volumes"], list(facts[name].items()), file="index.json")
     if files["objects"]:
@@ -152,7 +191,8 @@ def _takes(report: Report, estimate: Mapping[str, Any], usable: Sequence[Mapping
         return
     crop = "x".join(map(str, estimate["crop_size"]))
     section.paragraph(
-        f"Measured on {estimate['sample']} of {len(usable)} volumes, and scaled by the number of voxels."
+        f"Measured on {estimate['sample']} of {len(usable)} volumes, and scaled by the number of voxels. The step was "
+        f"timed with {estimate['timed_crops']} of its {estimate['batch_size']} crops."
     ).facts(
         {
             "disk for the prepared volumes": f"{estimate['disk_gigabytes']:.3g} GB",

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import unicodedata
 
-__all__ = ["printable", "shortened"]
+__all__ = ["counted", "printable", "shortened"]
 
 
 def printable(text: str) -> str:
@@ -29,3 +29,13 @@ def shortened(value: object, longest: int = 200) -> str:
 def _escape(character: str) -> str:
     code = ord(character)
     return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" if code < 65536 else f"\\U{code:08x}"
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things.
+
+    Example:
+        >>> counted(1, "volume"), counted(2, "volume")
+        ('1 volume', '2 volumes')
+    """
+    return f"{number} {noun}{'s' * (number != 1)}"

@@ -109,14 +109,14 @@ class CostReport:
             seconds * self.steps_per_epoch / 60,
         )
 
-    def seconds(self, device: torch.device) -> float:
-        """What a step takes on a device that the network is on, the shorter of two.
+    def seconds(self, device: torch.device, *, repeats: int = 2) -> float:
+        """What a step takes on a device that the network is on, the shortest of some.
 
         Raises:
             KeyError: if an objective reads what noise does not have.
         """
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            return min(self._seconds(device) for _ in range(2))
+            return min(self._seconds(device) for _ in range(repeats))
 
     def _seconds(self, device: torch.device) -> float:
         was_training = self.network.training

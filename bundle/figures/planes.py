@@ -6,8 +6,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from matplotlib.axes import Axes
 
-__all__ = ["PLANES", "Plane"]
+__all__ = ["PLANES", "Plane", "mark_sides"]
 
 
 @dataclass(frozen=True)
@@ -42,3 +43,15 @@ PLANES = (
     Plane("coronal", normal=1, left="R", right="L", top="S", bottom="I"),
     Plane("sagittal", normal=0, left="A", right="P", top="S", bottom="I"),
 )
+
+
+def mark_sides(ax: Axes, plane: Plane, index: int) -> None:
+    """Writes the letters of the patient's sides at the edges of a slice, and its axis and number into a corner."""
+    for where, letter in {(0.01, 0.5): plane.left, (0.99, 0.5): plane.right}.items():
+        ax.text(*where, letter, color="yellow", fontsize=7, ha="left" if where[0] < 0.5 else "right",
+                va="center", transform=ax.transAxes)  # fmt: skip
+    for where, letter in {(0.5, 0.99): plane.top, (0.5, 0.01): plane.bottom}.items():
+        ax.text(*where, letter, color="yellow", fontsize=7, ha="center",
+                va="top" if where[1] > 0.5 else "bottom", transform=ax.transAxes)  # fmt: skip
+    ax.text(0.99, 0.01, f"{'RAS'[plane.normal]} {index}", color="yellow", fontsize=6, ha="right", va="bottom",
+            transform=ax.transAxes)  # fmt: skip

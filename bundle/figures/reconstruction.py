@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 from bundle.figures.names import name_end
-from bundle.figures.planes import PLANES, Plane
+from bundle.figures.planes import PLANES, Plane, mark_sides
 
 __all__ = ["PanelCrop", "draw_panels", "plane_indices"]
 
@@ -138,14 +138,7 @@ def _draw_plane(
         ax.tick_params(which="both", length=0, labelbottom=False, labelleft=False)
         if name == "masked input":
             _draw_cells(ax, crop, plane)
-    for where, letter in {(0.01, 0.5): plane.left, (0.99, 0.5): plane.right}.items():
-        axes[0].text(*where, letter, color="yellow", fontsize=7, ha="left" if where[0] < 0.5 else "right",
-                     va="center", transform=axes[0].transAxes)  # fmt: skip
-    for where, letter in {(0.5, 0.99): plane.top, (0.5, 0.01): plane.bottom}.items():
-        axes[0].text(*where, letter, color="yellow", fontsize=7, ha="center",
-                     va="top" if where[1] > 0.5 else "bottom", transform=axes[0].transAxes)  # fmt: skip
-    axes[0].text(0.99, 0.01, f"{'RAS'[plane.normal]} {index}", color="yellow", fontsize=6, ha="right", va="bottom",
-                 transform=axes[0].transAxes)  # fmt: skip
+    mark_sides(axes[0], plane, index)
     return drawn
 
 

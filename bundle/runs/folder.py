@@ -87,6 +87,11 @@ class RunFolder:
         """Picture of the validation after an epoch, counted from 1."""
         return self.panels / f"epoch_{epoch:04d}.png"
 
+    @property
+    def labels(self) -> Path:
+        """Picture of the labels that are trained on."""
+        return self.panels / "labels.png"
+
     @contextmanager
     def new_panel(self, epoch: int) -> Iterator[Path]:
         """A temporary file that becomes the picture of an epoch; of a long run's earlier ones not all stay."""

@@ -171,6 +171,7 @@ def files_facts(folder: RunFolder, held_out: bool = True) -> dict[Path, str]:
         folder.best_checkpoint: "the same after the epoch with the best "
         + ("validation" if held_out else "figure on the training volumes"),
         folder.path / "predictions.csv": "what the network says of each validation volume",
+        folder.labels: "a picture of the labels that were trained on",
         folder.panels: "pictures of what the network predicts",
         folder.curves: "learning curves",
         folder.history: "every epoch's metrics",

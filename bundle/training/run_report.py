@@ -33,6 +33,8 @@ def write_run_report(folder: RunFolder, facts: RunFacts, *, hash_names: bool = F
     if folder.curves.is_file():
         _picture(report.section("Learning curves"), folder.curves)
     _panels(report, folder, facts)
+    if folder.labels.is_file():
+        _picture(report.section("The labels that were trained on", folded=True), folder.labels)
     report.section("What was trained").facts(facts.trained)
     data = report.section("On what").facts(facts.data)
     if any(facts.names.values()):

@@ -21,7 +21,7 @@ from bundle.tasks.segmentation.loss import StackedSupervisionLoss
 from bundle.tasks.segmentation.measurements import MEASUREMENT_COLUMNS, MeasureClassesd, measure_classes
 from bundle.tasks.segmentation.metrics import SurfaceDistanceInMm
 from bundle.tasks.segmentation.network import build_segmentation_network
-from bundle.tasks.segmentation.panels import SegmentationPanels
+from bundle.tasks.segmentation.panels import SegmentationPanels, TrainingLabels
 from bundle.tasks.segmentation.prediction_report import SegmentationReport
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "SurfaceDistanceInMm",
     "ToLabelMapd",
     "ToProbabilitiesd",
+    "TrainingLabels",
     "build_segmentation_network",
     "check_classes",
     "check_dicom_seg",

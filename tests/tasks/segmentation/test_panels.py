@@ -8,8 +8,10 @@ import numpy as np
 import torch
 from ignite.engine import Engine
 
+from bundle.data import PlainStore, PreparedVolume
+from bundle.figures.segmentation import draw_segmentation
 from bundle.runs import RunFolder
-from bundle.tasks.segmentation import SegmentationPanels
+from bundle.tasks.segmentation import SegmentationPanels, TrainingLabels
 
 SIZE = (10, 12, 8)
 
@@ -31,8 +33,31 @@ def test_the_first_volumes_of_a_validation_are_drawn_once(tmp_path: Path):
         return [{"image": torch.from_numpy(image)[None], "label": onehot[0], "pred": onehot[1]}]
 
     engine = Engine(step)
-    panels = SegmentationPanels(run_folder=folder, classes=["liver"], volumes=2)
+    data = [PreparedVolume(name, PlainStore(tmp_path), name, "MR", SIZE) for name in ("scan_a", "scan_b", "scan_c")]
+    panels = SegmentationPanels(run_folder=folder, classes=["liver"], volumes=2, data=data)
     panels.attach(engine)
-    engine.run([[{"spacing": torch.tensor(spacing)}]] * 3, max_epochs=2)
+    engine.run([[{"spacing": torch.tensor(spacing), "volume": torch.tensor(n)}] for n in (2, 0, 1)], max_epochs=2)
+    assert [shown.name for shown in panels._shown] == ["scan_c", "scan_a"]
     assert sorted(file.name for file in folder.panels.iterdir()) == ["epoch_0001.png", "epoch_0002.png"]
     assert len(panels._shown) == 2 and matplotlib.image.imread(folder.panels / "epoch_0002.png").ndim == 3
+
+
+def test_the_labels_are_drawn_once_before_the_first_step_and_not_again_by_a_resume(tmp_path: Path, monkeypatch):
+    store, (image, label, _, spacing) = PlainStore(tmp_path / "store"), volume()
+    image, label = (torch.from_numpy(array)[None] for array in (image, label))
+    tensors = {"image": image, "valid": torch.ones_like(label), "label": label.to(torch.uint8), "modality": "MR"}
+    titles: list[str] = []
+    monkeypatch.setattr(
+        "bundle.tasks.segmentation.panels.draw_segmentation",
+        lambda rows, *, title, **more: titles.append(title) or draw_segmentation(rows, title=title, **more),
+    )
+    for name in ("scan_a", "scan_b", "scan_c"):
+        store.write(name, {**tensors, "spacing": torch.tensor(spacing)})
+    data = [PreparedVolume(name, store, name, "MR", SIZE) for name in ("scan_a", "scan_b", "scan_c")]
+    for resumed in (False, True):
+        engine = Engine(lambda *_: None)
+        folder = RunFolder(tmp_path / "run", resumed=resumed)
+        TrainingLabels(run_folder=folder, data=data, classes=["liver"], most=2).attach(engine)
+        engine.run([0], max_epochs=2)
+    assert titles == ["the first 2 of 3 training volumes"]
+    assert matplotlib.image.imread(folder.labels).ndim == 3

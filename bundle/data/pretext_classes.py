@@ -153,7 +153,7 @@ def fit_pretext_classes(
     *,
     crop_size: Sequence[int],
     file: Path,
-    classes: int = 24,
+    classes: int = 32,
     crops_per_volume: int = 2,
     voxels_per_crop: int = 1000,
     most_volumes: int = 200,

@@ -28,7 +28,7 @@ class Reconstruction(Objective):
         UserError: if the first weight is not above 0, or another one is below.
     """
 
-    def __init__(self, *, voxels: ReconstructionLoss, level_weights: Sequence[float] = (1.0, 1.0, 1.0)) -> None:
+    def __init__(self, *, voxels: ReconstructionLoss, level_weights: Sequence[float] = (0.1, 0.1, 0.1)) -> None:
         if not level_weights or min(level_weights) < 0 or level_weights[0] <= 0:
             raise UserError(f"level_weights {list(level_weights)} do not fit: the first above 0, none below")
         super().__init__(weight=level_weights[0])

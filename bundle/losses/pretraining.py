@@ -27,7 +27,7 @@ class PretrainingLoss(nn.Module):
         reconstruction: of the hidden voxels.
         alignment: between adjacent levels.
         alignment_weight: of the alignment in the sum.
-        level_weights: of the reconstruction of the crops, the children, and their children (MiM: 1, 1, 1).
+        level_weights: of the reconstruction of the crops, the children, and their children (0.1 each; MiM has 1).
         objectives: further pretext tasks by name, the same that the network has. None is left out.
 
     Attributes:
@@ -43,7 +43,7 @@ class PretrainingLoss(nn.Module):
         reconstruction: ReconstructionLoss,
         alignment: AlignmentLoss,
         alignment_weight: float = 0.05,
-        level_weights: Sequence[float] = (1.0, 1.0, 1.0),
+        level_weights: Sequence[float] = (0.1, 0.1, 0.1),
         objectives: Mapping[str, Objective | None] | None = None,
     ) -> None:
         super().__init__()

@@ -40,6 +40,8 @@ class ReconstructionLoss(nn.Module):
     With `l2` and a normalised target, the loss of predicting zero everywhere is at most about 1. Without the floor,
     the noise of nearly constant patches would be blown up to unit variance.
 
+    The defaults are those of configs/train.yaml, but for the histogram, which needs a decoder with channels for it.
+
     Args:
         target: `none`, `per_patch` or `per_volume`.
         distance: `l1`, `l2` or `huber`.
@@ -60,10 +62,10 @@ class ReconstructionLoss(nn.Module):
     def __init__(
         self,
         *,
-        target: str = "per_volume",
+        target: str = "none",
         distance: str = "l2",
         floor: float = 0.05,
-        visible_weight: float = 0.0,
+        visible_weight: float = 1.0,
         histogram: Histogram | None = None,
     ) -> None:
         super().__init__()

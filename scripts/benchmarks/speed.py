@@ -145,7 +145,7 @@ def encoder_pass(candidate: str, case: Case) -> Callable[[], None]:
 def training_step(candidate: str, case: Case) -> Callable[[], None]:
     """Forward, loss, backward and optimizer of the whole pre-training network."""
     encoder, half = case.make_encoder(), half_precision(case.device)
-    reconstruction = ReconstructionLoss()
+    reconstruction = ReconstructionLoss(target="per_volume", visible_weight=0.0)
     everywhere = torch.ones_like(case.image, dtype=torch.bool)
     target = {"image": case.image, "valid": everywhere, "foreground": everywhere}
     network: nn.Module

@@ -51,7 +51,7 @@ def test_each_image_channel_has_its_own_bins(histogram):
 
 
 def test_too_few_channels_are_one_clear_line(histogram):
-    loss = ReconstructionLoss(target="none", histogram=histogram)
+    loss = ReconstructionLoss(target="none", histogram=histogram, visible_weight=0.0)
     image, ones = torch.zeros(1, 1, 4, 4, 4), torch.ones(1, 1, 4, 4, 4, dtype=torch.bool)
     with pytest.raises(UserError, match=r"predicts 1 channels, and .* 5 bins .* needs 5: set decoder#channels"):
         loss(image, image, ones, ones[..., :2, :2, :2], ones)
@@ -99,7 +99,7 @@ def test_the_reconstruction_is_given_back_in_the_images_units(histogram):
     certain = torch.full((2, BINS, 4, 4, 4), -1e3, dtype=torch.float64)
     certain[:, 3] = 1e3  # the bin at 1
     valid = torch.ones_like(e["valid"])
-    loss = ReconstructionLoss(target="per_volume", histogram=histogram)
+    loss = ReconstructionLoss(target="per_volume", histogram=histogram, visible_weight=0.0)
     restored = loss.restore(certain, e["image"], valid, (2, 2, 2))
     for b in range(2):
         one_deviation_up = e["image"][b].mean() + e["image"][b].std(unbiased=False)
@@ -109,6 +109,6 @@ def test_the_reconstruction_is_given_back_in_the_images_units(histogram):
 def test_a_visible_voxel_gets_no_gradient(histogram):
     e = example()
     e["reconstruction"].requires_grad_()
-    loss, _ = ReconstructionLoss(target="none", histogram=histogram)(**e)
+    loss, _ = ReconstructionLoss(target="none", histogram=histogram, visible_weight=0.0)(**e)
     (gradient,) = torch.autograd.grad(loss, e["reconstruction"])
     assert gradient[:, :, :2].any() and not gradient[:, :, 2:].any()

@@ -29,7 +29,12 @@ def example(with_pairs: bool):
 
 
 def loss(weight: float = 0.3) -> PretrainingLoss:
-    return PretrainingLoss(reconstruction=ReconstructionLoss(), alignment=AlignmentLoss(), alignment_weight=weight)
+    return PretrainingLoss(
+        reconstruction=ReconstructionLoss(target="per_volume", visible_weight=0.0),
+        alignment=AlignmentLoss(),
+        alignment_weight=weight,
+        level_weights=[1.0],
+    )
 
 
 def test_terms_add_up_to_the_loss():

@@ -18,6 +18,11 @@ from bundle.runs import stop_distributed
 CELL = (4, 2, 4)
 
 
+def loss_of(**options) -> ReconstructionLoss:
+    """Of the hidden voxels alone, and on a normalised target, unless told otherwise."""
+    return ReconstructionLoss(**{"target": "per_volume", "visible_weight": 0.0, **options})
+
+
 @pytest.fixture
 def example() -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
@@ -65,7 +70,7 @@ def over_crops(e: dict[str, torch.Tensor], target: str, distance) -> float:
     ],
 )
 def test_it_is_the_mean_over_hidden_valid_voxels(example, target, name, distance):
-    loss, _ = ReconstructionLoss(target=target, distance=name)(**example)
+    loss, _ = loss_of(target=target, distance=name)(**example)
     assert loss.item() == pytest.approx(over_voxels(example, target, distance), rel=1e-12)
 
 
@@ -73,15 +78,15 @@ def test_it_is_the_mean_over_hidden_valid_voxels(example, target, name, distance
 def test_what_is_logged_and_the_loss_of_a_validation_are_means_over_crops(example, target):
     mean = over_crops(example, target, torch.square)
     assert mean != pytest.approx(over_voxels(example, target, torch.square), rel=1e-3)
-    _, terms = ReconstructionLoss(target=target)(**example)
+    _, terms = loss_of(target=target)(**example)
     assert terms["reconstruction"].item() == pytest.approx(mean, rel=1e-12)
     with torch.no_grad():
-        assert ReconstructionLoss(target=target)(**example)[0].item() == pytest.approx(mean, rel=1e-12)
+        assert loss_of(target=target)(**example)[0].item() == pytest.approx(mean, rel=1e-12)
 
 
 @pytest.mark.parametrize("target", ["none", "per_patch", "per_volume"])
 def test_visible_voxels_count_as_much_as_they_are_asked_to(example, target):
-    loss, terms = ReconstructionLoss(target=target, visible_weight=0.3)(**example)
+    loss, terms = loss_of(target=target, visible_weight=0.3)(**example)
     seen = example | {"hidden": ~example["hidden"]}
     visible = over_voxels(seen, target, torch.square)
     assert loss.item() == pytest.approx(over_voxels(example, target, torch.square) + 0.3 * visible, rel=1e-12)
@@ -92,30 +97,30 @@ def test_visible_voxels_count_as_much_as_they_are_asked_to(example, target):
 def test_a_prediction_with_other_channels_than_the_image_is_refused(example):
     example["reconstruction"] = example["reconstruction"].repeat(1, 2, 1, 1, 1)
     with pytest.raises(UserError, match="predicts 2 channels of an image with 1: set decoder#channels"):
-        ReconstructionLoss()(**example)
+        loss_of()(**example)
 
 
 def test_a_negative_weight_is_refused():
     with pytest.raises(UserError, match="visible_weight -1 is negative"):
-        ReconstructionLoss(visible_weight=-1)
+        loss_of(visible_weight=-1)
 
 
 @pytest.mark.parametrize("target", ["per_patch", "per_volume"])
 def test_the_zero_predictor_of_a_normalised_target_loses_about_one(example, target):
     zero = example | {"reconstruction": torch.zeros_like(example["image"])}
     with torch.no_grad():
-        loss, terms = ReconstructionLoss(target=target)(**zero)
+        loss, terms = loss_of(target=target)(**zero)
     assert 0.8 < loss.item() <= 1.2 and terms["zero_predictor"] == loss
 
 
 def test_a_constant_patch_does_not_blow_up(example):
     image = torch.full_like(example["image"], 5.0) + 1e-4 * torch.randn_like(example["image"])
-    _, terms = ReconstructionLoss(target="per_patch", floor=0.05)(**example | {"image": image})
+    _, terms = loss_of(target="per_patch", floor=0.05)(**example | {"image": image})
     assert terms["zero_predictor"] < 1e-4
 
 
 def test_visible_and_padded_voxels_do_not_count(example):
-    loss = ReconstructionLoss(target="none")
+    loss = loss_of(target="none")
     before, _ = loss(**example)
     elsewhere = ~(
         example["valid"] & example["hidden"].repeat_interleave(4, 2).repeat_interleave(2, 3).repeat_interleave(4, 4)
@@ -131,7 +136,7 @@ def test_nan_outside_the_scan_reaches_no_gradient(example, target, distance):
         image = torch.where(example["valid"], example["image"], outside)
         prediction = example["reconstruction"].clone().requires_grad_()
         changed = example | {"image": image, "reconstruction": prediction}
-        ReconstructionLoss(target=target, distance=distance)(**changed)[0].backward()
+        loss_of(target=target, distance=distance)(**changed)[0].backward()
         assert prediction.grad is not None
         return prediction.grad
 
@@ -140,7 +145,7 @@ def test_nan_outside_the_scan_reaches_no_gradient(example, target, distance):
 
 
 def test_the_mean_predictor_knows_the_visible_mean_only(example):
-    _, terms = ReconstructionLoss(target="none")(**example)
+    _, terms = loss_of(target="none")(**example)
     errors = []
     for b in range(2):
         hidden = example["hidden"][b, 0].repeat_interleave(4, 0).repeat_interleave(2, 1).repeat_interleave(4, 2)
@@ -157,12 +162,12 @@ def _rank(rank: int, port: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     part = torch.load(Path(folder) / "parts.pt", weights_only=True)[rank]
     part["reconstruction"].requires_grad_()
-    loss, _ = ReconstructionLoss(visible_weight=0.3)(**part)
+    loss, _ = loss_of(visible_weight=0.3)(**part)
     loss.backward()
     found = {"loss": loss.item(), "gradient": part["reconstruction"].grad}
     if rank == 0:  # the other process has no such batch to validate
         with torch.no_grad():
-            ReconstructionLoss()(**part)
+            loss_of()(**part)
     torch.save(found, Path(folder) / f"{rank}.pt")
     stop_distributed()
 
@@ -176,7 +181,7 @@ def test_two_processes_share_the_loss_of_the_whole_batch(example, tmp_path: Path
     mp.start_processes(_rank, (port, str(tmp_path)), nprocs=2, start_method="spawn")
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     example["reconstruction"].requires_grad_()
-    loss, _ = ReconstructionLoss(visible_weight=0.3)(**example)
+    loss, _ = loss_of(visible_weight=0.3)(**example)
     loss.backward()
     assert fmean(part["loss"] for part in found) == pytest.approx(loss.item(), rel=1e-12)
     # DDP averages over processes
@@ -186,8 +191,8 @@ def test_two_processes_share_the_loss_of_the_whole_batch(example, tmp_path: Path
 
 @torch.no_grad()
 def test_a_validation_loses_as_much_in_a_batch_as_crop_by_crop(example):
-    loss, terms = ReconstructionLoss()(**example)
-    alone = [ReconstructionLoss()(**rows(example, row)) for row in range(2)]
+    loss, terms = loss_of()(**example)
+    alone = [loss_of()(**rows(example, row)) for row in range(2)]
     assert loss.item() == pytest.approx((alone[0][0].item() + alone[1][0].item()) / 2, rel=1e-12)
     for name, term in terms.items():
         assert term.item() == pytest.approx((alone[0][1][name].item() + alone[1][1][name].item()) / 2), name
@@ -195,15 +200,15 @@ def test_a_validation_loses_as_much_in_a_batch_as_crop_by_crop(example):
 
 def test_a_crop_without_air_has_no_part_in_the_error_of_air(example):
     example["foreground"][1] = True
-    _, terms = ReconstructionLoss()(**example)
-    _, first = ReconstructionLoss()(**rows(example, 0))
+    _, terms = loss_of()(**example)
+    _, first = loss_of()(**rows(example, 0))
     assert terms["reconstruction_air"].item() == pytest.approx(first["reconstruction_air"].item())
 
 
 @pytest.mark.parametrize("row", [0, 1])
 def test_foreground_and_air_are_reported_apart(example, row):
     example = rows(example, row)
-    loss, terms = ReconstructionLoss()(**example)
+    loss, terms = loss_of()(**example)
     inside = example["valid"] & example["hidden"].repeat_interleave(4, 2).repeat_interleave(2, 3).repeat_interleave(
         4, 4
     )
@@ -214,7 +219,7 @@ def test_foreground_and_air_are_reported_apart(example, row):
 
 @pytest.mark.parametrize("target", ["none", "per_patch", "per_volume"])
 def test_restoring_a_perfect_reconstruction_gives_the_image(example, target):
-    loss = ReconstructionLoss(target=target)
+    loss = loss_of(target=target)
     mean, sd = loss._statistics(to_cells(example["image"], CELL), to_cells(example["valid"], CELL))
     perfect = from_cells((to_cells(example["image"], CELL) - mean) / sd, (8, 4, 8), CELL)
     restored = loss.restore(perfect, example["image"], example["valid"], CELL)
@@ -231,4 +236,4 @@ def test_cells_come_in_raster_order_and_go_back():
 @pytest.mark.parametrize("option", ["target", "distance"])
 def test_an_unknown_choice_lists_the_known_ones(option):
     with pytest.raises(UserError, match="choose one of"):
-        ReconstructionLoss(**{option: "best"})
+        loss_of(**{option: "best"})

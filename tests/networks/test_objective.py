@@ -70,7 +70,10 @@ def batch(levels: int = 0, **more: torch.Tensor):
 
 def whole_loss(objectives: dict[str, Objective], **options) -> PretrainingLoss:
     return PretrainingLoss(
-        reconstruction=ReconstructionLoss(), alignment=AlignmentLoss(), objectives=objectives, **options
+        reconstruction=ReconstructionLoss(target="per_volume", visible_weight=0.0),
+        alignment=AlignmentLoss(),
+        objectives=objectives,
+        **{"level_weights": [1.0, 1.0, 1.0], **options},
     )
 
 

@@ -11,7 +11,9 @@ from bundle.masking import AdaptiveBlocks, MaskSampler
 from bundle.networks import Decoder, EncoderDepthPairs, PretrainingNetwork, build_encoder
 from bundle.sparse import SparseVolume
 
-LOSS = PretrainingLoss(reconstruction=ReconstructionLoss(), alignment=AlignmentLoss())
+LOSS = PretrainingLoss(
+    reconstruction=ReconstructionLoss(target="per_volume", visible_weight=0.0), alignment=AlignmentLoss()
+)
 
 
 def network(filters: int = 4, blocks=(1, 1, 1, 1, 1), executor: str = "cells", **options) -> PretrainingNetwork:

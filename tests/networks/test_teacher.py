@@ -49,7 +49,9 @@ def prepared(levels: int = 0, size: int = 16, rows: int = 2):
 def loss_of(net: PretrainingNetwork, data, **options) -> tuple[torch.Tensor, dict]:
     image, target, _, arguments = data
     out = net(image, **arguments)
-    loss = PretrainingLoss(reconstruction=ReconstructionLoss(), alignment=AlignmentLoss(), **options)
+    loss = PretrainingLoss(
+        reconstruction=ReconstructionLoss(target="per_volume", visible_weight=0.0), alignment=AlignmentLoss(), **options
+    )
     return loss(out, target), out["terms"]
 
 

@@ -69,7 +69,9 @@ class Answer(nn.Module):
 
 def tiles(network: nn.Module, **options: Any) -> TiledReconstruction:
     """With the target as it is, so that the network's answer is in prepared units."""
-    loss = PretrainingLoss(reconstruction=ReconstructionLoss(target="none"), alignment=AlignmentLoss())
+    loss = PretrainingLoss(
+        reconstruction=ReconstructionLoss(target="none", visible_weight=0.0), alignment=AlignmentLoss()
+    )
     masking = MaskSampler(rule=AdaptiveBlocks(ratio=0.6), cell=CELL)
     return TiledReconstruction(
         network=network, loss=loss, masking=masking, crop_size=CROP, device=torch.device("cpu"), **options

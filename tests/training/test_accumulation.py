@@ -49,8 +49,8 @@ def crops() -> list[dict[str, Tensor]]:
 
 
 def loss(visible_weight: float = 0.5) -> PretrainingLoss:
-    voxels = ReconstructionLoss(visible_weight=visible_weight, floor=1e-3)
-    return PretrainingLoss(reconstruction=voxels, alignment=AlignmentLoss())
+    voxels = ReconstructionLoss(target="per_volume", visible_weight=visible_weight, floor=1e-3)
+    return PretrainingLoss(reconstruction=voxels, alignment=AlignmentLoss(), level_weights=[1.0, 1.0])
 
 
 def train(network: nn.Module, parts: int | None, loss_function: nn.Module, **more: Any) -> SupervisedTrainer:

@@ -92,13 +92,78 @@ class FineTuned:
                         "and cannot predict together: name folds or seeds of one training"
                     )
 
-    def __getattr__(self, name: str) -> Any:
-        """A key of `model.json`, such as `classes`, `spacing` or `ct_window`."""
-        if name.startswith("_") or "content" not in self.__dict__:
-            raise AttributeError(name)
-        if name not in self.content:
-            raise AttributeError(f"{self.members[0].settings} has no {name}")
-        return self.content[name]
+    @property
+    def classes(self) -> dict[str, int]:
+        """The value in label maps, or the label of boxes, by the name of each class, in the order of the outputs."""
+        classes: Mapping[str, int] | Sequence[str] = self._get("classes")  # a detector's may be a list of names
+        return dict(classes if isinstance(classes, Mapping) else zip(classes, range(len(classes))))
+
+    @property
+    def findings(self) -> list[str]:
+        """The names of a classifier's outputs, in their order."""
+        return list(self._get("findings"))
+
+    @property
+    def in_channels(self) -> int:
+        """Images per scan."""
+        return int(self._get("in_channels"))
+
+    @property
+    def modality(self) -> str:
+        """What scans are prepared as: "CT", "MR", or "auto", as their files say."""
+        return str(self._get("modality"))
+
+    @property
+    def orientation(self) -> str:
+        """The letters of the axes that scans are turned to, such as "RAS"."""
+        return str(self._get("orientation"))
+
+    @property
+    def spacing(self) -> list[float | None] | None:
+        """Mm per axis that scans are resampled to; None keeps each scan's spacing, None in it that axis's."""
+        spacing = self._get("spacing")
+        return None if spacing is None else list(spacing)
+
+    @property
+    def crop_size(self) -> list[int]:
+        """Voxels per axis of a window."""
+        return list(self._get("crop_size"))
+
+    @property
+    def ct_window(self) -> list[float] | None:
+        """The HU that CT is cut off at, lowest and highest; None: an intensity scheme says it."""
+        return _list_or_none(self._get("ct_window"))
+
+    @property
+    def mr_percentiles(self) -> list[float] | None:
+        """The percentiles of the foreground that MR is cut off at, lowest and highest; None: a scheme says it."""
+        return _list_or_none(self._get("mr_percentiles"))
+
+    @property
+    def mr_floor(self) -> float | None:
+        """Deviations below the foreground's mean to which MR is kept; None: the lower percentile."""
+        floor = self._get("mr_floor")
+        return None if floor is None else float(floor)
+
+    @property
+    def intensity_scheme(self) -> Mapping[str, Any] | Sequence[Mapping[str, Any]] | None:
+        """Of weights from elsewhere, as for `bundle.data.NormalizeBySchemed`; None for this project's own way."""
+        scheme: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = self._get("intensity_scheme")
+        return scheme
+
+    @property
+    def input(self) -> str:
+        """What a classifier sees of a scan that is larger than the crop: "whole", shrunk, or "crop", crop by crop."""
+        return str(self._get("input"))
+
+    def _get(self, key: str) -> Any:
+        """What `model.json` says under a key."""
+        if key not in self.content:
+            raise UserError(
+                f"{self.members[0].settings} has no {key}, which says how to predict: copy the model.json of the run "
+                "again, or fine-tune again"
+            )
+        return self.content[key]
 
     @property
     def trained_modalities(self) -> list[str]:
@@ -243,6 +308,10 @@ def _check_task(files: ModelFiles, content: Mapping[str, Any], task: str) -> Non
         f"{files.weights} is a pre-trained encoder, which has no classes: fine-tune it with "
         f"configs/finetune_{task}.yaml, and give the folder of that run as --model"
     )
+
+
+def _list_or_none(values: Sequence[float] | None) -> list[float] | None:
+    return None if values is None else list(values)
 
 
 def _comparable(value: Any) -> Any:

@@ -57,8 +57,8 @@ def test_a_run_is_named_by_its_folder_or_its_weights(tmp_path: Path, named: str)
     assert [files.weights for files in model.members] == [run / "model.pt"]
     assert model.sha256 == [checksum(run / "model.pt")]
     for key, value in ABOUT.items():
-        assert getattr(model, key) == value
-    assert not hasattr(model, "findings")
+        assert model.content[key] == value and getattr(model, key, value) == value
+    assert model.classes == ABOUT["classes"] and model.crop_size == ABOUT["crop_size"]
 
 
 def test_an_ensemble_is_a_list_or_a_folder_of_folds(tmp_path: Path):
@@ -159,6 +159,18 @@ def test_a_json_of_version_0_1_0_tells_its_task_by_what_it_holds(tmp_path: Path,
     model = FineTuned(run, task=task)
     assert model.task == task and model.in_channels == (2 if task == "segmentation" else 1)
     assert model.modality == "auto" and model.mirror_axes == [] and model.mr_floor == 3.0
+
+
+def test_classes_that_are_names_alone_have_the_numbers_of_their_order(tmp_path: Path):
+    run = write(tmp_path / "run", task="detection", classes=["nodule", "cyst"])
+    assert FineTuned(run, task="detection").classes == {"nodule": 0, "cyst": 1}
+
+
+def test_a_key_that_the_json_lacks_is_one_line_that_names_both(tmp_path: Path):
+    model = FineTuned(write(tmp_path / "run"), task="segmentation")
+    for key in ("findings", "input"):
+        with pytest.raises(UserError, match=f"run/model.json has no {key}, which says how to predict: copy the"):
+            getattr(model, key)
 
 
 def test_what_is_no_model_for_the_task_is_refused_with_what_to_do(tmp_path: Path):

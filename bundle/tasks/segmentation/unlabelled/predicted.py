@@ -60,9 +60,9 @@ class PredictedLabels:
         if self._settings.get("models") != self.sha256:
             raise UserError(f"--predictions {predictions} was written by other models than --predicted_by "
                             f"{predicted_by}: give the model that the prediction was made with")  # fmt: skip
-        if dict(model.classes) != dict(classes):
+        if model.classes != dict(classes):
             raise UserError(
-                f"--predicted_by {predicted_by} knows the classes {dict(model.classes)}, and this training has "
+                f"--predicted_by {predicted_by} knows the classes {model.classes}, and this training has "
                 f"{dict(classes)}: give --classes as there"
             )
         self._seen = seen_in_training(predicted_by, task="segmentation") or {}

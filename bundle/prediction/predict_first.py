@@ -21,8 +21,6 @@ from bundle.runs import release_folders
 
 __all__ = ["labelled_scans", "predicted_folder", "seen_in_training", "told_by_model"]
 
-_CONFIGS = Path(__file__).parents[2] / "configs"
-
 
 def labelled_scans(
     dataset_dir: str | os.PathLike[str],
@@ -49,7 +47,7 @@ def predicted_folder(
     *,
     predictions: str | os.PathLike[str] | None,
     model: Any,
-    config: str,
+    config: str | os.PathLike[str],
     find: Callable[..., list[FoundVolume]],
     dataset_dir: str | os.PathLike[str],
     output: EvaluationFolder,
@@ -66,7 +64,7 @@ def predicted_folder(
     Args:
         predictions: a folder, or None.
         model: as for `bundle.prediction.FineTuned`, or None.
-        config: name of the config that predicts.
+        config: file of the config that predicts.
         find: finds labelled scans.
         dataset_dir: as for `find`.
         output: of the evaluation.
@@ -76,13 +74,17 @@ def predicted_folder(
         options: likewise, as the user gives them.
 
     Raises:
-        UserError: if both or neither are given, an option is unknown, or the model cannot predict.
+        UserError: if both or neither are given, there is no such config, an option is unknown, or the model cannot
+            predict.
     """
     if (predictions is None) == (model is None):
         raise UserError("--predictions or --model: give one, the folder of predictions or a fine-tuned run")
     if model is None:
         return predictions
-    parser = ConfigParser(ConfigParser.load_config_file(_CONFIGS / config))
+    if not Path(config).is_file():
+        raise UserError(f"{config} does not exist, so nothing says how to predict: give --bundle_root, the folder of "
+                        "the bundle")  # fmt: skip
+    parser = ConfigParser(ConfigParser.load_config_file(config))
     function, arguments = (find.func, find.keywords) if isinstance(find, partial) else (find, {})
     target = f"{function.__module__}.{function.__qualname__}"
     scans = {
@@ -96,7 +98,7 @@ def predicted_folder(
     given = {"model": model, "output_dir": str(output.predictions), "hash_names": hash_names, "scans": scans,
              "overwrite": "others" if output.overwrite else False}  # fmt: skip
     if unknown := [name for name in options or {} if name not in parser or name in scans or name in given]:
-        raise UserError(f"--prediction_options has {unknown[0]!r}, which configs/{config} does not take: see that file")
+        raise UserError(f"--prediction_options has {unknown[0]!r}, which {config} does not take: see that file")
     parser.update({**given, **(settings or {}), **(options or {})})
     try:
         parser.get_parsed_content("evaluator").run()

@@ -10,8 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from bundle.data import read_volume
+from bundle.data.grids import Grid
+from bundle.errors import UserError, VolumeError
 from bundle.evaluation.mask_metrics import mask_metrics, union_box, volume_metrics
-from bundle.evaluation.written_labels import WrittenLabels, read_labels
+from bundle.evaluation.written_labels import OtherGridError, WrittenLabels, describe_grid, is_same_grid, read_labels
 
 __all__ = ["COLUMNS", "EvaluatedCase", "LabelledCase", "evaluate_case"]
 
@@ -89,7 +92,12 @@ def evaluate_case(
     reference = read_labels(case.reference, classes, case.name)
     predicted = None
     if case.prediction is not None:
-        predicted = read_labels(case.prediction, prediction_classes, case.name, like=reference.grid, resample=resample)
+        try:
+            predicted = read_labels(
+                case.prediction, prediction_classes, case.name, like=reference.grid, resample=resample
+            )
+        except OtherGridError as error:
+            raise _which_is_off(case, reference.grid, error) from error
     rows = [
         {"case": case.name, "class": name, **_compare(name, predicted, reference, tolerance_mm[name])}
         for name in classes
@@ -97,6 +105,30 @@ def evaluate_case(
     if predicted is None:
         return EvaluatedCase(case, rows, others=(reference.others, ()))
     return EvaluatedCase(case, rows, predicted.resampled, (reference.others, predicted.others))
+
+
+def _which_is_off(case: LabelledCase, reference: Grid, error: OtherGridError) -> VolumeError:
+    """The error on two grids with which of them is not the scan's, where there is a scan."""
+    try:
+        image = read_volume(list(case.image), case.name, constant=True, stacked=True)
+    except UserError:
+        return error
+    scan: Grid = tuple(image.shape[1:]), np.asarray(image.affine, dtype=np.float64)
+    off = {"reference": reference, "prediction": error.grid}
+    off = {name: grid for name, grid in off.items() if not is_same_grid(grid, scan)}
+    if not off:  # each within a tenth of a voxel, and more apart from one another
+        return error
+    grids = "; ".join(f"the {name}: {describe_grid(grid)}" for name, grid in {**off, "scan": scan}.items())
+    remedies = {
+        "reference": "resample the reference to the scan, nearest neighbour",
+        "prediction": "predict on the scan's own grid",
+    }
+    remedy = " and ".join(remedies[name] for name in off)
+    return VolumeError(
+        case.name,
+        f"has a {' and a '.join(off)} that {'is' if len(off) == 1 else 'are'} not on the scan's grid: {grids}",
+        f"{remedy}, or give --resample True",
+    )
 
 
 def _compare(

@@ -19,13 +19,28 @@ from bundle.data.label_maps import WHOLE
 from bundle.data.names import without_ending
 from bundle.errors import UserError, VolumeError
 
-__all__ = ["Box", "WrittenLabels", "describe_grid", "find_label_maps", "read_labels"]
+__all__ = ["Box", "OtherGridError", "WrittenLabels", "describe_grid", "find_label_maps", "is_same_grid", "read_labels"]
 
 #: the part of a volume that holds something, a slice for each axis; None where nothing is
 Box = tuple[slice, ...] | None
 
 #: value of a class
 _HIGHEST = 65535
+
+
+class OtherGridError(VolumeError):
+    """A label map is not on the grid that it should have.
+
+    Attributes:
+        grid: that it has.
+    """
+
+    def __init__(self, name: str, problem: str, remedy: str, grid: Grid) -> None:
+        super().__init__(name, problem, remedy)
+        self.grid = grid
+
+    def __reduce__(self) -> tuple[type[OtherGridError], tuple[str, str, str, Grid]]:  # type: ignore[override]
+        return type(self), (self.path, self.problem, self.remedy, self.grid)
 
 
 @dataclass(frozen=True)
@@ -112,7 +127,8 @@ def read_labels(
         resample: whether a map on another grid is resampled to it, nearest neighbour; else it is an error.
 
     Raises:
-        VolumeError: for a file that cannot be read, holds values that are no whole numbers, or is on another grid.
+        OtherGridError: for a map on another grid.
+        VolumeError: for a file that cannot be read, or holds values that are no whole numbers.
     """
     if isinstance(files, str):
         values, grid, resampled = _read(files, name, like, resample)
@@ -141,6 +157,12 @@ def describe_grid(grid: Grid) -> str:
     return f"{' x '.join(map(str, shape))} voxels, axes {axes}, affine {rows}"
 
 
+def is_same_grid(one: Grid, other: Grid) -> bool:
+    """Whether two grids have the same voxels, in whatever order they are stored."""
+    nothing = np.broadcast_to(np.uint8(0), one[0])  # takes no memory
+    return same_place(_sort_axes(nothing, one, other)[1], other)
+
+
 def _read(
     file: str, name: str, like: Grid | None, resample: bool, of_masks: bool = False
 ) -> tuple[np.ndarray, Grid, bool]:
@@ -166,10 +188,11 @@ def _read(
             "bring the masks of a case to one grid",
         )
     if not resample:
-        raise VolumeError(
+        raise OtherGridError(
             name,
             f"has a prediction on another grid: {describe_grid(grid)}; the reference: {describe_grid(like)}",
-            "predict on the scan's own grid, or give --resample True",
+            "bring one to the grid of the other, or give --resample True",
+            grid,
         )
     return _resample(values, grid, like), like, True
 

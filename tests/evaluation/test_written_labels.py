@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from bundle.errors import UserError, VolumeError
+from bundle.evaluation.label_map_case import LabelledCase, evaluate_case
 from bundle.evaluation.written_labels import find_label_maps, read_labels
 
 CLASSES = {"liver": 6, "tumour": 9}
@@ -124,3 +126,32 @@ def test_label_maps_and_masks_are_found_in_any_layout(tmp_path: Path) -> None:
     assert find_label_maps(tmp_path, CLASSES) == {"c": str(tmp_path / "label_maps/c.nii.gz")}
     with pytest.raises(UserError, match="is no folder: give"):
         find_label_maps(tmp_path / "nonesuch", CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("off", "told"),
+    [
+        (("reference",), r"has a reference that is not on the scan's grid: the reference: 6 x.*resample the reference"),
+        (("prediction",), r"has a prediction that is not on the scan's grid: the prediction: 4 x.*predict on the scan"),
+        (("reference", "prediction"), r"has a reference and a prediction that are not on .* grid: .* and predict on"),
+    ],
+)
+def test_an_evaluation_says_which_of_two_label_maps_is_off_the_grid_of_the_scan(
+    tmp_path: Path, off: tuple[str, ...], told: str
+) -> None:
+    values = np.zeros((12, 12, 12), dtype=np.uint8)
+    values[4:8, 4:8, 4:8] = 6
+    files = {}
+    for name in ("scan", "reference", "prediction"):
+        step = 2 + (name == "prediction") if name in off else 1
+        affine = np.diag([step, step, step, 1.0])
+        files[name] = write(tmp_path / f"{name}.nii.gz", values[::step, ::step, ::step], affine)
+    turned = nibabel.load(files["scan"]).as_reoriented(np.array([[1, -1], [0, 1], [2, 1]]))
+    nibabel.save(nibabel.Nifti1Image(np.asarray(turned.dataobj).copy(), turned.affine), files["scan"])  # other axes
+    case = LabelledCase("a", "a", (files["scan"],), files["reference"], files["prediction"])
+    same = {"liver": 6}
+    with pytest.raises(VolumeError, match=told) as raised:
+        evaluate_case(case, same, prediction_classes=same, tolerance_mm={"liver": 2.0})
+    assert ("the prediction: " in str(raised.value)) == ("prediction" in off)
+    with pytest.raises(VolumeError, match="has a prediction on another grid"):
+        evaluate_case(replace(case, image=()), same, prediction_classes=same, tolerance_mm={"liver": 2.0})

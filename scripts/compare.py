@@ -25,7 +25,7 @@ from bundle.evaluation.paired import Difference
 from bundle.figures.paired import draw_paired
 from bundle.reports import Report
 
-_HEADING = ("metric", "class", "cases", "people", "{0}", "{1}", "difference", "interval", "p", "verdict")
+_HEADING = ("metric", "class", "verdict", "cases", "people", "{0}", "{1}", "difference", "interval", "p")
 
 
 def table(found: Comparison) -> list[list[str]]:
@@ -42,7 +42,7 @@ def table(found: Comparison) -> list[list[str]]:
             ]
             p = f"{one.p:.3g}{'' if one.exact else ' (drawn)'}"
             said = verdict(one, found.names, found.higher_is_better[metric])
-            rows.append([metric, of, str(one.n), str(one.people), *numbers, p, said])
+            rows.append([metric, of, said, str(one.n), str(one.people), *numbers, p])
     return rows
 
 

@@ -13,11 +13,15 @@ __all__ = ["estimate_text", "shortened_list", "summary_rows", "summary_table", "
 
 
 def estimate_text(estimate: Estimate) -> str:
-    """A mean and its interval, such as "0.873 (0.861 to 0.884)"; "-" where there is none."""
+    """A mean and its interval, such as "0.873 (0.861 to 0.884)" or "13.95 (11.10 to 16.59)"; "-" where none is."""
     if not math.isfinite(estimate.mean):
         return "-"
-    interval = f" ({_short(estimate.low)} to {_short(estimate.high)})" if math.isfinite(estimate.low) else ""
-    return f"{_short(estimate.mean)}{interval}{f', {estimate.infinite} infinite' if estimate.infinite else ''}"
+    values = [value for value in (estimate.mean, estimate.low, estimate.high) if math.isfinite(value)]
+    largest = max(map(abs, values))
+    digits = 3 if largest <= 1 else 2 if largest < 100 else 1
+    mean, *ends = [f"{value:.{digits}f}" for value in values]
+    interval = f" ({' to '.join(ends)})" if len(ends) == 2 else ""
+    return f"{mean}{interval}{f', {estimate.infinite} infinite' if estimate.infinite else ''}"
 
 
 def summary_rows(
@@ -78,7 +82,3 @@ def unmatched_notes(
         named = [name_digest(name) for name in unused] if hashed else unused
         notes.append(f"{len(unused)} predictions belong to no labelled scan: {shortened_list(named)}")
     return notes
-
-
-def _short(value: float) -> str:
-    return f"{value:.3f}" if abs(value) < 100 else f"{value:.1f}"

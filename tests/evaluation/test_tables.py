@@ -18,6 +18,7 @@ from bundle.evaluation import (
     EvaluationFolder,
     as_number,
     case_name,
+    estimate_text,
     match_names,
     read_results,
     read_table,
@@ -128,6 +129,21 @@ def test_what_two_scans_are_called_tells_nobody_apart_when_one_has_its_predictio
 def test_a_case_is_called_by_its_scan_or_a_digest() -> None:
     assert case_name(scan("./imagesTr/a.nii.gz")) == "imagesTr/a"
     assert case_name(scan("a.nii.gz"), hashed=True) == name_digest("a.nii.gz")
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ((0.8731, 0.861, 1.0), "0.873 (0.861 to 1.000)"),
+        ((13.955, 11.1, 16.587), "13.96 (11.10 to 16.59)"),
+        ((-0.5, -1.5, 0.5), "-0.50 (-1.50 to 0.50)"),
+        ((97.26, 90, 104.31), "97.3 (90.0 to 104.3)"),
+        ((0.5, math.nan, math.nan), "0.500"),
+        ((math.nan, math.nan, math.nan), "-"),
+    ],
+)
+def test_an_estimate_has_three_digits_or_so_and_its_interval_as_many(values: tuple[float, ...], text: str) -> None:
+    assert estimate_text(Estimate(*values, n=3)) == text
 
 
 def test_a_summary_has_a_row_for_each_class_and_straight_columns() -> None:

@@ -126,6 +126,21 @@ def test_reader_scrolls_and_sees_pictures_and_the_viewer_and_nothing_leaves_the_
     assert sum(address.startswith("file:") for address in browser.requests) == 1
 
 
+def test_a_wide_table_uses_the_window_and_what_is_cut_off_is_shaded(page):
+    table = "document.querySelector('.scroll')"
+    with Browser(width=1500, height=500) as browser:
+        browser.open(page)
+        browser.run(f"{table}.firstChild.style.width = '1100px'")
+        assert browser.run(f"{table}.clientWidth") > 1024 and browser.run(f"{table}.scrollWidth == {table}.clientWidth")
+        browser.run(f"{table}.firstChild.style.width = '2000px'")
+        assert browser.run("document.documentElement.scrollWidth") == 1500
+        assert browser.run(f"{table}.scrollWidth > {table}.clientWidth")
+        pixels = browser.screenshot(".scroll").astype(int).mean(axis=(0, 2))
+        browser.run(f"{table}.scrollLeft = 9999")
+        scrolled = browser.screenshot(".scroll").astype(int).mean(axis=(0, 2))
+    assert pixels[-3:].mean() < scrolled[-3:].mean() - 10 and scrolled[:3].mean() < pixels[:3].mean() - 10
+
+
 def test_a_click_shows_a_picture_in_full_size(browser):
     width = "document.images[1].getBoundingClientRect().width"
     small = browser.run(width)

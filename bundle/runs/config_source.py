@@ -27,20 +27,21 @@ class ConfigSource:
         parser: MONAI's parser, with all files and overrides merged.
         files: the config files in the order of merging, the base first; empty if unknown.
         overrides: what was given beside the files, by id; None if unknown.
-        dropped: the overrides with the value None, which `create_workflow` leaves out without a word.
+        nulls: ids of the overrides that are to be None: those that `create_workflow` leaves out without a word, and
+            `null`, which configs have and a command line makes a text of.
     """
 
     parser: ConfigParser
     files: tuple[Path, ...] = ()
     overrides: Mapping[str, Any] | None = None
-    dropped: tuple[str, ...] = ()
+    nulls: tuple[str, ...] = ()
 
-    def restore_dropped(self) -> None:
-        """Sets the dropped overrides to None, so that `--pretrained None` means what it says.
+    def restore_nulls(self) -> None:
+        """Sets overrides to None, so that `--pretrained None` and `--pretrained null` mean what they say.
 
         Call it before anything is built: what the parser has made so far is made again.
         """
-        for name in self.dropped:
+        for name in self.nulls:
             self.parser.set(None, name)
 
 
@@ -80,9 +81,34 @@ def _list_callers() -> Iterator[FrameType]:
 def _read_arguments(parser: ConfigParser, arguments: Mapping[str, Any]) -> ConfigSource:
     """The source as the local variables of `create_workflow` tell it."""
     files = tuple(Path(file) for file in ensure_tuple(arguments["config_file"]))
-    given = {key: value for key, value in arguments.get("_args", {}).items() if key not in _WORKFLOW_ARGUMENTS}
-    dropped = [key for key, value in arguments["kwargs"].items() if value is None and key not in _WORKFLOW_ARGUMENTS]
-    return ConfigSource(parser, _keep_existing(files), given, tuple(dropped))
+    given = {**arguments.get("_args", {}), **{key: None for key, value in arguments["kwargs"].items() if value is None}}
+    given = {key: value for key, value in given.items() if key not in _WORKFLOW_ARGUMENTS}
+    nulls = [name for key, value in given.items() if not key.startswith("+") for name in _list_nulls(value, key)]
+    return ConfigSource(
+        parser, _keep_existing(files), {key: _read_nulls(value) for key, value in given.items()}, tuple(nulls)
+    )
+
+
+def _list_nulls(value: Any, name: str) -> Iterator[str]:
+    """The ids in an override that are None, or the text `null`."""
+    if _is_null(value):
+        yield name
+    elif isinstance(value, (dict, list)):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _list_nulls(item, f"{name}#{key}")
+
+
+def _read_nulls(value: Any) -> Any:
+    """An override with None where it says `null`."""
+    if isinstance(value, dict):
+        return {key: _read_nulls(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_read_nulls(item) for item in value]
+    return None if _is_null(value) else value
+
+
+def _is_null(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and value == "null")
 
 
 def _keep_existing(files: tuple[Path, ...]) -> tuple[Path, ...]:

@@ -45,6 +45,7 @@ def use_run_settings(
     source = calling_config(config_names)
     if source is None:
         return
+    source.restore_nulls()
     check_overrides(source, base_names=(*config_names[1:], *PRESETS_WITH_OPTIONS))
     if run_folder is False or not source.files:
         return

@@ -25,7 +25,7 @@ def start_run(
 ) -> None:
     """Checks the options, joins the process group under torchrun, and seeds.
 
-    An option `--name None`, which MONAI would leave out without a word, is set before.
+    An option `--name None`, which MONAI would leave out without a word, is set before, and so is `--name null`.
     From here on a mistake of the user's ends the program with one line. Every rank gets the same seed: what must differ
     between samples is drawn from the number of the sample's draw. Ranks other than the first log warnings only.
 
@@ -68,6 +68,6 @@ def check_options(config_name: str, base_names: Sequence[str] = ()) -> None:
     source = calling_config(config_name)
     if source is None:
         return
-    source.restore_dropped()
+    source.restore_nulls()
     check_overrides(source, base_names=base_names)
     check_settings(source.parser.get())

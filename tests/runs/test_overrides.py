@@ -158,9 +158,20 @@ def test_an_option_of_none_is_set_where_monai_drops_it(configs):
     assert done.parser.get_parsed_content("lr") is None and done.parser.get_parsed_content("epochs") == 3
 
 
-def test_an_unknown_option_of_none_is_refused(configs):
+def test_null_is_none_as_in_a_config(configs):
+    """A command line makes a text of it, alone and in a list or mapping."""
+    network = {**BASE["network"], "dropout": "null"}
+    given = {"lr": "null", "network": network, "network#features": ["null", 4], "network#in_channels": "null"}
+    done = create_workflow(config_file=str(configs / "train.yaml"), workflow_type="train", run_id="training", **given)
+    assert done.parser["lr"] is None
+    expected = {**BASE["network"], "dropout": None, "features": [None, 4], "in_channels": None}
+    assert done.parser["network"] == expected
+
+
+@pytest.mark.parametrize("value", [None, "null"])
+def test_an_unknown_option_of_none_is_refused(configs, value):
     def make():
-        create_workflow(config_file=str(configs / "train.yaml"), epoch=None, workflow_type="train", run_id="training")
+        create_workflow(config_file=str(configs / "train.yaml"), epoch=value, workflow_type="train", run_id="training")
 
     assert message(make) == "unknown option --epoch: did you mean --epochs?"
 

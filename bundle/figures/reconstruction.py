@@ -32,6 +32,7 @@ class PanelCrop:
         image: [D, H, W], intensities.
         reconstruction: [D, H, W], in the same units.
         foreground: [D, H, W], True in the body.
+        valid: [D, H, W], False where the volume was padded.
         visible: [d, h, w], True where the network saw the cell.
         hidden: [d, h, w], True where the cell was masked and counts in the loss.
     """
@@ -41,6 +42,7 @@ class PanelCrop:
     image: np.ndarray
     reconstruction: np.ndarray
     foreground: np.ndarray
+    valid: np.ndarray
     visible: np.ndarray
     hidden: np.ndarray
 
@@ -70,8 +72,8 @@ def plane_indices(crop: PanelCrop) -> tuple[int, ...]:
 def draw_panels(crops: Sequence[PanelCrop], *, title: str) -> np.ndarray:
     """Draws the panels.
 
-    Grey values share one window per row: the 1st to 99th percentile of the original. In "reconstruction"
-    the hidden cells are the network's and the visible ones the original's. "error" is the absolute difference in hidden
+    Grey values share one window per row: the 1st to 99th percentile of the original without padding. In
+    "reconstruction" the hidden cells are the network's and the visible ones the original's. "error" is the absolute difference in hidden
     cells as a percentage of the grey window. Lines mark the borders of the cells in "masked input".
 
     Args:
@@ -109,7 +111,8 @@ def draw_panels(crops: Sequence[PanelCrop], *, title: str) -> np.ndarray:
 
 def _pictures(crop: PanelCrop) -> tuple[np.ndarray, ...]:
     """The four volumes of a row, in grey (0 to 1) but for the last, in %; NaN where there is nothing to show."""
-    low, high = np.percentile(crop.image, (1, 99))
+    # of a thin volume most is padding: its one value would be both percentiles
+    low, high = np.percentile(crop.image[crop.valid] if crop.valid.any() else crop.image, (1, 99))
     window = max(float(high - low), 1e-6)
     original = (crop.image - low) / window
     masked = np.where(crop.on_voxels(crop.visible), original, np.nan)

@@ -147,6 +147,7 @@ class Reconstruct:
             image=volume.in_units(volume.image.as_subclass(Tensor))[0].numpy(),
             reconstruction=volume.in_units(result.image)[0].numpy(),
             foreground=volume.foreground[0].numpy(),
+            valid=volume.valid[0].numpy(),
             visible=(~result.first_hidden)[0].numpy(),
             hidden=result.hidden[0].numpy(),
         )

@@ -125,7 +125,7 @@ class ReconstructionPanels(EpochPanels):
             name=name,
             spacing=tuple(float(tensors["spacing"][row][axis]) for axis in axis_order(self.axes, "RAS")),
             reconstruction=self._array(restored[row]),
-            **{key: self._array(tensors[key][row]) for key in ("image", "visible", "foreground", "hidden")},
+            **{key: self._array(tensors[key][row]) for key in ("image", "valid", "visible", "foreground", "hidden")},
         )
 
     def _pixels(self, title: str) -> np.ndarray:

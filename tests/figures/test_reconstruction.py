@@ -16,7 +16,7 @@ def crop(**changes):
     fields = {
         "name": "volume 0", "spacing": (1.0, 1.0, 2.0), "visible": ~hidden, "hidden": hidden,
         "image": np.linspace(0, 100, 16 * 8 * 4).reshape(16, 8, 4), "reconstruction": np.full((16, 8, 4), 50.0),
-        "foreground": np.ones((16, 8, 4), dtype=bool),
+        "foreground": np.ones((16, 8, 4), dtype=bool), "valid": np.ones((16, 8, 4), dtype=bool),
     }  # fmt: skip
     return PanelCrop(**{**fields, **changes})
 
@@ -53,6 +53,23 @@ def test_only_hidden_cells_show_the_reconstruction_and_the_error():
     assert np.isnan(error[~inside]).all()
     low, high = np.percentile(crop().image, (1, 99))
     np.testing.assert_allclose(error[inside], 100 * np.abs(crop().image[inside] - 50) / (high - low))
+
+
+def test_padding_does_not_make_the_grey_window_of_a_thin_volume():
+    valid = np.zeros((64, 64, 4), dtype=bool)
+    valid[:, 31] = True
+    image = np.where(valid, np.linspace(0, 100, valid.size).reshape(valid.shape), -3)
+    cells = np.ones((16, 16, 1), dtype=bool)
+    original, *_, error = _pictures(
+        crop(image=image, reconstruction=image + 1, foreground=valid, valid=valid, visible=~cells, hidden=cells)
+    )
+    low, high = np.percentile(image[valid], (1, 99))
+    np.testing.assert_allclose(original[valid], (image[valid] - low) / (high - low))
+    np.testing.assert_allclose(error, 100 / (high - low))
+
+
+def test_a_crop_of_nothing_but_padding_is_drawn():
+    assert draw_panels([crop(valid=np.zeros((16, 8, 4), dtype=bool))], title="epoch 1").shape[2] == 3
 
 
 def test_a_constant_crop_is_drawn():

@@ -110,7 +110,8 @@ def looks_like_label_map(array: np.ndarray) -> bool:
     if not _is_whole(middle) or np.unique(middle).size > _MOST_VALUES or not _is_whole(array):
         return False
     low, high = float(array.min()), float(array.max())
-    if high - low > 1e6:  # not a number that anybody gives a structure
+    # not a number that anybody gives a structure, or a quantitative map of small values, all of them nearly one number
+    if high - low > 1e6 or high - low < 0.5:
         return False
     whole = np.rint(array - low).astype(np.int32)
     counts = np.bincount(whole.ravel())

@@ -142,6 +142,16 @@ def test_real_label_maps_look_like_it_however_they_are_stored(data_dir: Path, na
     assert looks_like_label_map(array)
 
 
+@pytest.mark.parametrize("largest", [4e-4, 1e-5])
+def test_a_quantitative_map_of_small_values_is_no_label_map(largest: float, tmp_path: Path) -> None:
+    """Such as a diffusivity in mm2/s: all of its values are nearly 0, which is a whole number."""
+    array = mr_phantom()
+    array = (array - array.min()) / (array.max() - array.min()) * largest
+    assert not looks_like_label_map(array)
+    file = write_nifti(tmp_path / "all/case/a.nii.gz", array.astype(np.float32))
+    read(file, from_folder=True)
+
+
 def soft(array: np.ndarray) -> np.ndarray:
     return array * np.float32(0.37)
 

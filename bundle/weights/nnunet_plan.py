@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from bundle.errors import UserError
@@ -214,10 +215,14 @@ def _scheme(name: str, masked: bool, statistics: Mapping[str, Any]) -> dict[str,
     """One of `NORMALIZATIONS`; None where it is not known, or lacks its statistics."""
     if name in NORMALIZATIONS and (name != "CTNormalization" or statistics.keys() >= CT_STATISTICS):
         return NORMALIZATIONS[name](masked, statistics)
-    logger.warning(
-        "the normalization %s of nnU-Net's plan is not known here: intensities are brought to our scale", name
-    )
+    _warn_of_scheme(name)
     return None
+
+
+@cache  # a file is read several times in a run
+def _warn_of_scheme(name: str) -> None:
+    lacks = "lacks its statistics" if name in NORMALIZATIONS else "is not known here"
+    logger.warning("the normalization %s of nnU-Net's plan %s: intensities are brought to our scale", name, lacks)
 
 
 def _float(value: Any) -> float | None:

@@ -17,7 +17,7 @@ from bundle.errors import UserError
 from bundle.networks import build_encoder
 from bundle.transfer import load_encoder
 from bundle.weights import ModelFiles, read_checkpoint, read_weights
-from bundle.weights.nnunet_plan import array_axes, reader_of
+from bundle.weights.nnunet_plan import _warn_of_scheme, array_axes, reader_of
 
 ARCHITECTURE: dict[str, Any] = {
     "n_stages": 3,
@@ -149,6 +149,23 @@ def test_a_plan_from_before_architecture_and_an_unknown_normalization(tmp_path: 
     assert settings is not None
     assert settings.encoder["strides"] == [[1, 1, 1], [2, 2, 1], [1, 2, 2]] and settings.intensity_scheme is None
     assert "MyOwnNormalization of nnU-Net's plan is not known" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("scheme", "said"), [("CTNormalization", "lacks its statistics"), ("MyNormalization", "is not known here")]
+)
+def test_what_a_normalization_lacks_is_said_once_for_all_images_and_readings(
+    scheme: str, said: str, tmp_path: Path, caplog
+):
+    _warn_of_scheme.cache_clear()
+    content = checkpoint(network(), scheme=scheme, images=3, foreground_intensity_properties_per_channel={})
+    files = ModelFiles(save(content, tmp_path))
+    for _ in range(2):
+        settings = files.describe()
+        assert settings is not None and settings.intensity_scheme is None
+    assert [record.getMessage() for record in caplog.records] == [
+        f"the normalization {scheme} of nnU-Net's plan {said}: intensities are brought to our scale"
+    ]
 
 
 def test_the_normalizations_of_a_users_plan_are_known_in_a_checkpoint_too(tmp_path: Path):

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from bundle.atomic import replace_file, writing_into
 from bundle.errors import UserError, VolumeError, user_error_in
+from tests.commands import run_python
 
 ROOT = Path(__file__).parents[1]
 
@@ -84,7 +85,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 with replace_file({str(tmp_path / "last.pt")!r}) as temporary:
     torch.save(torch.zeros(100_000), {way})
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run_python("-c", code, cwd=ROOT)
     (said,) = done.stderr.strip().splitlines()
     named = f"{tmp_path}: a file may not be as large" if way != "temporary" else "a file cannot be written to its end"
     assert said.startswith(f"error: {named}") and "ulimit -f" in said
@@ -154,7 +155,7 @@ def test_the_command_line_shows_one_line():
         "from bundle.errors import install_excepthook; install_excepthook()\n"
         "import torch; torch.nn.BatchNorm1d(2)(torch.zeros(1, 2))"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run_python("-c", code, cwd=ROOT)
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith("error: BatchNorm has one value per channel")
     assert "Traceback" not in done.stderr

@@ -6,8 +6,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import subprocess
-import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import pytest
 
 from bundle.data import VolumeSet, prepare_archive
 from bundle.errors import UserError
+from tests.commands import run_python
 from tests.data.volumes import ROOT, ct_phantom, mr_phantom, preparation, write_nifti
 
 
@@ -117,10 +116,10 @@ def test_under_torchrun_each_process_takes_its_share_of_the_part(
 
 def test_the_config_prepares_in_processes(folder: Path) -> None:
     configs = [str(ROOT / f"configs/{name}.yaml") for name in ("train", "preset_dev", "prepare")]
-    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(configs), "--bundle_root", str(ROOT)]
+    command = ["-m", "monai.bundle", "run", "--config_file", configs, "--bundle_root", ROOT]
     options = {"dataset_dir": folder, "cache_dir": folder.parent / "cache", "workers": 1, "part": 1, "of": 1}
-    given = [str(text) for name, value in options.items() for text in (f"--{name}", value)]
-    done = subprocess.run([*command, *given], check=False, cwd=folder.parent, capture_output=True, text=True)
+    given = [text for name, value in options.items() for text in (f"--{name}", value)]
+    done = run_python(*command, *given, cwd=folder.parent)
     assert done.returncode == 0, done.stderr
     assert "part 1 of 1: 7 volumes, 0 were ready, 6 are prepared now, 1 skipped" in done.stdout + done.stderr
     assert len(list((folder.parent / "cache").glob("*.b2v"))) == 6

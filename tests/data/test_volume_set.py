@@ -15,13 +15,13 @@ import numpy as np
 import pydicom
 import pytest
 import torch
-import torch.multiprocessing as mp
 from monai.transforms import Compose, MapTransform
 
 from bundle.data import FoundVolume, VolumeSet
 from bundle.data.scans import find_scans
 from bundle.errors import UserError
 from bundle.runs import stop_distributed
+from tests.commands import run_processes
 from tests.data.volumes import PATIENT, ct_phantom, mr_phantom, preparation, write_dicom, write_nifti
 
 
@@ -295,7 +295,7 @@ def prepare_as_rank(rank: int, folder: Path, results: Path) -> None:
 
 
 def test_two_processes_share_the_work_and_agree_on_the_split(folder: Path) -> None:
-    mp.spawn(prepare_as_rank, args=(folder, folder.parent), nprocs=2)
+    run_processes(prepare_as_rank, folder, folder.parent)
     one, other = (json.loads((folder.parent / f"{rank}.json").read_text()) for rank in range(2))
     assert sorted(one["passed"] + other["passed"]) == ["ct_0.nii", "ct_1.nii", "ct_2.nii", "mr_0.nii", "mr_1.nii"]
     assert one["passed"] and other["passed"]

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from bundle.errors import UserError
 from bundle.losses import AlignmentLoss
 from bundle.networks import Pairs
 from bundle.runs import stop_distributed
+from tests.commands import run_processes
 
 
 def example(rows: int = 6, seed: int = 0) -> Pairs:
@@ -95,7 +95,7 @@ def test_the_other_processes_keys_are_negatives_of_other_volumes(tmp_path: Path)
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    mp.start_processes(_rank, (port, str(tmp_path)), nprocs=2, start_method="spawn")
+    run_processes(_rank, port, str(tmp_path))
     pairs = [example(5 + 2 * rank, seed=rank) for rank in range(2)]
     for rank, pair in enumerate(pairs):
         # the same volume's are all excluded; volume 0 of the other process is another volume than volume 0 here

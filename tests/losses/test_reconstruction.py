@@ -8,12 +8,12 @@ from statistics import fmean
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from bundle.cells import from_cells, to_cells
 from bundle.errors import UserError
 from bundle.losses import ReconstructionLoss
 from bundle.runs import stop_distributed
+from tests.commands import run_processes
 
 CELL = (4, 2, 4)
 
@@ -178,7 +178,7 @@ def test_two_processes_share_the_loss_of_the_whole_batch(example, tmp_path: Path
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    mp.start_processes(_rank, (port, str(tmp_path)), nprocs=2, start_method="spawn")
+    run_processes(_rank, port, str(tmp_path))
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     example["reconstruction"].requires_grad_()
     loss, _ = loss_of(visible_weight=0.3)(**example)

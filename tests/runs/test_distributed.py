@@ -15,7 +15,6 @@ from ignite.engine import Events
 from monai.engines import SupervisedEvaluator
 from monai.optimizers import WarmupCosineSchedule
 from torch import nn
-from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD
 
@@ -28,6 +27,7 @@ from bundle.runs.start import start_run
 from bundle.training.checkpoint import RunCheckpoint
 from bundle.training.scalars import Scalars
 from bundle.training.validation import SameBuffers
+from tests.commands import run_processes
 from tests.training.toy import ToyNetwork, toy_loader, toy_trainer
 
 CPU = torch.device("cpu")
@@ -96,7 +96,7 @@ def found(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    spawn(process, args=(port, results), nprocs=2)
+    run_processes(process, port, results)
     return [torch.load(results / str(rank) / "found.pt", weights_only=True) for rank in range(2)]
 
 

@@ -2,10 +2,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,7 @@ import pytest
 from bundle.errors import UserError
 from bundle.runs.folder import RunFolder, open_run_folder
 from bundle.runs.lock import lock_folder, release_folders
-
-ROOT = Path(__file__).parents[2]
+from tests.commands import SERVER
 
 
 @pytest.fixture(autouse=True)
@@ -23,22 +23,24 @@ def free() -> Iterator[None]:
     release_folders()
 
 
+def hold(folder: Path, held: Event) -> None:
+    lock_folder(folder)
+    held.set()
+    time.sleep(600)
+
+
 @contextmanager
-def other_process(folder: Path) -> Iterator[subprocess.Popen[str]]:
+def other_process(folder: Path) -> Iterator[BaseProcess]:
     """A process that holds the folder until it is killed."""
-    code = (
-        "import sys; from pathlib import Path; from bundle.runs.lock import lock_folder\n"
-        f"lock_folder(Path({str(folder)!r})); print('held', flush=True); sys.stdin.read()"
-    )
-    command = [sys.executable, "-c", code]
-    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "held\n"
+    held = SERVER.Event()
+    process = SERVER.Process(target=hold, args=(folder, held))
+    process.start()
+    assert held.wait(300)
     try:
         yield process
     finally:
         process.kill()
-        process.communicate()
+        process.join()
 
 
 def test_a_second_process_is_refused_in_one_line_that_names_the_first(tmp_path: Path):
@@ -51,7 +53,7 @@ def test_a_second_process_is_refused_in_one_line_that_names_the_first(tmp_path: 
 def test_what_a_killed_process_leaves_is_no_lock(tmp_path: Path):
     with other_process(tmp_path) as first:
         first.kill()
-        first.wait()
+        first.join()
         assert (tmp_path / ".lock").exists()
         lock_folder(tmp_path)
         assert str(os.getpid()) in (tmp_path / ".lock").read_text()

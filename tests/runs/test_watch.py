@@ -7,7 +7,6 @@ import os
 import queue
 import signal
 import socket
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ import torch.distributed as dist
 from bundle.errors import Preempted, Terminated, UserError
 from bundle.runs import watch as module
 from bundle.runs.watch import Watch
+from tests.commands import start_python
 
 ROOT = Path(__file__).parents[2]
 CODE = """
@@ -132,12 +132,12 @@ def test_a_killed_process_is_named_by_the_one_that_waits_for_it() -> None:
         port = free.getsockname()[1]
     common = {**os.environ, "MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
     first, second = (
-        subprocess.Popen([sys.executable, "-W", "ignore", "-c", CODE], cwd=ROOT, stdout=subprocess.PIPE,
-                         stderr=subprocess.PIPE, text=True, env={**common, "OMP_NUM_THREADS": "1", "RANK": str(rank)})
+        start_python("-c", CODE, cwd=ROOT, env={**common, "OMP_NUM_THREADS": "1", "RANK": str(rank)})
         for rank in range(2)
-    )  # fmt: skip
-    said, pid = first.communicate(timeout=300)[1], second.communicate(timeout=300)[0].strip()
-    assert second.returncode == -signal.SIGKILL and first.returncode == 1, said
+    )
+    ended, killed = first.finish(), second.finish()
+    said, pid = ended.stderr, killed.stdout.strip()
+    assert killed.returncode == -signal.SIGKILL and ended.returncode == 1, said
     last = said.strip().splitlines()[-1]
     assert last.startswith(f"error: no sign of life for 3 s from process 1 (pid {pid} on "), said
     assert "Traceback" not in said

@@ -11,10 +11,10 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.multiprocessing.spawn import spawn
 
 from bundle.runs import stop_distributed
 from bundle.sparse import SparseVolume, sync_over_visible_sites
+from tests.commands import run_processes
 from tests.sparse.examples import EXECUTORS
 
 
@@ -60,7 +60,7 @@ def results(tmp_path_factory) -> Path:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    spawn(process, args=(port, folder), nprocs=2)
+    run_processes(process, port, folder)
     return folder
 
 

@@ -5,8 +5,6 @@ import logging
 import os
 import random
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +23,7 @@ from bundle.training.checkpoint import RunCheckpoint, _load_schedule
 from bundle.training.sampling import SetSamplerEpoch
 from bundle.training.scalars import Scalars
 from bundle.transfer import FineTuneSchedule
+from tests.commands import run_python
 
 from .toy import ToyNetwork, toy_evaluator, toy_loader, toy_trainer
 
@@ -75,7 +74,7 @@ def uninterrupted(tmp_path_factory):
 
 def test_a_run_killed_in_the_middle_of_an_epoch_resumes_bit_for_bit(tmp_path, uninterrupted):
     code = f"from tests.training.test_checkpoint import train; train({str(tmp_path)!r}, kill_at=10)"
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, check=False)
+    done = run_python("-c", code, cwd=ROOT)
     assert done.returncode == -signal.SIGKILL
     losses, trainer, checkpoint = train(tmp_path, resume=True)
     whole_losses, whole_trainer, whole_checkpoint = uninterrupted

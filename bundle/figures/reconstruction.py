@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
@@ -138,7 +139,7 @@ def _draw_plane(
             aspect=aspect,
             interpolation="nearest",
         )
-        ax.tick_params(which="both", length=0, labelbottom=False, labelleft=False)
+        ax.set(xticks=[], yticks=[])
         if name == "masked input":
             _draw_cells(ax, crop, plane)
     mark_sides(axes[0], plane, index)
@@ -153,8 +154,8 @@ def _draw_cells(ax: Axes, crop: PanelCrop, plane: Plane) -> None:
     if set(crop.cell_size) == {1}:
         return
     width, height = crop.image.shape[plane.across], crop.image.shape[plane.up]
-    ax.set_xticks(width - 0.5 - np.arange(0, width + 1, crop.cell_size[plane.across]), minor=True)
-    ax.set_yticks(height - 0.5 - np.arange(0, height + 1, crop.cell_size[plane.up]), minor=True)
-    ax.set_xticks([])
-    ax.set_yticks([])
-    ax.grid(which="minor", color="white", linewidth=0.3, alpha=0.6)
+    across = width - 0.5 - np.arange(0, width + 1, crop.cell_size[plane.across])
+    up = height - 0.5 - np.arange(0, height + 1, crop.cell_size[plane.up])
+    lines = [*([(x, -0.5), (x, height - 0.5)] for x in across), *([(-0.5, y), (width - 0.5, y)] for y in up)]
+    # not the grid of the ticks, which would have to be measured
+    ax.add_collection(LineCollection(lines, colors="white", linewidths=0.3, alpha=0.6), autolim=False)

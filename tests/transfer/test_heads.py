@@ -55,7 +55,7 @@ def test_a_head_that_explains_the_labels_is_found(kernel):
     data = batches()
     for batch in data:
         batch["label"] = truth(batch["image"]).argmax(1, keepdim=True).float()
-    (before, after), *_ = fit_heads(network, data, CrossEntropy(), ridge=1e-7, iterations=100).values()
+    (before, after), *_ = fit_heads(network, data, CrossEntropy(), voxels=2**13, ridge=1e-7, iterations=100).values()
     assert after < 0.05 < before
     network.eval()
     agree = [(network(b["image"]).argmax(1, keepdim=True) == b["label"]).float().mean() for b in data]

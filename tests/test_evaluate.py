@@ -7,8 +7,6 @@ import csv
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +15,7 @@ from monai.bundle import ConfigWorkflow, create_workflow
 
 from bundle.errors import user_error_in
 
+from .commands import run_python
 from .tiny_run import DEV, ROOT, TRAIN, bundle_root, train
 
 EVALUATE = str(ROOT / "configs/evaluate.yaml")
@@ -126,12 +125,9 @@ def test_volumes_that_were_trained_on_are_named_when_they_come_from_a_copy_of_th
 
 def test_the_command_takes_the_newest_run_and_keeps_earlier_reports(root: Path, trained: Path, tmp_path: Path):
     (trained / "evaluation.json").write_text("earlier")
-    line = [sys.executable, "-m", "monai.bundle", "run", "--config_file", f"['{TRAIN}','{EVALUATE}']"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*line, "--bundle_root", root, "--batch_size", "1"],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+    line = ["-m", "monai.bundle", "run", "--config_file", f"['{TRAIN}','{EVALUATE}']"]
+    line += ["--bundle_root", root, "--batch_size", 1]
+    done = run_python(*line, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-3000:]
     assert (trained / "evaluation.json").read_text() == "earlier"
     report = json.loads((trained / "evaluation_2.json").read_text())

@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from pydoc import locate
 from typing import Any
@@ -26,6 +25,7 @@ from nibabel.processing import resample_to_output
 from bundle.errors import user_error_in
 from bundle.training import History
 from bundle.weights import checksum
+from tests.commands import run_python
 from tests.export.models import write_model
 from tests.networks.encoder_cases import Case
 
@@ -377,9 +377,8 @@ def test_several_channels_in_one_volume(bundle_root: Path, brain, tmp_path: Path
 
 
 def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "monai.bundle", "run", "training", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(line, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    return run_python("-m", "monai.bundle", "run", "training", *arguments, cwd=cwd, env=environment)
 
 
 def test_the_command_line_takes_classes_and_trains_from_scratch(bundle_root: Path, dataset: Path, tmp_path: Path):

@@ -26,6 +26,7 @@ from monai.networks.nets.segresnet_ds import SegResEncoder
 from bundle.data import Foregroundd
 from bundle.errors import UserError, user_error_in
 from bundle.runs import release_folders
+from tests.commands import run_python
 
 from .data.volumes import ct_phantom, write_nifti
 
@@ -77,10 +78,9 @@ def run(models: Path, dataset: Path, output: Path, **overrides) -> dict[str, dic
 
 
 def command(*arguments: object, cwd: Path, path: Path | None = None) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "monai.bundle", *map(str, arguments)]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
     environment |= {} if path is None else {"PYTHONPATH": str(path)}
-    return subprocess.run(line, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    return run_python("-m", "monai.bundle", *arguments, cwd=cwd, env=environment)
 
 
 def voxels_to_mm(affine: np.ndarray, places: np.ndarray) -> np.ndarray:
@@ -353,7 +353,9 @@ def test_truncated_weights_are_one_line_of_the_bare_command_anywhere(models: Pat
 
 def test_the_bare_command_runs_from_another_folder(models: Path, folder: Path, tmp_path: Path):
     options = ["--bundle_root", models.parent, "--dataset_dir", folder / "a", "--output_dir", tmp_path / "out"]
-    done = command("run", "--config_file", CONFIG, *options, "--device", "cpu", cwd=tmp_path)
+    line = [sys.executable, "-m", "monai.bundle", "run", "--config_file", CONFIG, *options, "--device", "cpu"]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "2 volumes embedded, 0 skipped" in done.stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]

@@ -7,13 +7,12 @@ import csv
 import hashlib
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.commands import run_python
 from tests.data.volumes import ct_phantom, ellipsoid, mr_phantom, write_dicom, write_nifti
 from tests.test_inference import CONFIG as INFERENCE
 from tests.test_inference import make_models
@@ -164,19 +163,13 @@ def test_label_maps_are_left_out_of_inference_and_reconstruction_unless_included
 def test_the_command_line_takes_patterns_without_quotes_in_them(models: Path, tmp_path: Path):
     write_nifti(tmp_path / "in/scan.nii.gz", volume(0), AFFINE)
     write_nifti(tmp_path / "in/scan_seg.nii.gz", volume(1), AFFINE)
-    line = [sys.executable, "-m", "monai.bundle", "run", "--config_file", INFERENCE, "--bundle_root", models.parent]
+    line = ["-m", "monai.bundle", "run", "--config_file", INFERENCE, "--bundle_root", models.parent]
     line += ["--dataset_dir", "in", "--output_dir", "out", "--device", "cpu", "--include", "[labels/*, *_seg*]"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-    def run() -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*map(str, line)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
-        )
-
-    done = run()
+    done = run_python(*line, cwd=tmp_path, env=environment)
     assert done.returncode != 0 and "Traceback" not in done.stderr
     assert 'error: --include "labels/*" fits none of the 2 volumes' in done.stderr
     line[-1] = "[*_seg*]"
-    done = run()
+    done = run_python(*line, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "2 volumes embedded, 0 skipped" in done.stdout + done.stderr

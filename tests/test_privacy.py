@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import gzip
 import os
-import subprocess
-import sys
 import zipfile
 from collections.abc import Iterator
 from io import BytesIO
@@ -16,6 +14,8 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+from tests.commands import run_python
 
 ROOT = Path(__file__).parents[1]
 MARK = "Zyxwqvutsr"  # in the value of each attribute
@@ -108,9 +108,7 @@ def leaks(folder: Path, secrets: list[bytes]) -> list[str]:
 
 
 def command(*arguments: object, log: Path) -> None:
-    line = [sys.executable, "-m", "monai.bundle", "run", *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = run_python("-m", "monai.bundle", "run", *arguments, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-3000:]
     log.write_text(done.stdout + done.stderr)
 

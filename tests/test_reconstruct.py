@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import csv
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel
@@ -17,6 +15,7 @@ from monai.bundle import ConfigWorkflow
 
 from bundle.errors import user_error_in
 
+from .commands import run_python
 from .data.volumes import PATIENT, ct_phantom, write_dicom
 from .tiny_run import ROOT, bundle_root, train
 
@@ -55,12 +54,8 @@ def reconstruct(root: Path, **overrides) -> Path:
 @pytest.fixture(scope="module")
 def results(root: Path, trained: Path, inputs: Path) -> Path:
     """Of the plain command, from another folder, with the newest run."""
-    line = [sys.executable, "-m", "monai.bundle", "run", "--config_file", RECONSTRUCT, "--bundle_root", root]
-    done = subprocess.run(
-        [*line, "--dataset_dir", inputs],
-        cwd=inputs.parent, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
-        check=False,
-    )  # fmt: skip
+    line = ["-m", "monai.bundle", "run", "--config_file", RECONSTRUCT, "--bundle_root", root, "--dataset_dir", inputs]
+    done = run_python(*line, cwd=inputs.parent, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-3000:]
     folder = trained / "reconstruction"
     (folder / "printed.txt").write_text(done.stdout + done.stderr)

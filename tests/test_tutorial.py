@@ -8,12 +8,12 @@ import csv
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.commands import run_python
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "docs/tutorials/tutorial.ipynb"
@@ -70,10 +70,7 @@ def work(program: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of results, after the notebook has run."""
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+    done = run_python("-c", program, cwd=elsewhere, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     assert not list(elsewhere.iterdir()), "results belong below `work`"
     found = re.search(r"^work = '(.+)'$", program, re.MULTILINE)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from monai.networks.nets.segresnet_ds import SegResNetDS
 
 from bundle.errors import user_error_in
 from bundle.export import plain_model
+from tests.commands import start_python
 
 ROOT = Path(__file__).parents[1]
 TRAIN, DEV = str(ROOT / "configs/train.yaml"), str(ROOT / "configs/preset_dev.yaml")
@@ -182,18 +184,19 @@ def test_without_data_the_bare_command_says_in_one_line_how_to_fetch_it(tmp_path
 
 
 def test_two_processes_train_one_model(folder: Path, tmp_path: Path):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
+    """As torchrun starts them, which test_multi_gpu.py has."""
     given = {**QUICK, "bundle_root": folder, "output_dir": tmp_path / "run", "device": "cpu"}
     options = ["--config_file", f"['{TRAIN}','{DEV}']", *(f"--{key}={value}" for key, value in given.items())]
-    done = subprocess.run(
-        [*launcher, "monai.bundle", "run", "training", *options],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    common = {**os.environ, "MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    started = []
+    for rank in range(2):
+        own = {"OMP_NUM_THREADS": "1", "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        line = ["-m", "monai.bundle", "run", "training", *options]
+        started.append(start_python(*line, cwd=tmp_path, env={**common, **own}))
+    done = [process.finish() for process in started]
+    assert [process.returncode for process in done] == [0, 0], done[0].stderr[-3000:] + done[1].stderr[-3000:]
     assert (tmp_path / "run/model.pt").exists() and (tmp_path / "run/summary.md").exists()
-    assert "epoch 2/2" in done.stdout and done.stdout.count("epoch 2/2") == 1  # one process reports
+    assert "".join(process.stdout for process in done).count("epoch 2/2") == 1  # one process reports

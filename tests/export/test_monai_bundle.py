@@ -7,7 +7,6 @@ import dataclasses
 import json
 import os
 import shutil
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -28,6 +27,7 @@ from scipy import ndimage
 from bundle import data as components
 from bundle.errors import UserError, user_error_in
 from bundle.export.monai_bundle import FinishedRun, data_licence, inference_config, metadata, model_card
+from tests.commands import run_python
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs/finetune_segmentation.yaml")
@@ -367,10 +367,9 @@ def test_several_channels_of_mr_are_prepared_by_this_package(mr_run: Path, brain
 def test_the_command_runs_from_inside_the_bundle(ct_bundle: Path, body, tmp_path: Path):
     nibabel.save(body[0], tmp_path / "scan.nii.gz")
     copy = shutil.copytree(ct_bundle, tmp_path / "received")
-    line = [sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/inference.json"]
+    line = ["-m", "monai.bundle", "run", "--config_file", "configs/inference.json"]
     line += ["--dataset_dir", str(tmp_path), "--output_dir", str(tmp_path / "out")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(line, cwd=copy, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = run_python(*line, cwd=copy, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "out/scan_seg.nii.gz").is_file()
 

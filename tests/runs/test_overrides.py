@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from monai.bundle import ConfigWorkflow, create_workflow
 
 from bundle.errors import UserError, user_error_in
 from bundle.runs import CheckedWorkflow
+from tests.commands import run_python
 
 ROOT = Path(__file__).parents[2]
 BASE = {
@@ -144,10 +144,8 @@ def test_a_copied_config_of_another_name_is_its_own_base(configs):
 def test_the_command_line_and_an_args_file_say_it_in_one_line(configs, tmp_path):
     args = tmp_path / "args.yaml"
     args.write_text(yaml.safe_dump({"config_file": str(configs / "train.yaml"), "epoch": 7}))
-    done = subprocess.run(
-        [sys.executable, "-m", "monai.bundle", "run", "training", "--args_file", str(args)],
-        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    command = ["-m", "monai.bundle", "run", "training", "--args_file", args]
+    done = run_python(*command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "error: unknown option --epoch: did you mean --epochs?"
     assert "Traceback" not in done.stderr
@@ -222,11 +220,9 @@ def test_what_has_a_parent_is_merged_as_by_monai(configs, option):
     ],
 )
 def test_the_command_line_says_it_in_one_line_with_the_checked_workflow(configs, tmp_path, option, said):
-    command = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", str(configs / "train.yaml")]
-    done = subprocess.run(
-        [*command, "--workflow_name", "bundle.runs.CheckedWorkflow", option, "2"],
-        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    command = ["-m", "monai.bundle", "run", "training", "--config_file", configs / "train.yaml"]
+    command += ["--workflow_name", "bundle.runs.CheckedWorkflow", option, 2]
+    done = run_python(*command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == said
     assert "Traceback" not in done.stderr

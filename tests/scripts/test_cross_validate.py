@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
 import sys
 import threading
 import time
@@ -28,6 +27,7 @@ from bundle.data.fingerprints import fingerprint
 from bundle.data.names import name_digest
 from bundle.errors import UserError
 from bundle.prediction import FineTuned
+from tests.runs.test_lock import other_process
 
 ROOT = Path(__file__).parents[2]
 CLASSIFICATION = str(ROOT / "configs/finetune_classification.yaml")
@@ -175,16 +175,9 @@ def test_so_many_run_at_a_time(trainer: Path):
 
 
 def test_a_second_command_in_the_folder_is_refused(trainer: Path, capsys: Any):
-    hold = "import sys, pathlib\nfrom bundle.runs.lock import lock_folder\nlock_folder(pathlib.Path(sys.argv[1]))\n"
-    holder = subprocess.Popen(
-        [sys.executable, "-c", f"{hold}print(flush=True)\nsys.stdin.read()", str(trainer / "out")],
-        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-    )  # fmt: skip
-    assert holder.stdout is not None
-    holder.stdout.readline()
-    assert run(trainer) == 1 and "is being written by another process" in capsys.readouterr().err
+    with other_process(trainer / "out"):
+        assert run(trainer) == 1 and "is being written by another process" in capsys.readouterr().err
     assert started(trainer) == []
-    holder.communicate()
 
 
 @pytest.mark.usefixtures("without_results")

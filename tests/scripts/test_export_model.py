@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from monai.transforms import CenterSpatialCrop
 from safetensors.torch import load_file
 
 from bundle.export import plain_model
+from tests.commands import run_python
 from tests.export.models import write_model
 from tests.networks.encoder_cases import CASES
 
@@ -144,8 +144,7 @@ def test_an_input_that_cannot_be_used_ends_in_one_line(content, message: str, mo
     volume = tmp_path / "volume.nii.gz"
     if content is not None:
         volume.write_bytes(content)
-    command = [sys.executable, str(ROOT / "scripts/export_model.py"), str(model), "--input", str(volume)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run_python(ROOT / "scripts/export_model.py", model, "--input", volume, cwd=ROOT)
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if "warning" not in line.lower()]
     assert line.startswith("error: ") and message in line and "volume.nii.gz" in line

@@ -14,13 +14,14 @@ import runpy
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.multiprocessing.spawn import start_processes
 
-__all__ = ["SERVER", "Started", "run_processes", "run_python", "start_python"]
+__all__ = ["SERVER", "Started", "run_command", "run_processes", "run_python", "start_python"]
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["monai.bundle", "torch.utils.tensorboard", "blosc2"])
@@ -65,6 +66,12 @@ def run_python(*words: object, cwd: Path, env: Mapping[str, str] | None = None) 
     return start_python(*words, cwd=cwd, env=env).finish()
 
 
+def run_command(command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    """Stands for `subprocess.run` where a program of ours starts Python, or a script of Python's, and reads all."""
+    words = command[1:] if command[0] == sys.executable else command
+    return run_python(*words, cwd=options.get("cwd", Path.cwd()), env=options.get("env"))
+
+
 def run_processes(function: Callable[..., None], *args: object, count: int = 2) -> None:
     """Runs ``function(number, *args)`` in so many processes at once: see `torch.multiprocessing.spawn`."""
     start_processes(function, args, nprocs=count, start_method="forkserver")
@@ -79,6 +86,7 @@ def _be_python(words: tuple[str, ...], cwd: Path, env: dict[str, str], said: lis
     os.environ.update(env)
     if "OMP_NUM_THREADS" in env:  # which is read when torch is imported
         torch.set_num_threads(int(env["OMP_NUM_THREADS"]))
+    sys.dont_write_bytecode = bool(env.get("PYTHONDONTWRITEBYTECODE"))
     first, *others = words
     place = {"-m": str(cwd), "-c": ""}.get(first, str(Path(first).parent))
     given = [path for path in env.get("PYTHONPATH", "").split(os.pathsep) if path]

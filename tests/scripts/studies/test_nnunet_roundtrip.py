@@ -5,12 +5,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel
+import nnunet_roundtrip
 import numpy as np
 import pytest
 from fetch_nnunet import find_nnunet
 from nnunet_roundtrip import main
+
+from tests.commands import run_command
 
 SIZE = (40, 40, 28)
 #: a tiny network; slices are thicker than they are wide at the first level
@@ -50,8 +54,11 @@ def save(voxels: np.ndarray, affine: np.ndarray, file: Path) -> None:
     nibabel.save(nibabel.Nifti1Image(voxels, affine), file)
 
 
-def test_the_six_commands_and_what_nnunet_has_loaded(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_six_commands_and_what_nnunet_has_loaded(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
     assert find_nnunet() is not None, "no nnU-Net: run `python scripts/fetch_nnunet.py` first"
+    monkeypatch.setattr(nnunet_roundtrip, "subprocess", SimpleNamespace(run=run_command))
     work = tmp_path / "work here"
     options = ["--raw", raw, "--work_dir", work, "--nnunet", find_nnunet(), "--threads", "1"]
     assert main([str(word) for word in [*options, "--change_plan", json.dumps(PLAN)]]) == 0, capsys.readouterr().err

@@ -18,5 +18,8 @@ bash "$root/scripts/setup_env.sh" --dev
 cd "$root"
 # most tests compute little: threads would cost more than they gain, above all where several processes train at once
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-# a file's tests stay in one process, as they share what is slow to make; -n 0 runs all in this one
-exec "$python" -m pytest -n auto --maxprocesses 4 --dist loadfile "$@"
+# where Python is told to keep no bytecode, each of a hundred processes would compile the bundle once more
+unset PYTHONDONTWRITEBYTECODE
+# a file's tests stay in one process, as they share what is slow to make, and tests/conftest.py says which files begin;
+# -n 0 runs all in this one
+exec "$python" -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder "$@"

@@ -11,6 +11,37 @@ import pytest
 if TYPE_CHECKING:
     from tests.zoo.release import Released
 
+#: files that take 15 seconds and more, the longest first: begun at the end, one would keep a single core busy
+LONGEST = (
+    "scripts/benchmarks/test_gpu.py",
+    "test_finetune.py",
+    "export/test_formats.py",
+    "scripts/studies/test_nnunet_roundtrip.py",
+    "test_workflow.py",
+    "sparse/convolution/test_fused.py",
+    "scripts/studies/test_method.py",
+    "scripts/studies/test_transfer.py",
+    "test_resume.py",
+    "test_users_objective.py",
+    "test_multi_gpu.py",
+    "test_output_folder.py",
+    "test_model_zoo.py",
+    "scripts/zoo/test_release.py",
+    "sparse/test_segres_encoder.py",
+    "scripts/test_does_pretraining_help.py",
+    "scripts/studies/test_recipe.py",
+    "weights/test_cards.py",
+    "training/test_gradients.py",
+    "test_inference.py",
+    "scripts/test_cross_validate.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begins with the longest files: pytest-xdist hands them out in this order."""
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
 
 @pytest.fixture(scope="session")
 def data_dir() -> Path:

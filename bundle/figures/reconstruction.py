@@ -75,7 +75,8 @@ def draw_panels(crops: Sequence[PanelCrop], *, title: str) -> np.ndarray:
 
     Grey values share one window per row: the 1st to 99th percentile of the original without padding. In
     "reconstruction" the hidden cells are the network's and the visible ones the original's. "error" is the absolute
-    difference in hidden cells as a percentage of the grey window. Lines mark the borders of the cells in "masked input".
+    difference in hidden cells as a percentage of the grey window. Lines mark the borders of the cells in "masked
+    input".
 
     Args:
         crops: one row each.

@@ -181,6 +181,22 @@ def test_a_folder_of_label_maps_alone_is_a_reference(
     assert len(list(tmp_path.glob("out/panels/*.png"))) == 2
 
 
+@pytest.mark.parametrize("hash_names", [False, True])
+def test_names_that_fit_nowhere_are_shown_side_by_side(
+    dataset: Path, predictions: Path, tmp_path: Path, hash_names: bool
+) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/case_7_final.nii.gz").symlink_to(predictions / f"{NAMES[0]}.nii.gz")
+    with pytest.raises((UserError, RuntimeError)) as caught:
+        run(tmp_path / "other", dataset, tmp_path / "out", classes=CLASSES, hash_names=hash_names)
+    said = str(user_error_in(caught.value))
+    if hash_names:
+        assert name_digest("case_7_final") in said and not any(name in said for name in ("final", *NAMES))
+    else:
+        assert f"scans, such as {NAMES[0]}_0000, has a prediction of its name" in said
+        assert "the files in --predictions, such as case_7_final, have others" in said
+
+
 def test_with_hashed_names_nothing_that_is_written_names_a_file(
     dataset: Path, predictions: Path, tmp_path: Path
 ) -> None:

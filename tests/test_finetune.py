@@ -179,7 +179,7 @@ def test_the_product_is_the_epoch_with_the_highest_dice_and_loads_into_plain_mon
 
 def test_a_broken_volume_is_skipped_and_reported(finished: Path):
     text = (finished / "summary.md").read_text()
-    assert "broken.nii.gz: cannot be read" in text and "training: 1 volumes (1 MR)" in text
+    assert "broken.nii.gz: cannot be read" in text and "training: 1 volume (1 MR)" in text
 
 
 def test_training_starts_from_the_pretrained_encoder_or_from_scratch(bundle_root: Path, dataset: Path):

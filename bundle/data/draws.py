@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bundle.data.prepared_volume import PreparedVolume
+from bundle.data.printable import counted
 from bundle.errors import UserError
 
 __all__ = [
@@ -168,7 +169,7 @@ def balanced_order(
     if column == "group":  # a patient's digest stays in memory
         logger.info("balance group: %d groups are drawn equally often, unless they have weights", len(counts))
     else:
-        told = [f"{value} {shares[value]:.1%} ({number} volumes)" for value, number in counts.items()]
+        told = [f"{value} {shares[value]:.1%} ({counted(number, 'volume')})" for value, number in counts.items()]
         more = [f"and {len(told) - _SHOWN} more"] if len(told) > _SHOWN else []
         logger.info("balance %s, shares of the crops: %s", column, ", ".join(told[:_SHOWN] + more))
     return BalancedOrder(values, shares, seed)

@@ -14,6 +14,7 @@ from monai.data import MetaTensor
 from bundle.data.find import VOLUME_SUFFIXES
 from bundle.data.grids import file_grid, same_place
 from bundle.data.names import without_ending
+from bundle.data.printable import counted
 from bundle.errors import UserError, VolumeError
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "label_map_by_path",
     "looks_like_label_map",
     "looks_like_probabilities",
+    "odd_values",
     "refuse_label_map",
 ]
 
@@ -139,6 +141,21 @@ def looks_like_probabilities(array: np.ndarray) -> bool:
     count = int(np.count_nonzero(inside))
     sure = int(np.count_nonzero(array >= _SURE))
     return 0 < count <= (1 - _LEAST_BACKGROUND) * array.size and sure >= _LEAST_SURE * count
+
+
+def odd_values(values: np.ndarray) -> str:
+    """Values that no label map has, in words.
+
+    Args:
+        values: one for each such voxel, ``[N]``, at least one.
+
+    Example:
+        >>> odd_values(np.array([0.5, 2.25, 0.5]))
+        'values that are no whole numbers, such as 0.5 and 2.25 (3 voxels)'
+    """
+    different = list(dict.fromkeys(f"{value:g}" for value in values[:10_000].tolist()))[:3]
+    such = " and ".join([", ".join(different[:-1]), different[-1]] if len(different) > 1 else different)
+    return f"values that are no whole numbers, such as {such} ({counted(values.size, 'voxel')})"
 
 
 def refuse_label_map(image: MetaTensor, file: str, name: str) -> list[str]:

@@ -70,9 +70,10 @@ def _warn_of_copies(copies: Sequence[Sequence[PreparedVolume]]) -> None:
     if not copies:
         return
     first, second, *_ = copies[0]
+    count = sum(map(len, copies)) - len(copies)
     logger.warning(
-        "%d volumes have the same bytes as another, such as %s and %s: remove copies; they stay on one side of the "
-        "split", sum(map(len, copies)) - len(copies), first.name, second.name,
+        "%s the same bytes as another, such as %s and %s: remove copies; they stay on one side of the split",
+        "1 volume has" if count == 1 else f"{count} volumes have", first.name, second.name,
     )  # fmt: skip
     if differ := [same[0].name for same in copies if len({v.content for v in same}) > 1]:
         logger.warning("the copies of %s have different labels: correct them", ", ".join(differ[:5]))

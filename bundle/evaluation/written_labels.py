@@ -15,7 +15,7 @@ from scipy import ndimage
 from bundle.data import read_volume
 from bundle.data.find import volume_files
 from bundle.data.grids import Grid, same_place
-from bundle.data.label_maps import WHOLE
+from bundle.data.label_maps import WHOLE, odd_values
 from bundle.data.names import without_ending
 from bundle.errors import UserError, VolumeError
 
@@ -203,9 +203,12 @@ def _whole_numbers(array: np.ndarray, name: str, file: str) -> np.ndarray:
     for start in range(0, len(array), 32):
         part = array[start : start + 32]
         whole = np.rint(part)
-        if np.abs(part - whole).max() > WHOLE or whole.max() > _HIGHEST:
+        odd = np.abs(part - whole) > WHOLE
+        if odd.any():
+            raise VolumeError(name, f"has a label map with {odd_values(part[odd])} ({file})", "give whole numbers")
+        if whole.max() > _HIGHEST:
             raise VolumeError(
-                name, f"has a label map with values that are no whole numbers up to {_HIGHEST} ({file})", "correct it"
+                name, f"has a label map with the value {whole.max():g}, above {_HIGHEST} ({file})", "correct it"
             )
         values[start : start + 32] = whole.clip(0)
     return values

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from bundle.data import PreparedVolume, SkippedVolume
+from bundle.data.printable import counted
 from bundle.runs import RunFolder
 from bundle.training.history import class_metrics, clock, on_training
 
@@ -133,7 +134,7 @@ def training_facts(network: nn.Module, device: torch.device, rows: Sequence[Mapp
         "network": f"{type(network).__name__}, encoder {type(encoder).__name__}",
         "trainable parameters": f"{count:,}",
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else threads,
-        "time": f"{clock(sum(row['seconds'] for row in rows))} in {len(rows)} epochs",
+        "time": f"{clock(sum(row['seconds'] for row in rows))} in {counted(len(rows), 'epoch')}",
     }
 
 
@@ -183,4 +184,4 @@ def files_facts(folder: RunFolder, held_out: bool = True) -> dict[Path, str]:
 def _counts(volumes: Sequence[PreparedVolume]) -> str:
     modalities = Counter(volume.modality for volume in volumes)
     parts = ", ".join(f"{count} {modality}" for modality, count in sorted(modalities.items()))
-    return f"{len(volumes)} volumes" + (f" ({parts})" if parts else "")
+    return counted(len(volumes), "volume") + (f" ({parts})" if parts else "")

@@ -118,7 +118,8 @@ def _pick(name: str, given: Any, recorded: ModelSettings) -> Any:
         example = "[1, 1, 1], own" if name == "spacing" else str(list(getattr(ModelSettings, name)))
         raise UserError(f"--{name} {given!r} does not fit: give {_LENGTHS[name]} numbers such as {example}, or null")
     if name in recorded.content and used != value:
+        told = given if isinstance(given, str) else value
         logger.warning(
-            "%s is %s here, but the encoder was pre-trained with %s: its features may fit less", name, value, used
+            "%s is %s here, but the encoder was pre-trained with %s: its features may fit less", name, told, used
         )
     return value

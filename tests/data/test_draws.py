@@ -127,7 +127,7 @@ def test_what_cannot_work_is_one_line(balance: str | None, weights: dict[str, An
 def test_the_log_tells_the_shares_but_no_group(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="bundle")
     balanced_order(NINE_AND_ONE, "modality", {"MR": 3}, seed=0)
-    assert "balance modality, shares of the crops: CT 25.0% (9 volumes), MR 75.0% (1 volumes)" in caplog.text
+    assert "balance modality, shares of the crops: CT 25.0% (9 volumes), MR 75.0% (1 volume)" in caplog.text
     balanced_order([volume(n, group=f"digest{n}") for n in range(3)], "group", None, seed=0)
     assert "balance group: 3 groups" in caplog.text and "digest" not in caplog.text
 

@@ -86,8 +86,8 @@ def test_rounded_affines_are_one_grid(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        (np.full((4, 4, 4), 0.5, dtype=np.float32), "no whole numbers"),
-        (np.full((4, 4, 4), 70000, dtype=np.int32), "whole numbers up to 65535"),
+        (np.full((4, 4, 4), 0.5, dtype=np.float32), r"no whole numbers, such as 0\.5 \(64 voxels\)"),
+        (np.full((4, 4, 4), 70000, dtype=np.int32), "the value 70000, above 65535"),
     ],
 )
 def test_what_is_no_label_map_is_one_line(tmp_path: Path, values: np.ndarray, said: str) -> None:

@@ -69,7 +69,7 @@ def test_the_page_says_what_on_what_how_well_and_where(tmp_path, caplog):
     assert "Training completed 3 of 3 epochs." in text
     assert f"trainable parameters: {84 + 6 + 3 + 4:,}" in text
     assert "training: 3 volumes (2 CT, 1 MR)" in text
-    assert "validation: 1 volumes (1 MR)" in text
+    assert "validation: 1 volume (1 MR)" in text
     assert "- smaller than the crop, so padded: a\n" in text, "once, even if it is in both parts"
     assert "- used in part or resampled: 1\n  - a: 2 image(s) left out: a localizer\n" in text
     assert "  - b.nii.gz: cannot be read; fetch it again" in text

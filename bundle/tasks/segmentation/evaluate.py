@@ -20,7 +20,7 @@ from tqdm import tqdm
 from bundle.atomic import replace_file
 from bundle.data import FoundVolume, skipped_because
 from bundle.data.find import volume_files
-from bundle.data.names import pseudonymous_text
+from bundle.data.names import name_digest, pseudonymous_text
 from bundle.errors import UserError
 from bundle.evaluation import (
     Bootstrap,
@@ -136,10 +136,7 @@ class SegmentationEvaluation:
         every = self._evaluate(cases)
         done = sorted((c for c in every if c.rows and not c.problem), key=_worst_first)
         if not done:
-            first = next((f"{c.case.name} {c.problem}" for c in every if c.problem), "none has a prediction")
-            raise UserError(
-                f"none of the {len(every)} scans can be evaluated, the first: {first}; correct --predictions"
-            )
+            raise UserError(self._nothing(every, unused))
         metrics = self._summarise(done)
         notes = self._notes(every, unused)
         others = [case for case in every if case.problem or not case.rows]
@@ -174,6 +171,20 @@ class SegmentationEvaluation:
             count=len(drawn),
             classes=class_numbers(self.classes),
         )
+
+    def _nothing(self, every: Sequence[EvaluatedCase], unused: Sequence[str]) -> str:
+        """Why no case can be evaluated."""
+        if failed := next((f"{case.case.name} {case.problem}" for case in every if case.problem), ""):
+            return f"none of the {len(every)} scans can be evaluated, the first: {failed}; correct --predictions"
+        shown = [self._shown_name(name) for name in unused[:1]]
+        such = f", such as {shown[0]}," if shown else ""
+        return (
+            f"none of the {len(every)} scans, such as {every[0].case.name}, has a prediction of its name: the files in "
+            f"--predictions{such} have others; correct --predictions, or name its files as the scans"
+        )
+
+    def _shown_name(self, name: str) -> str:
+        return name_digest(name) if self.hash_names else name
 
     def _match(self) -> tuple[list[LabelledCase], list[str]]:
         """The cases, and the predictions that belong to none."""

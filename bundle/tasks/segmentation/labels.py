@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bundle.data import PreparedVolume, read_volume
 from bundle.data.grids import same_place, volume_grid
-from bundle.data.label_maps import WHOLE
+from bundle.data.label_maps import WHOLE, odd_values
 from bundle.data.straighten import straighten
 from bundle.errors import UserError, VolumeError
 
@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 #: so many values that no class has are told, and so many scans with one of them
 _VALUES, _SCANS = 8, 3
+_NO_MAP = "give whole numbers: it may be a map of probabilities, or have been resampled without nearest neighbour"
 
 
 def check_classes(classes: Mapping[str, int]) -> int:
@@ -46,6 +47,11 @@ def check_classes(classes: Mapping[str, int]) -> int:
     Raises:
         UserError: if there is no class, two share a value, or a value is no whole number from 1 to 65535.
     """
+    if not classes:
+        raise UserError(
+            "--classes is not given, and there is no dataset.json with labels: give each class its value in the label "
+            "maps, such as {liver: 1}"
+        )
     values = list(classes.values()) if isinstance(classes, Mapping) else []
     if not values or len(set(values)) < len(values) or any(not isinstance(v, int) or not 0 < v < 65536 for v in values):
         raise UserError(f"--classes {classes} does not fit: give each class its own value, such as {{liver: 1}}")
@@ -121,8 +127,9 @@ def _read_labels(file: str, image: MetaTensor, name: str) -> Tensor:
         )
     values = labels.as_tensor()
     whole = values.round()
-    if ((values - whole).abs() > WHOLE).any():
-        raise VolumeError(name, "has a label map with values that are no whole numbers", "correct it")
+    off = (values - whole).abs() > WHOLE
+    if off.any():
+        raise VolumeError(name, f"has a label map with {odd_values(values[off].numpy())}", _NO_MAP)
     return whole
 
 

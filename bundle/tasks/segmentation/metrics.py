@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,7 +32,9 @@ class SurfaceDistanceInMm(SurfaceDistance):
         items = batch if isinstance(batch, list) else [batch]
         spacings = torch.cat([torch.as_tensor(item["spacing"]).reshape(-1, 3) for item in items]).tolist()
         for predicted, label, spacing in zip(y_pred, y, spacings, strict=True):  # one by one: sizes may differ
-            self.metric_fn(predicted[None], label[None], spacing=spacing)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*always_return_as_numpy")  # MONAI calls itself so
+                self.metric_fn(predicted[None], label[None], spacing=spacing)
 
     def compute(self) -> float:
         """The mean over volumes and classes, mm."""

@@ -53,6 +53,11 @@ def metrics(*arguments: Any, **more: Any) -> dict[str, float]:
 PLATE = box((0, 12), (4, 8), (0, 12))
 
 
+@pytest.mark.filterwarnings("error:.*always_return_as_numpy")
+def test_monai_does_not_warn_of_its_own_call():
+    assert metrics([(PLATE, PLATE)], (1.0, 1.0, 1.0))["mm"] == 0
+
+
 @pytest.mark.parametrize(("axis", "step"), [(0, 0.5), (1, 2.0), (2, 5.0)])
 def test_the_distance_is_in_mm_along_each_axis(axis: int, step: float):
     bounds: list[tuple[int, int]] = [(0, 12)] * 3

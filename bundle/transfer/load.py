@@ -16,7 +16,14 @@ from torch import Tensor, nn
 from bundle.errors import UserError
 from bundle.transfer.heads import is_head
 from bundle.transfer.report import TransferReport
-from bundle.weights import ModelFiles, list_wrappers, require_finite, require_fractions, without_reconstruction
+from bundle.weights import (
+    ModelFiles,
+    list_wrappers,
+    name_foreign_network,
+    require_finite,
+    require_fractions,
+    without_reconstruction,
+)
 
 __all__ = ["find_prefix", "load_decoder", "load_encoder"]
 
@@ -70,6 +77,7 @@ def load_encoder(
     report, fitted = match_encoder(given, current, prefix)
     require_fractions(fitted, current, name)
     if report.share < min_matched or report.turned:
+        refuse_foreign_network(given, name)
         least = "" if report.turned else f", at least {min_matched:.0%} must"
         raise UserError(
             f"{name}: {report.share:.0%} of its {len(given)} tensors fit into {type(network).__name__}{least}: build "
@@ -80,6 +88,23 @@ def load_encoder(
     logger.info("%s into %s:\n%s", name, type(network).__name__, report.table())
     _warn_of_part(name, report, network)
     return report
+
+
+def refuse_foreign_network(given: Mapping[str, Tensor], name: str) -> None:
+    """Refuses weights that do not fit, and are of a network that no encoder here can be, whatever its arguments.
+
+    Args:
+        given: the weights.
+        name: what to call them.
+
+    Raises:
+        UserError: if they are.
+    """
+    if foreign := name_foreign_network(given):
+        raise UserError(
+            f"{name} is of {foreign}, which no encoder here is: take other weights, those that are known are in "
+            "docs/how-to/start_from_published_weights.md"
+        )
 
 
 def _warn_of_part(name: str, report: TransferReport, network: nn.Module) -> None:

@@ -12,7 +12,14 @@ from torch import nn
 
 from bundle.errors import UserError
 from bundle.networks import PretrainingNetwork
-from bundle.transfer.load import describe_difference, enclosing_modules, find_prefix, first_names, match_encoder
+from bundle.transfer.load import (
+    describe_difference,
+    enclosing_modules,
+    find_prefix,
+    first_names,
+    match_encoder,
+    refuse_foreign_network,
+)
 from bundle.transfer.report import TransferReport
 from bundle.weights import ModelFiles, ModelSettings, checksum, require_fractions, turn_kernels, without_reconstruction
 
@@ -51,11 +58,13 @@ def load_start(
         return network
     files = ModelFiles(init_from)
     current = network.encoder.network.state_dict()
-    report, fitted = match_encoder(turn_kernels(files.read_encoder(), "RAS", to=axes), current)
+    given = files.read_encoder()
+    report, fitted = match_encoder(turn_kernels(given, "RAS", to=axes), current)
     require_fractions(fitted, current, files.weights)
     needed = set(network.encoder.network_state_dict())
     lacking = sorted(needed - fitted.keys())
     if lacking:
+        refuse_foreign_network(given, f"--init_from {init_from}")
         difference = describe_difference(report) if report.turned or not report.reshaped else ""
         raise UserError(
             f"--init_from {init_from} has not all of this encoder: {len(lacking)} of {len(needed)} tensors are missing "

@@ -3,6 +3,7 @@
 
 from bundle.weights.cards import CARDS, Card, PublishedEncoder, recognise
 from bundle.weights.files import ModelFiles, checksum
+from bundle.weights.layouts import name_foreign_network
 from bundle.weights.load import load_strictly, read_settings
 from bundle.weights.orientation import axis_order, turn_kernels
 from bundle.weights.read import (
@@ -25,6 +26,7 @@ __all__ = [
     "checksum",
     "list_wrappers",
     "load_strictly",
+    "name_foreign_network",
     "read_checkpoint",
     "read_settings",
     "read_weights",

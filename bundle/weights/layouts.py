@@ -9,9 +9,16 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["resnet_arguments", "segres_encoder_arguments", "segresnet_arguments"]
+__all__ = ["name_foreign_network", "resnet_arguments", "segres_encoder_arguments", "segresnet_arguments"]
 
 _Weights = Mapping[str, Tensor]
+
+#: networks of others' published weights that no encoder here can be, by the names of their tensors
+_FOREIGN = {
+    r"(^|\.)(swinViT\.|layers1\.0\.blocks\.\d+\.attn\.)": "a Swin transformer, such as SwinUNETR's",
+    r"(^|\.)down_tr64\.ops\.": "the UNet3D of Models Genesis",
+    r"(^|\.)conv_blocks_context\.": "STU-Net or an nnU-Net of version 1",
+}
 
 #: MONAI's ResNets by the number of their blocks, and whether these are bottlenecks
 _RESNETS: dict[tuple[tuple[int, ...], bool], str] = {
@@ -72,6 +79,15 @@ def resnet_arguments(weights: _Weights) -> dict[str, Any] | None:
     if stem is None or tuple(stem.shape[2:]) != (7, 7, 7) or name is None:
         return None
     return {"name": "ResNetFeatures", "model_name": name, "in_channels": stem.shape[1], "pretrained": False}
+
+
+def name_foreign_network(weights: _Weights) -> str:
+    """Names the network of others' weights if no encoder here can be that network; "" of all others.
+
+    Args:
+        weights: a state dict.
+    """
+    return next((name for names, name in _FOREIGN.items() if any(re.search(names, key) for key in weights)), "")
 
 
 def _count(weights: _Weights, pattern: str) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ import torch
 
 from bundle.errors import UserError
 from bundle.networks import Decoder, EncoderDepthPairs, PretrainingNetwork, SegResDecoder, build_encoder
-from bundle.transfer import load_start, origin
+from bundle.transfer import load_encoder, load_start, origin
 from bundle.weights import ModelFiles, checksum
 
 SEGRES = {"name": "SegResEncoder", "init_filters": 4, "blocks_down": [1, 1, 1], "norm": "instance"}
@@ -80,6 +80,29 @@ def test_another_encoder_is_one_line_and_the_network_is_untouched(encoder, messa
     with pytest.raises(UserError, match=message):
         load_start(other, run)
     assert same(other, network(2, **encoder))
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("module.backbone.swinViT.patch_embed.proj.weight", "a Swin transformer"),
+        ("module.layers1.0.blocks.0.attn.qkv.weight", "a Swin transformer"),
+        ("module.down_tr64.ops.0.conv1.weight", "the UNet3D of Models Genesis"),
+        ("conv_blocks_context.0.0.conv1.weight", "STU-Net or an nnU-Net of version 1"),
+    ],
+)
+def test_a_network_that_no_encoder_here_is_is_named(key: str, said: str, tmp_path: Path):
+    torch.save({key: torch.ones(4, 1, 3, 3, 3), "out.bias": torch.ones(1)}, tmp_path / "theirs.pt")
+    for load in (lambda: load_start(network(2), tmp_path / "theirs.pt"),
+                 lambda: load_encoder(network(2).encoder.network, tmp_path / "theirs.pt")):  # fmt: skip
+        with pytest.raises(UserError, match=rf"theirs.pt is of {said}.*, which no encoder here is: take other"):
+            load()
+
+
+def test_a_users_network_gets_the_weights_of_its_kind_whatever_it_is(tmp_path: Path):
+    theirs = torch.nn.ModuleDict({"swinViT": torch.nn.Conv3d(1, 2, 1)})
+    torch.save(theirs.state_dict(), tmp_path / "theirs.pt")
+    assert load_encoder(theirs, tmp_path / "theirs.pt").share == 1
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,8 @@ def test_yaml_parses_and_its_components_exist(page: Path, code: str) -> None:
     assert isinstance(yaml.safe_load(code), dict)
     for target in re.findall(r"_target_: (bundle[\w.]+)", code):
         assert pkgutil.resolve_name(target)
+    encoder = yaml.safe_load(code).get("encoder", {})  # what replaces train.yaml's must hand on what is in there
+    assert encoder.get("_target_") != "bundle.networks.build_encoder" or encoder["init_from"] == "@init_from"
 
 
 @pytest.mark.parametrize("page", NOW, ids=relative)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import importlib.metadata
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from bundle.weights import without_reconstruction
+from tests.commands import run_python
 
 ROOT = Path(__file__).parents[1]
 HEADER = "# Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0."
@@ -103,7 +103,7 @@ def test_monai_applies_the_log_settings(tmp_path: Path) -> None:
         "logging.getLogger('PIL').info('library noise')\n"
         "logging.getLogger('PIL').warning('library warning')\n"
     )
-    lines = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    lines = run_python("-c", program, cwd=ROOT).stdout
     assert re.search(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d INFO bundle: volumes found$", lines, flags=re.MULTILINE)
     assert "library warning" in lines
     assert "library noise" not in lines

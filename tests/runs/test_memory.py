@@ -1,12 +1,15 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
 from __future__ import annotations
 
-import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from bundle.runs.memory import keep_freed_memory
+from tests.commands import run_python
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_large_block_is_reused_without_new_pages():
@@ -20,10 +23,7 @@ for turn in range(5):
     torch.ones(40 * 2**20)  # 160 MiB, freed at once
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
-    faults = {
-        how: int(subprocess.run([sys.executable, "-c", code, how], capture_output=True, text=True, check=True).stdout)
-        for how in ("keep", "give back")
-    }
+    faults = {how: int(run_python("-c", code, how, cwd=ROOT).stdout) for how in ("keep", "give back")}
     assert faults["keep"] < 0.1 * faults["give back"]
 
 

@@ -15,7 +15,9 @@ import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
+import network_checks
 import pytest
 import release
 import torch
@@ -26,6 +28,7 @@ from monai.bundle import download_large_files
 from release_files import write_zip
 
 from bundle.errors import UserError
+from tests.commands import run_command
 from tests.zoo.release import NAME, ROOT, Released, run_release
 
 
@@ -296,7 +299,10 @@ def test_a_broken_assertion_is_found(released: Released, tmp_path: Path, name: s
     assert result.status is Status.WRONG and "\n" not in result.remark, result
 
 
-def test_wrong_shapes_and_weights_are_found_by_monais_own_commands(released: Released, tmp_path: Path) -> None:
+def test_wrong_shapes_and_weights_are_found_by_monais_own_commands(
+    released: Released, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network_checks, "subprocess", SimpleNamespace(run=run_command))
     folder = Path(shutil.copytree(released.folder, tmp_path / NAME))
     edit("configs/metadata.json", '"num_channels": 64', '"num_channels": 65')(folder)
     nested_weights(folder)

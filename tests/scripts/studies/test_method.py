@@ -104,9 +104,12 @@ def test_an_arm_runs_on_the_real_volumes(
     arm: str, more: set[str], data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     assert all(list((data_dir / "volumes").glob(f"{name}.*")) for name in method_study.HELD_OUT)
-    command = ["method.py", "--arms", arm, "--seeds", "0", "--steps", "2", "--tune-steps", "1"]
+    tuned = str(int("fine-tuned MR" in more))
+    command = ["method.py", "--arms", arm, "--seeds", "0", "--steps", "2", "--tune-steps", tuned]
     monkeypatch.setattr("sys.argv", [*command, "--output", str(tmp_path / "study")])
-    monkeypatch.setitem(method_study.COMMON, "encoder#init_filters", 4)  # for the time
+    # for the time
+    for name, value in {"encoder#init_filters": 4, "encoder#blocks_down": [1] * 5, "spacing": [6, 6, 6]}.items():
+        monkeypatch.setitem(method_study.COMMON, name, value)
     method_study.main()
     figures = json.loads((tmp_path / "study.json").read_text())["results"][arm]["0"]
     shown = {"reconstruction CT", "reconstruction MR"} | more

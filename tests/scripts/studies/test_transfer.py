@@ -34,13 +34,19 @@ def test_the_table_pairs_arms_by_seed_and_tests_their_differences():
     assert f"{np.mean([55, 63, 50]) + 2.5:.1f}" in row, "the mean over volumes and classes"
 
 
-def test_parts_to_train_and_to_test_on_lie_on_two_sides_with_a_gap(data_dir: Path, tmp_path: Path):
+@pytest.fixture(scope="module")
+def work_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What is written of the chest, which takes seconds, is used again."""
+    return tmp_path_factory.mktemp("work")
+
+
+def test_parts_to_train_and_to_test_on_lie_on_two_sides_with_a_gap(data_dir: Path, work_dir: Path):
     for seed, towards in ((0, "left"), (1, "right")):
-        listed = json.loads(write_task(TASKS["chest"], "half", seed, data_dir, tmp_path).read_text())
+        listed = json.loads(write_task(TASKS["chest"], "half", seed, data_dir, work_dir / "tasks").read_text())
         sides = {}
         for part in ("training", "validation"):
-            image = nibabel.load(tmp_path / listed[part][0]["image"])
-            label = nibabel.load(tmp_path / listed[part][0]["label"])
+            image = nibabel.load(work_dir / "tasks" / listed[part][0]["image"])
+            label = nibabel.load(work_dir / "tasks" / listed[part][0]["label"])
             assert image.shape == label.shape and np.allclose(image.affine, label.affine)
             corners = [
                 image.affine @ [*(np.array(bits) * (np.array(image.shape) - 1)), 1] for bits in np.ndindex(2, 2, 2)
@@ -66,13 +72,13 @@ def test_two_thresholds_find_tissue_that_differs_in_intensity():
     assert threshold_dice(image, label) == [1.0, 1.0, 1.0]
 
 
-def test_both_arms_run_and_are_not_repeated(data_dir: Path, tmp_path: Path, capsys):
+def test_both_arms_run_and_are_not_repeated(data_dir: Path, work_dir: Path, tmp_path: Path, capsys):
     torch.manual_seed(0)
     torch.save(build_encoder("SegResEncoder", **SETTINGS).network_state_dict(), tmp_path / "model.pt")
     about = {"encoder": {"name": "SegResEncoder", **SETTINGS}, "spacing": [6, 6, 6]}
     about |= {"ct_window": [-1000, 1000], "mr_percentiles": [0.5, 99.5]}
     (tmp_path / "model.json").write_text(json.dumps(about))
-    command = ["--pretrained", str(tmp_path / "model.pt"), "--data_dir", str(data_dir), "--work_dir", str(tmp_path)]
+    command = ["--pretrained", str(tmp_path / "model.pt"), "--data_dir", str(data_dir), "--work_dir", str(work_dir)]
     command += ["--json", str(tmp_path / "runs.json"), "--task", "chest", "--steps", "0", "2", "--validate_every", "1"]
     command += ["--crop", "32", "--device", "cpu", "--arms", "scratch", "pretrained, sawtooth"]
     assert main([*command, "--seeds", "1"]) == 0

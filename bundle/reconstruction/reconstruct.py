@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from matplotlib.image import imsave
 from monai.transforms import Compose
+from nibabel.orientations import aff2axcodes
 from torch import Tensor
 
 from bundle.atomic import free_path, replace_file
@@ -26,6 +27,7 @@ from bundle.reconstruction.page import write_page
 from bundle.reconstruction.prepared import WholeVolume, find_inputs, prepare_volume
 from bundle.reconstruction.tiles import Reconstructed, TiledReconstruction
 from bundle.runs import TrainedRun
+from bundle.weights import axis_order, turn_array
 
 __all__ = ["Reconstruct"]
 
@@ -141,15 +143,19 @@ class Reconstruct:
         _write(torch.where(masked, original.min(), original), volume.grid, files["masked"])
 
     def _write_panel(self, volume: WholeVolume, result: Reconstructed, file: Path) -> None:
+        axes = "".join(aff2axcodes(np.asarray(volume.image.affine)))
+        shown = {
+            "image": volume.in_units(volume.image.as_subclass(Tensor)),
+            "reconstruction": volume.in_units(result.image),
+            "foreground": volume.foreground,
+            "valid": volume.valid,
+            "visible": ~result.first_hidden,
+            "hidden": result.hidden,
+        }
         crop = PanelCrop(
             name=volume.name,
-            spacing=tuple(volume.spacing.tolist()),
-            image=volume.in_units(volume.image.as_subclass(Tensor))[0].numpy(),
-            reconstruction=volume.in_units(result.image)[0].numpy(),
-            foreground=volume.foreground[0].numpy(),
-            valid=volume.valid[0].numpy(),
-            visible=(~result.first_hidden)[0].numpy(),
-            hidden=result.hidden[0].numpy(),
+            spacing=tuple(volume.spacing.tolist()[axis] for axis in axis_order(axes, "RAS")),
+            **{name: turn_array(tensor[0].numpy(), axes) for name, tensor in shown.items()},
         )
         with replace_file(file) as temporary:
             imsave(temporary, draw_panels([crop], title=self.trained.folder.path.name))

@@ -16,7 +16,7 @@ from monai.utils.enums import CommonKeys
 from bundle.figures.reconstruction import PanelCrop, draw_panels
 from bundle.runs import RunFolder
 from bundle.runs.distributed import is_main_rank
-from bundle.weights import axis_order
+from bundle.weights import axis_order, turn_array
 
 __all__ = ["EpochPanels", "ReconstructionPanels"]
 
@@ -134,6 +134,4 @@ class ReconstructionPanels(EpochPanels):
     def _array(self, tensor: torch.Tensor) -> np.ndarray:
         """The first channel as an array [D, H, W] with axes R, A, S."""
         array: np.ndarray = (tensor[0] if tensor.dtype == torch.bool else tensor[0].float()).cpu().numpy()
-        order = axis_order(self.axes, "RAS")
-        mirrored = [axis for axis, target in enumerate("RAS") if self.axes[order[axis]] != target]
-        return np.flip(array.transpose(order), mirrored)
+        return turn_array(array, self.axes)

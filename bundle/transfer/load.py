@@ -22,6 +22,7 @@ from bundle.weights import (
     name_foreign_network,
     require_finite,
     require_fractions,
+    turn_kernels,
     without_reconstruction,
 )
 
@@ -36,6 +37,7 @@ def load_encoder(
     *,
     prefix: str | None = None,
     min_matched: float = 0.9,
+    axes: str = "RAS",
 ) -> TransferReport:
     """Copies an encoder's weights into `network`, and logs a table of what went where.
 
@@ -47,13 +49,15 @@ def load_encoder(
     scaled so that the same image on every channel gives the same features.
 
     Published weights that `bundle.weights.CARDS` knows are recognised by their layout, where no `model.json` lies
-    beside the file: their encoder alone is taken, and its kernels are turned to RAS axes.
+    beside the file: their encoder alone is taken. Kernels of weights for other axes are turned. Where an axis is then
+    mirrored, features are no longer exactly those of the original network, see `bundle.weights.turn_kernels`.
 
     Args:
         network: to be loaded into; its other tensors stay as they are.
         weights: a file that `read_weights` reads, or a state dict.
         prefix: what stands before the keys in the network; None finds it.
         min_matched: share of the file's tensors that must fit.
+        axes: of the volumes that the network will see, one letter for each array axis; for a file alone.
 
     Raises:
         UserError: if the file cannot be read, is not the one that the `model.json` beside it describes, less than
@@ -71,7 +75,7 @@ def load_encoder(
         {'conv_init.weight': '1 -> 2 input channels'}
     """
     name = "the weights" if isinstance(weights, Mapping) else os.fspath(weights)
-    given = dict(weights) if isinstance(weights, Mapping) else ModelFiles(weights).read_encoder()
+    given = dict(weights) if isinstance(weights, Mapping) else ModelFiles(weights).read_encoder(axes)
     require_finite(given, name)
     current = network.state_dict()
     report, fitted = match_encoder(given, current, prefix)
@@ -140,7 +144,7 @@ def enclosing_modules(names: Collection[str]) -> tuple[int, set[tuple[str, ...]]
 
 
 def load_decoder(
-    network: nn.Module, model: str | os.PathLike[str], *, min_matched: float = 0.9
+    network: nn.Module, model: str | os.PathLike[str], *, min_matched: float = 0.9, axes: str = "RAS"
 ) -> TransferReport | None:
     """Copies the decoder's weights, too, where some lie beside the encoder's and `network` has that decoder.
 
@@ -152,6 +156,7 @@ def load_decoder(
         network: that the encoder's weights were loaded into.
         model: the encoder's file, `model.pt`; the decoder's is `model_decoder.pt` beside it.
         min_matched: share of the file's tensors that must fit.
+        axes: as for `load_encoder`.
 
     Returns:
         What went where, or None.
@@ -175,13 +180,13 @@ def load_decoder(
             logger.warning(
                 "%s is missing, so the decoder starts untrained: copy it beside %s", files.decoder, files.weights
             )
-        return _load_published_decoder(network, files)
+        return _load_published_decoder(network, files, axes)
     if about is None:
         raise UserError(
             f"{files.settings} does not exist, so {files.decoder} may be another encoder's: copy it from the run "
             "folder too, or give --pretrained_decoder False"
         )
-    given = without_reconstruction(files.read_decoder())
+    given = without_reconstruction(files.read_decoder(axes))
     current = network.state_dict()
     report, fitted = _match(given, current, find_prefix(given, current))
     require_fractions(fitted, current, files.decoder)
@@ -195,7 +200,7 @@ def load_decoder(
     return report
 
 
-def _load_published_decoder(network: nn.Module, files: ModelFiles) -> TransferReport | None:
+def _load_published_decoder(network: nn.Module, files: ModelFiles, axes: str) -> TransferReport | None:
     """The decoder of a whole network in a file of published weights, if all of the network's is there."""
     published = files.read_published() if files.weights.is_file() else None
     if published is None or not published.rest:
@@ -204,8 +209,9 @@ def _load_published_decoder(network: nn.Module, files: ModelFiles) -> TransferRe
     inside = find_prefix(published.weights, current)
     encoder = {f"{inside}{key}" for key in published.weights}
     body = {key: value for key, value in current.items() if key not in encoder and not is_head(key)}
-    wrapper = find_prefix(body, published.rest)
-    found = {key: published.rest[f"{wrapper}{key}"] for key in body if f"{wrapper}{key}" in published.rest}
+    rest = turn_kernels(published.rest, "RAS", to=axes)
+    wrapper = find_prefix(body, rest)
+    found = {key: rest[f"{wrapper}{key}"] for key in body if f"{wrapper}{key}" in rest}
     if not body or any(key not in found or found[key].shape != value.shape for key, value in body.items()):
         logger.info("%s has another decoder than %s, so it starts untrained", type(network).__name__, files.weights)
         return None

@@ -39,6 +39,7 @@ class PretrainedSettings:
         ct_window: HU, lowest and highest.
         mr_percentiles: of the foreground, lowest and highest.
         intensity_scheme: of weights from elsewhere, as for `bundle.data.normalization`, or None.
+        orientation: to where the axes of volumes run: those of the weights in the order x, y, z; RAS from scratch.
 
     Raises:
         UserError: if `model.json` cannot be read, or a value does not fit.
@@ -71,6 +72,7 @@ class PretrainedSettings:
             )
             self.intensity_scheme = None
         self.intensity_scheme = intensity_scheme or self.intensity_scheme
+        self.orientation = recorded.orientation
         self.encoder: dict[str, Any] = dict(recorded.encoder or encoder)
 
     def argument(self, name: str, *default: Any) -> Any:

@@ -58,8 +58,8 @@ def load_start(
         return network
     files = ModelFiles(init_from)
     current = network.encoder.network.state_dict()
-    given = files.read_encoder()
-    report, fitted = match_encoder(turn_kernels(given, "RAS", to=axes), current)
+    given = files.read_encoder(axes)
+    report, fitted = match_encoder(given, current)
     require_fractions(fitted, current, files.weights)
     needed = set(network.encoder.network_state_dict())
     lacking = sorted(needed - fitted.keys())
@@ -125,7 +125,7 @@ def _load_decoder(network: PretrainingNetwork, files: ModelFiles, axes: str) -> 
     if not files.decoder.is_file():
         _load_published_decoder(network, files, axes)
         return
-    given, current = turn_kernels(files.read_decoder(), "RAS", to=axes), network.decoder.state_dict()
+    given, current = files.read_decoder(axes), network.decoder.state_dict()
     require_fractions(given, current, files.decoder)
     if {key: value.shape for key, value in given.items()} == {key: value.shape for key, value in current.items()}:
         network.decoder.load_state_dict(given)

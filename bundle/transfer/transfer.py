@@ -50,6 +50,8 @@ class Transfer:
         perturb: share of random weights mixed into those of a pre-training, see `shrink_and_perturb`; 0 takes them as
             they are. Not for a fine-tuned network's.
 
+        axes: of the volumes that the network will see, one letter for each array axis.
+
     Attributes:
         network: the same network, loaded.
         report: what of the encoder went where, or None from scratch.
@@ -74,11 +76,12 @@ class Transfer:
         pretrained_decoder: bool | None = None,
         classes: Sequence[str] = (),
         perturb: float = 0.0,
+        axes: str = "RAS",
     ) -> None:
         check_share(perturb)
         if schedule not in SCHEDULES:
             raise UserError(f"--schedule {schedule!r} is not known: choose one of {', '.join(SCHEDULES)}")
-        self.network = network
+        self.network, self._axes = network, axes
         self.report: TransferReport | None = None
         self.decoder_report: TransferReport | None = None
         self.heads_loaded = False
@@ -117,15 +120,16 @@ class Transfer:
         meanings = read_meanings(file)
         if meanings is None:
             fresh = {name: tensor.clone() for name, tensor in self.network.state_dict().items()} if perturb else {}
-            self.report = load_encoder(self.network, file, min_matched=min_matched)
+            self.report = load_encoder(self.network, file, min_matched=min_matched, axes=self._axes)
             _require_whole(file, self.report, self.network, encoder, min_matched)
-            self.decoder_report = load_decoder(self.network, file, min_matched=min_matched) if decoder else None
+            if decoder:
+                self.decoder_report = load_decoder(self.network, file, min_matched=min_matched, axes=self._axes)
             if perturb:
                 reports = [report for report in (self.report, self.decoder_report) if report is not None]
                 loaded = [name for report in reports for name in report.names]
                 shrink_and_perturb(self.network, fresh, loaded, perturb)
             return
-        inside, rest = split_encoder(ModelFiles(file).read_weights(), encoder)
+        inside, rest = split_encoder(ModelFiles(file).read_encoder(self._axes), encoder)
         self.report = load_encoder(self.network, inside, min_matched=min_matched)
         if decoder is not False:
             self.decoder_report = load_rest(

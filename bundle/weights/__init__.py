@@ -5,7 +5,7 @@ from bundle.weights.cards import CARDS, Card, PublishedEncoder, recognise
 from bundle.weights.files import ModelFiles, checksum
 from bundle.weights.layouts import name_foreign_network
 from bundle.weights.load import load_strictly, read_settings
-from bundle.weights.orientation import axis_order, turn_kernels
+from bundle.weights.orientation import axis_order, ordered_axes, turn_array, turn_kernels
 from bundle.weights.read import (
     list_wrappers,
     read_checkpoint,
@@ -27,12 +27,14 @@ __all__ = [
     "list_wrappers",
     "load_strictly",
     "name_foreign_network",
+    "ordered_axes",
     "read_checkpoint",
     "read_settings",
     "read_weights",
     "recognise",
     "require_finite",
     "require_fractions",
+    "turn_array",
     "turn_kernels",
     "without_reconstruction",
 ]

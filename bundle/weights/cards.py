@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bundle.weights.layouts import resnet_arguments, segres_encoder_arguments, segresnet_arguments
 from bundle.weights.nnunet import NnunetEncoder, find_nnunet
-from bundle.weights.orientation import turn_kernels
+from bundle.weights.orientation import ordered_axes, turn_kernels
 from bundle.weights.read import list_wrappers
 from bundle.weights.settings import ModelSettings
 
@@ -78,12 +78,12 @@ class PublishedEncoder:
 
     @property
     def settings(self) -> ModelSettings:
-        """What a `model.json` beside the file would say."""
+        """What a `model.json` beside the file would say, for axes to which its kernels turn without a change."""
         return ModelSettings.from_content(
             {
                 "encoder": dict(self.encoder),
                 "spacing": None if self.card.spacing is None else list(self.card.spacing),
-                "orientation": "RAS",
+                "orientation": ordered_axes(self.card.axes),
                 "intensity_scheme": self.card.intensity_scheme,
                 "modality": self.card.modality if self.card.modality in ("CT", "MR") else "auto",
                 "trained_on": self.card.trained_on,

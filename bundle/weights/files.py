@@ -21,13 +21,16 @@ from torch import Tensor
 from bundle.atomic import replace_file
 from bundle.errors import UserError
 from bundle.weights.cards import PublishedEncoder, recognise
-from bundle.weights.orientation import turn_kernels, turn_settings
+from bundle.weights.orientation import ordered_axes, turn_kernels, turn_settings
 from bundle.weights.read import read_checkpoint, read_weights
 from bundle.weights.settings import ModelSettings
 
 __all__ = ["ModelFiles", "checksum"]
 
 logger = logging.getLogger(__name__)
+
+#: the network that adds what it has pooled to what it has convolved with a stride
+_POOLED_SKIPS = "ResidualEncoderUNet"
 
 
 class ModelFiles:
@@ -77,7 +80,8 @@ class ModelFiles:
     def describe(self) -> ModelSettings | None:
         """What `model.json` says, or where there is none, what is known of published weights with this layout.
 
-        Where the weights are for volumes with other axes, this is turned to RAS, as `read_encoder` turns the weights.
+        It is for volumes with axes in the order x, y, z. Where the weights are for another order, this is turned, and
+        `read_encoder` turns the weights to its `orientation` without a change of what they say.
 
         Raises:
             UserError: if the json, or without one the weights, cannot be read.
@@ -85,7 +89,7 @@ class ModelFiles:
         found = self.read_settings()
         if found is not None:
             try:
-                return ModelSettings.from_content(turn_settings(found.content))
+                return ModelSettings.from_content(turn_settings(found.content, ordered_axes(found.orientation)))
             except UserError as error:
                 raise UserError(f"{self.settings}: {error}") from error
         if not self.weights.is_file():
@@ -107,15 +111,22 @@ class ModelFiles:
         except UserError as error:
             raise UserError(f"{self.weights}: {error}") from error
 
-    def read_encoder(self) -> dict[str, Tensor]:
-        """Reads the weights, with kernels for RAS axes; of known published ones without a `model.json` the encoder's.
+    def read_encoder(self, axes: str = "RAS") -> dict[str, Tensor]:
+        """Reads the weights; of known published ones without a `model.json` the encoder's.
+
+        Args:
+            axes: of the volumes that the network will see, as for `turn_kernels`. Where one is mirrored, a warning says
+                what that does to a ResidualEncoderUNet.
 
         Raises:
             UserError: as `read_weights`.
         """
         published = self.read_published()
         if published is None:
-            return self._turned(self.read_weights())
+            weights = self._turned(self.read_weights(), axes)
+            if (about := self.read_settings()) is not None:
+                self._warn_of_mirrored(str(about.encoder.get("name")), about.orientation, axes)
+            return weights
         card = published.card
         logger.warning(
             "%s has the layout of %s and is taken for it: %s, trained on %s, licence: %s. If it is something else, put "
@@ -126,7 +137,20 @@ class ModelFiles:
             card.trained_on,
             card.licence,
         )
-        return dict(published.weights)
+        self._warn_of_mirrored(str(published.encoder["name"]), card.axes, axes)
+        return turn_kernels(published.weights, "RAS", to=axes)
+
+    def _warn_of_mirrored(self, encoder: str, trained: str, axes: str) -> None:
+        if encoder == _POOLED_SKIPS and ordered_axes(trained) != ordered_axes(axes):
+            logger.warning(
+                "%s was trained on volumes with axes %s, and its kernels are turned to %s: a %s then adds features "
+                "that lie beside each other, and gives others than the original. Volumes with axes %s would keep them",
+                self.weights,
+                trained,
+                axes,
+                encoder,
+                ordered_axes(trained),
+            )
 
     def read_weights(self) -> dict[str, Tensor]:
         """Reads the weights, on the CPU.
@@ -137,20 +161,22 @@ class ModelFiles:
         self.verify_weights()
         return read_weights(self.weights)
 
-    def read_decoder(self) -> dict[str, Tensor]:
-        """Reads the decoder's weights, on the CPU, with kernels for RAS axes.
+    def read_decoder(self, axes: str = "RAS") -> dict[str, Tensor]:
+        """Reads the decoder's weights, on the CPU.
+
+        Args:
+            axes: as for `read_encoder`.
 
         Raises:
             UserError: if they are not there, damaged, or not those that `model.json` describes.
         """
         self.verify_decoder()
-        return self._turned(read_weights(self.decoder))
+        return self._turned(read_weights(self.decoder), axes)
 
-    def _turned(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _turned(self, weights: dict[str, Tensor], axes: str) -> dict[str, Tensor]:
         about = self.read_settings()
-        axes = "RAS" if about is None else str(about.content.get("orientation", "RAS"))
         try:
-            return turn_kernels(weights, axes)
+            return turn_kernels(weights, "RAS" if about is None else about.orientation, to=axes)
         except UserError as error:
             raise UserError(f"{self.settings}: {error}") from error
 

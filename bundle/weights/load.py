@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from bundle.errors import UserError
 from bundle.weights.files import ModelFiles
-from bundle.weights.orientation import turn_kernels
 from bundle.weights.read import list_wrappers, require_fractions
 from bundle.weights.settings import ModelSettings
 
@@ -25,7 +24,7 @@ logger = logging.getLogger(__name__)
 def read_settings(weights: str | os.PathLike[str], defaults: Mapping[str, Any]) -> ModelSettings:
     """Reads what applying a model needs: from the json beside its weights, or what is known of published ones.
 
-    All is for volumes with RAS axes, whichever the weights were trained with.
+    All is for volumes with the axes of `orientation`, those of the training in the order x, y, z.
 
     Args:
         weights: path of the weights, such as "models/model.pt"; they need not exist.
@@ -72,7 +71,7 @@ def load_strictly(
             network's tensors.
     """
     files, current = ModelFiles(weights), network.state_dict()
-    given = files.read_weights() if axes is None else turn_kernels(files.read_encoder(), "RAS", to=axes)
+    given = files.read_weights() if axes is None else files.read_encoder(axes)
     for wrapper in list_wrappers(given):
         if {f"{wrapper}{key}" for key in current} == given.keys():
             given = {key.removeprefix(wrapper): value for key, value in given.items()}

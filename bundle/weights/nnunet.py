@@ -45,7 +45,7 @@ class NnunetEncoder:
     """An encoder of nnU-Net's, as it was found in a file.
 
     Attributes:
-        encoder: name and arguments, as for `build_encoder`, for RAS axes.
+        encoder: name and arguments, as for `build_encoder`, for RAS axes, or others in the order x, y, z.
         weights: the encoder's tensors, with kernels turned to RAS axes, under all of the names that nnU-Net has.
         rest: the other tensors, such as the decoder's, turned as well.
         plan: what the file says of volumes.

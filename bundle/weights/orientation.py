@@ -6,12 +6,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from bundle.errors import UserError
 
-__all__ = ["axis_order", "turn_kernels", "turn_settings"]
+__all__ = ["axis_order", "ordered_axes", "turn_array", "turn_kernels", "turn_settings"]
 
 _OPPOSITE = dict(zip("RLAPSI", "LRPAIS", strict=True))
 
@@ -20,8 +21,10 @@ def turn_kernels(weights: Mapping[str, Tensor], axes: str, *, to: str = "RAS") -
     """Gives weights trained on volumes with some axes the kernels for volumes with others.
 
     The network then says of a volume in the new axes what it said of the same volume in the old ones, in the new axes.
-    Where axes only change places that is exact. Where one is mirrored, a convolution of stride 2 meets an even number
-    of voxels from the other end, so its features lie up to one voxel beside the old ones.
+    Where axes only change places that is exact, as it is to what `ordered_axes` gives. Where one is mirrored, a
+    convolution of stride 2 meets an even number of voxels from the other end. Its features are then those of a volume
+    moved by 2^k - 1 voxels, k the number of such convolutions so far. Average pooling does not move so. A
+    ResidualEncoderUNet, which adds what it has pooled to what it has convolved, then gives other features.
 
     Args:
         weights: a state dict; all tensors with five dimensions, ``[out, in, D, H, W]``, are turned.
@@ -81,6 +84,38 @@ def turn_settings(content: Mapping[str, Any], to: str = "RAS") -> dict[str, Any]
     if encoder:
         turned["encoder"] = encoder
     return turned
+
+
+def turn_array(array: np.ndarray, axes: str, *, to: str = "RAS") -> np.ndarray:
+    """Gives a volume other axes; a view.
+
+    Args:
+        array: ``[D, H, W]``.
+        axes: of the array, one letter for each, as for `turn_kernels`.
+        to: the axes that it will get.
+
+    Raises:
+        UserError: as `axis_order`.
+    """
+    order = axis_order(axes, to)
+    return np.flip(array.transpose(order), [axis for axis, target in enumerate(to) if axes[order[axis]] != target])
+
+
+def ordered_axes(axes: str) -> str:
+    """The axes in the order x, y, z, each in its own direction: those to which kernels turn without a change.
+
+    Args:
+        axes: one letter for each array axis, as for `turn_kernels`.
+
+    Raises:
+        UserError: as `axis_order`.
+
+    Example:
+        >>> from bundle.weights import ordered_axes
+        >>> ordered_axes("SPL"), ordered_axes("RAS")
+        ('LPS', 'RAS')
+    """
+    return "".join(axes[index] for index in axis_order(axes, "RAS"))
 
 
 def axis_order(axes: str, to: str) -> list[int]:

@@ -18,8 +18,8 @@ __all__ = ["ModelSettings"]
 class ModelSettings:
     """What `model.json` says of the weights beside it.
 
-    Every key may be missing. Keys that have no attribute here stay in `content`: of pre-training they are orientation,
-    modality, intensity, total_stride, levels, mask_ratio, volumes, licence, version, epochs, iterations, parameters and
+    Every key may be missing. Keys that have no attribute here stay in `content`: of pre-training they are modality,
+    intensity, total_stride, levels, mask_ratio, volumes, licence, version, epochs, iterations, parameters and
     versions; fine-tuning adds network, classes and what its task needs.
 
     Attributes:
@@ -51,6 +51,11 @@ class ModelSettings:
         """Takes the content of a `model.json`."""
         names = {each.name for each in dataclasses.fields(cls)} - {"content"}
         return cls(**{key: value for key, value in content.items() if key in names}, content=dict(content))
+
+    @property
+    def orientation(self) -> str:
+        """To where the axes of the volumes run, one letter for each, such as "RAS"."""
+        return str(self.content.get("orientation", "RAS"))
 
     def require(self, *names: str, where: str | os.PathLike[str]) -> None:
         """Checks that the content has keys.

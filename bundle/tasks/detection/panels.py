@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from ignite.engine import Engine
 from monai.utils.enums import CommonKeys
@@ -11,6 +13,7 @@ from torch import Tensor
 from bundle.figures.detection import DrawnVolume, draw_detections
 from bundle.runs import RunFolder
 from bundle.training.panels import EpochPanels
+from bundle.weights import axis_order, turn_array
 
 __all__ = ["DetectionPanels"]
 
@@ -24,11 +27,12 @@ class DetectionPanels(EpochPanels):
         run_folder: where to.
         volumes: how many volumes to show, the first of the validation.
         boxes: predictions to draw per volume, those that score highest.
+        axes: of the volumes, one letter for each array axis.
     """
 
-    def __init__(self, *, run_folder: RunFolder, volumes: int = 3, boxes: int = 5) -> None:
+    def __init__(self, *, run_folder: RunFolder, volumes: int = 3, boxes: int = 5, axes: str = "RAS") -> None:
         super().__init__(run_folder)
-        self.volumes, self.boxes = volumes, boxes
+        self.volumes, self.boxes, self.axes = volumes, boxes, axes
         self._shown: list[DrawnVolume] = []
 
     def _collect(self, engine: Engine) -> None:
@@ -38,18 +42,28 @@ class DetectionPanels(EpochPanels):
             if len(self._shown) == self.volumes:
                 return
             order = prediction["label_scores"].argsort(descending=True)[: self.boxes]
+            shape = image.shape[1:]
             self._shown.append(
                 DrawnVolume(
-                    image=_array(image[0]),
-                    spacing=tuple(spacing.tolist()),
-                    true=_array(target["box"]),
-                    predicted=_array(prediction["box"][order]),
+                    image=turn_array(_array(image[0]), self.axes),
+                    spacing=tuple(spacing.tolist()[axis] for axis in axis_order(self.axes, "RAS")),
+                    true=_turned(_array(target["box"]), shape, self.axes),
+                    predicted=_turned(_array(prediction["box"][order]), shape, self.axes),
                     scores=_array(prediction["label_scores"][order]),
                 )
             )
 
     def _pixels(self, title: str) -> np.ndarray:
         return draw_detections(self._shown, title=title)
+
+
+def _turned(boxes: np.ndarray, shape: Sequence[int], axes: str) -> np.ndarray:
+    """Boxes in voxels ``[N, 6]`` of a volume with some axes, in those of the volume turned to RAS."""
+    order = axis_order(axes, "RAS")
+    low, high = boxes[:, :3][:, order], boxes[:, 3:][:, order]
+    size = np.asarray(shape)[order]
+    mirrored = np.array([axes[axis] != target for axis, target in zip(order, "RAS", strict=True)])
+    return np.concatenate([np.where(mirrored, size - high, low), np.where(mirrored, size - low, high)], axis=1)
 
 
 def _array(tensor: Tensor) -> np.ndarray:

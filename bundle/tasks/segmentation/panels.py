@@ -19,6 +19,7 @@ from bundle.figures.segmentation import LabelledSlices, cut_slices, draw_segment
 from bundle.runs import RunFolder
 from bundle.runs.distributed import is_main_rank
 from bundle.training.panels import EpochPanels
+from bundle.weights import axis_order, turn_array
 
 __all__ = ["SegmentationPanels", "TrainingLabels"]
 
@@ -36,6 +37,7 @@ class SegmentationPanels(EpochPanels):
         classes: their names, in the order of their channels without the background.
         volumes: how many volumes to show.
         data: the validation volumes, for their names; without it they are shown by their numbers.
+        axes: of the volumes, one letter for each array axis.
     """
 
     def __init__(
@@ -45,9 +47,10 @@ class SegmentationPanels(EpochPanels):
         classes: Sequence[str],
         volumes: int = 2,
         data: Sequence[PreparedVolume] | None = None,
+        axes: str = "RAS",
     ) -> None:
         super().__init__(run_folder)
-        self.classes, self.volumes, self.data = tuple(classes), volumes, data
+        self.classes, self.volumes, self.data, self.axes = tuple(classes), volumes, data, axes
         self._shown: list[LabelledSlices] = []
 
     def _collect(self, engine: Engine) -> None:
@@ -58,7 +61,8 @@ class SegmentationPanels(EpochPanels):
                 spacing = torch.as_tensor(batch["spacing"]).flatten().tolist()
                 number = int(batch.get("volume", len(self._shown)))
                 name = f"volume {number}" if self.data is None else self.data[number].name
-                self._shown.append(cut_slices(name, image, label, prediction, spacing, classes=len(self.classes)))
+                given = _turned(self.axes, spacing, image, label, prediction)
+                self._shown.append(cut_slices(name, *given, classes=len(self.classes)))
 
     def _pixels(self, title: str) -> np.ndarray:
         return draw_segmentation(self._shown, classes=self.classes, title=title)
@@ -74,12 +78,20 @@ class TrainingLabels:
         data: the training volumes.
         classes: their names, in the order of their values.
         most: of more volumes the first ones are drawn; 0 draws none.
+        axes: of the volumes, one letter for each array axis.
     """
 
     def __init__(
-        self, *, run_folder: RunFolder, data: Sequence[PreparedVolume], classes: Sequence[str], most: int = 20
+        self,
+        *,
+        run_folder: RunFolder,
+        data: Sequence[PreparedVolume],
+        classes: Sequence[str],
+        most: int = 20,
+        axes: str = "RAS",
     ) -> None:
-        self.run_folder, self.data, self.classes, self.most = run_folder, data, tuple(classes), most
+        self.run_folder, self.data, self.classes = run_folder, data, tuple(classes)
+        self.most, self.axes = most, axes
 
     def attach(self, engine: Engine) -> None:
         """Registers with the trainer."""
@@ -92,11 +104,21 @@ class TrainingLabels:
         for volume in tqdm(self.data[: self.most], desc="drawing the labels", delay=2):
             tensors = volume.load(keys=["image", "label", "spacing"])
             image, label = tensors["image"][0].numpy(), tensors["label"][0].numpy()
-            spacing = tensors["spacing"].tolist()
-            rows.append(cut_slices(volume.name, image, label, None, spacing, classes=len(self.classes)))
+            given = _turned(self.axes, tensors["spacing"].tolist(), image, label, None)
+            rows.append(cut_slices(volume.name, *given, classes=len(self.classes)))
         some = f"the first {len(rows)} of " if len(rows) < len(self.data) else ""
         file = self.run_folder.labels
         pixels = draw_segmentation(rows, classes=self.classes, title=f"{some}{len(self.data)} training volumes")
         with replace_file(file) as temporary:
             imsave(temporary, pixels, format="png")
         logger.info("look at the labels that are trained on: %s", file)
+
+
+def _turned(
+    axes: str, spacing: Sequence[float], image: np.ndarray, label: np.ndarray, prediction: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, tuple[float, ...]]:
+    """A volume, its label, its prediction and its spacing, turned from some axes to RAS."""
+    turned = [None if one is None else turn_array(one, axes) for one in (image, label, prediction)]
+    assert turned[0] is not None
+    assert turned[1] is not None
+    return turned[0], turned[1], turned[2], tuple(spacing[axis] for axis in axis_order(axes, "RAS"))

@@ -23,6 +23,22 @@ def volume() -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[float, ...]]:
     return image, label, np.zeros_like(label), (1.0, 1.0, 2.0)
 
 
+def test_volumes_with_other_axes_are_drawn_as_those_in_ras(tmp_path: Path):
+    shown = []
+    for axes in ("RAS", "LPS"):
+        image, label, *_ = (torch.from_numpy(part.copy()) for part in volume()[:3])
+        if axes == "LPS":
+            image, label = image.flip(0, 1), label.flip(0, 1)
+        onehot = torch.nn.functional.one_hot(label, 2).permute(3, 0, 1, 2)
+        engine = Engine(lambda _, __, item={"image": image[None], "label": onehot, "pred": onehot}: [item])
+        panels = SegmentationPanels(run_folder=RunFolder(tmp_path / axes), classes=["liver"], axes=axes)
+        (tmp_path / axes / "panels").mkdir(parents=True)
+        panels.attach(engine)
+        engine.run([[{"spacing": torch.tensor([1.0, 1.0, 2.0])}]], max_epochs=1)
+        shown.append(panels._shown[0])
+    assert all(np.array_equal(one, other) for one, other in zip(*shown, strict=True))
+
+
 def test_the_first_volumes_of_a_validation_are_drawn_once(tmp_path: Path):
     folder = RunFolder(tmp_path)
     folder.panels.mkdir()

@@ -306,7 +306,7 @@ def test_a_list_in_the_format_of_the_msd_decides_the_split(bundle_root: Path, da
     ("options", "said"),
     [
         ({"schedule": "sawtoth"}, "--schedule 'sawtoth' is not known: choose one of full, sawtooth, frozen"),
-        ({"classes": {}}, "--classes {} does not fit"),
+        ({"classes": {}}, "--classes is not given"),
         ({"classes": {"grey": 1, "tumour": 7}}, "has a voxel of tumour (7)"),
         ({"crop_size": [30, 32, 32]}, "--crop_size"),
         ({"spacing": "finest"}, "--spacing 'finest'"),

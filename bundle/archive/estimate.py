@@ -16,6 +16,7 @@ from monai.bundle import ConfigParser
 from bundle.data.names import name_digest
 from bundle.data.printable import counted
 from bundle.errors import UserError, user_error_in
+from bundle.runs.checked_settings import check_settings, read_defaults
 
 __all__ = ["Estimate"]
 
@@ -85,6 +86,7 @@ class Estimate:
             given["hash_names"] = True
         for name, value in given.items():
             parser.set(value, name)
+        check_settings(parser.get(), read_defaults([Path(file) for file in self.training]))
         return parser
 
     def _measure(

@@ -18,6 +18,7 @@ from bundle.errors import UserError
 from bundle.evaluation import EvaluationFolder
 from bundle.prediction.fine_tuned import FineTuned
 from bundle.runs import release_folders
+from bundle.runs.checked_settings import check_settings, read_defaults
 
 __all__ = ["labelled_scans", "predicted_folder", "seen_in_training", "told_by_model"]
 
@@ -74,8 +75,8 @@ def predicted_folder(
         options: likewise, as the user gives them.
 
     Raises:
-        UserError: if both or neither are given, there is no such config, an option is unknown, or the model cannot
-            predict.
+        UserError: if both or neither are given, there is no such config, an option is unknown or cannot work, or the
+            model cannot predict.
     """
     if (predictions is None) == (model is None):
         raise UserError("--predictions or --model: give one, the folder of predictions or a fine-tuned run")
@@ -99,6 +100,7 @@ def predicted_folder(
              "overwrite": "others" if output.overwrite else False}  # fmt: skip
     if unknown := [name for name in options or {} if name not in parser or name in scans or name in given]:
         raise UserError(f"--prediction_options has {unknown[0]!r}, which {config} does not take: see that file")
+    check_settings(dict(options or {}), read_defaults([Path(config)]))
     parser.update({**given, **(settings or {}), **(options or {})})
     try:
         parser.get_parsed_content("evaluator").run()

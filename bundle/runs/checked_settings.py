@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from monai.bundle import ConfigParser
 
 from bundle.errors import UserError
 
-__all__ = ["check_settings"]
+__all__ = ["check_settings", "read_defaults"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,10 @@ def _is_list(value: Any, length: int) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str) and len(value) == length
 
 
+def _is_names(value: Any) -> bool:
+    return isinstance(value, Sequence) and all(isinstance(one, str) for one in value)
+
+
 def _is_triple(value: Any) -> bool:
     return _is_list(value, 3)
 
@@ -62,15 +69,18 @@ _ABOVE_0 = _Rule(lambda value: _is_number(value) and value > 0, "a number above 
 _FROM_0 = _Rule(lambda value: _is_number(value) and value >= 0, "a number from 0")
 _SHARE = _Rule(lambda value: _is_number(value) and 0 <= value < 1, "a share from 0 to below 1, such as 0.2")
 _SWITCH = _Rule(lambda value: isinstance(value, bool), "True or False")
+#: of an argument of a component, which may know more than these: MONAI's own take None, or a number
+_INNER_SWITCH = _Rule(lambda value: not isinstance(value, str), _SWITCH.wanted, or_null=True)
+_MAPPING = _Rule(lambda value: isinstance(value, Mapping), "values by name, such as {name: 1}", or_null=True)
 
-#: by the ids of the configs; an id that a config lacks is not looked at
+#: by the ids of the configs; an id that a config lacks is not looked at. What is True or False in a config needs no
+#: rule, unless it may be something else as well
 _RULES: dict[str, _Rule] = {
     "epochs": _COUNT,
     "steps_per_epoch": _COUNT,
     "batch_size": _COUNT,
     "global_batch": _Rule(_COUNT.fits, _COUNT.wanted, or_null=True),
     "save_minutes": _Rule(_ABOVE_0.fits, _ABOVE_0.wanted, or_null=True),
-    "volumes_may_change": _SWITCH,
     "val_interval": _COUNT,
     "num_workers": _COUNT_OR_0,
     "sw_batch_size": _COUNT,
@@ -96,10 +106,10 @@ _RULES: dict[str, _Rule] = {
     "balance_weights": _Rule(lambda value: isinstance(value, Mapping),
                              "a share for each value, such as {CT: 2, MR: 1}", or_null=True),
     "include": _Rule(lambda value: isinstance(value, (str, Sequence)), "patterns of paths, such as ['labels/*']"),
-    "replace_model": _SWITCH,
-    "hash_names": _SWITCH,
-    "sparse": _SWITCH,
-    "pretrained_decoder": _SWITCH,
+    "amp": _Rule(lambda value: isinstance(value, bool) or value in ("bfloat16", "float16"),
+                 "True, False, bfloat16 or float16"),
+    "largest_component": _Rule(lambda value: isinstance(value, (bool, str)) or _is_names(value),
+                               "True, False or names of classes, such as [liver]", or_null=True),
     "balance": _Rule(lambda value: isinstance(value, bool) or (isinstance(value, str) and value != ""),
                      "True or False, or in pre-training a column such as modality", or_null=True),
     "resume": _Rule(lambda value: isinstance(value, bool) or (isinstance(value, str) and value != ""),
@@ -107,20 +117,53 @@ _RULES: dict[str, _Rule] = {
 }  # fmt: skip
 
 
-def check_settings(config: Mapping[str, Any]) -> None:
+def read_defaults(files: Sequence[Path]) -> dict[str, Any]:
+    """What each id is in the first of the config files that has it."""
+    defaults: dict[str, Any] = {}
+    for file in files:
+        defaults = {**ConfigParser.load_config_file(file), **defaults}
+    return defaults
+
+
+def check_settings(config: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> None:
     """Looks at the numbers and switches of a merged config. References and expressions are left to their components.
+
+    Args:
+        config: as it is run.
+        defaults: as `read_defaults` reads them. What is True or False there must stay one of these, and a mapping a
+            mapping.
 
     Raises:
         UserError: for the first setting that cannot work.
     """
     for name, rule in _RULES.items():
-        value = config.get(name, rule)
-        if value is rule or (value is None and rule.or_null):
-            continue
-        if isinstance(value, Mapping) or any(
-            map(_is_reference, value if isinstance(value, (list, tuple)) else [value])
-        ):
-            continue
-        if not rule.fits(value):
-            shown = repr(value) if isinstance(value, str) else value
-            raise UserError(f"--{name} {shown} cannot work: give {rule.wanted}")
+        if name in config:
+            _check(name, config[name], rule)
+    for name, rule, value in _list_kinds(defaults or {}, config):
+        _check(name, value, rule)
+
+
+def _list_kinds(default: Any, value: Any, prefix: str = "") -> Iterator[tuple[str, _Rule, Any]]:
+    """What is a switch, or a mapping of values, in a config file: its id, its rule, and its value now."""
+    pairs: Iterable[tuple[Any, Any]] = ()
+    if isinstance(default, Mapping) and isinstance(value, Mapping):
+        pairs = ((key, one) for key, one in default.items() if key in value)
+    elif isinstance(default, list) and isinstance(value, list):
+        pairs = zip(range(len(value)), default)
+    for key, one in pairs:
+        name = f"{prefix}{key}"
+        if isinstance(one, bool) and name not in _RULES:
+            yield name, _INNER_SWITCH if prefix else _SWITCH, value[key]
+        elif isinstance(one, Mapping) and not prefix and "_target_" not in one:
+            yield name, _MAPPING, value[key]
+        yield from _list_kinds(one, value[key], f"{name}#")
+
+
+def _check(name: str, value: Any, rule: _Rule) -> None:
+    if (value is None and rule.or_null) or (isinstance(value, Mapping) and "_target_" in value):
+        return
+    if any(map(_is_reference, value if isinstance(value, (list, tuple)) else [value])):
+        return
+    if not rule.fits(value):
+        shown = repr(value) if isinstance(value, str) else value
+        raise UserError(f"--{name} {shown} cannot work: give {rule.wanted}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -27,22 +27,22 @@ class ConfigSource:
         parser: MONAI's parser, with all files and overrides merged.
         files: the config files in the order of merging, the base first; empty if unknown.
         overrides: what was given beside the files, by id; None if unknown.
-        nulls: ids of the overrides that are to be None: those that `create_workflow` leaves out without a word, and
-            `null`, which configs have and a command line makes a text of.
+        words: by id, what overrides are to be: None, which `create_workflow` leaves out without a word, and `null`,
+            `true` and `false`, which configs have and a command line makes texts of.
     """
 
     parser: ConfigParser
     files: tuple[Path, ...] = ()
     overrides: Mapping[str, Any] | None = None
-    nulls: tuple[str, ...] = ()
+    words: Mapping[str, bool | None] = field(default_factory=dict)
 
-    def restore_nulls(self) -> None:
-        """Sets overrides to None, so that `--pretrained None` and `--pretrained null` mean what they say.
+    def restore_words(self) -> None:
+        """Sets overrides to None, True and False where they say so: `--pretrained null`, `--overwrite false`.
 
         Call it before anything is built: what the parser has made so far is made again.
         """
-        for name in self.nulls:
-            self.parser.set(None, name)
+        for name, value in self.words.items():
+            self.parser.set(value, name)
 
 
 def calling_config(config_name: str | Sequence[str] = "train.yaml") -> ConfigSource | None:
@@ -83,32 +83,38 @@ def _read_arguments(parser: ConfigParser, arguments: Mapping[str, Any]) -> Confi
     files = tuple(Path(file) for file in ensure_tuple(arguments["config_file"]))
     given = {**arguments.get("_args", {}), **{key: None for key, value in arguments["kwargs"].items() if value is None}}
     given = {key: value for key, value in given.items() if key not in _WORKFLOW_ARGUMENTS}
-    nulls = [name for key, value in given.items() if not key.startswith("+") for name in _list_nulls(value, key)]
-    return ConfigSource(
-        parser, _keep_existing(files), {key: _read_nulls(value) for key, value in given.items()}, tuple(nulls)
-    )
+    words = {
+        name: value for key, item in given.items() if not key.startswith("+") for name, value in _list_words(item, key)
+    }
+    return ConfigSource(parser, _keep_existing(files), {key: _read_words(value) for key, value in given.items()}, words)
 
 
-def _list_nulls(value: Any, name: str) -> Iterator[str]:
-    """The ids in an override that are None, or the text `null`."""
-    if _is_null(value):
-        yield name
-    elif isinstance(value, (dict, list)):
-        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _list_nulls(item, f"{name}#{key}")
-
-
-def _read_nulls(value: Any) -> Any:
-    """An override with None where it says `null`."""
+def _list_words(value: Any, name: str) -> Iterator[tuple[str, bool | None]]:
+    """The ids in an override that are None, or one of the texts `null`, `true` and `false`, with what they mean."""
     if isinstance(value, dict):
-        return {key: _read_nulls(item) for key, item in value.items()}
+        for key, item in value.items():
+            yield from _list_words(item, f"{name}#{key}")
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _list_words(item, f"{name}#{index}")
+    elif value is None or _read_word(value) is not value:
+        yield name, _read_word(value)
+
+
+def _read_words(value: Any) -> Any:
+    """An override with None, True and False where it says so."""
+    if isinstance(value, dict):
+        return {key: _read_words(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_read_nulls(item) for item in value]
-    return None if _is_null(value) else value
+        return [_read_words(item) for item in value]
+    return _read_word(value)
 
 
-def _is_null(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and value == "null")
+def _read_word(value: Any) -> Any:
+    """None of `null`, True of `true` and False of `false`; anything else as it is. YAML also has `True` and `TRUE`."""
+    if not isinstance(value, str):
+        return value
+    return None if value == "null" else {"true": True, "false": False}.get(value.lower(), value)
 
 
 def _keep_existing(files: tuple[Path, ...]) -> tuple[Path, ...]:

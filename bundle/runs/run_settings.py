@@ -11,6 +11,7 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 from bundle.errors import install_excepthook
+from bundle.runs.checked_settings import check_settings, read_defaults
 from bundle.runs.config_source import ConfigSource, calling_config
 from bundle.runs.overrides import PRESETS_WITH_OPTIONS, check_overrides
 from bundle.runs.trained_run import TrainedRun
@@ -45,8 +46,9 @@ def use_run_settings(
     source = calling_config(config_names)
     if source is None:
         return
-    source.restore_nulls()
+    source.restore_words()
     check_overrides(source, base_names=(*config_names[1:], *PRESETS_WITH_OPTIONS))
+    check_settings(source.parser.get(), read_defaults(source.files))
     if run_folder is False or not source.files:
         return
     assert run_folder is not True

@@ -10,7 +10,7 @@ import torch
 from monai.utils import set_determinism
 
 from bundle.errors import install_excepthook
-from bundle.runs.checked_settings import check_settings
+from bundle.runs.checked_settings import check_settings, read_defaults
 from bundle.runs.config_source import calling_config
 from bundle.runs.device import pick_device
 from bundle.runs.distributed import is_main_rank, start_distributed
@@ -25,7 +25,8 @@ def start_run(
 ) -> None:
     """Checks the options, joins the process group under torchrun, and seeds.
 
-    An option `--name None`, which MONAI would leave out without a word, is set before, and so is `--name null`.
+    An option `--name None`, which MONAI would leave out without a word, is set before, and so are `--name null`,
+    `--name true` and `--name false`, which would be texts.
     From here on a mistake of the user's ends the program with one line. Every rank gets the same seed: what must differ
     between samples is drawn from the number of the sample's draw. Ranks other than the first log warnings only.
 
@@ -56,7 +57,8 @@ def start_run(
 def check_options(config_name: str, base_names: Sequence[str] = ()) -> None:
     """Looks at the options of the config that is being run, before anything is built.
 
-    An option `--name None`, which MONAI would leave out without a word, is set.
+    An option `--name None`, which MONAI would leave out without a word, is set. So are `--name null`, `--name true` and
+    `--name false`, which would be texts.
 
     Args:
         config_name: name of the base config, in the folder of configs, for when MONAI does not tell it.
@@ -68,6 +70,6 @@ def check_options(config_name: str, base_names: Sequence[str] = ()) -> None:
     source = calling_config(config_name)
     if source is None:
         return
-    source.restore_nulls()
+    source.restore_words()
     check_overrides(source, base_names=base_names)
-    check_settings(source.parser.get())
+    check_settings(source.parser.get(), read_defaults(source.files))

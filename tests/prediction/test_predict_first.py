@@ -30,3 +30,11 @@ def test_a_bundle_root_without_configs_is_named(tmp_path: Path):
         predicted_folder(
             predictions=None, model="run", config=config, find=lambda *_: [], dataset_dir=tmp_path, output=output
         )
+
+
+def test_an_option_of_the_prediction_that_cannot_work_is_refused(tmp_path: Path):
+    with pytest.raises(UserError, match=r"^--probabilities 'no' cannot work: give True or False"):
+        predicted_folder(
+            predictions=None, model="run", config=CONFIGS / "predict_segmentation.yaml", find=lambda *_: [],
+            dataset_dir=tmp_path, output=EvaluationFolder(tmp_path / "out"), options={"probabilities": "no"},
+        )  # fmt: skip

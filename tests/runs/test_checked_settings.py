@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from bundle.errors import UserError
-from bundle.runs.checked_settings import check_settings
+from bundle.runs.checked_settings import check_settings, read_defaults
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
@@ -21,8 +21,10 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
         ("max_gradient_norm", math.nan),
         ("steps_per_epoch", 0),
         ("steps_per_epoch", None),
-        ("replace_model", "yes"),
-        ("replace_model", 1),
+        ("amp", "maybe"),
+        ("amp", 1),
+        ("largest_component", 5),
+        ("largest_component", [5]),
         ("epochs", 0),
         ("epochs", 2.5),
         ("epochs", True),
@@ -76,4 +78,31 @@ def test_what_can_work_passes(config: dict):
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
 def test_the_settings_of_every_config_pass(file: Path):
-    check_settings(yaml.safe_load(file.read_text()))
+    check_settings(yaml.safe_load(file.read_text()), read_defaults([file]))
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_every_switch_of_every_config_refuses_what_is_neither(file: Path):
+    """A text counts as true: --overwrite no would remove what was there."""
+    config = yaml.safe_load(file.read_text())
+    either = {"resume": "", "balance": "", "amp": "maybe", "largest_component": 5}
+    for name in [name for name, value in config.items() if isinstance(value, bool)]:
+        for value in [either[name]] if name in either else ["no", "false", 1, None]:
+            with pytest.raises(UserError, match=f"^--{name} .* cannot work: give "):
+                check_settings({**config, name: value}, config)
+        check_settings({**config, name: not config[name]}, config)
+        check_settings({**config, name: "@another"}, config)
+
+
+def test_the_first_file_with_an_id_says_whether_it_is_a_switch(tmp_path: Path):
+    base, user = tmp_path / "base.yaml", tmp_path / "user.yaml"
+    base.write_text("mirrors: auto\nnorm: [instance, {affine: true}]\nclasses: {}")
+    user.write_text("mirrors: false\nworse: true")
+    defaults = read_defaults([base, user])
+    check_settings({"mirrors": "auto", "worse": False, "norm": ["batch", {"affine": 1}], "classes": {"a": 1}}, defaults)
+    with pytest.raises(UserError, match=r"^--worse 'auto' cannot work: give True or False$"):
+        check_settings({"worse": "auto"}, defaults)
+    with pytest.raises(UserError, match=r"^--norm#1#affine 'no' cannot work: give True or False$"):
+        check_settings({"norm": ["instance", {"affine": "no"}]}, defaults)
+    with pytest.raises(UserError, match=r"^--classes .* cannot work: give values by name"):
+        check_settings({"classes": ["a"]}, defaults)

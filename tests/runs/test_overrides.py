@@ -166,6 +166,17 @@ def test_null_is_none_as_in_a_config(configs):
     assert done.parser["network"] == expected
 
 
+def test_true_and_false_are_no_texts(configs):
+    """A command line makes texts of those that are spelt as in a config, which all count as true."""
+    given = {
+        "train#trainer#steps": "false",
+        "network": {**BASE["network"], "dropout": "False", "features": ["TRUE", 4]},
+    }
+    done = create_workflow(config_file=str(configs / "train.yaml"), workflow_type="train", run_id="training", **given)
+    assert done.parser["train#trainer#steps"] is False
+    assert done.parser["network"] == {**BASE["network"], "dropout": False, "features": [True, 4]}
+
+
 @pytest.mark.parametrize("value", [None, "null"])
 def test_an_unknown_option_of_none_is_refused(configs, value):
     def make():

@@ -69,7 +69,7 @@ def prepare_archive(
     Raises:
         UserError: if there is no such part, no volume of it can be used by any process, or the store takes no more.
     """
-    if not 1 <= part <= of:
+    if not isinstance(part, int) or not 1 <= part <= of:
         raise UserError(f"--part {part} --of {of} does not fit: parts are numbered from 1 to --of")
     rank, world = this_rank(), world_size()
     part, of = (part - 1) * world + rank + 1, of * world

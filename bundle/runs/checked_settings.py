@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigParser
+from monai.networks.layers.factories import Norm
 
 from bundle.errors import UserError
 
@@ -59,6 +61,21 @@ def _is_mm(value: Any) -> bool:
     return value is None or (_is_number(value) and value > 0)
 
 
+def _is_path(value: Any) -> bool:
+    return isinstance(value, os.PathLike) or (isinstance(value, str) and value != "")
+
+
+def _is_ratio(value: Any) -> bool:
+    ends = value if _is_list(value, 2) else (value, value)
+    return all(map(_is_number, ends)) and 0 < ends[0] <= ends[1] < 1
+
+
+def _is_norm(value: Any) -> bool:
+    """Whether MONAI knows it: a name, or a name and its arguments."""
+    named = value if isinstance(value, str) else value[0] if _is_list(value, 2) and value else None
+    return isinstance(named, str) and named.upper() in Norm.names
+
+
 def _is_range(value: Any) -> bool:
     return _is_list(value, 2) and all(map(_is_number, value)) and value[0] < value[1]
 
@@ -68,6 +85,8 @@ _COUNT_OR_0 = _Rule(lambda value: _is_whole(value) and value >= 0, "a whole numb
 _ABOVE_0 = _Rule(lambda value: _is_number(value) and value > 0, "a number above 0")
 _FROM_0 = _Rule(lambda value: _is_number(value) and value >= 0, "a number from 0")
 _SHARE = _Rule(lambda value: _is_number(value) and 0 <= value < 1, "a share from 0 to below 1, such as 0.2")
+_SHARE_OR_1 = _Rule(lambda value: _is_number(value) and 0 <= value <= 1, "a number from 0 to 1, such as 0.5")
+_PATH = _Rule(_is_path, "a path")
 _SWITCH = _Rule(lambda value: isinstance(value, bool), "True or False")
 #: of an argument of a component, which may know more than these: MONAI's own take None, or a number
 _INNER_SWITCH = _Rule(lambda value: not isinstance(value, str), _SWITCH.wanted, or_null=True)
@@ -76,6 +95,11 @@ _MAPPING = _Rule(lambda value: isinstance(value, Mapping), "values by name, such
 #: by the ids of the configs; an id that a config lacks is not looked at. What is True or False in a config needs no
 #: rule, unless it may be something else as well
 _RULES: dict[str, _Rule] = {
+    "dataset_dir": _PATH,
+    "cache_dir": _PATH,
+    "weights": _PATH,
+    "init_from": _Rule(lambda value: _is_path(value) and Path(value).exists(),
+                       "a run's folder or a file of weights, which must exist", or_null=True),
     "epochs": _COUNT,
     "steps_per_epoch": _COUNT,
     "batch_size": _COUNT,
@@ -83,10 +107,30 @@ _RULES: dict[str, _Rule] = {
     "save_minutes": _Rule(_ABOVE_0.fits, _ABOVE_0.wanted, or_null=True),
     "val_interval": _COUNT,
     "num_workers": _COUNT_OR_0,
+    "workers": _Rule(_COUNT_OR_0.fits, _COUNT_OR_0.wanted, or_null=True),
+    "memory_gb": _Rule(_ABOVE_0.fits, _ABOVE_0.wanted, or_null=True),
+    "of": _COUNT,
+    "sample": _COUNT_OR_0,
+    "in_channels": _COUNT,
+    "anchor_count": _COUNT,
+    "dropout": _SHARE,
+    "overlap": _SHARE,
+    "report_scans": _COUNT_OR_0,
+    "report_megabytes": _ABOVE_0,
+    "score_threshold": _SHARE_OR_1,
+    "nms_threshold": _SHARE_OR_1,
+    "min_score": _SHARE_OR_1,
+    "max_boxes": _COUNT,
+    "worst": _COUNT_OR_0,
+    "resamples": _COUNT,
+    "confidence": _Rule(lambda value: _is_number(value) and 0 < value < 1, "a share between 0 and 1, such as 0.95"),
     "sw_batch_size": _COUNT,
     "fit_heads": _COUNT_OR_0,
     "seed": _Rule(_COUNT_OR_0.fits, _COUNT_OR_0.wanted, or_null=True),
     "lr": _Rule(_FROM_0.fits, _FROM_0.wanted, or_null=True),  # fine-tuning's null chooses one
+    "encoder_lr_factor": _ABOVE_0,
+    "head_lr_factor": _ABOVE_0,
+    "layer_decay": _Rule(lambda value: _is_number(value) and 0 < value <= 1, "a number above 0 and up to 1"),
     "weight_decay": _FROM_0,
     "warmup_epochs": _Rule(_FROM_0.fits, _FROM_0.wanted, or_null=True),  # fine-tuning's null is a share of the run
     "alignment_warmup": _FROM_0,
@@ -103,6 +147,8 @@ _RULES: dict[str, _Rule] = {
                             "two percentiles from 0 to 100, the lower one first, such as [0.5, 99.5]", or_null=True),
     "ct_window": _Rule(_is_range, "two numbers of HU, the lower one first, such as [-1000, 1000]",
                        or_null=True),
+    "mask_ratio": _Rule(_is_ratio, "a share between 0 and 1, such as 0.6, or a range such as [0.6, 0.9]"),
+    "mask_weight": _Rule(lambda value: value in ("foreground", "weight_map"), "foreground or weight_map", or_null=True),
     "balance_weights": _Rule(lambda value: isinstance(value, Mapping),
                              "a share for each value, such as {CT: 2, MR: 1}", or_null=True),
     "include": _Rule(lambda value: isinstance(value, (str, Sequence)), "patterns of paths, such as ['labels/*']"),
@@ -115,6 +161,17 @@ _RULES: dict[str, _Rule] = {
     "resume": _Rule(lambda value: isinstance(value, bool) or (isinstance(value, str) and value != ""),
                     "True, False or the folder of a run"),
 }  # fmt: skip
+
+
+#: arguments of MONAI's encoders, and of every objective
+_ENCODER_RULES = {
+    "init_filters": _COUNT,
+    "blocks_down": _Rule(lambda value: isinstance(value, Sequence) and len(value) > 0 and all(map(_COUNT_OR_0.fits, value)),
+                         "the number of blocks of each level, such as [1, 2, 2, 4, 4]"),
+    "norm": _Rule(_is_norm, f"one of {', '.join(Norm.names).lower()}, or that with its arguments, such as "
+                            "[instance, {affine: true}]"),
+}  # fmt: skip
+_OBJECTIVE_RULES = {"weight": _FROM_0}
 
 
 def read_defaults(files: Sequence[Path]) -> dict[str, Any]:
@@ -139,8 +196,23 @@ def check_settings(config: Mapping[str, Any], defaults: Mapping[str, Any] | None
     for name, rule in _RULES.items():
         if name in config:
             _check(name, config[name], rule)
-    for name, rule, value in _list_kinds(defaults or {}, config):
+    for name, rule, value in (*_list_arguments(config), *_list_kinds(defaults or {}, config)):
         _check(name, value, rule)
+    if config.get("balance_weights") and "balance" in config and not config["balance"]:
+        raise UserError("--balance_weights needs the column of their values: give --balance too, such as modality")
+
+
+def _list_arguments(config: Mapping[str, Any]) -> Iterator[tuple[str, _Rule, Any]]:
+    """The arguments of the encoder and of the objectives that have a rule: their ids, their rules and their values."""
+    encoder, objectives = config.get("encoder"), config.get("objectives")
+    parts: dict[str, tuple[Any, dict[str, _Rule]]] = {}
+    if isinstance(encoder, Mapping) and "." not in str(encoder.get("name", ".")):  # another's may take what it likes
+        parts["encoder"] = (encoder, _ENCODER_RULES)
+    if isinstance(objectives, Mapping):
+        parts |= {f"objectives#{name}": (part, _OBJECTIVE_RULES) for name, part in objectives.items()}
+    for name, (part, rules) in parts.items():
+        for key in rules.keys() & part.keys() if isinstance(part, Mapping) else ():
+            yield f"{name}#{key}", rules[key], part[key]
 
 
 def _list_kinds(default: Any, value: Any, prefix: str = "") -> Iterator[tuple[str, _Rule, Any]]:

@@ -21,6 +21,30 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
         ("max_gradient_norm", math.nan),
         ("steps_per_epoch", 0),
         ("steps_per_epoch", None),
+        ("dataset_dir", ""),
+        ("dataset_dir", True),
+        ("cache_dir", 5),
+        ("weights", 5),
+        ("init_from", "/nowhere"),
+        ("mask_ratio", 1.2),
+        ("mask_ratio", None),
+        ("mask_ratio", [0.9, 0.6]),
+        ("mask_ratio", ["a", "b"]),
+        ("mask_weight", "x"),
+        ("encoder_lr_factor", "a"),
+        ("head_lr_factor", 0),
+        ("layer_decay", 2),
+        ("in_channels", "a"),
+        ("report_scans", -1),
+        ("report_megabytes", "a"),
+        ("overlap", 1.5),
+        ("sample", "a"),
+        ("worst", "a"),
+        ("resamples", 0),
+        ("confidence", "a"),
+        ("score_threshold", 2),
+        ("max_boxes", 0),
+        ("workers", -1),
         ("amp", "maybe"),
         ("amp", 1),
         ("largest_component", 5),
@@ -69,11 +93,38 @@ def test_a_setting_that_cannot_work_is_one_line_with_what_would(name: str, value
     [{}, {"seed": None}, {"lr": None}, {"lr": 0}, {"epochs": "@more"}, {"lr": "$1 / 3"}, {"resume": "runs/a"},
      {"lr": {"_target_": "builtins.float"}}, {"weight_decay": 0}, {"max_gradient_norm": 1.0e-3},
      {"warmup_epochs": None}, {"spacing": [1, 1, None]}, {"spacing": "own"}, {"crop_size": ["$2 * @side", 8, 8]},
+     {"mask_ratio": [0.6, 0.9]}, {"mask_weight": "foreground"}, {"init_from": "."}, {"dataset_dir": Path("a")},
      {"mr_percentiles": [0, 100]}, {"balance_weights": {"CT": 1}}, {"include": "*_seg*"}, {"ct_window": (-160, 240)}],
     ids=str,
 )  # fmt: skip
 def test_what_can_work_passes(config: dict):
     check_settings(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("init_filters", 0), ("init_filters", "a"), ("blocks_down", []), ("blocks_down", "a"), ("norm", "nonorm"),
+     ("norm", [])],
+)  # fmt: skip
+def test_an_argument_of_the_encoder_that_cannot_work_is_one_line(name: str, value: object):
+    encoder = {"name": "SegResEncoder", "init_filters": 8, "blocks_down": [1, 2], "norm": ["instance", {}]}
+    check_settings({"encoder": encoder})
+    with pytest.raises(UserError, match=f"^--encoder#{name} .* cannot work: give "):
+        check_settings({"encoder": {**encoder, name: value}})
+    check_settings({"encoder": {**encoder, "name": "my_file.my_encoder", name: value}})
+
+
+@pytest.mark.parametrize("weight", ["a", -1, None])
+def test_a_weight_of_an_objective_that_cannot_work_is_one_line(weight: object):
+    check_settings({"objectives": {"pretext": {"weight": 0.5}, "decorrelation": None}})
+    with pytest.raises(UserError, match=r"^--objectives#pretext#weight .* cannot work: give a number from 0"):
+        check_settings({"objectives": {"pretext": {"weight": weight}}})
+
+
+def test_weights_of_a_column_need_the_column():
+    check_settings({"balance": "modality", "balance_weights": {"CT": 1}})
+    with pytest.raises(UserError, match=r"^--balance_weights needs the column of their values: give --balance too"):
+        check_settings({"balance": None, "balance_weights": {"CT": 1}})
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)

@@ -10,11 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from bundle.data import FoundVolume, find_scans
-from bundle.data.dataset_json import check_part
+from bundle.data.dataset_json import PARTS, check_part
 from bundle.data.find import VOLUME_SUFFIXES
 from bundle.data.lists import find_unlabelled
 from bundle.data.names import without_ending
 from bundle.data.safe_names import name_results
+from bundle.errors import UserError
 
 __all__ = ["find_scans_to_predict", "list_scans"]
 
@@ -69,14 +70,18 @@ def find_scans_to_predict(
         part: of a json: training, validation, test or all; "auto": `test` if the json has such a list, else all.
 
     Raises:
-        UserError: if nothing is found, or a list cannot be used.
+        UserError: if nothing is found, a list cannot be used, or one is asked for where there is no json.
     """
     path = Path(dataset_dir)
     if path.is_file() and path.name.lower().endswith(VOLUME_SUFFIXES):
+        if check_part(part) in PARTS:
+            raise UserError(
+                f"--part {part} needs a json that lists it, and --dataset_dir {path} is a file: give the json"
+            )
         return [FoundVolume(name=path.name, files=(str(path),))]
     if path.is_file() and path.suffix == ".json":
         return sorted(find_unlabelled(path, check_part(part)), key=lambda volume: volume.name)
-    found = find_scans(path, include, where=where)
+    found = find_scans(path, include, part=part, where=where)
     return found if channels == 1 else _with_channels(found)
 
 

@@ -53,6 +53,10 @@ def _is_names(value: Any) -> bool:
     return isinstance(value, Sequence) and all(isinstance(one, str) for one in value)
 
 
+def _is_filled(value: Any) -> bool:
+    return isinstance(value, Sequence) and len(value) > 0
+
+
 def _is_triple(value: Any) -> bool:
     return _is_list(value, 3)
 
@@ -166,7 +170,7 @@ _RULES: dict[str, _Rule] = {
 #: arguments of MONAI's encoders, and of every objective
 _ENCODER_RULES = {
     "init_filters": _COUNT,
-    "blocks_down": _Rule(lambda value: isinstance(value, Sequence) and len(value) > 0 and all(map(_COUNT_OR_0.fits, value)),
+    "blocks_down": _Rule(lambda value: _is_filled(value) and all(map(_COUNT_OR_0.fits, value)),
                          "the number of blocks of each level, such as [1, 2, 2, 4, 4]"),
     "norm": _Rule(_is_norm, f"one of {', '.join(Norm.names).lower()}, or that with its arguments, such as "
                             "[instance, {affine: true}]"),

@@ -74,3 +74,15 @@ def test_no_result_is_written_over_a_scan(tmp_path: Path):
     touch(tmp_path, "label_maps/a.nii.gz")
     names = listed(tmp_path / "label_maps", files=lambda name: [tmp_path / "label_maps" / f"{name}.nii.gz"])
     assert names == {"a 2": ["a.nii.gz"]}
+
+
+@pytest.mark.parametrize("place", ["", "a.nii.gz"])
+def test_a_part_needs_a_json_that_lists_it(tmp_path: Path, place: str):
+    """Else scans of all parts would be predicted without a word."""
+    path = touch(tmp_path, "a.nii.gz") / place
+    for part in ("all", "auto", ""):
+        assert len(list_scans(path, part=part)) == 1
+    with pytest.raises(UserError, match=r"^--part test needs a json that lists it, and --dataset_dir .* is a "):
+        list_scans(path, part="test")
+    with pytest.raises(UserError, match=r"^--part 'none' is not known"):
+        list_scans(path, part="none")

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import torch
 from matplotlib.image import imsave
 from monai.transforms import Compose
-from nibabel.orientations import aff2axcodes
 from torch import Tensor
 
 from bundle.atomic import free_path, replace_file
@@ -27,7 +27,6 @@ from bundle.reconstruction.page import write_page
 from bundle.reconstruction.prepared import WholeVolume, find_inputs, prepare_volume
 from bundle.reconstruction.tiles import Reconstructed, TiledReconstruction
 from bundle.runs import TrainedRun
-from bundle.weights import axis_order, turn_array
 
 __all__ = ["Reconstruct"]
 
@@ -143,7 +142,7 @@ class Reconstruct:
         _write(torch.where(masked, original.min(), original), volume.grid, files["masked"])
 
     def _write_panel(self, volume: WholeVolume, result: Reconstructed, file: Path) -> None:
-        axes = "".join(aff2axcodes(np.asarray(volume.image.affine)))
+        to_ras = nibabel.io_orientation(np.asarray(volume.image.affine))
         shown = {
             "image": volume.in_units(volume.image.as_subclass(Tensor)),
             "reconstruction": volume.in_units(result.image),
@@ -154,8 +153,11 @@ class Reconstruct:
         }
         crop = PanelCrop(
             name=volume.name,
-            spacing=tuple(volume.spacing.tolist()[axis] for axis in axis_order(axes, "RAS")),
-            **{name: turn_array(tensor[0].numpy(), axes) for name, tensor in shown.items()},
+            spacing=tuple(volume.spacing[np.argsort(to_ras[:, 0])].tolist()),
+            **{
+                name: nibabel.orientations.apply_orientation(tensor[0].numpy(), to_ras)
+                for name, tensor in shown.items()
+            },
         )
         with replace_file(file) as temporary:
             imsave(temporary, draw_panels([crop], title=self.trained.folder.path.name))

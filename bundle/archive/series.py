@@ -116,7 +116,13 @@ def _arrange(volume: Volume, frames: list[Frame]) -> None:
     volume.shape, volume.notes = slices.shape, slices.notes
     volume.spacing = tuple(float(value) for value in np.linalg.norm(affine[:3, :3], axis=0))
     middle = slices.frames[len(slices.frames) // 2]
-    volume.content = _digest([_pixels(middle.file), str((slices.shape, middle.index)).encode()])
+    stored = (slices.shape, middle.index, volume.modality, affine[:3, :3].round(3).tolist(), _scales(slices.frames))
+    volume.content = _digest([_pixels(middle.file), str(stored).encode()])
+
+
+def _scales(frames: list[Frame]) -> list[tuple[float, float, tuple[float, float] | None]]:
+    """How stored values are made values, frame by frame."""
+    return [(frame.slope, frame.intercept, frame.padding) for frame in frames]
 
 
 def file_volume(series: bytes, root: str, file: str, header: str) -> Volume:

@@ -23,6 +23,8 @@ from bundle.data.scans import json_channel, nearest_json
 __all__ = ["give_verdicts"]
 
 _SET = ("name", "site", "modality", "usable", "problem", "remedy", "duplicate_of")
+#: in which equal volumes agree, before all of their voxels are compared
+_SAME = ("content", "modality", "columns", "rows", "slices")
 
 
 def give_verdicts(connection: sqlite3.Connection, root: Path, pool: Pool) -> None:
@@ -90,7 +92,7 @@ def _mark_duplicates(
     alike: dict[tuple[object, ...], list[dict[str, Any]]] = defaultdict(list)
     for volume in volumes:
         if not volume["problem"] and volume["content"]:
-            alike[volume["content"], volume["columns"], volume["rows"], volume["slices"]].append(volume)
+            alike[tuple(volume[name] for name in _SAME)].append(volume)
     unsure = {v["id"]: v for group in alike.values() if len(group) > 1 for v in group if not v["whole"]}
     tasks = ((number, volume_paths(connection, root, number)) for number in unsure)
     made = list(pool.run(_whole, tasks, split=lambda task: [task], dead=lambda task: (task[0], "")))

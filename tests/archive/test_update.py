@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 from monai.data import MetaTensor
 
@@ -125,6 +126,20 @@ def test_series_with_other_uids_and_the_same_pixels_are_duplicates(tmp_path: Pat
     update_index(tmp_path / "i.sqlite", tmp_path / "archive", processes=0)
     found = {row["name"]: row["duplicate_of"] for row in rows(tmp_path / "i.sqlite")}
     assert found == {"one": "", "three": "", "two": "one"}
+
+
+def test_series_of_equal_stored_values_that_mean_others_are_no_duplicates(tmp_path: Path) -> None:
+    scan = ct_phantom((6, 6, 6))
+    write_dicom(tmp_path / "archive/a", scan)
+    write_dicom(tmp_path / "archive/thick", scan, thickness=3)
+    write_dicom(tmp_path / "archive/mr", scan, modality="MR")
+    for file in write_dicom(tmp_path / "archive/slope", scan):
+        header = pydicom.dcmread(file)
+        header.RescaleSlope = "2"
+        header.save_as(file)
+    update_index(tmp_path / "i.sqlite", tmp_path / "archive", processes=0)
+    found = {row["name"]: (row["duplicate_of"], row["usable"]) for row in rows(tmp_path / "i.sqlite")}
+    assert found == dict.fromkeys(["a", "mr", "slope", "thick"], ("", 1))
 
 
 def test_only_what_is_new_or_changed_is_opened_again(tmp_path: Path) -> None:

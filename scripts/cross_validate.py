@@ -52,6 +52,7 @@ def open_plan(options: argparse.Namespace, overrides: Sequence[str]) -> Plan:
         output = free_path(Path("runs/cross_validation") / datetime.now().astimezone().strftime("%Y-%m-%d_%H-%M-%S"))
     plan = Plan(options.config_file, options.dataset_dir, options.folds, output, list(overrides))
     plan.config()
+    plan.check_options()
     lock_folder(plan.output)  # two at a time would train each other's folds and write the same tables
     check_same(plan)
     begin_scans(plan)

@@ -16,7 +16,9 @@ from bundle.atomic import replace_file
 from bundle.data import FoundVolume
 from bundle.errors import UserError
 from bundle.runs import RunFolder
+from bundle.runs.config_source import ConfigSource
 from bundle.runs.lock import LOCK
+from bundle.runs.overrides import PRESETS_WITH_OPTIONS, check_overrides, check_parents
 
 __all__ = ["ROOT", "Plan", "check_same", "given_options"]
 
@@ -85,15 +87,34 @@ class Plan:
         Raises:
             UserError: if there are none, or an option does not fit the config.
         """
-        parser = self.config()
+        parser = self._merged()
         parser["dataset_dir"] = self.dataset_dir
+        scans = parser.get_parsed_content("volumes#find")(self.dataset_dir)
+        return [scan for scan in scans if scan.part != "test" and not scan.left_out[0]]
+
+    def check_options(self) -> None:
+        """Refuses an option that the config does not have before the first fold; else each training would.
+
+        Raises:
+            UserError: for the first one.
+        """
+        files = self._files()
+        check_parents(files, given_options(self.overrides))
+        check_overrides(ConfigSource(self._merged(), tuple(files)), base_names=PRESETS_WITH_OPTIONS)
+
+    def _merged(self) -> ConfigParser:
+        """The config with the overrides."""
+        parser = self.config()
         try:
             for name, value in given_options(self.overrides).items():
                 parser[name] = yaml.safe_load(value)
         except (KeyError, ValueError, IndexError, TypeError, yaml.YAMLError) as error:
             raise UserError(f"--{name} {value} does not fit the config: give an option that it has") from error
-        scans = parser.get_parsed_content("volumes#find")(self.dataset_dir)
-        return [scan for scan in scans if scan.part != "test" and not scan.left_out[0]]
+        return parser
+
+    def _files(self) -> list[Path]:
+        files = yaml.safe_load(self.config_file)
+        return [Path(str(file)) for file in (files if isinstance(files, list) else [files])]
 
     def config(self) -> ConfigParser:
         """The config, without the overrides.
@@ -101,10 +122,9 @@ class Plan:
         Raises:
             UserError: if a file cannot be read.
         """
-        files = yaml.safe_load(self.config_file)
         parser = ConfigParser()
         try:
-            parser.read_config([str(file) for file in files] if isinstance(files, list) else str(files))
+            parser.read_config([str(file) for file in self._files()])
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise UserError(
                 f"--config_file {self.config_file} cannot be read ({type(error).__name__}): give a config of "

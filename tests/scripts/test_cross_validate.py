@@ -246,6 +246,8 @@ def test_data_that_change_while_folds_are_trained_stop_the_next_fold(trainer: Pa
     ("more", "message"),
     [
         (["--fold", "1"], "--fold is set by this command"),
+        (["--epoch", "5"], "unknown option --epoch: did you mean --epochs?"),
+        (["--encodr#name", "x"], "unknown option --encodr#name: did you mean --encoder#name?"),
         (["--folds", "1"], "--folds 1 --jobs 1 cannot work"),
         (["--config_file", str(ROOT / "configs/train.yaml")], "has no folds: give a config of fine-tuning"),
         (["--config_file", "nowhere.yaml"], "nowhere.yaml cannot be read"),

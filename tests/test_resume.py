@@ -18,7 +18,7 @@ from .tiny_run import VOLUMES, bundle_root, train
 
 @pytest.fixture(scope="module")
 def root(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return bundle_root(tmp_path_factory.mktemp("bundle"), data_dir)
+    return bundle_root(tmp_path_factory.mktemp("bundle"), data_dir, own_cache=True)
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from pathlib import Path
 
 import torch.distributed as dist
@@ -39,9 +40,15 @@ class SignalOneProcess:
             os.kill(os.getpid(), signal.SIGUSR1)
 
 
-def bundle_root(folder: Path, data_dir: Path) -> Path:
+#: volumes that one test has prepared are ready for the others of this process
+_PREPARED = tempfile.TemporaryDirectory()
+
+
+def bundle_root(folder: Path, data_dir: Path, *, own_cache: bool = False) -> Path:
     """A bundle root of its own, with links to two small CT and two small MR volumes."""
     (folder / "data/volumes").mkdir(parents=True)
+    if not own_cache:
+        (folder / ".cache").symlink_to(_PREPARED.name)
     for name in VOLUMES:
         (folder / "data/volumes" / name).symlink_to(data_dir / "volumes" / name)
     return folder

@@ -7,6 +7,7 @@ import gc
 import os
 import signal
 import sys
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ def test_a_killed_process_costs_no_other_task_anything(tmp_path: Path) -> None:
 
 
 def test_processes_are_forked_from_one_thread_that_has_loaded_what_they_need(tmp_path: Path) -> None:
+    forkserver._forkserver._stop()  # other tests of this process may have started one for commands: tests/commands.py
     before = dict(os.environ)
     ((_, (threads, is_loaded, frozen, file)),) = run_in_processes(Work(tmp_path), [("look", 0)], processes=1)
     assert threads == 1, "a thread would be lost by the fork, with the locks that it holds"

@@ -109,7 +109,7 @@ def read_by_nibabel(file: str, name: str, stacked: bool) -> tuple[np.ndarray, np
 def _check_nibabel(image: Any, name: str, stacked: bool) -> FileHeader:
     _check_kind(image, name)
     shape = image.shape
-    is_stack = stacked and len(shape) == 4 and shape[3] > 1
+    is_stack = stacked and len(shape) == 4 and shape[0] > 1 and shape[3] > 1
     check_shape(shape[:3] if is_stack else shape, name)
     affine, notes = to_millimetres(image)
     notes += _doubts(image)

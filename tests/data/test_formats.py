@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from bundle.data import find_volumes, read_volume
+from bundle.data.formats import read_file_header
 from bundle.errors import VolumeError
 from tests.data.volumes import ct_phantom, write_nifti
 
@@ -55,6 +56,8 @@ def test_what_is_no_volume_of_plain_numbers_is_refused_by_name(
     file = write_nifti(tmp_path / "a.nii", voxels)
     with pytest.raises(VolumeError, match=complaint):
         read_volume([str(file)], "a")
+    with pytest.raises(VolumeError, match=complaint):  # as an index asks, which counts channels
+        read_file_header(str(file), "a", stacked=True)
 
 
 @pytest.mark.parametrize("ending", ["nrrd", "mha"])

@@ -156,6 +156,8 @@ _RULES: dict[str, _Rule] = {
     "balance_weights": _Rule(lambda value: isinstance(value, Mapping),
                              "a share for each value, such as {CT: 2, MR: 1}", or_null=True),
     "include": _Rule(lambda value: isinstance(value, (str, Sequence)), "patterns of paths, such as ['labels/*']"),
+    "classes": _Rule(lambda value: isinstance(value, (Mapping, list, tuple)), "values by name, such as {liver: 1}",
+                     or_null=True),  # of boxes names may do
     "amp": _Rule(lambda value: isinstance(value, bool) or value in ("bfloat16", "float16"),
                  "True, False, bfloat16 or float16"),
     "largest_component": _Rule(lambda value: isinstance(value, (bool, str)) or _is_names(value),
@@ -228,10 +230,10 @@ def _list_kinds(default: Any, value: Any, prefix: str = "") -> Iterator[tuple[st
         pairs = zip(range(len(value)), default)
     for key, one in pairs:
         name = f"{prefix}{key}"
-        if isinstance(one, bool) and name not in _RULES:
-            yield name, _INNER_SWITCH if prefix else _SWITCH, value[key]
+        if isinstance(one, bool):
+            yield name, _RULES.get(name, _INNER_SWITCH if prefix else _SWITCH), value[key]
         elif isinstance(one, Mapping) and not prefix and "_target_" not in one:
-            yield name, _MAPPING, value[key]
+            yield name, _RULES.get(name, _MAPPING), value[key]
         yield from _list_kinds(one, value[key], f"{name}#")
 
 

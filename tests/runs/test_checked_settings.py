@@ -21,6 +21,7 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
         ("max_gradient_norm", math.nan),
         ("steps_per_epoch", 0),
         ("steps_per_epoch", None),
+        ("classes", 5),
         ("dataset_dir", ""),
         ("dataset_dir", True),
         ("cache_dir", 5),
@@ -93,7 +94,8 @@ def test_a_setting_that_cannot_work_is_one_line_with_what_would(name: str, value
     [{}, {"seed": None}, {"lr": None}, {"lr": 0}, {"epochs": "@more"}, {"lr": "$1 / 3"}, {"resume": "runs/a"},
      {"lr": {"_target_": "builtins.float"}}, {"weight_decay": 0}, {"max_gradient_norm": 1.0e-3},
      {"warmup_epochs": None}, {"spacing": [1, 1, None]}, {"spacing": "own"}, {"crop_size": ["$2 * @side", 8, 8]},
-     {"mask_ratio": [0.6, 0.9]}, {"mask_weight": "foreground"}, {"init_from": "."}, {"dataset_dir": Path("a")},
+     {"mask_ratio": [0.6, 0.9]}, {"mask_weight": "foreground"},
+     {"classes": ["a"]}, {"init_from": "."}, {"dataset_dir": Path("a")},
      {"mr_percentiles": [0, 100]}, {"balance_weights": {"CT": 1}}, {"include": "*_seg*"}, {"ct_window": (-160, 240)}],
     ids=str,
 )  # fmt: skip
@@ -147,13 +149,15 @@ def test_every_switch_of_every_config_refuses_what_is_neither(file: Path):
 
 def test_the_first_file_with_an_id_says_whether_it_is_a_switch(tmp_path: Path):
     base, user = tmp_path / "base.yaml", tmp_path / "user.yaml"
-    base.write_text("mirrors: auto\nnorm: [instance, {affine: true}]\nclasses: {}")
+    base.write_text("mirrors: auto\nnorm: [instance, {affine: true}]\nthresholds: {}")
     user.write_text("mirrors: false\nworse: true")
     defaults = read_defaults([base, user])
-    check_settings({"mirrors": "auto", "worse": False, "norm": ["batch", {"affine": 1}], "classes": {"a": 1}}, defaults)
+    check_settings(
+        {"mirrors": "auto", "worse": False, "norm": ["batch", {"affine": 1}], "thresholds": {"a": 1}}, defaults
+    )
     with pytest.raises(UserError, match=r"^--worse 'auto' cannot work: give True or False$"):
         check_settings({"worse": "auto"}, defaults)
     with pytest.raises(UserError, match=r"^--norm#1#affine 'no' cannot work: give True or False$"):
         check_settings({"norm": ["instance", {"affine": "no"}]}, defaults)
-    with pytest.raises(UserError, match=r"^--classes .* cannot work: give values by name"):
-        check_settings({"classes": ["a"]}, defaults)
+    with pytest.raises(UserError, match=r"^--thresholds .* cannot work: give values by name"):
+        check_settings({"thresholds": ["a"]}, defaults)

@@ -155,6 +155,7 @@ def test_nothing_is_written_over_and_a_wrong_option_is_one_line(
         ({"output_dir": str(evaluated)}, "already holds results.json, cases.csv"),
         ({"tolerance_mm": {"liver": 1}}, "--tolerance_mm .* does not name the classes"),
         ({"tolerance_mm": -1}, "--tolerance_mm -1 does not fit"),
+        ({"classes": ["ant"]}, "--classes"),
         ({"missing": "zero"}, "--missing 'zero' is not known"),
         ({"prediction_classes": {"liver": 1}}, "--prediction_classes names liver"),
         ({"part": "test"}, "has no part 'test'"),

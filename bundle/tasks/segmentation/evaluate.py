@@ -112,6 +112,8 @@ class SegmentationEvaluation:
     ) -> None:
         if predictions is None:
             raise UserError("--predictions is missing: give the folder of label maps to evaluate")
+        if classes:
+            check_classes(classes)
         if missing not in ("report", "empty"):
             raise UserError(f"--missing {missing!r} is not known: choose report or empty")
         self.predictions, self.dataset_dir, self.output = Path(predictions), Path(dataset_dir), output

@@ -77,7 +77,12 @@ class Settings:
 
 FULL = Settings()
 
-_TINY = {"crop_size": [32, 32, 32], "encoder#init_filters": 4, "encoder#blocks_down": [1, 1, 1, 1, 1]}
+_TINY = {
+    "crop_size": [32, 32, 32],
+    "encoder#init_filters": 4,
+    "encoder#blocks_down": [1, 1, 1, 1, 1],
+    "validate#dataloader#crops_per_volume": 1,
+}
 DRY = Settings(
     encoder={"name": "SegResEncoder", "init_filters": 4, "blocks_down": (1, 1, 1, 1, 1), "norm": "batch"},
     resenc={

@@ -192,6 +192,7 @@ def test_volumes_are_prepared_by_the_steps_of_pre_training():
         rest = [dict(step) for step in content if step["_target_"].rpartition(".")[2] not in own]
         for step in rest:  # pre-training asks the weights that it may go on from
             step.update({k: f"@{v[14:]}" for k, v in step.items() if str(v).startswith("$@preparation.")})
+            step.update({k: f"@{v[11:]}" for k, v in step.items() if str(v).startswith("$@settings.")})
         crop = next(step for step in rest if step["_target_"].endswith("CropForegroundd"))
         crop["keys"] = [key for key in crop["keys"] if key != "weight_map"]
         crop.pop("allow_missing_keys", None)

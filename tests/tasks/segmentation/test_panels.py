@@ -36,7 +36,10 @@ def test_volumes_with_other_axes_are_drawn_as_those_in_ras(tmp_path: Path):
         panels.attach(engine)
         engine.run([[{"spacing": torch.tensor([1.0, 1.0, 2.0])}]], max_epochs=1)
         shown.append(panels._shown[0])
-    assert all(np.array_equal(one, other) for one, other in zip(*shown, strict=True))
+    ras, lps = shown
+    assert (list(ras.indices), list(ras.aspects)) == (list(lps.indices), list(lps.aspects))
+    pairs = [pair for planes in zip(ras.pictures, lps.pictures, strict=True) for pair in zip(*planes, strict=True)]
+    assert len(pairs) == 9 and all(np.array_equal(one, other) for one, other in pairs)
 
 
 def test_the_first_volumes_of_a_validation_are_drawn_once(tmp_path: Path):

@@ -95,7 +95,7 @@ def test_a_pretraining_to_the_plan_goes_on_from_it_and_reads_the_same_arrays(run
     decoder = torch.load(run / "model_decoder.pt", weights_only=True)
     assert all(torch.equal(network.decoder.state_dict()[key], value) for key, value in decoder.items())
     flow.finalize()
-    assert ModelFiles(run).describe().content["orientation"] == "RAS"  # for whoever reads volumes so
+    assert ModelFiles(run).describe().content["orientation"] == "LPS"  # the axes SPL in the order x, y, z
 
 
 def test_a_patch_that_does_not_divide_and_a_missing_file_are_one_line(root: Path, tmp_path: Path):

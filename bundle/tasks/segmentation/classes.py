@@ -31,7 +31,7 @@ def pick_classes(classes: Mapping[str, int], dataset_dir: str | os.PathLike[str]
     """
     root = Path(dataset_dir)
     if not root.exists():  # told before anything is built for it
-        raise UserError(f"--dataset_dir {root} does not exist")
+        raise UserError(f"--dataset_dir {root} does not exist: give the folder or the json of labelled volumes")
     listed = root / "dataset.json" if root.is_dir() else root
     if classes or not listed.is_file():
         return classes

@@ -49,7 +49,7 @@ def find_segmentations(dataset_dir: str | os.PathLike[str], part: str = "") -> l
     """
     root = Path(dataset_dir)
     if not root.exists():
-        raise UserError(f"--dataset_dir {root} does not exist")
+        raise UserError(f"--dataset_dir {root} does not exist: give the folder or the json of labelled volumes")
     listed = root / "dataset.json" if (root / "dataset.json").is_file() else root
     # nnU-Net has a dataset.json, too, which lists no volumes
     if listed.is_file() and (listed == root or "training" in read_json(listed)):

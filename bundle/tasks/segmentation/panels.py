@@ -103,7 +103,8 @@ class TrainingLabels:
         rows = []
         for volume in tqdm(self.data[: self.most], desc="drawing the labels", delay=2):
             tensors = volume.load(keys=["image", "label", "spacing"])
-            image, label = tensors["image"][0].numpy(), tensors["label"][0].numpy()
+            image = tensors["image"][0].numpy()
+            label = tensors["label"][0].long().numpy()  # resampled ones are of float
             given = _turned(self.axes, tensors["spacing"].tolist(), image, label, None)
             rows.append(cut_slices(volume.name, *given, classes=len(self.classes)))
         some = f"the first {len(rows)} of " if len(rows) < len(self.data) else ""

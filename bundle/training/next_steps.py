@@ -29,7 +29,7 @@ def next_steps(folder: RunFolder, task: str | None) -> dict[str, str]:
     if task is None:
         return {
             "fine-tune": f"{_RUN} training --config_file configs/finetune_segmentation.yaml "
-            f"--pretrained {shlex.quote(str(folder.model))} --dataset_dir /path/to/labelled",
+            f'--pretrained {shlex.quote(str(folder.model))} --dataset_dir /path/to/labelled --classes "{{liver: 1}}"',
             "see what it reconstructs": f"{_RUN} --config_file configs/reconstruct.yaml --run_folder {run} "
             "--dataset_dir /path/to/volumes",
         }

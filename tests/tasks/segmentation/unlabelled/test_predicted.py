@@ -15,23 +15,10 @@ from monai.bundle import ConfigWorkflow
 
 from bundle.data.fingerprints import fingerprint
 from bundle.errors import user_error_in
+from tests.tasks.segmentation.unlabelled.quick import QUICK, ROOT
 
-ROOT = Path(__file__).parents[4]
 FIRST = [str(ROOT / "configs/finetune_segmentation.yaml")]
 BOTH = [*FIRST, str(ROOT / "configs/finetune_self_training.yaml")]
-SMALL: dict[str, Any] = {
-    "bundle_root": str(ROOT),
-    "classes": {"left": 1, "right": 2},
-    "crop_size": [16, 16, 16],
-    "spacing": "own",
-    "pretrained": None,
-    "encoder#init_filters": 4,
-    "encoder#blocks_down": [1, 1, 1],
-    "epochs": 1,
-    "steps_per_epoch": 2,
-    "num_workers": 0,
-    "device": "cpu",
-}
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +44,13 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(configs: list[str], dataset: Path, **given: Any) -> ConfigWorkflow:
-    options = {**SMALL, "dataset_dir": str(dataset / "split.json"), "cache_dir": str(dataset / ".cache"), **given}
+    options = {
+        **QUICK,
+        "epochs": 1,
+        "dataset_dir": str(dataset / "split.json"),
+        "cache_dir": str(dataset / ".cache"),
+        **given,
+    }
     flow = ConfigWorkflow(configs, workflow_type="train", logging_file=False, **options)
     flow.initialize()
     flow.run()

@@ -23,26 +23,10 @@ from bundle.evaluation.seen import seen_notes
 from bundle.stores.plain_store import PlainStore
 from bundle.tasks.segmentation.unlabelled import single_components, without_labels
 from bundle.tasks.segmentation.unlabelled.volumes import _find, _Recognised
+from tests.tasks.segmentation.unlabelled.quick import QUICK, ROOT
 
-ROOT = Path(__file__).parents[4]
 CONFIGS = [str(ROOT / f"configs/finetune_{name}.yaml") for name in ("segmentation", "unlabelled")]
-QUICK: dict[str, Any] = {
-    "bundle_root": str(ROOT),
-    "classes": {"left": 1, "right": 2},
-    "crop_size": [16, 16, 16],
-    "spacing": "own",
-    "pretrained": None,
-    "encoder#init_filters": 4,
-    "encoder#blocks_down": [1, 1, 1],
-    "in_channels": 2,
-    "epochs": 2,
-    "steps_per_epoch": 2,
-    "val_interval": 1,
-    "num_workers": 0,
-    "device": "cpu",
-    "lr": 0.01,
-    "teacher_decay": 0.5,
-}
+OPTIONS: dict[str, Any] = {**QUICK, "in_channels": 2, "epochs": 2, "val_interval": 1, "lr": 0.01, "teacher_decay": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +56,7 @@ def entry(root: Path, number: int) -> dict[str, Any]:
 
 
 def workflow(dataset: Path, **overrides: Any) -> ConfigWorkflow:
-    given = {**QUICK, "dataset_dir": str(dataset / "split.json"), "unlabelled_dir": str(dataset / "imagesTr")}
+    given = {**OPTIONS, "dataset_dir": str(dataset / "split.json"), "unlabelled_dir": str(dataset / "imagesTr")}
     given |= {"cache_dir": str(dataset / ".cache"), **overrides}
     flow = ConfigWorkflow(CONFIGS, workflow_type="train", run_id="training", logging_file=False, **given)
     flow.initialize()

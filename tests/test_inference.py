@@ -316,10 +316,8 @@ def message(error: BaseException) -> str:
     ],
 )
 def test_a_wrong_option_is_one_line_that_names_it(models: Path, folder: Path, tmp_path: Path, option, value, expected):
-    flow = workflow(models, folder / "a", tmp_path / "out", **{option: value})
-    flow.initialize()
     with pytest.raises((RuntimeError, UserError)) as error:
-        flow.run()
+        run(models, folder / "a", tmp_path / "out", **{option: value})
     assert expected in message(error.value)
     release_folders()  # as at the end of the process
     assert not (tmp_path / "out").exists()

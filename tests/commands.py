@@ -2,7 +2,9 @@
 """Python's command line in a process of its own that need not import MONAI, which takes six seconds each time.
 
 A server, which has imported MONAI and other packages but nothing of ours, is started once and forks a process for each
-command: see `multiprocessing`. What a program imports, and how it is found without MONAI, is not to be tested so.
+command: see `multiprocessing`. A process has one such server, so it also forks what the bundle does in processes. No
+test may stop it: that waits for the end of all that the test's process has ever forked. What a program imports, and
+how it is found without MONAI, is not to be tested so.
 """
 
 from __future__ import annotations

@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import signal
+import subprocess
 import sys
-from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ import torch
 import bundle.data.processes
 from bundle.data.processes import Lost, NoProcessesError, run_in_processes
 from bundle.errors import UserError
+
+ROOT = Path(__file__).parents[2]
 
 
 class Work:
@@ -60,13 +63,23 @@ def test_a_killed_process_costs_no_other_task_anything(tmp_path: Path) -> None:
 
 
 def test_processes_are_forked_from_one_thread_that_has_loaded_what_they_need(tmp_path: Path) -> None:
-    forkserver._forkserver._stop()  # other tests of this process may have started one for commands: tests/commands.py
-    before = dict(os.environ)
-    ((_, (threads, is_loaded, frozen, file)),) = run_in_processes(Work(tmp_path), [("look", 0)], processes=1)
+    # in a program of its own, as tests have one server for all: tests/commands.py
+    code = """
+import json, os, sys
+from pathlib import Path
+from bundle.data.processes import run_in_processes
+from tests.data.test_processes import Work
+before = dict(os.environ)
+((_, found),) = run_in_processes(Work(Path(sys.argv[1])), [("look", 0)], processes=1)
+print(json.dumps([*found, dict(os.environ) == before]))
+"""
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    threads, is_loaded, frozen, file, is_environment_as_before = json.loads(done.stdout)
     assert threads == 1, "a thread would be lost by the fork, with the locks that it holds"
     assert is_loaded and frozen > 100_000, "what is loaded is no work for the collector of any process"
     assert file == bundle.data.processes.__file__
-    assert dict(os.environ) == before
+    assert is_environment_as_before
 
 
 def test_a_task_that_needs_more_memory_than_allowed_is_lost_and_the_others_are_done(tmp_path: Path) -> None:

@@ -151,6 +151,7 @@ def test_nothing_of_a_dicom_header_is_in_the_results(finished: Path, folder: Pat
 def test_the_results_say_which_weights_made_them(finished: Path, models: Path):
     about = json.loads((finished / "about.json").read_text())
     assert about["sha256"] == hashlib.sha256((models / "model.pt").read_bytes()).hexdigest()
+    assert (about["mr_floor"], about["orientation"]) == (3.0, "RAS")
     assert about["spacing"] == [4, 4, 4] and about["encoder"]["name"] == "SegResEncoder"
 
 

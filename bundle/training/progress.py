@@ -72,5 +72,7 @@ class Progress:
         done = state.iteration - self._done_at_start
         seconds_to_go = (now - self._epoch_start) / done * (state.epoch_length - place)
         text = "".join(f"{name} {value:.4g}, " for name, value in self._metrics.items())
-        where = f"{self.name} epoch {state.epoch}, iteration {place}/{state.epoch_length}"
-        logger.info("%s: %s%d s to go in this epoch", where, text, seconds_to_go)
+        where, rest = f"epoch {state.epoch}, iteration {place}/{state.epoch_length}", " in this epoch"
+        if state.max_epochs == 1:  # as where scans are predicted
+            where, rest = f"{place}/{state.epoch_length}", ""
+        logger.info("%s %s: %s%d s to go%s", self.name, where, text, seconds_to_go, rest)

@@ -83,3 +83,15 @@ def test_a_log_file_gets_a_line_now_and_then_in_a_long_epoch(caplog):
     assert lines[0].startswith("train epoch 1, iteration 1/4: reconstruction ")
     assert lines[7].startswith("train epoch 2, iteration 4/4")
     assert lines[7].endswith("0 s to go in this epoch")
+
+
+def test_one_pass_over_scans_has_no_epoch(caplog, monkeypatch):
+    caplog.set_level(logging.INFO, logger="bundle")
+    clock = iter(range(0, 1000, 5))
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
+    engine = Engine(lambda *_: None)
+    Progress(name="predict", every_seconds=0).attach(engine)
+    engine.run([0] * 3, max_epochs=1)
+    assert [record.getMessage() for record in caplog.records] == [
+        "predict 1/3: 10 s to go", "predict 2/3: 5 s to go", "predict 3/3: 0 s to go"
+    ]  # fmt: skip

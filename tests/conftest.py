@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import sys
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +43,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begins with the longest files: pytest-xdist hands them out in this order."""
     places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
+def pytest_collection_finish() -> None:
+    """Starts the server of commands.py: so it has no test's environment, and is not one that the bundle starts."""
+    if "tests.commands" in sys.modules:
+        forkserver.ensure_running()
 
 
 @pytest.fixture(scope="session")

@@ -131,6 +131,7 @@ class Transfer:
             return
         inside, rest = split_encoder(ModelFiles(file).read_encoder(self._axes), encoder)
         self.report = load_encoder(self.network, inside, min_matched=min_matched)
+        _require_whole(file, self.report, self.network, encoder, min_matched)
         if decoder is not False:
             self.decoder_report = load_rest(
                 self.network, rest, same_meaning=meanings == classes, min_matched=min_matched

@@ -89,6 +89,11 @@ def load_strictly(
         *(f"no {key}" for key in sorted(current.keys() - given.keys())),
         *(f"{key}, which it has not" for key in sorted(given.keys() - current.keys())),
     ]
+    if problems and about is not None and about.content.get("task") == "detection":
+        raise UserError(
+            f"{weights} is of a detector, which keeps the first layers of its encoder only: take the run that it was "
+            "fine-tuned from"
+        )
     if problems:
         raise UserError(
             f"{weights} does not fit the network of `encoder`, the two differ in {len(problems)} tensors (it holds "

@@ -189,6 +189,14 @@ def test_another_network_takes_the_encoder_of_a_fine_tuned_one_alone(tmp_path: P
     assert done.depths["encoder.conv_init.weight"] == 0
 
 
+def test_the_first_layers_of_a_fine_tuned_encoder_are_refused_as_those_of_a_pretrained_one_are(tmp_path: Path):
+    source = segresnet()
+    del source.encoder.layers[2:]  # a detector has the first ones only
+    path = finetuned(tmp_path, source, classes={"liver": 1})
+    with pytest.raises(UserError, match=r"of the encoder's 39 tensors, it lacks encoder\.layers\.2"):
+        Transfer(segresnet(), path, encoder={"name": "SegResEncoder", **SEGRES}, classes=["liver"])
+
+
 @pytest.mark.parametrize("same_meaning", [True, False])
 def test_a_detectors_last_layers_are_its_heads(same_meaning: bool):
     def head() -> nn.Module:

@@ -35,6 +35,18 @@ def test_every_tensor_is_the_files_and_the_network_is_ready_to_infer(weights: Pa
     assert all(torch.equal(value, expected[key]) for key, value in loaded.state_dict().items())
 
 
+def test_a_detectors_part_of_an_encoder_is_told_what_to_take_instead(tmp_path: Path):
+    tensors = network().state_dict()
+    ModelFiles(tmp_path / "model.pt").write(
+        {f"encoder.{key}": value for key, value in tensors.items() if key[0] == "0"},
+        {"task": "detection", "classes": {"nodule": 0}},
+    )
+    with pytest.raises(
+        UserError, match=r"is of a detector, which keeps the first layers .* the run that it was fine-tuned from"
+    ):
+        load_strictly(network(), tmp_path / "model.pt")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

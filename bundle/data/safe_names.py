@@ -16,7 +16,7 @@ from bundle.data.found_volume import FoundVolume
 from bundle.data.names import name_digest, pseudonymous, without_ending
 from bundle.data.printable import printable
 
-__all__ = ["inside", "name_results", "result_names", "table_row"]
+__all__ = ["cell_text", "inside", "name_results", "result_names", "table_row"]
 
 #: bytes of one part of a path; a file's name, its ending and the random part of a temporary one must fit in 255
 _LONGEST = 180
@@ -36,6 +36,16 @@ def table_row(values: Iterable[Any]) -> list[Any]:
         ["'=1+1", "'-scan", '-1.5', -2, 'a']
     """
     return [_cell(value) for value in values]
+
+
+def cell_text(cell: str) -> str:
+    """The text that `table_row` was given, without the quote that it has put before one like a formula.
+
+    Example:
+        >>> cell_text("'=1+1"), cell_text("'a'")
+        ('=1+1', "'a'")
+    """
+    return cell[1:] if cell.startswith("'") and cell.lstrip("'").startswith(_FORMULA) else cell
 
 
 def inside(name: str) -> str:
@@ -113,7 +123,7 @@ def _shortened(part: str) -> str:
 
 
 def _cell(value: Any) -> Any:
-    if not isinstance(value, str) or not value.startswith(_FORMULA):
+    if not isinstance(value, str) or not value.lstrip("'").startswith(_FORMULA):  # quoted ones, too: for `cell_text`
         return value
     try:
         float(value)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from bundle.data.safe_names import cell_text
 from bundle.errors import UserError
 from bundle.evaluation.paired import Difference, compare_areas, compare_pairs
 from bundle.evaluation.summary import shortened_list
@@ -106,7 +107,7 @@ def read_result(path: str | os.PathLike[str], name: str = "") -> Result:
     groups: dict[str, str] = {}
     references: dict[tuple[str, str], float] = {}
     for row in rows:
-        case, of = row[case_column], row.get(class_column, "") or "all"
+        case, of = cell_text(row[case_column]), cell_text(row.get(class_column, "")) or "all"
         groups.setdefault(case, row.get("group", "") or case)
         if (of, case) in references:
             raise UserError(f"{file} has {case} ({of}) twice: give a table with one row for each case and class")

@@ -12,7 +12,7 @@ from typing import Any
 
 from bundle.data import FoundVolume
 from bundle.data.names import name_digest, without_ending
-from bundle.data.safe_names import inside
+from bundle.data.safe_names import inside, result_names
 from bundle.evaluation.tables import read_table
 
 __all__ = ["case_name", "match_names", "skipped_reasons"]
@@ -28,21 +28,23 @@ def case_name(volume: FoundVolume, *, hashed: bool = False) -> str:
 def match_names(volumes: Sequence[FoundVolume], predictions: Sequence[str]) -> list[str | None]:
     """For each scan the name of its prediction.
 
-    A prediction may have the scan's name below the data set's folder, its digest, the name of its label map, its last
-    part, or the name of the scan's folder; nnU-Net's channel number may be missing. More of a name goes before less of
-    it. A name that several scans share, or several predictions, decides nothing, also where some of them are taken.
+    A prediction may have the name that a prediction of these scans gives it, the scan's name below the data set's
+    folder, its digest, the name of its label map, its last part, or the name of the scan's folder; nnU-Net's channel
+    number and the ending may be missing. More of a name goes before less of it. A name that several scans share, or
+    several predictions, decides nothing, also where some of them are taken.
 
     Args:
         volumes: the scans.
-        predictions: their names without endings, all different.
+        predictions: their names, all different.
 
     Returns:
         One of `predictions`, or None, for each scan.
     """
     found: list[str | None] = [None] * len(volumes)
     left = list(predictions)
-    keys = [_keys(volume) for volume in volumes]
-    for shorten in (_normal, _last_part):
+    results = result_names(volumes, files=lambda _: ())
+    keys = [[own, *_keys(volume)] for own, volume in zip(results, volumes, strict=True)]
+    for shorten in (_normal, _stem, lambda prediction: _last_part(_stem(prediction))):
         for level in range(len(keys[0]) if keys else 0):
             # of all, also of those that have found each other: what two of them are called tells nobody apart
             names = _unique({prediction: shorten(prediction) for prediction in predictions})
@@ -96,6 +98,10 @@ def _keys(volume: FoundVolume) -> list[str]:
 
 def _normal(name: str) -> str:
     return posixpath.normpath(name) if name else name
+
+
+def _stem(name: str) -> str:
+    return without_ending(_normal(name))
 
 
 def _last_part(name: str) -> str:

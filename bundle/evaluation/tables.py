@@ -13,6 +13,7 @@ from typing import Any
 
 from bundle.atomic import replace_file
 from bundle.data import table_row
+from bundle.data.safe_names import cell_text
 from bundle.errors import UserError
 from bundle.evaluation.intervals import Estimate
 
@@ -46,8 +47,8 @@ def read_table(path: str | os.PathLike[str], columns: Sequence[str] = ()) -> lis
     try:
         with Path(path).open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, restval="")
-            rows = [{key: value for key, value in row.items() if key is not None} for row in reader]
-            found = list(reader.fieldnames or ())
+            rows = [{cell_text(k): cell_text(value) for k, value in row.items() if k is not None} for row in reader]
+            found = [cell_text(name) for name in reader.fieldnames or ()]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} is no readable table ({error}): give one in CSV and UTF-8") from error
     if missing := [column for column in columns if column not in found]:

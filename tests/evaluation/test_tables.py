@@ -5,12 +5,16 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from bundle.data import FoundVolume
 from bundle.data.names import name_digest
+from bundle.data.safe_names import result_names
 from bundle.errors import UserError
 from bundle.evaluation import (
     Bootstrap,
@@ -37,7 +41,7 @@ def test_a_table_keeps_nine_digits_and_says_what_is_not_known(tmp_path: Path) ->
     rows = [{"case": "=1+1", "dice": 1 / 3, "note": "a, b"}, {"case": "b", "dice": math.nan}, {"dice": math.inf}]
     write_table(tmp_path / "t.csv", ["case", "dice", "note"], rows)
     one, two, three = read_table(tmp_path / "t.csv", ["dice"])
-    assert one == {"case": "'=1+1", "dice": "0.333333333", "note": "a, b"}
+    assert one == {"case": "=1+1", "dice": "0.333333333", "note": "a, b"}
     assert math.isnan(as_number(two["dice"])) and as_number(three["dice"]) == math.inf
     assert list(tmp_path.iterdir()) == [tmp_path / "t.csv"]
 
@@ -107,6 +111,26 @@ def test_an_interrupted_evaluation_is_done_again_by_the_same_command(tmp_path: P
 def test_a_prediction_is_found_under_the_usual_names(name: str, label: str, prediction: str) -> None:
     others = [scan("imagesTr/other.nii.gz"), scan("s2/ct.nii.gz")]
     assert match_names([scan(name, label), *others], ["nothing", prediction]) == [prediction, None, None]
+
+
+def test_a_prediction_of_ours_is_found_whatever_it_had_to_be_called() -> None:
+    names = ["Case_A.nii.gz", "case_a.nii.gz", "M\u00fcller.nii.gz", "Mu\u0308ller.nii.gz", "x.mha.nii.gz", "x.nrrd"]
+    scans = [scan(name) for name in [*names, "twice.nii.gz", "twice.nii.gz"]]
+    results = result_names(scans, files=lambda _: ())
+    assert len(set(results)) == len(scans)
+    assert match_names(scans, results[::-1]) == results
+    assert match_names(scans, names) == [*names, None, None], "of the files themselves"
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["C"])), min_size=2, max_size=2))
+@example(["'=1", "''-1.5"])
+@example(["-1.5", "''"])
+def test_a_table_is_read_as_it_was_written(cells: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "t.csv"
+        rows = [dict(zip(["=a", "b"], cells)), {"=a": "+1 scan", "b": "'quoted'"}]
+        write_table(file, ["=a", "b"], rows)
+        assert read_table(file) == rows
 
 
 def test_more_of_a_name_goes_before_less_and_what_several_share_decides_nothing() -> None:

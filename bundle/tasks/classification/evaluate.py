@@ -14,7 +14,6 @@ from matplotlib.image import imsave
 
 from bundle.atomic import replace_file
 from bundle.data import FoundVolume
-from bundle.data.names import without_ending
 from bundle.errors import UserError
 from bundle.evaluation import (
     DECISION_METRICS,
@@ -153,7 +152,7 @@ class ClassificationEvaluation:
             raise UserError(f"{self.table} has {what}: its columns are {', '.join(columns) or 'none'}")
         found: dict[str, tuple[list[float], list[float]]] = {}
         for row in self.rows:
-            name, values = without_ending(row[scans]), [as_number(row[column]) for column in named.values()]
+            name, values = row[scans], [as_number(row[column]) for column in named.values()]
             if all(not row[column].strip() for column in named.values()):
                 continue  # a scan that was skipped
             if name in found:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from bundle.data.names import without_ending
 from bundle.errors import UserError
 from bundle.evaluation import as_number, read_table
 from bundle.tasks.detection.boxes import list_labels
@@ -48,7 +47,7 @@ def read_boxes(predictions: Path, classes: Mapping[str, int] | Sequence[str]) ->
     names, unknown = list(classes), set()
     found: dict[str, list[tuple[float, int, list[float]]]] = {}
     for scan, name, score, box in rows:
-        boxes = found.setdefault(without_ending(scan), [])
+        boxes = found.setdefault(scan, [])
         if name in names:
             boxes.append((score, names.index(name), box))
         elif name:

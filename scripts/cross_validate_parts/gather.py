@@ -16,7 +16,7 @@ from cross_validate_parts.same_scans import check_folds, check_once, check_scans
 
 from bundle.atomic import replace_file
 from bundle.data import table_row
-from bundle.evaluation import EvaluationFolder
+from bundle.evaluation import EvaluationFolder, read_table
 from bundle.tasks.classification import ClassificationEvaluation
 from bundle.tasks.detection import DetectionEvaluation
 
@@ -51,9 +51,7 @@ def gather_label_maps(plan: Plan, done: Sequence[int], about: Mapping[str, Any])
     for fold, scans in find_validated(plan, done).items():
         print(f"fold {fold}: {len(scans)} scans that it was not trained on")
         output = plan.output / "predictions" / f"fold_{fold}"
-        found = predict_out_of_fold(
-            PREDICT, plan.folder(fold).path, scans, output, hashed=plan.hashes_names, options=options
-        )
+        found = predict_out_of_fold(PREDICT, plan.folder(fold).path, scans, output, options=options)
         pairs += [(name, fold) for name in found]
         files |= found
     if files:
@@ -108,8 +106,7 @@ def _rows(plan: Plan, fold: int, name: str) -> list[dict[str, Any]]:
     file = plan.folder(fold).path / name
     if not file.is_file():
         return []
-    with file.open(newline="", encoding="utf-8") as opened:
-        return [{**row, "fold": fold} for row in csv.DictReader(opened)]
+    return [{**row, "fold": fold} for row in read_table(file)]
 
 
 def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

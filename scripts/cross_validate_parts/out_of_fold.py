@@ -17,6 +17,8 @@ from monai.bundle import ConfigWorkflow
 from bundle.atomic import replace_file
 from bundle.data import FoundVolume
 from bundle.data.fingerprints import fingerprint
+from bundle.data.names import without_ending
+from bundle.data.safe_names import result_names
 from bundle.errors import UserError
 from bundle.evaluation import EvaluationFolder, case_name
 from bundle.tasks.segmentation.evaluate import SegmentationEvaluation
@@ -27,12 +29,17 @@ __all__ = ["evaluate_out_of_fold", "find_validated", "predict_out_of_fold"]
 def find_validated(plan: Plan, done: Sequence[int]) -> dict[int, list[FoundVolume]]:
     """The scans that finished folds validated, as each of them recorded it, as they lie on the disk.
 
-    Of copies of one scan, all that there are, each fold validated some, and all are the first fold's.
+    Each has the name of its case, unlike all others, and an ending. Of copies of one scan, all that there are, each
+    fold validated some, and all are the first fold's.
 
     Raises:
         UserError: if a fold recorded none.
     """
-    scans = {scan.name: (scan, fingerprint(scan.files)) for scan in plan.find_scans()}
+    listed = plan.find_scans()
+    cases = result_names(listed, files=lambda _: ())
+    if plan.hashes_names:
+        cases = [case_name(scan, hashed=True) for scan in listed]
+    scans = {case: (replace(scan, name=f"{case}.nii.gz"), fingerprint(scan.files)) for case, scan in zip(cases, listed)}
     found: dict[int, list[FoundVolume]] = {}
     for fold in done:
         recorded = recorded_parts(plan, fold)["validation"]
@@ -53,7 +60,6 @@ def predict_out_of_fold(
     scans: Sequence[FoundVolume],
     output: Path,
     *,
-    hashed: bool = False,
     options: Mapping[str, Any] | None = None,
 ) -> dict[str, Path]:
     """Segments scans on their own grids; what is done already is not done again.
@@ -61,21 +67,20 @@ def predict_out_of_fold(
     Args:
         config: configs/predict_segmentation.yaml.
         model: folder of the fold's run.
-        scans: that the fold was not trained on.
+        scans: that the fold was not trained on, as `find_validated` names them.
         output: folder of the predictions.
-        hashed: whether names become digests.
         options: further ones of the config, such as `device`.
 
     Returns:
         The label maps by the name of the case; a scan that could not be read has none.
     """
-    named = [replace(scan, name=case_name(scan, hashed=hashed), annotations={}) for scan in scans]
-    given = {"model": str(model), "output_dir": str(output), "scans": named, **(options or {})}
+    images = [replace(scan, annotations={}) for scan in scans]
+    given = {"model": str(model), "output_dir": str(output), "scans": images, **(options or {})}
     flow = ConfigWorkflow(str(config), workflow_type="infer", logging_file=False, **given)
     flow.initialize()
     flow.run()
     flow.finalize()
-    files = {scan.name: output / "label_maps" / f"{scan.name}.nii.gz" for scan in named}
+    files = {without_ending(scan.name): output / "label_maps" / scan.name for scan in images}
     return {name: file for name, file in files.items() if file.is_file()}
 
 

@@ -26,6 +26,7 @@ from monai.bundle import ConfigWorkflow
 from bundle.data.fingerprints import fingerprint
 from bundle.data.names import name_digest
 from bundle.errors import UserError
+from bundle.evaluation import match_names
 from bundle.prediction import FineTuned
 from tests.runs.test_lock import other_process
 
@@ -345,6 +346,20 @@ def test_folds_of_different_scans_are_refused_and_one_can_be_trained_again(block
         cross_validate.gather(plan)
     plan.mark(1).unlink()
     check_folds(plan)
+
+
+def test_scans_with_one_case_name_have_a_label_map_each(blocks: Path, tmp_path: Path):
+    for name in ("P 0", "p 0.nii.gz"):
+        add_person(blocks, name.removeprefix("p "))
+        for part in ("imagesTr", "labelsTr"):
+            (blocks / f"{part}/p {name.removeprefix('p ')}").rename(blocks / part / name)
+    plan = Plan(SEGMENTATION, str(blocks), 2, tmp_path / "out")
+    everyone = [fingerprint(scan.files) for scan in plan.find_scans()]
+    finish(plan, {0: ([], everyone), 1: (everyone, [])})
+    (scans,) = find_validated(plan, [0]).values()
+    names = [scan.name for scan in scans]
+    assert len({name.lower() for name in names}) == len(names) == 6
+    assert match_names(plan.find_scans(), [name.removesuffix(".nii.gz") for name in names]).count(None) == 0
 
 
 def test_copies_of_one_scan_are_all_the_first_folds(blocks: Path, tmp_path: Path):

@@ -12,7 +12,8 @@ import torch
 from bundle.errors import UserError
 from bundle.networks import Decoder, EncoderDepthPairs, PretrainingNetwork, SegResDecoder, build_encoder
 from bundle.transfer import load_encoder, load_start, origin
-from bundle.weights import ModelFiles, checksum
+from bundle.weights import ModelFiles, checksum, name_foreign_network
+from tests.networks.encoder_cases import CASES
 
 SEGRES = {"name": "SegResEncoder", "init_filters": 4, "blocks_down": [1, 1, 1], "norm": "instance"}
 
@@ -97,6 +98,11 @@ def test_a_network_that_no_encoder_here_is_is_named(key: str, said: str, tmp_pat
                  lambda: load_encoder(network(2).encoder.network, tmp_path / "theirs.pt")):  # fmt: skip
         with pytest.raises(UserError, match=rf"theirs.pt is of {said}.*, which no encoder here is: take other"):
             load()
+
+
+def test_no_encoder_here_is_taken_for_a_network_of_others() -> None:
+    for name, case in CASES.items():
+        assert not name_foreign_network(build_encoder(case.name, **case.arguments).network_state_dict()), name
 
 
 def test_a_users_network_gets_the_weights_of_its_kind_whatever_it_is(tmp_path: Path):

@@ -430,6 +430,35 @@ ALTERNATIVES = {
 }
 
 
+def test_a_dynunet_of_three_levels_has_one_further_loss(bundle_root: Path, dataset: Path, tmp_path: Path):
+    arguments = {"kernel_size": [3] * 3, "strides": [1, 2, 2], "upsample_kernel_size": [2] * 2, "filters": [4, 4, 8]}
+    path, _ = write_model(tmp_path, Case("DynUNet", arguments, ()), spacing=None)
+    override = str(ROOT / "configs/finetune_dynunet.yaml")
+    parser = workflow(bundle_root, dataset, override, pretrained=str(path)).parser
+    outputs = parser.get_parsed_content("network_def")(torch.zeros(1, 1, 16, 16, 16))
+    assert outputs.shape[:3] == (1, 2, 3), "the finest and one more, of three classes"
+
+
+@pytest.mark.parametrize(
+    ("override", "encoder", "arguments", "said"),
+    [
+        ("finetune_segresnet", "SegResNet", {"blocks_up": [1, 1], "norm": ["instance", {"affine": True}]}, "norm"),
+        (None, "SegResNetDS", {"norm": "instance", "resolution": [1, 1, 4]}, "resolution"),
+    ],
+)
+def test_networks_are_built_with_all_of_their_encoders_arguments(
+    override: str | None, encoder: str, arguments: dict, said: str, bundle_root: Path, dataset: Path, tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+):  # fmt: skip
+    given = {"init_filters": 8, "blocks_down": [1, 1, 1], **arguments}
+    path, _ = write_model(tmp_path, Case(encoder, given, ()), spacing=None)
+    overlays = [str(ROOT / f"configs/{override}.yaml")] if override else []
+    parser = workflow(bundle_root, dataset, *overlays, pretrained=str(path)).parser
+    with caplog.at_level("WARNING"):
+        assert parser.get_parsed_content("transfer").report.share == 1
+    assert "differs from the pre-trained one" not in caplog.text, said
+
+
 @pytest.mark.parametrize("name", ALTERNATIVES)
 def test_other_networks_take_the_weights_of_their_encoders(name: str, bundle_root: Path, dataset: Path, tmp_path: Path):
     path, _ = write_model(tmp_path, ALTERNATIVES[name], spacing=None)

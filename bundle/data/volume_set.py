@@ -213,6 +213,8 @@ def prepare_usable(
     for volume in usable:
         if volume.notes:
             logger.warning("%s%s: %s", kind, volume.name, volume.notes)
+    if not found:
+        raise UserError(f"{source} lists no volume to train or validate on: name some under training")
     if not usable:
         first = skipped[0]
         raise UserError(

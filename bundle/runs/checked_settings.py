@@ -156,8 +156,8 @@ _RULES: dict[str, _Rule] = {
     "balance_weights": _Rule(lambda value: isinstance(value, Mapping),
                              "a share for each value, such as {CT: 2, MR: 1}", or_null=True),
     "include": _Rule(lambda value: isinstance(value, (str, Sequence)), "patterns of paths, such as ['labels/*']"),
-    "classes": _Rule(lambda value: isinstance(value, (Mapping, list, tuple)), "values by name, such as {liver: 1}",
-                     or_null=True),  # of boxes names may do
+    "classes": _Rule(lambda value: isinstance(value, (Mapping, list, tuple)),
+                     "values by name, such as {liver: 1} or {'left kidney': 2}", or_null=True),  # of boxes names may do
     "amp": _Rule(lambda value: isinstance(value, bool) or value in ("bfloat16", "float16"),
                  "True, False, bfloat16 or float16"),
     "largest_component": _Rule(lambda value: isinstance(value, (bool, str)) or _is_names(value),

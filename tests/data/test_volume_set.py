@@ -222,6 +222,11 @@ def test_no_usable_volume_is_one_line_that_names_the_first_problem(tmp_path: Pat
         volume_set(tmp_path / "volumes")
 
 
+def test_a_list_of_nothing_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"lists no volume to train or validate on: name some under training"):
+        volume_set(tmp_path, find=lambda _: [])
+
+
 def test_split_is_by_modality_seeded_and_complete(folder: Path) -> None:
     splits = [volume_set(folder, seed=seed) for seed in (0, 0, *range(1, 8))]
     for volumes in splits:

@@ -163,6 +163,9 @@ def test_a_table_with_semicolons_is_read_too(tmp_path: Path):
         (("image,edema", "a.nii,yes"), "line 2, column edema holds 'yes'"),
         (("image,nodule", "a.nii,1"), "has no column edema: its columns are image, nodule; one must be"),
         (("image,edema,part", "a.nii,1,testing"), "line 2: part 'testing'"),
+        (("image,edema,edema", "a.nii,1,0"), "has two columns edema: remove one"),
+        (("image,nodule",), "has no column edema: its columns are image, nodule; one must be"),
+        (("image,edema,note", 'a.nii,1,"two', 'lines"', "b.nii,2,"), "line 4, column edema holds '2'"),
     ],
 )
 def test_a_table_that_cannot_be_used_is_one_line(tmp_path: Path, lines: tuple[str, ...], said: str):

@@ -27,7 +27,8 @@ def check_findings(findings: Sequence[str]) -> int:
     names = [finding for finding in findings if isinstance(finding, str)] if is_list else []
     if not names or len(set(names)) < len(findings):
         raise UserError(
-            f'--findings {findings} does not fit: list columns of labels.csv, such as "[aneurysm, stenosis]"'
+            f'--findings {findings} does not fit: list columns of labels.csv, such as "[aneurysm, stenosis]" or, with '
+            "a space, \"['large aneurysm', stenosis]\""
         )
     return len(names)
 
@@ -90,10 +91,13 @@ def _read(table: Path, columns: set[str]) -> dict[int, dict[str, str]]:
             # where the comma is a decimal one, spreadsheets separate by semicolons
             separator = ";" if ";" in header and "," not in header else ","
             # a row that is too short has None for a cell, one too long None as a key
-            rows = list(csv.DictReader(file, delimiter=separator))
+            reader = csv.DictReader(file, delimiter=separator)
+            named = [*(reader.fieldnames or ())]
+            rows = [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{table} is no readable table ({error}): save it as CSV in UTF-8") from error
-    named = [str(column) for column in (rows[0] if rows else ())]
+    if twice := sorted({name for name in named if named.count(name) > 1 and name in columns}):
+        raise UserError(f"{table} has two columns {', '.join(twice)}: remove one")
     if missing := columns - set(named):
         raise UserError(
             f"{table} has no column {', '.join(sorted(missing))}: its columns are {', '.join(named) or 'none'}; one "
@@ -101,7 +105,7 @@ def _read(table: Path, columns: set[str]) -> dict[int, dict[str, str]]:
         )
     found: dict[int, dict[str, str]] = {}
     lines: dict[str, int] = {}
-    for line, row in enumerate(rows, start=2):
+    for line, row in rows:
         if not any(cell and (not isinstance(cell, str) or cell.strip()) for cell in row.values()):
             continue
         if None in row or None in row.values():

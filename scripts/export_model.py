@@ -51,6 +51,7 @@ from bundle.export import (
     write_nnunet,
 )
 from bundle.runs.writable import make_folder
+from bundle.weights import ModelFiles
 
 
 def real_images(model: PlainModel, volume: Path) -> list[Tensor]:
@@ -94,7 +95,11 @@ def _prepared(settings: Mapping[str, Any], found: FoundVolume, crop: Sequence[in
             Modalityd("image", modality=settings.get("modality", "auto")),
             Foregroundd("image"),
             normalization(
-                "image", scheme=settings.get("intensity_scheme"), ct_window=window, mr_percentiles=percentiles
+                "image",
+                scheme=settings.get("intensity_scheme"),
+                ct_window=window,
+                mr_percentiles=percentiles,
+                mr_floor=settings.get("mr_floor", 3.0),
             ),
             CropForegroundd(["image", "foreground"], source_key="foreground", margin=4, allow_smaller=True),
             PadToCropd("image", spatial_size=crop, cell=cell),
@@ -178,7 +183,7 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The options, with the folder to write to."""
     parser = argparse.ArgumentParser(description="Exports a pre-trained encoder and verifies each file.")
-    parser.add_argument("model", type=Path, help="model.pt of a run, with its model.json beside it")
+    parser.add_argument("model", type=Path, help="folder of a run, or its model.pt with model.json beside it")
     parser.add_argument("--formats", nargs="+", choices=FORMATS, help="default: all that can hold the encoder")
     parser.add_argument("--output_dir", type=Path, help="default: the model's folder")
     parser.add_argument("--input", type=Path, help="a volume to compare on as well: NIfTI, NRRD, or a DICOM folder")
@@ -187,6 +192,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--nnunet_configuration", default="3d_fullres", help="nnunet: of that plan")
     parser.add_argument("--replace", action="store_true", help="write files anew that are there already")
     options = parser.parse_args(arguments)
+    options.model = ModelFiles(options.model).weights
     options.output_dir = options.output_dir or options.model.parent
     return options
 

@@ -106,9 +106,10 @@ def plain_network(
         UserError: if the settings describe no encoder, or a tensor is missing, left over or of another shape.
     """
     if settings.get("task"):
-        raise UserError(
-            f"{name} are of a model fine-tuned for {settings['task']}, no encoder: scripts/export_bundle.py exports it"
-        )
+        remedy = "export the run that it was fine-tuned from"
+        if settings["task"] == "segmentation":
+            remedy = "scripts/export_bundle.py exports it"
+        raise UserError(f"{name} is of a model fine-tuned for {settings['task']}, no encoder: {remedy}")
     about = settings.get("encoder")
     if not isinstance(about, Mapping) or "name" not in about:
         raise UserError(f"the settings of {name} name no encoder: give the model.json that pre-training wrote with it")

@@ -90,7 +90,11 @@ def test_weights_must_fit_to_the_last_tensor(change: str, tmp_path: Path):
         plain_network(model.settings, weights)
 
 
-def test_a_fine_tuned_model_is_told_what_exports_it(tmp_path: Path):
-    path, _ = write_model(tmp_path, TINY, task="segmentation")
-    with pytest.raises(UserError, match=r"fine-tuned for segmentation, no encoder: scripts/export_bundle\.py"):
+@pytest.mark.parametrize(
+    ("task", "remedy"),
+    [("segmentation", r"scripts/export_bundle\.py"), ("detection", "export the run that it was fine-tuned from")],
+)
+def test_a_fine_tuned_model_is_told_what_exports_it(task: str, remedy: str, tmp_path: Path):
+    path, _ = write_model(tmp_path, TINY, task=task)
+    with pytest.raises(UserError, match=rf"fine-tuned for {task}, no encoder: {remedy}"):
         plain_model(path)

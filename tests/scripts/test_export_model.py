@@ -178,3 +178,9 @@ def test_where_no_format_can_be_written_nothing_is(model: Path, tmp_path: Path, 
     remark = rows(capsys.readouterr().out)["nnunet"][-1]
     assert remark.count("use another of --formats") == 1
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_runs_folder_will_do(model: Path, tmp_path: Path):
+    out = tmp_path / "exports"
+    assert export_model.main([str(model.parent), "--output_dir", str(out), "--formats", "safetensors"]) == 0
+    assert (out / "model.safetensors").is_file() and (out / "model.json").is_file()

@@ -20,7 +20,10 @@ from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined
 
 from bundle.errors import PREEMPTED, Preempted, Terminated, user_error_in
 
-__all__ = ["Watch"]
+__all__ = ["Watch", "told_to_end"]
+
+#: set once a signal has told this process to end: torchrun may send one before the connection to a dead one breaks
+told_to_end = threading.Event()
 
 #: seconds between two signs of life, and without one until a process counts as dead: together below a minute
 _EVERY, _PATIENCE = 5.0, 35.0
@@ -131,6 +134,9 @@ class Watch:
 
     def _wait_for_the_name(self) -> None:
         """The thread ends this process when it knows who has died; on its node torchrun does so, and names it."""
+        if told_to_end.is_set():
+            self.stop()
+            _leave(1)
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, _interrupt)
         try:

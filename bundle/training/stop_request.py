@@ -18,6 +18,7 @@ from bundle.cells import send
 from bundle.errors import Terminated
 from bundle.ranks import world_size
 from bundle.runs.distributed import is_main_rank
+from bundle.runs.watch import told_to_end
 
 __all__ = ["StopRequest", "Wanted"]
 
@@ -56,6 +57,7 @@ class StopRequest:
 
     def start(self) -> None:
         """Takes the signals, in the main thread. Every process must call it."""
+        told_to_end.clear()
         self.received, self._saved, self._pending = None, time.monotonic(), None
         if threading.current_thread() is threading.main_thread():
             self._previous = {number: signal.signal(number, self._note) for number in _SIGNALS}
@@ -106,6 +108,7 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signature of a handler
         now = time.monotonic()
+        told_to_end.set()
         if self.received is None:
             self.received, self._since = signal.Signals(number), now
         elif now - self._since < _ECHO:

@@ -100,6 +100,22 @@ def test_a_broken_connection_waits_for_the_name_of_the_dead(watches: list[Watch]
         signal.signal(number, handler)
 
 
+def test_a_process_that_was_told_to_end_before_the_connection_broke_waits_for_nothing(
+    watches: list[Watch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torchrun tells the others to end when one process has died; such a signal does not come again."""
+
+    def leave(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(module, "_leave", leave)
+    monkeypatch.setattr(module, "told_to_end", threading.Event())
+    module.told_to_end.set()
+    monkeypatch.setattr(watches[0]._threads[0], "join", lambda *_: None)
+    with pytest.raises(SystemExit, match="1"):
+        watches[0].report(RuntimeError("Connection closed by peer [127.0.0.1]:1234"))
+
+
 def test_an_interrupt_of_one_process_is_missed_by_the_others(watches: list[Watch], ends: Ends) -> None:
     watches[0].report(Terminated())
     assert f"from {watches[0].name}: " in ends.lines.get(timeout=60)

@@ -120,9 +120,10 @@ def find_problems(metrics: dict[str, float], same: float) -> list[str]:
             "learned from it: take the two sides from different levels, heads and views"
         )
     if metrics["health_effective_rank"] < 2 or metrics["health_deviation"] < 0.1:
+        what = "the alignment's weight or " if "health_alignment" in metrics else ""
         found.append(
             f"the features collapse: they use {metrics['health_effective_rank']:.1f} directions and vary by "
-            f"{metrics['health_deviation']:.2f} of what they could: lower the alignment's weight or the learning rate"
+            f"{metrics['health_deviation']:.2f} of what they could: lower {what}the learning rate"
         )
     baseline = max(metrics["health_top1_position"], metrics["health_top1_untrained"])
     if metrics["health_top1"] < baseline:

@@ -25,7 +25,10 @@ def test_warnings_say_what_is_wrong():
     }
     assert find_problems(good, same=0.0) == []
     assert "same vector" in find_problems(good, same=1.0)[0]
-    assert "collapse" in find_problems(good | {"health_effective_rank": 1.1}, same=0.0)[0]
+    collapsed = good | {"health_effective_rank": 1.1}
+    assert "collapse" in find_problems(collapsed, same=0.0)[0]
+    assert "alignment" not in find_problems(collapsed, same=0.0)[0]
+    assert "alignment" in find_problems(collapsed | {"health_alignment": 0.1}, same=0.0)[0]
     assert "no better than by its position" in find_problems(good | {"health_top1": 0.4}, same=0.0)[0]
 
 

@@ -165,6 +165,8 @@ def test_a_table_with_semicolons_is_read_too(tmp_path: Path):
         (("image,edema,part", "a.nii,1,testing"), "line 2: part 'testing'"),
         (("image,edema,edema", "a.nii,1,0"), "has two columns edema: remove one"),
         (("image,nodule",), "has no column edema: its columns are image, nodule; one must be"),
+        (("image,edema", ","), "has no rows: add some"),
+        (("image,edema,part", "a.nii,1,test"), "has no other rows than of its test part: add some"),
         (("image,edema,note", 'a.nii,1,"two', 'lines"', "b.nii,2,"), "line 4, column edema holds '2'"),
     ],
 )

@@ -79,6 +79,9 @@ def find_findings(dataset_dir: str | os.PathLike[str], findings: Sequence[str], 
         )
     if not volumes and part in PARTS:
         raise UserError(f"{table} has no row of the part {part!r}: name it in a column part, or give --part all")
+    if not volumes:
+        what = "other rows than of its test part" if rows else "rows"
+        raise UserError(f"{table} has no {what}: add some, each with its image and findings")
     return sorted(volumes, key=lambda volume: volume.name)
 
 

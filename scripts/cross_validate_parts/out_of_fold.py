@@ -17,7 +17,6 @@ from monai.bundle import ConfigWorkflow
 from bundle.atomic import replace_file
 from bundle.data import FoundVolume
 from bundle.data.fingerprints import fingerprint
-from bundle.data.names import without_ending
 from bundle.data.safe_names import result_names
 from bundle.errors import UserError
 from bundle.evaluation import EvaluationFolder, case_name
@@ -29,8 +28,8 @@ __all__ = ["evaluate_out_of_fold", "find_validated", "predict_out_of_fold"]
 def find_validated(plan: Plan, done: Sequence[int]) -> dict[int, list[FoundVolume]]:
     """The scans that finished folds validated, as each of them recorded it, as they lie on the disk.
 
-    Each has the name of its case, unlike all others, and an ending. Of copies of one scan, all that there are, each
-    fold validated some, and all are the first fold's.
+    Each has the name of its case, unlike all others. Of copies of one scan, all that there are, each fold validated
+    some, and all are the first fold's.
 
     Raises:
         UserError: if a fold recorded none.
@@ -39,7 +38,7 @@ def find_validated(plan: Plan, done: Sequence[int]) -> dict[int, list[FoundVolum
     cases = result_names(listed, files=lambda _: ())
     if plan.hashes_names:
         cases = [case_name(scan, hashed=True) for scan in listed]
-    scans = {case: (replace(scan, name=f"{case}.nii.gz"), fingerprint(scan.files)) for case, scan in zip(cases, listed)}
+    scans = {case: (replace(scan, name=case), fingerprint(scan.files)) for case, scan in zip(cases, listed)}
     found: dict[int, list[FoundVolume]] = {}
     for fold in done:
         recorded = recorded_parts(plan, fold)["validation"]
@@ -80,7 +79,7 @@ def predict_out_of_fold(
     flow.initialize()
     flow.run()
     flow.finalize()
-    files = {without_ending(scan.name): output / "label_maps" / scan.name for scan in images}
+    files = {scan.name: output / "label_maps" / f"{scan.name}.nii.gz" for scan in images}
     return {name: file for name, file in files.items() if file.is_file()}
 
 

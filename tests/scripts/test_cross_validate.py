@@ -322,7 +322,7 @@ def test_a_fold_is_judged_on_what_it_recorded_whatever_the_data_are_now(blocks: 
                   1: (of_people(blocks, 1, 2), of_people(blocks, 0, 3))})  # fmt: skip
     add_person(blocks, 4)
     names = {fold: [scan.name for scan in scans] for fold, scans in find_validated(plan, [0, 1]).items()}
-    assert names == {0: ["p 1/scan.nii.gz", "p 2/scan.nii.gz"], 1: ["p 0/scan.nii.gz", "p 3/scan.nii.gz"]}
+    assert names == {0: ["p 1/scan", "p 2/scan"], 1: ["p 0/scan", "p 3/scan"]}
     begin_scans(plan)
     assert "no finished fold used 1 of the scans, such as p 4/scan.nii.gz" in capsys.readouterr().out
     assert "scans" not in json.loads(plan.settings.read_text()), "they may not be those of the folds"
@@ -349,17 +349,16 @@ def test_folds_of_different_scans_are_refused_and_one_can_be_trained_again(block
 
 
 def test_scans_with_one_case_name_have_a_label_map_each(blocks: Path, tmp_path: Path):
-    for name in ("P 0", "p 0.nii.gz"):
-        add_person(blocks, name.removeprefix("p "))
-        for part in ("imagesTr", "labelsTr"):
-            (blocks / f"{part}/p {name.removeprefix('p ')}").rename(blocks / part / name)
+    add_person(blocks, 4)
+    for part in ("imagesTr", "labelsTr"):
+        (blocks / part / "p 4").rename(blocks / part / "P 0")  # beside p 0, which some file systems do not tell apart
     plan = Plan(SEGMENTATION, str(blocks), 2, tmp_path / "out")
-    everyone = [fingerprint(scan.files) for scan in plan.find_scans()]
-    finish(plan, {0: ([], everyone), 1: (everyone, [])})
+    listed = plan.find_scans()
+    finish(plan, {0: ([], [fingerprint(scan.files) for scan in listed])})
     (scans,) = find_validated(plan, [0]).values()
     names = [scan.name for scan in scans]
-    assert len({name.lower() for name in names}) == len(names) == 6
-    assert match_names(plan.find_scans(), [name.removesuffix(".nii.gz") for name in names]).count(None) == 0
+    assert len({name.lower() for name in names}) == len(listed) == 5
+    assert match_names(listed, names) == names
 
 
 def test_copies_of_one_scan_are_all_the_first_folds(blocks: Path, tmp_path: Path):

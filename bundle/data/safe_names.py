@@ -8,6 +8,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -66,10 +67,13 @@ def result_names(volumes: Sequence[FoundVolume], *, files: Callable[[str], Itera
         volumes: whose results are to be written.
         files: what will be written under a name; none of it is a file that is read.
     """
-    inputs = {os.path.realpath(file) for volume in volumes for file in _files(volume)}
+
+    @cache
+    def inputs() -> set[str]:  # seconds, where an archive has a million slices
+        return {os.path.realpath(file) for volume in volumes for file in _files(volume)}
 
     def taken(name: str) -> bool:
-        return any(os.path.realpath(file) in inputs for file in files(name))
+        return any(os.path.realpath(file) in inputs() for file in files(name))
 
     names = [inside(without_ending(volume.name)) for volume in volumes]
     names = _changed(names, volumes, lambda volume, _: inside(volume.name))

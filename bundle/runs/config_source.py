@@ -13,7 +13,7 @@ from typing import Any
 from monai.bundle import ConfigParser, ConfigWorkflow, create_workflow
 from monai.utils import ensure_tuple
 
-__all__ = ["ConfigSource", "calling_config"]
+__all__ = ["ConfigSource", "calling_config", "read_words"]
 
 #: what a workflow is given beside the overrides
 _WORKFLOW_ARGUMENTS = set(inspect.signature(ConfigWorkflow.__init__).parameters)
@@ -86,7 +86,7 @@ def _read_arguments(parser: ConfigParser, arguments: Mapping[str, Any]) -> Confi
     words = {
         name: value for key, item in given.items() if not key.startswith("+") for name, value in _list_words(item, key)
     }
-    return ConfigSource(parser, _keep_existing(files), {key: _read_words(value) for key, value in given.items()}, words)
+    return ConfigSource(parser, _keep_existing(files), {key: read_words(value) for key, value in given.items()}, words)
 
 
 def _list_words(value: Any, name: str) -> Iterator[tuple[str, bool | None]]:
@@ -101,12 +101,12 @@ def _list_words(value: Any, name: str) -> Iterator[tuple[str, bool | None]]:
         yield name, _read_word(value)
 
 
-def _read_words(value: Any) -> Any:
-    """An override with None, True and False where it says so."""
+def read_words(value: Any) -> Any:
+    """An override, as the command line reads it, with None, True and False where it says `null`, `true` and `false`."""
     if isinstance(value, dict):
-        return {key: _read_words(item) for key, item in value.items()}
+        return {key: read_words(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_read_words(item) for item in value]
+        return [read_words(item) for item in value]
     return _read_word(value)
 
 

@@ -10,13 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
+from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser
 
 from bundle.atomic import replace_file
 from bundle.data import FoundVolume
 from bundle.errors import UserError
 from bundle.runs import RunFolder
-from bundle.runs.config_source import ConfigSource
+from bundle.runs.checked_settings import check_settings, read_defaults
+from bundle.runs.config_source import ConfigSource, read_words
 from bundle.runs.lock import LOCK
 from bundle.runs.overrides import PRESETS_WITH_OPTIONS, check_overrides, check_parents
 
@@ -93,21 +95,23 @@ class Plan:
         return [scan for scan in scans if scan.part != "test" and not scan.left_out[0]]
 
     def check_options(self) -> None:
-        """Refuses an option that the config does not have before the first fold; else each training would.
+        """Refuses an option that the config does not have, or cannot work, before the first fold; else each would.
 
         Raises:
             UserError: for the first one.
         """
         files = self._files()
         check_parents(files, given_options(self.overrides))
-        check_overrides(ConfigSource(self._merged(), tuple(files)), base_names=PRESETS_WITH_OPTIONS)
+        merged = self._merged()
+        check_overrides(ConfigSource(merged, tuple(files)), base_names=PRESETS_WITH_OPTIONS)
+        check_settings(merged.get(), read_defaults(files))
 
     def _merged(self) -> ConfigParser:
         """The config with the overrides."""
         parser = self.config()
         try:
             for name, value in given_options(self.overrides).items():
-                parser[name] = yaml.safe_load(value)
+                parser[name] = read_words(DefaultParseValue(value))  # as a fold's command line does
         except (KeyError, ValueError, IndexError, TypeError, yaml.YAMLError) as error:
             raise UserError(f"--{name} {value} does not fit the config: give an option that it has") from error
         return parser

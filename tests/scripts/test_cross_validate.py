@@ -248,6 +248,9 @@ def test_data_that_change_while_folds_are_trained_stop_the_next_fold(trainer: Pa
     [
         (["--fold", "1"], "--fold is set by this command"),
         (["--epoch", "5"], "unknown option --epoch: did you mean --epochs?"),
+        (["--lr", "-1e-3"], "--lr -0.001 cannot work: give a number from 0"),
+        (["--overwrite", "maybe", "--hash_names", "maybe"], "unknown option --overwrite"),
+        (["--hash_names", "maybe"], "--hash_names 'maybe' cannot work: give True or False"),
         (["--encodr#name", "x"], "unknown option --encodr#name: did you mean --encoder#name?"),
         (["--folds", "1"], "--folds 1 --jobs 1 cannot work"),
         (["--config_file", str(ROOT / "configs/train.yaml")], "has no folds: give a config of fine-tuning"),

@@ -22,5 +22,5 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 unset PYTHONDONTWRITEBYTECODE
 # a file's tests stay in one process, as they share what is slow to make, and tests/conftest.py says which files begin;
 # -n 0 runs all in this one
-# a process that a test ends is no test to begin again: the run would take hours
+# where a test ends its process, such as one that hangs, the run ends; it would be begun again, for hours
 exec "$python" -m pytest -n auto --maxprocesses 4 --max-worker-restart 0 --dist loadfile --no-loadscope-reorder "$@"

@@ -203,6 +203,8 @@ def prepare_usable(
     Raises:
         UserError: if none can be used.
     """
+    if not found:
+        raise UserError(f"{source} lists no volume to train or validate on: name some under training")
     results = prepare_together(found, preparation, workers=workers, memory_gb=memory_gb)
     if hash_names:
         results = [hashed(result, found) for result in results]
@@ -213,8 +215,6 @@ def prepare_usable(
     for volume in usable:
         if volume.notes:
             logger.warning("%s%s: %s", kind, volume.name, volume.notes)
-    if not found:
-        raise UserError(f"{source} lists no volume to train or validate on: name some under training")
     if not usable:
         first = skipped[0]
         raise UserError(

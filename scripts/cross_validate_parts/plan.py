@@ -112,7 +112,7 @@ class Plan:
         try:
             for name, value in given_options(self.overrides).items():
                 parser[name] = read_words(DefaultParseValue(value))  # as a fold's command line does
-        except (KeyError, ValueError, IndexError, TypeError, yaml.YAMLError) as error:
+        except (KeyError, ValueError, IndexError, TypeError) as error:
             raise UserError(f"--{name} {value} does not fit the config: give an option that it has") from error
         return parser
 

@@ -31,6 +31,7 @@ from bundle.evaluation import (
     write_results,
     write_table,
 )
+from bundle.evaluation.compare import read_result
 
 
 def scan(name: str, label: str = "") -> FoundVolume:
@@ -148,6 +149,13 @@ def test_what_two_scans_are_called_tells_nobody_apart_when_one_has_its_predictio
     scans = [scan(f"{name}.nii.gz") for name in ("p1/t1", "p1/t2", "p2/t1")]
     assert match_names(scans, ["p1/t1", "p1/t2", "p3/t1"]) == ["p1/t1", "p1/t2", None]
     assert match_names([scan("p1/t1.nii.gz")], ["p1/t1", "p3/t1"]) == ["p1/t1"]
+
+
+def test_a_case_with_a_name_like_a_formula_is_compared_with_a_table_of_others(tmp_path: Path) -> None:
+    write_table(tmp_path / "cases.csv", ["case", "dice"], [{"case": "+C case", "dice": 0.5}])
+    (tmp_path / "theirs.csv").write_text("case,dice\n+C case,0.6\n")
+    ours, theirs = (read_result(tmp_path / name) for name in ("cases.csv", "theirs.csv"))
+    assert ours.groups == theirs.groups == {"+C case": "+C case"}
 
 
 def test_a_case_is_called_by_its_scan_or_a_digest() -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import yaml
 from cross_validate import main
+from cross_validate_parts.gather import _rows
 from cross_validate_parts.out_of_fold import find_validated
 from cross_validate_parts.plan import Plan
 from cross_validate_parts.same_scans import begin_scans, check_folds, check_once
@@ -26,7 +27,7 @@ from monai.bundle import ConfigWorkflow
 from bundle.data.fingerprints import fingerprint
 from bundle.data.names import name_digest
 from bundle.errors import UserError
-from bundle.evaluation import match_names
+from bundle.evaluation import match_names, write_table
 from bundle.prediction import FineTuned
 from tests.runs.test_lock import other_process
 
@@ -249,7 +250,6 @@ def test_data_that_change_while_folds_are_trained_stop_the_next_fold(trainer: Pa
         (["--fold", "1"], "--fold is set by this command"),
         (["--epoch", "5"], "unknown option --epoch: did you mean --epochs?"),
         (["--lr", "-1e-3"], "--lr -0.001 cannot work: give a number from 0"),
-        (["--overwrite", "maybe", "--hash_names", "maybe"], "unknown option --overwrite"),
         (["--hash_names", "maybe"], "--hash_names 'maybe' cannot work: give True or False"),
         (["--encodr#name", "x"], "unknown option --encodr#name: did you mean --encoder#name?"),
         (["--folds", "1"], "--folds 1 --jobs 1 cannot work"),
@@ -362,6 +362,13 @@ def test_scans_with_one_case_name_have_a_label_map_each(blocks: Path, tmp_path: 
     names = [scan.name for scan in scans]
     assert len({name.lower() for name in names}) == len(listed) == 5
     assert match_names(listed, names) == names
+
+
+def test_tables_of_folds_are_read_as_they_were_written(tmp_path: Path):
+    plan = Plan(CLASSIFICATION, str(tmp_path), 2, tmp_path / "out")
+    plan.folder(0).path.mkdir(parents=True)
+    write_table(plan.folder(0).path / "predictions.csv", ["volume"], [{"volume": "+C case"}])
+    assert _rows(plan, 0, "predictions.csv") == [{"volume": "+C case", "fold": 0}]
 
 
 def test_copies_of_one_scan_are_all_the_first_folds(blocks: Path, tmp_path: Path):

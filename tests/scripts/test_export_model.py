@@ -61,14 +61,24 @@ def test_all_formats_are_written_verified_and_listed(model: Path, volume: Path, 
     assert "exporting" in written.err  # the progress bar
 
 
-@pytest.mark.parametrize("name", ["ct_body_totalseg.nii.gz", "mr_breast_radiomics.nrrd"])
-def test_a_real_volume_is_prepared_as_configs_train_yaml_does(name: str, model: Path, data_dir: Path):
+@pytest.mark.parametrize(
+    ("name", "told", "floor"),
+    [
+        ("ct_body_totalseg.nii.gz", {}, 3.0),
+        ("mr_breast_radiomics.nrrd", {}, 3.0),  # of models that do not say it, which are older than the option
+        ("mr_breast_radiomics.nrrd", {"mr_floor": None}, None),
+    ],
+)
+def test_a_real_volume_is_prepared_as_configs_train_yaml_does(
+    name: str, told: dict, floor: float | None, data_dir: Path, tmp_path: Path
+):
+    model, _ = write_model(tmp_path, CASES["SegResEncoder"], **SETTINGS, **told)
     file = data_dir / "volumes" / name
     parser = ConfigParser()
     parser.read_config(str(ROOT / "configs/train.yaml"))
     # the same values as in the model's settings, through the names of the configuration
     parser.update({key: value for key, value in SETTINGS.items() if key != "orientation"})
-    parser.update({"mr_floor": 3.0})  # of models that do not say it, which are older than the option
+    parser.update({"mr_floor": floor})
     parser.update({"encoder#init_filters": 4, "encoder#blocks_down": [1, 2, 1]})
     prepare = parser.get_parsed_content("prepare")
     expected = prepare({"image": [str(file)], "name": name, "modality": ""})["image"]

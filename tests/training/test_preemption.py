@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from bundle.data import DrawSampler
 from bundle.errors import Preempted, Terminated, UserError
 from bundle.runs.folder import RunFolder
+from bundle.runs.watch import told_to_end
 from bundle.training import History, RunCheckpoint, Scalars, SetSamplerEpoch
 from bundle.training.history import read_history
 
@@ -109,6 +110,7 @@ def assert_goes_on_as_if_never_stopped(path: Path, whole: Any, first: int, **opt
 def test_a_signal_lets_the_step_end_and_writes_a_checkpoint(tmp_path: Path, whole: Any, number: Any, step: int) -> None:
     with pytest.raises(Preempted) as caught:
         train(tmp_path, at={step: send(number)})
+    assert told_to_end.is_set(), "so that the process waits for no name when its connections break"
     file = tmp_path / "checkpoints/last.pt"
     epoch = 1 + step // 4
     assert str(caught.value) == (
@@ -117,6 +119,7 @@ def test_a_signal_lets_the_step_end_and_writes_a_checkpoint(tmp_path: Path, whol
     saved = torch.load(file, weights_only=True)
     assert (saved["epoch"], saved["iteration"], saved["crops_per_step"]) == (epoch - 1, step, 2)
     assert_goes_on_as_if_never_stopped(tmp_path, whole, step + 1)
+    assert not told_to_end.is_set()
 
 
 def test_in_the_last_step_of_an_epoch_it_is_validated_first(tmp_path: Path, whole: Any) -> None:

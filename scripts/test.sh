@@ -11,10 +11,18 @@ root="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)"
 python="$root/.venv/bin/python"
 
 bash "$root/scripts/setup_env.sh" --dev
+# MinkowskiEngine compiles for minutes, so the rest is fetched meanwhile; a group of processes can be ended with its
+# compilers, where a fetch fails or Ctrl-C is pressed
+set -m
+"$python" "$root/scripts/minkowski/build.py" &
+building=$!
+set +m
+trap 'kill -- "-$building" 2>/dev/null || :' EXIT
 "$python" "$root/scripts/fetch_data.py" --data_dir "$root/data" --all
-"$python" "$root/scripts/minkowski/build.py"
 "$python" "$root/scripts/fetch_browser.py"
 "$python" "$root/scripts/fetch_nnunet.py"
+wait "$building"
+trap - EXIT
 cd "$root"
 # most tests compute little: threads would cost more than they gain, above all where several processes train at once
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,24 @@ def test_nothing_is_started_when_fetching_fails(project: Path, script: str) -> N
     result = run(project / "scripts" / script, FAILS="fetch_data.py")
     assert result.returncode != 0
     assert "-m" not in result.stdout.splitlines()  # neither MONAI's nor pytest's command line
+
+
+def test_no_test_is_started_when_minkowski_engine_does_not_compile(project: Path) -> None:
+    result = run(project / "scripts/test.sh", FAILS="build.py")
+    assert result.returncode != 0
+    assert "pytest" not in result.stdout.splitlines()
+
+
+def test_the_compilers_end_when_fetching_fails(project: Path, tmp_path: Path) -> None:
+    """They are children of the build's, as here the sleep is, and hold the output's pipe open while they live."""
+    python = project / ".venv/bin/python"
+    building = f'[[ "$1" == *build.py ]] && touch {tmp_path}/began && (sleep 60; touch {tmp_path}/ended)'
+    fetching = f"until [[ -e {tmp_path}/began ]]; do sleep 0.01; done; exit 1"
+    python.write_text(f"#!/bin/bash\n{building} && exit\n{fetching}\n")
+    start = time.monotonic()
+    assert run(project / "scripts/test.sh").returncode == 1
+    assert time.monotonic() - start < 30
+    assert not (tmp_path / "ended").exists()
 
 
 @pytest.mark.parametrize("script", ["train.sh", "test.sh"])

@@ -134,10 +134,10 @@ def _neighbourhoods(features: Tensor, head: nn.Conv3d, where: Tensor) -> Tensor:
 def _fit(head: nn.Conv3d, x: Tensor, y: Tensor, loss: nn.Module, ridge: float, iterations: int) -> tuple[float, float]:
     mean = x.mean((0, 2, 3, 4), keepdim=True)
     deviation = x.std((0, 2, 3, 4), keepdim=True).clamp(min=1e-6)
-    x = (x - mean) / deviation
     label = y.view(1, 1, -1, 1, 1)
     assert head.bias is not None  # fit_heads has looked
-    before = _compute_loss(loss, x * deviation + mean, head.weight, head.bias, label).item()
+    before = _compute_loss(loss, _as_columns(x), head.weight, head.bias, label).item()
+    x = _as_columns((x - mean) / deviation)
     weight = torch.zeros_like(head.weight, requires_grad=True)
     bias = torch.zeros(head.out_channels, device=x.device, requires_grad=True)
 
@@ -152,7 +152,12 @@ def _fit(head: nn.Conv3d, x: Tensor, y: Tensor, loss: nn.Module, ridge: float, i
     return before, after
 
 
+def _as_columns(x: Tensor) -> Tensor:
+    """``[N, C, *kernel]`` as ``[C * kernel, N]``: one product takes a third of N convolutions."""
+    return x.flatten(1).T.contiguous()
+
+
 def _compute_loss(loss: nn.Module, x: Tensor, weight: Tensor, bias: Tensor, label: Tensor) -> Tensor:
-    """The loss of single voxels' neighbourhoods, laid out as one volume."""
-    logits = F.conv3d(x, weight, bias).flatten(1)  # [N, classes]
-    return loss(logits.T[None, :, :, None, None], label)
+    """The loss of single voxels' neighbourhoods, in columns, laid out as one volume."""
+    logits = torch.addmm(bias[:, None], weight.flatten(1), x)  # [classes, N]
+    return loss(logits[None, :, :, None, None], label)

@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import onnx
 import onnxruntime
@@ -44,9 +45,33 @@ def real(data_dir: Path) -> Tensor:
     return (CenterSpatialCrop(64)(volume).clamp(-1000, 1000) / 1000)[None].contiguous()
 
 
+def write_tiny(folder: Path) -> PlainModel:
+    return plain_model(write_model(folder, TINY, crop_size=[16, 16, 16], licence="Apache-2.0")[0])
+
+
 @pytest.fixture
 def tiny(tmp_path: Path) -> PlainModel:
-    return plain_model(write_model(tmp_path, TINY, crop_size=[16, 16, 16], licence="Apache-2.0")[0])
+    return write_tiny(tmp_path)
+
+
+class Exported(NamedTuple):
+    """A small model, and the folder of its files, `model` with each format's ending: not to be changed."""
+
+    model: PlainModel
+    folder: Path
+
+    def file(self, name: str) -> Path:
+        """The file of a format; written when first asked for, since some take seconds."""
+        path = self.folder / f"model{FORMATS[name].suffix}"
+        if not path.exists():
+            export_model(self.model, name, path)
+        return path
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    folder = tmp_path_factory.mktemp("exported")
+    return Exported(write_tiny(tmp_path_factory.mktemp("tiny")), folder)
 
 
 def run(name: str, path: Path, image: Tensor) -> Sequence[Tensor]:
@@ -97,32 +122,32 @@ def test_safetensors_hold_every_key_for_a_downstream_network(encoder: str, tmp_p
     assert all(torch.equal(fresh.state_dict()[key], weights[key]) for key in weights)
 
 
-def test_torch_alone_runs_the_files_and_finds_the_settings_inside(tiny: PlainModel, tmp_path: Path):
+def test_torch_alone_runs_the_files_and_finds_the_settings_inside(exported: Exported):
     for name in ("torchscript", "torch_export"):
-        export_model(tiny, name, tmp_path / f"out{FORMATS[name].suffix}")
+        exported.file(name)
     code = (
         "import json, sys, torch\n"
         "a, b = {'model.json': ''}, {'model.json': ''}\n"
-        "script = torch.jit.load('out.ts', _extra_files=a)\n"
-        "program = torch.export.load('out.pt2', extra_files=b).module()\n"
+        "script = torch.jit.load('model.ts', _extra_files=a)\n"
+        "program = torch.export.load('model.pt2', extra_files=b).module()\n"
         "image = torch.ones(1, 1, 12, 8, 16)\n"
         "assert all(torch.allclose(x, y, atol=1e-5) for x, y in zip(script(image), program(image)))\n"
         "assert json.loads(a['model.json']) == json.loads(b['model.json'])\n"
         "assert not {'bundle', 'monai'} & set(sys.modules)\n"
         "print(json.loads(a['model.json'])['licence'])\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=exported.folder, capture_output=True, text=True, check=False
+    )
     assert done.stdout.strip() == "Apache-2.0", done.stderr
 
 
-def test_onnx_and_safetensors_hold_the_settings(tiny: PlainModel, tmp_path: Path):
-    for name in ("onnx", "safetensors"):
-        export_model(tiny, name, tmp_path / f"out{FORMATS[name].suffix}")
-    graph = onnx.load(tmp_path / "out.onnx")
+def test_onnx_and_safetensors_hold_the_settings(exported: Exported):
+    graph = onnx.load(exported.file("onnx"))
     onnx.checker.check_model(graph)
-    assert json.loads({p.key: p.value for p in graph.metadata_props}["model.json"]) == tiny.settings
-    with safe_open(tmp_path / "out.safetensors", framework="pt") as file:
-        assert json.loads(file.metadata()["model.json"]) == tiny.settings
+    assert json.loads({p.key: p.value for p in graph.metadata_props}["model.json"]) == exported.model.settings
+    with safe_open(exported.file("safetensors"), framework="pt") as file:
+        assert json.loads(file.metadata()["model.json"]) == exported.model.settings
 
 
 # ---- wrong files -----------------------------------------------------------------------------------------------------
@@ -172,12 +197,11 @@ def test_one_wrong_weight_is_found_and_the_file_does_not_stay(name: str, tiny: P
 
 
 @pytest.mark.parametrize("name", OF_ANY)
-def test_a_truncated_file_cannot_be_read_back(name: str, tiny: PlainModel, tmp_path: Path):
-    path = tmp_path / f"model{FORMATS[name].suffix}"
-    export_model(tiny, name, path)
-    path.write_bytes(path.read_bytes()[:-200])
+def test_a_truncated_file_cannot_be_read_back(name: str, exported: Exported, tmp_path: Path):
+    path = tmp_path / exported.file(name).name
+    path.write_bytes(exported.file(name).read_bytes()[:-200])
     with pytest.raises(UserError, match="cannot be read back"):
-        verify_file(path, name, tiny)
+        verify_file(path, name, exported.model)
 
 
 def test_settings_of_another_model_are_found(tiny: PlainModel, tmp_path: Path):
@@ -230,11 +254,11 @@ def test_a_file_that_is_there_stays_unless_it_may_be_replaced(tiny: PlainModel, 
 
 
 @pytest.mark.parametrize("name", [name for name in OF_ANY if name != "safetensors"])
-def test_no_file_tells_where_the_source_code_lies(name: str, tiny: PlainModel, tmp_path: Path):
-    done = export_model(tiny, name, tmp_path / f"model{FORMATS[name].suffix}")
-    inside = done.file.read_bytes()
-    if zipfile.is_zipfile(done.file):
-        with zipfile.ZipFile(done.file) as archive:
+def test_no_file_tells_where_the_source_code_lies(name: str, exported: Exported):
+    file = exported.file(name)
+    inside = file.read_bytes()
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
             inside = b"".join(archive.read(entry) for entry in archive.namelist())
     assert not [path for path in (Path(__file__).parents[2], sys.prefix) if os.fsencode(path) in inside]
 

@@ -7,20 +7,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 
 from bundle.figures.names import name_end
-from bundle.figures.planes import PLANES, Plane, mark_sides
+from bundle.figures.planes import PLANES, Plane, Row, mark_sides, side_by_side
 
 __all__ = ["PanelCrop", "draw_panels", "plane_indices"]
 
 _PICTURES = ("original", "masked input", "reconstruction", "error")
 _LARGEST_ERROR = 50.0  # % of the grey window: the end of the colour bar
-_MASKED_COLOUR = "#30507a"
+_GREYS = colormaps["gray"].with_extremes(bad="#30507a")  # of what is masked
+_ERRORS = colormaps["inferno"].with_extremes(bad="black")
 
 
 @dataclass(frozen=True)
@@ -90,22 +93,21 @@ def draw_panels(crops: Sequence[PanelCrop], *, title: str) -> np.ndarray:
     figure = Figure(figsize=size, dpi=80)
     canvas = FigureCanvasAgg(figure)
     # placed by hand: an automatic layout of this many axes takes seconds
-    figure.subplots_adjust(left=0.02, right=0.95, bottom=0.1 / size[1], top=1 - 0.8 / size[1], wspace=0.06, hspace=0.06)
+    figure.subplots_adjust(left=0.02, right=0.95, bottom=0.1 / size[1], top=1 - 0.8 / size[1], wspace=0.02, hspace=0.06)
     figure.suptitle(
         f"{title}: in hidden cells the reconstruction, elsewhere the original; error in % of the row's grey window",
         parse_math=False,
     )
-    axes = figure.subplots(len(crops), columns, squeeze=False)
+    axes = figure.subplots(len(crops), len(PLANES), squeeze=False)
     for row, crop in enumerate(crops):
         pictures = _pictures(crop)
-        for axis, plane in enumerate(PLANES):
-            in_plane = list(axes[row, axis * len(_PICTURES) : (axis + 1) * len(_PICTURES)])
-            error = _draw_plane(in_plane, crop, plane, pictures, plane_indices(crop)[plane.normal])
+        for ax, plane in zip(axes[row], PLANES, strict=True):
+            drawn = _draw_plane(ax, crop, plane, pictures, plane_indices(crop)[plane.normal])
             if row == 0:
-                for ax, picture in zip(in_plane, _PICTURES, strict=True):
-                    ax.set_title(f"{plane.name}\n{picture}", fontsize=9)
+                drawn.write_names(ax, [f"{plane.name}\n{name}" for name in _PICTURES])
         axes[row, 0].set_ylabel(name_end(crop.name, 28), fontsize=8, parse_math=False)
-    bar = figure.colorbar(error, cax=figure.add_axes((0.957, 0.1, 0.007, 0.75)))
+    scale = ScalarMappable(Normalize(0, _LARGEST_ERROR), _ERRORS)
+    bar = figure.colorbar(scale, cax=figure.add_axes((0.957, 0.1, 0.007, 0.75)))
     bar.set_label("error, % of grey window", fontsize=8)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3]
@@ -124,30 +126,22 @@ def _pictures(crop: PanelCrop) -> tuple[np.ndarray, ...]:
     return original, masked, pasted, error
 
 
-def _draw_plane(
-    axes: Sequence[Axes], crop: PanelCrop, plane: Plane, pictures: Sequence[np.ndarray], index: int
-) -> AxesImage:
-    """Draws one plane's four pictures and returns the last, for the colour bar."""
+def _draw_plane(ax: Axes, crop: PanelCrop, plane: Plane, pictures: Sequence[np.ndarray], index: int) -> Row:
+    """Draws one plane's four pictures."""
+    *greys, error = (plane.cut(volume, index) for volume in pictures)
+    coloured = [_GREYS(np.ma.masked_invalid(grey.clip(0, 1))) for grey in greys]
+    coloured.append(_ERRORS(np.ma.masked_invalid(error / _LARGEST_ERROR)))
     aspect = crop.spacing[plane.up] / crop.spacing[plane.across]
-    for ax, name, volume in zip(axes, _PICTURES, pictures, strict=True):
-        is_error = name == "error"
-        ax.set_facecolor("black" if is_error else _MASKED_COLOUR)
-        drawn = ax.imshow(
-            plane.cut(volume, index),
-            cmap="inferno" if is_error else "gray",
-            vmin=0,
-            vmax=_LARGEST_ERROR if is_error else 1,
-            aspect=aspect,
-            interpolation="nearest",
-        )
-        ax.set(xticks=[], yticks=[])
-        if name == "masked input":
-            _draw_cells(ax, crop, plane)
-    mark_sides(axes[0], plane, index)
+    drawn = side_by_side([one[..., :3] for one in coloured], aspect)
+    ax.imshow(drawn.pixels, aspect=aspect, interpolation="nearest")
+    ax.set(xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
+    _draw_cells(ax, crop, plane, drawn.step * _PICTURES.index("masked input"))
+    mark_sides(ax, plane, index, drawn)
     return drawn
 
 
-def _draw_cells(ax: Axes, crop: PanelCrop, plane: Plane) -> None:
+def _draw_cells(ax: Axes, crop: PanelCrop, plane: Plane, left: int) -> None:
     """Thin lines at the borders of the cells; the grid starts at the picture's right and bottom, where axes start.
 
     None where cells are single voxels, as those of a whole volume are whose windows' cells form no common grid.
@@ -155,8 +149,9 @@ def _draw_cells(ax: Axes, crop: PanelCrop, plane: Plane) -> None:
     if set(crop.cell_size) == {1}:
         return
     width, height = crop.image.shape[plane.across], crop.image.shape[plane.up]
-    across = width - 0.5 - np.arange(0, width + 1, crop.cell_size[plane.across])
+    across = left + width - 0.5 - np.arange(0, width + 1, crop.cell_size[plane.across])
     up = height - 0.5 - np.arange(0, height + 1, crop.cell_size[plane.up])
-    lines = [*([(x, -0.5), (x, height - 0.5)] for x in across), *([(-0.5, y), (width - 0.5, y)] for y in up)]
+    right = left + width - 0.5
+    lines = [*([(x, -0.5), (x, height - 0.5)] for x in across), *([(left - 0.5, y), (right, y)] for y in up)]
     # not the grid of the ticks, which would have to be measured
     ax.add_collection(LineCollection(lines, colors="white", linewidths=0.3, alpha=0.6), autolim=False)

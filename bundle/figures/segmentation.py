@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 
 from bundle.figures.colours import class_colours
 from bundle.figures.names import name_end
-from bundle.figures.planes import PLANES, mark_sides
+from bundle.figures.planes import PLANES, mark_sides, side_by_side
 
 __all__ = ["LabelledSlices", "cut_slices", "draw_segmentation"]
 
@@ -97,21 +97,21 @@ def draw_segmentation(volumes: Sequence[LabelledSlices], *, classes: Sequence[st
     figure = Figure(figsize=size, dpi=80)
     canvas = FigureCanvasAgg(figure)
     figure.subplots_adjust(
-        left=0.25 / size[0], right=0.99, bottom=0.4 / size[1], top=1 - 0.7 / size[1], wspace=0.04, hspace=0.04
+        left=0.25 / size[0], right=0.99, bottom=0.4 / size[1], top=1 - 0.7 / size[1], wspace=0.02, hspace=0.04
     )
     figure.suptitle(title, parse_math=False)
-    axes = figure.subplots(len(volumes), columns, squeeze=False)
+    axes = figure.subplots(len(volumes), len(PLANES), squeeze=False)
     for row, volume in enumerate(volumes):
-        for number, plane in enumerate(PLANES):
-            in_plane = axes[row, number * shown : (number + 1) * shown]
-            for ax, name, picture in zip(in_plane, _PICTURES, volume.pictures[number]):
-                ax.imshow(picture, aspect=volume.aspects[number], interpolation="nearest")
-                ax.set_xticks([])
-                ax.set_yticks([])
-                ax.spines[:].set_visible(False)
-                if row == 0:
-                    ax.set_title(f"{plane.name}\n{name}", fontsize=9)
-            mark_sides(in_plane[0], plane, volume.indices[number])
+        for ax, plane, pictures, aspect, index in zip(
+            axes[row], PLANES, volume.pictures, volume.aspects, volume.indices, strict=True
+        ):
+            drawn = side_by_side(pictures, aspect)
+            ax.imshow(drawn.pixels, aspect=aspect, interpolation="nearest")
+            ax.set(xticks=[], yticks=[])
+            ax.spines[:].set_visible(False)
+            if row == 0:
+                drawn.write_names(ax, [f"{plane.name}\n{name}" for name in _PICTURES[:shown]])
+            mark_sides(ax, plane, index, drawn)
         axes[row, 0].set_ylabel(name_end(volume.name, 28), fontsize=8, parse_math=False)
     named = classes[:12]
     colours = class_colours(len(classes))

@@ -92,7 +92,7 @@ def draw_panels(crops: Sequence[PanelCrop], *, title: str) -> np.ndarray:
     size = (1.75 * columns + 1, 1.9 * len(crops) + 0.9)  # inches
     figure = Figure(figsize=size, dpi=80)
     canvas = FigureCanvasAgg(figure)
-    # placed by hand: an automatic layout of this many axes takes seconds
+    # placed by hand: an automatic layout takes long
     figure.subplots_adjust(left=0.02, right=0.95, bottom=0.1 / size[1], top=1 - 0.8 / size[1], wspace=0.02, hspace=0.06)
     figure.suptitle(
         f"{title}: in hidden cells the reconstruction, elsewhere the original; error in % of the row's grey window",

@@ -153,7 +153,7 @@ def _fit(head: nn.Conv3d, x: Tensor, y: Tensor, loss: nn.Module, ridge: float, i
 
 
 def _as_columns(x: Tensor) -> Tensor:
-    """``[N, C, *kernel]`` as ``[C * kernel, N]``: one product takes a third of N convolutions."""
+    """``[N, C, *kernel]`` as ``[C * kernel, N]``: one product takes a third of the time of N convolutions."""
     return x.flatten(1).T.contiguous()
 
 

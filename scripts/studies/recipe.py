@@ -101,8 +101,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "no affine": {f"{_AFFINE}#prob": 0.0},
     "affine always": {f"{_AFFINE}#prob": 1.0},
     "intensities x 2": {f"{_NOISE}#std": 0.1, f"{_SCALE}#factors": 0.3, f"{_SHIFT}#offsets": 0.3},
-    "two channels": {"in_channels": 2},  # as the images have, in all arms
     "no intensities": {f"{name}#prob": 0.0 for name in (_NOISE, _SCALE, _SHIFT)},
+    "two channels": {"in_channels": 2},  # where the images have them: recipe_sets.py
 }
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -108,9 +107,7 @@ def test_the_compilers_end_when_fetching_fails(project: Path, tmp_path: Path) ->
     building = f'[[ "$1" == *build.py ]] && touch {tmp_path}/began && (sleep 60; touch {tmp_path}/ended)'
     fetching = f"until [[ -e {tmp_path}/began ]]; do sleep 0.01; done; exit 1"
     python.write_text(f"#!/bin/bash\n{building} && exit\n{fetching}\n")
-    start = time.monotonic()
     assert run(project / "scripts/test.sh").returncode == 1
-    assert time.monotonic() - start < 30
     assert not (tmp_path / "ended").exists()
 
 

@@ -7,6 +7,7 @@ import torch
 
 from bundle.errors import install_excepthook
 from bundle.runs import pick_device
+from bundle.runs.busy import warn_of_busy_cores
 from bundle.runs.memory import keep_freed_memory
 from bundle.runs.start import check_options
 
@@ -31,5 +32,7 @@ def start_inference(
     install_excepthook()
     check_options(config_name)
     on_cpu = pick_device(device).type == "cpu"
-    if keep_memory and on_cpu:
-        keep_freed_memory()
+    if on_cpu:
+        warn_of_busy_cores()
+        if keep_memory:
+            keep_freed_memory()

@@ -10,6 +10,7 @@ import torch
 from monai.utils import set_determinism
 
 from bundle.errors import install_excepthook
+from bundle.runs.busy import warn_of_busy_cores
 from bundle.runs.checked_settings import check_settings, read_defaults
 from bundle.runs.config_source import calling_config
 from bundle.runs.device import pick_device
@@ -47,6 +48,7 @@ def start_run(
     picked = pick_device(device)
     if picked.type == "cpu":
         keep_freed_memory()
+        warn_of_busy_cores()
     start_distributed(picked)
     if not is_main_rank():
         logging.getLogger().setLevel(logging.WARNING)

@@ -100,6 +100,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "batch 4": {"batch_size": 4},
     "no affine": {f"{_AFFINE}#prob": 0.0},
     "affine always": {f"{_AFFINE}#prob": 1.0},
+    "affine in the slices": {f"{_AFFINE}#rotate_range": [0.0, 0.0, 0.3], f"{_AFFINE}#scale_range": [0.2, 0.2, 0.0]},
     "intensities x 2": {f"{_NOISE}#std": 0.1, f"{_SCALE}#factors": 0.3, f"{_SHIFT}#offsets": 0.3},
     "no intensities": {f"{name}#prob": 0.0 for name in (_NOISE, _SCALE, _SHIFT)},
     "two channels": {"in_channels": 2},  # where the images have them: recipe_sets.py

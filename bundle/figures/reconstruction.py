@@ -1,5 +1,5 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
-"""The drawing of reconstruction panels: rows are crops; columns are four pictures in each of three planes."""
+"""The drawing of reconstructions: four pictures in each of three planes, of many crops in rows or of one volume."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ from matplotlib.figure import Figure
 from bundle.figures.names import name_end
 from bundle.figures.planes import PLANES, Plane, Row, mark_sides, side_by_side
 
-__all__ = ["PanelCrop", "draw_panels", "plane_indices"]
+__all__ = ["PanelCrop", "draw_panels", "draw_volume", "plane_indices"]
 
 _PICTURES = ("original", "masked input", "reconstruction", "error")
 _LARGEST_ERROR = 50.0  # % of the grey window: the end of the colour bar
+_WIDTH = 8.0  # inches of the four pictures of a volume
+_TALLEST = 3.2  # inches of one: a spine's would be much taller than wide
 _GREYS = colormaps["gray"].with_extremes(bad="#30507a")  # of what is masked
 _ERRORS = colormaps["inferno"].with_extremes(bad="black")
 
@@ -106,11 +108,52 @@ def draw_panels(crops: Sequence[PanelCrop], *, title: str) -> np.ndarray:
             if row == 0:
                 drawn.write_names(ax, [f"{plane.name}\n{name}" for name in _PICTURES])
         axes[row, 0].set_ylabel(name_end(crop.name, 28), fontsize=8, parse_math=False)
-    scale = ScalarMappable(Normalize(0, _LARGEST_ERROR), _ERRORS)
-    bar = figure.colorbar(scale, cax=figure.add_axes((0.957, 0.1, 0.007, 0.75)))
-    bar.set_label("error, % of grey window", fontsize=8)
+    _add_bar(figure, (0.957, 0.1, 0.007, 0.75))
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3]
+
+
+def draw_volume(crop: PanelCrop, *, title: str) -> np.ndarray:
+    """Draws one volume as `draw_panels` does, but larger, with a row for each plane.
+
+    Args:
+        crop: the volume, as one crop.
+        title: of the whole.
+
+    Returns:
+        As `draw_panels`.
+    """
+    pictures, indices = _pictures(crop), plane_indices(crop)
+    heights = []  # inches
+    for plane in PLANES:
+        wide, high = (crop.spacing[axis] * crop.image.shape[axis] for axis in (plane.across, plane.up))
+        heights.append(min(high / wide * _WIDTH / len(_PICTURES), _TALLEST))
+    names, above, below, side = 0.3, 0.4, 0.1, 0.3  # inches: over each row, for the title, and around
+    size = (_WIDTH + side + 0.8, sum(heights) + names * len(PLANES) + above + below)
+    figure = Figure(figsize=size, dpi=100)
+    canvas = FigureCanvasAgg(figure)
+    figure.suptitle(
+        f"{name_end(crop.name, 60)}, {title}\nin hidden cells the reconstruction, elsewhere the original; error in % of"
+        " the grey window",
+        fontsize=9, y=1 - 0.08 / size[1], parse_math=False,
+    )  # fmt: skip
+    top = size[1] - above
+    for plane, height in zip(PLANES, heights, strict=True):
+        top -= names + height
+        ax = figure.add_axes((side / size[0], top / size[1], _WIDTH / size[0], height / size[1]))
+        _draw_plane(ax, crop, plane, pictures, indices[plane.normal]).write_names(ax, _PICTURES)
+        ax.set_ylabel(plane.name, fontsize=9)
+    rows = size[1] - above - names - below
+    _add_bar(figure, ((_WIDTH + side + 0.1) / size[0], below / size[1], 0.1 / size[0], rows / size[1]))
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]
+
+
+def _add_bar(figure: Figure, place: tuple[float, float, float, float]) -> None:
+    """The colour bar of the errors."""
+    bar = figure.colorbar(ScalarMappable(Normalize(0, _LARGEST_ERROR), _ERRORS), cax=figure.add_axes(place))
+    bar.set_label("error, % of grey window", fontsize=8)
+    bar.ax.tick_params(labelsize=8)
 
 
 def _pictures(crop: PanelCrop) -> tuple[np.ndarray, ...]:

@@ -20,7 +20,7 @@ from bundle.atomic import free_path, replace_file
 from bundle.data import FoundVolume, SkippedVolume, result_names, skipped_because
 from bundle.data.names import pseudonymous, without_paths
 from bundle.errors import UserError
-from bundle.figures.reconstruction import PanelCrop, draw_panels
+from bundle.figures.reconstruction import PanelCrop, draw_volume
 from bundle.inference import OwnGrid, write_nifti
 from bundle.reconstruction.error_table import error_row, error_text, write_errors
 from bundle.reconstruction.page import write_page
@@ -160,7 +160,7 @@ class Reconstruct:
             },
         )
         with replace_file(file) as temporary:
-            imsave(temporary, draw_panels([crop], title=self.trained.folder.path.name))
+            imsave(temporary, draw_volume(crop, title=self.trained.folder.path.name))
 
 
 class _Unusable(Exception):

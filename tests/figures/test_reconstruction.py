@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bundle.figures.planes import PLANES
-from bundle.figures.reconstruction import PanelCrop, _pictures, draw_panels, plane_indices
+from bundle.figures.reconstruction import PanelCrop, _pictures, draw_panels, draw_volume, plane_indices
 
 
 def crop(**changes):
@@ -76,3 +76,25 @@ def test_a_constant_crop_is_drawn():
     pixels = draw_panels([crop(image=np.ones((16, 8, 4)))], title="epoch 1")
     assert pixels.dtype == np.uint8
     assert pixels.shape[2] == 3
+
+
+def test_a_volume_has_a_row_for_each_plane_in_the_proportions_of_its_millimetres():
+    cells = np.ones((4, 2, 1), dtype=bool)  # all hidden: each masked input is one area of blue
+    pixels = draw_volume(crop(spacing=(10.0, 20.0, 30.0), visible=~cells, hidden=cells), title="run")
+    blue = np.argwhere((pixels == [0x30, 0x50, 0x7A]).all(-1))
+    lines = np.unique(blue[:, 0])
+    rows = np.split(lines, np.flatnonzero(np.diff(lines) > 10) + 1)
+    width = np.ptp(blue[:, 1]) + 1
+    # axial: 160 by 160 mm; coronal and sagittal: 160 wide, 120 high, less the lines at the edges
+    assert np.allclose([(np.ptp(row) + 1) / width for row in rows], [1, 0.75, 0.75], atol=0.04)
+
+
+def test_a_spine_does_not_make_a_picture_that_no_screen_shows():
+    shape = (16, 16, 400)
+    ones = np.ones(shape, dtype=bool)
+    cells = np.ones((4, 4, 100), dtype=bool)
+    image = np.random.default_rng(0).random(shape)
+    pixels = draw_volume(
+        crop(image=image, reconstruction=image, foreground=ones, valid=ones, visible=~cells, hidden=cells), title="run"
+    )
+    assert pixels.shape[0] < 1.1 * pixels.shape[1]

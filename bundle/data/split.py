@@ -159,9 +159,10 @@ def deal_folds(volumes: Sequence[FoundVolume | PreparedVolume], folds: int) -> d
     for volume in volumes:
         groups.setdefault(volume.group, Counter())[volume.modality] += 1
     if len(groups) < folds:
+        fewer = f"give --folds {len(groups)}, or " if len(groups) > 1 else ""
         raise UserError(
             f"--folds {folds} needs {folds} patients, and the {len(volumes)} volumes that can be used are of "
-            f"{len(groups)}: give a smaller number, or more volumes (DICOM with one PatientID is one patient)"
+            f"{len(groups)}: {fewer}add volumes of more patients (DICOM with one PatientID is one patient)"
         )
     names = sorted(groups)
     order = [names[i] for i in np.random.default_rng(_FOLD_SEED).permutation(len(names))]

@@ -83,9 +83,20 @@ def test_folds_take_the_place_of_a_data_lists_parts():
     assert {v.part for v in validation} == {"validation"}
 
 
-def test_fewer_patients_than_folds_are_one_line():
-    with pytest.raises(UserError, match=r"--folds 5 needs 5 patients, and the 12 volumes .* are of 4: give a smaller"):
-        deal_folds(prepared({"CT": [1, 7], "MR": [2, 2]}), 5)
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [
+        (
+            {"CT": [1, 7], "MR": [2, 2]},
+            "the 12 volumes that can be used are of 4: give --folds 4, or add volumes of more",
+        ),
+        ({"CT": [3]}, "the 3 volumes that can be used are of 1: add volumes of more patients"),
+        ({}, "the 0 volumes that can be used are of 0: add volumes of more patients"),
+    ],
+)
+def test_fewer_patients_than_folds_are_one_line(counts: dict[str, list[int]], said: str):
+    with pytest.raises(UserError, match=f"^--folds 5 needs 5 patients, and {said}"):
+        deal_folds(prepared(counts), 5)
 
 
 @pytest.mark.parametrize(

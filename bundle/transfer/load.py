@@ -112,12 +112,21 @@ def refuse_foreign_network(given: Mapping[str, Tensor], name: str) -> None:
 
 
 def _warn_of_part(name: str, report: TransferReport, network: nn.Module) -> None:
-    """Names what stays as it was in modules of which other tensors were loaded, such as the later stages."""
+    """Names what stays as it was in modules of which other tensors were loaded, such as the later stages.
+
+    Below a prefix all is the encoder's. At the top a decoder may lie beside it, but the first convolution never is one.
+    """
     first = first_names(network)
+    stem = {next((key for key, _ in network.named_parameters()), "")}
     depth, loaded = enclosing_modules([key.removeprefix(report.prefix) for key in report.names if key in first])
-    below = [key.removeprefix(report.prefix) for key in report.missing if key in first]
+    left = [*report.missing, *(f"{report.prefix}{key}" for key in report.reshaped)]
+    below = [key.removeprefix(report.prefix) for key in left if key in first]
     beside = (".num_batches_tracked",)  # which old files do not have
-    lacking = [key for key in below if tuple(key.split(".")[:depth]) in loaded and not key.endswith(beside)]
+    lacking = [
+        key
+        for key in below
+        if (report.prefix or key in stem or tuple(key.split(".")[:depth]) in loaded) and not key.endswith(beside)
+    ]
     if lacking:
         logger.warning(
             "%s holds a part of the encoder: %d of its tensors stay as they were, such as %s",

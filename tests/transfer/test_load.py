@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import collections
 import datetime as dt
+import re
 from pathlib import Path
 
 import numpy as np
@@ -111,12 +112,29 @@ def test_weights_of_a_2d_network_are_called_so():
         load_encoder(nets.segresnet_ds.SegResEncoder(**SEGRES), flat)
 
 
-def test_a_part_of_an_encoder_is_named(caplog: pytest.LogCaptureFixture):
-    for weights in (pretrained(), {key: w for key, w in pretrained().items() if not key.startswith("layers.2")}):
+def without(start: str) -> dict[str, torch.Tensor]:
+    """The pre-trained weights but for some."""
+    return {key: weight for key, weight in pretrained().items() if not key.startswith(start)}
+
+
+@pytest.mark.parametrize("network", [nets.SegResNetDS, nets.segresnet_ds.SegResEncoder])
+@pytest.mark.parametrize("start", ["layers.2", "conv_init"])
+def test_a_part_of_an_encoder_is_named(network: type[nn.Module], start: str, caplog: pytest.LogCaptureFixture):
+    for weights in (pretrained(), without(start)):
         caplog.clear()
-        load_encoder(nets.SegResNetDS(init_filters=4, blocks_down=(1, 1, 1), norm="instance"), weights)
-        assert ("holds a part of the encoder" in caplog.text) == (len(weights) < len(pretrained()))
-    assert "such as layers.2." in caplog.text
+        load_encoder(network(**SEGRES), weights)
+        named = re.search(
+            r"holds a part of the encoder: \d+ of its tensors stay as they were, such as (\S+)", caplog.text
+        )
+        assert (named is not None) == (len(weights) < len(pretrained()))
+    assert named is not None and named[1].startswith(start)
+
+
+@pytest.mark.parametrize("network", [nets.SegResNetDS, nets.segresnet_ds.SegResEncoder])
+def test_a_first_convolution_of_another_size_is_named(network: type[nn.Module], caplog: pytest.LogCaptureFixture):
+    larger = pretrained() | {"conv_init.weight": torch.ones(4, 1, 7, 7, 7)}
+    assert list(load_encoder(network(**SEGRES), larger, min_matched=0.5).reshaped) == ["conv_init.weight"]
+    assert "1 of its tensors stay as they were, such as conv_init.weight" in caplog.text
 
 
 def test_foreign_weights_are_refused():

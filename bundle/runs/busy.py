@@ -36,23 +36,24 @@ def busy_cores(seconds: float = 0.3) -> tuple[float, int] | None:
     after = _ticks()
     if before is None or after is None or len(before) != len(after):
         return None
-    shares = []
-    for (used, total), (used_then, total_then) in zip(after, before, strict=True):
-        shares.append((used - used_then) / max(total - total_then, 1))
-    return sum(shares), len(shares)
+    pairs = zip(after, before, strict=True)
+    in_use = sum((used - used_then) / max(total - total_then, 1) for (used, total), (used_then, total_then) in pairs)
+    return in_use, len(after)
 
 
 def warn_of_busy_cores() -> bool:
     """Warns where OpenMP's threads will share their cores with other programs, and spin while they wait.
 
     A thread that spins keeps a core from the thread that it waits for: a step then takes up to twenty times as long.
-    libgomp reads how to wait when torch is loaded, so all that can be done here is to say so.
+    libgomp reads how to wait when torch is loaded, so all that can be done here is to say so. Nothing is said where the
+    user has chosen how to wait, and under torchrun, where the others are processes of the same run.
 
     Returns:
         Whether it warned.
     """
     threads = torch.get_num_threads()
-    if threads == 1 or any(name in os.environ for name in _WAYS_TO_WAIT):
+    chosen = any(name in os.environ for name in _WAYS_TO_WAIT)
+    if threads == 1 or chosen or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return False
     busy = busy_cores()
     if busy is None or busy[0] < _UNNOTICED or busy[0] + threads < busy[1] + _UNNOTICED:

@@ -112,20 +112,20 @@ def refuse_foreign_network(given: Mapping[str, Tensor], name: str) -> None:
 
 
 def _warn_of_part(name: str, report: TransferReport, network: nn.Module) -> None:
-    """Names what stays as it was in modules of which other tensors were loaded, such as the later stages.
+    """Names what stays as it was of the encoder: its first convolution, and what lies in modules that were loaded else.
 
-    Below a prefix all is the encoder's. At the top a decoder may lie beside it, but the first convolution never is one.
+    What is neither may be the decoder's, or a head's, which lie beside the encoder in some networks.
     """
     first = first_names(network)
-    stem = {next((key for key, _ in network.named_parameters()), "")}
+    stem = next((key for key, _ in network.named_parameters() if key.startswith(report.prefix)), "")
     depth, loaded = enclosing_modules([key.removeprefix(report.prefix) for key in report.names if key in first])
-    left = [*report.missing, *(f"{report.prefix}{key}" for key in report.reshaped)]
-    below = [key.removeprefix(report.prefix) for key in left if key in first]
-    beside = (".num_batches_tracked",)  # which old files do not have
+    left = [key for key in (*report.missing, *(report.prefix + key for key in report.reshaped)) if key in first]
+    old = ".num_batches_tracked"  # which old files do not have
     lacking = [
-        key
-        for key in below
-        if (report.prefix or key in stem or tuple(key.split(".")[:depth]) in loaded) and not key.endswith(beside)
+        key.removeprefix(report.prefix)
+        for key in left
+        if key == stem
+        or (tuple(key.removeprefix(report.prefix).split(".")[:depth]) in loaded and not key.endswith(old))
     ]
     if lacking:
         logger.warning(

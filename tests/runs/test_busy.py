@@ -34,7 +34,7 @@ class Counts:
 def threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two threads, and nothing said of how they wait."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -68,14 +68,23 @@ def test_warns_where_threads_have_to_share(
     assert ("GOMP_SPINCOUNT=1000 before the command, or OMP_NUM_THREADS=" in caplog.text) == warned
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("OMP_WAIT_POLICY", "passive"), ("GOMP_SPINCOUNT", "1000"), ("WORLD_SIZE", "2")]
+)
 @pytest.mark.usefixtures("threads")
-def test_says_nothing_where_the_user_has_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_says_nothing_where_the_user_has_chosen_or_the_others_are_of_the_same_run(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(busy, "_COUNTS", Counts(97, 97))
     assert warn_of_busy_cores()
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    monkeypatch.setenv(name, value)
     assert not warn_of_busy_cores()
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+
+
+@pytest.mark.usefixtures("threads")
+def test_one_thread_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(busy, "_COUNTS", Counts(97, 97))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     assert not warn_of_busy_cores()
 
 

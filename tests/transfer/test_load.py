@@ -130,6 +130,16 @@ def test_a_part_of_an_encoder_is_named(network: type[nn.Module], start: str, cap
     assert named is not None and named[1].startswith(start)
 
 
+def test_a_decoder_that_lies_beside_the_encoder_is_no_part_of_it(caplog: pytest.LogCaptureFixture):
+    arguments = {"filters": [4, 8, 8], "kernel_size": [3, 3, 3], "strides": [1, 2, 2], "upsample_kernel_size": [2, 2]}
+    given = pretrained("DynUNet", **arguments)
+    whole = nets.DynUNet(spatial_dims=3, in_channels=1, out_channels=2, **arguments)
+    for network, prefix in ((whole, ""), (nn.ModuleDict({"model": whole}), "model.")):
+        report = load_encoder(network, given)
+        assert report.prefix == prefix and report.missing
+    assert "holds a part" not in caplog.text
+
+
 @pytest.mark.parametrize("network", [nets.SegResNetDS, nets.segresnet_ds.SegResEncoder])
 def test_a_first_convolution_of_another_size_is_named(network: type[nn.Module], caplog: pytest.LogCaptureFixture):
     larger = pretrained() | {"conv_init.weight": torch.ones(4, 1, 7, 7, 7)}

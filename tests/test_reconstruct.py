@@ -115,7 +115,7 @@ def test_the_table_and_the_log_say_how_far_off_it_is_and_what_was_skipped(result
 def test_each_volume_has_a_picture(results: Path):
     for stem in ("a/spine", "body", "series"):
         picture = imread(results / f"{stem}.png")
-        assert picture.shape[1] > 800 and picture[..., :3].std() > 0.05
+        assert picture.shape[1] > 900 and picture[..., :3].std() > 0.05
 
 
 def test_complementary_masks_reconstruct_everything(root: Path, trained: Path, inputs: Path, tmp_path: Path):

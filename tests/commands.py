@@ -26,7 +26,17 @@ from torch.multiprocessing.spawn import start_processes
 __all__ = ["SERVER", "Started", "run_command", "run_processes", "run_python", "start_python"]
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["monai.bundle", "torch.utils.tensorboard", "blosc2"])
+SERVER.set_forkserver_preload(
+    [
+        "monai.bundle",
+        "torch.utils.tensorboard",
+        "blosc2",
+        "torch._dynamo",  # which an optimizer imports
+        "scipy.cluster.hierarchy",
+        "matplotlib.backends.backend_agg",  # which the first picture imports
+        "safetensors.torch",
+    ]
+)
 
 
 class Started:

@@ -479,7 +479,11 @@ def test_other_networks_take_the_weights_of_their_encoders(name: str, bundle_roo
 @pytest.mark.parametrize("name", ["finetune_segmentation", *ALTERNATIVES])
 def test_monai_finds_all_properties_of_a_training_bundle(name: str, bundle_root: Path, dataset: Path):
     more = () if name == "finetune_segmentation" else (str(ROOT / f"configs/{name}.yaml"),)
-    flow = workflow(bundle_root, dataset, *more, pretrained=None, crop_size=[64, 32, 32])
+    # nnU-Net's own size takes seconds
+    small = ALTERNATIVES["finetune_nnunet"]
+    sizes = {f"encoder#{key}": value for key, value in {"name": small.name, **small.arguments}.items()}
+    sizes = sizes if name == "finetune_nnunet" else {}
+    flow = workflow(bundle_root, dataset, *more, pretrained=None, crop_size=[64, 32, 32], **sizes)
     flow.initialize()
     assert flow.check_properties() == []
 

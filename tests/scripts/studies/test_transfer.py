@@ -1,6 +1,7 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+import transfer_tasks
 from scipy.stats import ttest_1samp
 from transfer import main, recorded_recipe, table
 from transfer_tasks import TASKS, threshold_dice, write_task
@@ -40,7 +42,10 @@ def work_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("work")
 
 
-def test_parts_to_train_and_to_test_on_lie_on_two_sides_with_a_gap(data_dir: Path, work_dir: Path):
+def test_parts_to_train_and_to_test_on_lie_on_two_sides_with_a_gap(
+    data_dir: Path, work_dir: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("transfer_tasks._chest", functools.cache(transfer_tasks._chest))  # which takes seconds
     for seed, towards in ((0, "left"), (1, "right")):
         listed = json.loads(write_task(TASKS["chest"], "half", seed, data_dir, work_dir / "tasks").read_text())
         sides = {}

@@ -1,5 +1,5 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
-"""The drawing of reconstructions: four pictures in each of three planes, of many crops in rows or of one volume."""
+"""The drawing of reconstructions: four pictures in each of three planes, of several crops or of one volume."""
 
 from __future__ import annotations
 
@@ -22,8 +22,16 @@ __all__ = ["PanelCrop", "draw_panels", "draw_volume", "plane_indices"]
 
 _PICTURES = ("original", "masked input", "reconstruction", "error")
 _LARGEST_ERROR = 50.0  # % of the grey window: the end of the colour bar
-_WIDTH = 8.0  # inches of the four pictures of a volume
-_TALLEST = 3.2  # inches of one: a spine's would be much taller than wide
+# inches; all is placed by hand, as an automatic layout takes long
+_WIDTH = 8.0  # of the four pictures of a volume
+_PANEL_WIDTH = 7.0  # of those of a crop
+_TALLEST = 3.2  # of one picture: a spine's would be much taller than wide
+_NAMES = 0.3  # above each row
+_HEADING = 0.35  # above the rows of a crop, its name
+_TITLE = 0.3
+_MARGIN = 0.1  # below
+_SIDE = 0.3  # left of a row
+_BAR = 0.8  # right of all, for the colour bar
 _GREYS = colormaps["gray"].with_extremes(bad="#30507a")  # of what is masked
 _ERRORS = colormaps["inferno"].with_extremes(bad="black")
 
@@ -76,45 +84,41 @@ def plane_indices(crop: PanelCrop) -> tuple[int, ...]:
 
 
 def draw_panels(crops: Sequence[PanelCrop], *, title: str) -> np.ndarray:
-    """Draws the panels.
+    """Draws the panels, two crops beside each other.
 
-    Grey values share one window per row: the 1st to 99th percentile of the original without padding. In
+    Grey values share one window per crop: the 1st to 99th percentile of the original without padding. In
     "reconstruction" the hidden cells are the network's and the visible ones the original's. "error" is the absolute
     difference in hidden cells as a percentage of the grey window. Lines mark the borders of the cells in "masked
     input".
 
     Args:
-        crops: one row each.
+        crops: each has a row for each plane.
         title: of the whole.
 
     Returns:
         The pixels, uint8 [height, width, 3]. It takes no display and leaves pyplot's global state alone.
     """
-    columns = len(PLANES) * len(_PICTURES)
-    size = (1.75 * columns + 1, 1.9 * len(crops) + 0.9)  # inches
-    figure = Figure(figsize=size, dpi=80)
-    canvas = FigureCanvasAgg(figure)
-    # placed by hand: an automatic layout takes long
-    figure.subplots_adjust(left=0.02, right=0.95, bottom=0.1 / size[1], top=1 - 0.8 / size[1], wspace=0.02, hspace=0.06)
+    beside = min(len(crops), 2)
+    heights = np.max([_row_heights(crop, _PANEL_WIDTH) for crop in crops], axis=0)
+    block = _SIDE + _PANEL_WIDTH, float(heights.sum()) + _NAMES * len(PLANES) + _HEADING
+    below = block[1] * -(-len(crops) // beside)
+    figure = Figure(figsize=(block[0] * beside + _BAR, below + _TITLE + _MARGIN), dpi=80)
     figure.suptitle(
-        f"{title}: in hidden cells the reconstruction, elsewhere the original; error in % of the row's grey window",
-        parse_math=False,
-    )
-    axes = figure.subplots(len(crops), len(PLANES), squeeze=False)
-    for row, crop in enumerate(crops):
-        pictures = _pictures(crop)
-        for ax, plane in zip(axes[row], PLANES, strict=True):
-            drawn = _draw_plane(ax, crop, plane, pictures, plane_indices(crop)[plane.normal])
-            if row == 0:
-                drawn.write_names(ax, [f"{plane.name}\n{name}" for name in _PICTURES])
-        axes[row, 0].set_ylabel(name_end(crop.name, 28), fontsize=8, parse_math=False)
-    _add_bar(figure, (0.957, 0.1, 0.007, 0.75))
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3]
+        f"{title}: in hidden cells the reconstruction, elsewhere the original; error in % of the crop's grey window",
+        fontsize=10, y=1 - 0.08 / figure.get_figheight(), parse_math=False,
+    )  # fmt: skip
+    for number, crop in enumerate(crops):
+        line, column = divmod(number, beside)
+        left, top = column * block[0] + _SIDE, below + _MARGIN - line * block[1]
+        middle = (left + _PANEL_WIDTH / 2) / figure.get_figwidth()
+        figure.text(middle, (top - 0.2) / figure.get_figheight(), name_end(crop.name, 60), fontsize=10, ha="center",
+                    va="top", parse_math=False)  # fmt: skip
+        _draw_rows(figure, crop, (left, top - _HEADING), _PANEL_WIDTH, heights)
+    return _finish(figure, below - _HEADING - _NAMES)
 
 
 def draw_volume(crop: PanelCrop, *, title: str) -> np.ndarray:
-    """Draws one volume as `draw_panels` does, but larger, with a row for each plane.
+    """Draws one volume as `draw_panels` does, but larger.
 
     Args:
         crop: the volume, as one crop.
@@ -123,28 +127,46 @@ def draw_volume(crop: PanelCrop, *, title: str) -> np.ndarray:
     Returns:
         As `draw_panels`.
     """
-    pictures, indices = _pictures(crop), plane_indices(crop)
-    heights = []  # inches
-    for plane in PLANES:
-        wide, high = (crop.spacing[axis] * crop.image.shape[axis] for axis in (plane.across, plane.up))
-        heights.append(min(high / wide * _WIDTH / len(_PICTURES), _TALLEST))
-    names, above, below, side = 0.3, 0.4, 0.1, 0.3  # inches: over each row, for the title, and around
-    size = (_WIDTH + side + 0.8, sum(heights) + names * len(PLANES) + above + below)
-    figure = Figure(figsize=size, dpi=100)
-    canvas = FigureCanvasAgg(figure)
+    heights = _row_heights(crop, _WIDTH)
+    rows, title_height = sum(heights) + _NAMES * len(PLANES), 0.4
+    figure = Figure(figsize=(_SIDE + _WIDTH + _BAR, rows + title_height + _MARGIN), dpi=100)
     figure.suptitle(
         f"{name_end(crop.name, 60)}, {title}\nin hidden cells the reconstruction, elsewhere the original; error in % of"
         " the grey window",
-        fontsize=9, y=1 - 0.08 / size[1], parse_math=False,
+        fontsize=9, y=1 - 0.08 / figure.get_figheight(), parse_math=False,
     )  # fmt: skip
-    top = size[1] - above
+    _draw_rows(figure, crop, (_SIDE, rows + _MARGIN), _WIDTH, heights)
+    return _finish(figure, rows - _NAMES)
+
+
+def _row_heights(crop: PanelCrop, width: float) -> list[float]:
+    """Inches of each plane's row, whose pictures have this width together."""
+    heights = []
+    for plane in PLANES:
+        wide, high = (crop.spacing[axis] * crop.image.shape[axis] for axis in (plane.across, plane.up))
+        heights.append(min(high / wide * width / len(_PICTURES), _TALLEST))
+    return heights
+
+
+def _draw_rows(
+    figure: Figure, crop: PanelCrop, corner: tuple[float, float], width: float, heights: Sequence[float]
+) -> None:
+    """Draws a row for each plane, names above each. Lengths are inches; the corner is the upper left one."""
+    pictures, indices = _pictures(crop), plane_indices(crop)
+    wide, high = figure.get_size_inches()
+    left, top = corner
     for plane, height in zip(PLANES, heights, strict=True):
-        top -= names + height
-        ax = figure.add_axes((side / size[0], top / size[1], _WIDTH / size[0], height / size[1]))
+        top -= _NAMES + height
+        ax = figure.add_axes((left / wide, top / high, width / wide, height / high))
         _draw_plane(ax, crop, plane, pictures, indices[plane.normal]).write_names(ax, _PICTURES)
         ax.set_ylabel(plane.name, fontsize=9)
-    rows = size[1] - above - names - below
-    _add_bar(figure, ((_WIDTH + side + 0.1) / size[0], below / size[1], 0.1 / size[0], rows / size[1]))
+
+
+def _finish(figure: Figure, height: float) -> np.ndarray:
+    """The pixels of a figure, with a colour bar of so many inches beside it."""
+    wide, high = figure.get_size_inches()
+    _add_bar(figure, (1 - (_BAR - 0.1) / wide, _MARGIN / high, 0.1 / wide, height / high))
+    canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3]
 

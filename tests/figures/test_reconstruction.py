@@ -98,3 +98,21 @@ def test_a_spine_does_not_make_a_picture_that_no_screen_shows():
         crop(image=image, reconstruction=image, foreground=ones, valid=ones, visible=~cells, hidden=cells), title="run"
     )
     assert pixels.shape[0] < 1.1 * pixels.shape[1]
+
+
+def test_crops_are_two_beside_each_other_with_a_row_for_each_plane():
+    cells = np.ones((4, 4, 4), dtype=bool)  # all hidden: each masked input is one area of blue
+    ones = np.ones((16, 16, 16), dtype=bool)
+    image = np.random.default_rng(0).random(ones.shape)
+    one = crop(spacing=(1.0, 1.0, 1.0), image=image, reconstruction=image, foreground=ones, valid=ones, visible=~cells,
+               hidden=cells)  # fmt: skip
+    for count, lines, beside in ((1, 1, 1), (2, 1, 2), (3, 2, 2)):
+        pixels = draw_panels([one] * count, title="epoch 1")
+        blue = (pixels == [0x30, 0x50, 0x7A]).all(-1)
+        # the lines between cells are thinner than 10 pixels, and what is between pictures is wider
+        rows, columns = (np.flatnonzero(blue.any(axis)) for axis in (1, 0))
+        bands = [np.split(found, np.flatnonzero(np.diff(found) > 10) + 1) for found in (rows, columns)]
+        assert [len(found) for found in bands] == [3 * lines, beside]
+        left, right = bands[1][0], bands[1][-1]
+        under = blue[bands[0][-1]][:, right].any()
+        assert blue[bands[0][-1]][:, left].any() and under == (count % beside == 0)

@@ -13,6 +13,8 @@ __all__ = ["draw_curves"]
 
 #: of what predicts without having learned, in grey: dotted, dashed
 _BASELINES = ("C7:", "C7--")
+#: points of a curve, from which on they are not marked
+_FEW = 10
 
 
 def draw_curves(rows: Sequence[Mapping[str, float]], curves: Mapping[str, Mapping[str, str]]) -> Figure:
@@ -29,8 +31,10 @@ def draw_curves(rows: Sequence[Mapping[str, float]], curves: Mapping[str, Mappin
         for (name, label), style in zip(names.items(), _choose_styles(names), strict=True):
             points = [(row["epoch"], row[name]) for row in rows if name in row]
             if points:
-                ax.plot(*zip(*points, strict=True), style, label=label, marker="." if len(points) == 1 else None)
+                ax.plot(*zip(*points, strict=True), style, label=label, marker="." if len(points) < _FEW else None)
         ax.set(xlabel="epoch", ylabel=ylabel)
+        ax.update_datalim([(row["epoch"], 0) for row in rows])  # so that 0 and all epochs are there, with a margin
+        ax.autoscale_view()
         ax.set_ylim(bottom=0)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.grid(alpha=0.3)

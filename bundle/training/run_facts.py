@@ -49,7 +49,8 @@ class EpochMetrics:
             return None
         validated = [row for row in rows if best in row and row[best] == row[best]] if best is not None else []
         row = max(validated, key=lambda row: row[str(best)], default=rows[-1])
-        note = f"The weights are those of this epoch, which had the best validation of {len(validated)}."
+        of_all = "the only validation" if len(validated) == 1 else f"the best validation of {len(validated)}"
+        note = f"The weights are those of this epoch, which had {of_all}."
         if not held_out:
             note = (
                 "No volume was held out: these figures are of the volumes that were trained on, and say nothing of "
@@ -129,7 +130,7 @@ def training_facts(network: nn.Module, device: torch.device, rows: Sequence[Mapp
     count = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
     encoder = getattr(network, "encoder", network)
     encoder = getattr(encoder, "network", encoder)  # the plain MONAI network
-    threads = f"CPU, {torch.get_num_threads()} threads"
+    threads = f"CPU, {counted(torch.get_num_threads(), 'thread')}"
     return {
         "network": f"{type(network).__name__}, encoder {type(encoder).__name__}",
         "trainable parameters": f"{count:,}",

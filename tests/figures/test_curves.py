@@ -29,3 +29,10 @@ def test_baselines_are_grey_and_do_not_take_a_colour():
 def test_before_the_first_epoch_the_picture_is_empty():
     (axes,) = draw_curves([], {"y": {"a": "loss"}}).axes
     assert not axes.lines and axes.get_legend() is None
+
+
+def test_a_point_of_the_last_epoch_lies_within_a_picture_of_all_epochs():
+    rows = [*ROWS, {"epoch": 4.0, "a": 1.0, "dice": 0.84, "dice of a class": 0.83}]
+    left, right = draw_curves(rows, {"loss": {"a": "loss"}, "Dice": {"dice": "mean", "dice of a class": "one"}}).axes
+    assert left.get_xlim() == right.get_xlim() and right.get_ylim()[0] == 0
+    assert right.get_ylim()[1] > 0.86, "not hidden by the frame"

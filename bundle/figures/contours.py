@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from monai.transforms.utils import rescale_array
 
 from bundle.figures.colours import class_colours
-from bundle.figures.planes import PLANES, Plane
+from bundle.figures.planes import PLANES, Plane, mark_sides, side_by_side
 
 __all__ = ["draw_contours"]
 
@@ -59,9 +59,10 @@ def draw_contours(
         index = int(np.flatnonzero(counts == counts.max()).mean())
         grey = plane.cut(image, index).astype(np.float32)
         grey = rescale_array(grey.clip(*np.percentile(grey, (0.5, 99.5))), 0, 1)
-        ax.imshow(
-            grey, cmap="gray", vmin=0, vmax=1, aspect=spacing[plane.up] / spacing[plane.across], interpolation="nearest"
-        )
+        aspect = spacing[plane.up] / spacing[plane.across]
+        row = side_by_side([grey[..., None].repeat(3, axis=-1)], aspect)
+        ax.imshow(row.pixels, aspect=aspect, interpolation="nearest")
+        mark_sides(ax, plane, index, row)
         for labels, style in outlines:
             drawn |= _outline(ax, plane, labels, index, colours, style)
         ax.set_axis_off()

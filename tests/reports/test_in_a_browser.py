@@ -126,6 +126,26 @@ def test_reader_scrolls_and_sees_pictures_and_the_viewer_and_nothing_leaves_the_
     assert sum(address.startswith("file:") for address in browser.requests) == 1
 
 
+def test_planes_are_seen_as_in_the_pictures_right_and_front_on_the_left(tmp_path):
+    """A box that lies to the right, in front and at the head."""
+    places = np.indices((40, 40, 40))
+    report = Report("Prediction", lead="One scan.")
+    report.section("Viewer").viewer(
+        [Case("one", places[0] + 0.0, np.eye(4), {"prediction": 3 * (places > 25).all(axis=0)})], classes={"spleen": 3}
+    )
+    with Browser(width=700, height=800) as browser:
+        browser.open(report.write(tmp_path / "report.html"))
+        browser.run(viewer(".scrollIntoView()"))
+        browser.wait(viewer(".dataset.state == 'ready'"))
+        for name in ("axial", "coronal", "sagittal"):
+            browser.run("(() => { const one = document.querySelectorAll('.viewer select')[1]; "
+                        f"one.value = '{name}'; one.onchange(); }})()")  # fmt: skip
+            pixels = browser.screenshot(".stage").astype(float)
+            box = ((pixels[..., 2] - pixels[..., 0]) > 40) & (pixels[..., 2] > pixels[..., 1] + 15)
+            up, across = np.argwhere(box).mean(axis=0) / box.shape
+            assert box.any() and up < 0.4 and across < 0.45, name
+
+
 def test_a_wide_table_uses_the_window_and_what_is_cut_off_is_shaded(page):
     table = "document.querySelector('.scroll')"
     with Browser(width=1500, height=500) as browser:

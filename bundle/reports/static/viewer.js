@@ -97,7 +97,7 @@
       );
       this.nv = new this.niivue.Niivue({
         backColor: [0, 0, 0, 1], crosshairColor: [1, 0.85, 0.2, 0.9], crosshairWidth: 0.25,
-        crosshairWidthUnit: "percent", isRadiologicalConvention: true,
+        crosshairWidthUnit: "percent", isRadiologicalConvention: true, sagittalNoseLeft: true, // as our pictures
         show3Dcrosshair: false, dragAndDropEnabled: false, logLevel: "error", multiplanarShowRender: 0,
       });
       this.nv.onLocationChange = (location) => this.showPlace(location);

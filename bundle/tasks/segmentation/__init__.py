@@ -23,7 +23,7 @@ from bundle.tasks.segmentation.metrics import SurfaceDistanceInMm
 from bundle.tasks.segmentation.network import build_segmentation_network
 from bundle.tasks.segmentation.panels import SegmentationPanels, TrainingLabels
 from bundle.tasks.segmentation.prediction_report import SegmentationReport
-from bundle.tasks.segmentation.scratch_encoder import scratch_encoder
+from bundle.tasks.segmentation.thick_slices import scratch_encoder
 
 __all__ = [
     "MEASUREMENT_COLUMNS",

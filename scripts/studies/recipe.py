@@ -103,10 +103,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "affine in the slices": {f"{_AFFINE}#rotate_range": [0.0, 0.0, 0.3], f"{_AFFINE}#scale_range": [0.2, 0.2, 0.0]},
     "intensities x 2": {f"{_NOISE}#std": 0.1, f"{_SCALE}#factors": 0.3, f"{_SHIFT}#offsets": 0.3},
     "no intensities": {f"{name}#prob": 0.0 for name in (_NOISE, _SCALE, _SHIFT)},
-    "anisotropic strides": {  # of thick slices: recipe_sets.py
-        "encoder#name": "SegResNetDS",
-        "encoder#resolution": [1.25, 1.25, 5.0],
-    },
+    "strides alike": {"encoder#resolution": None},  # also of thick slices: recipe_sets.py
     "two channels": {"in_channels": 2},  # where the images have them: recipe_sets.py
 }
 

@@ -10,6 +10,7 @@ import pytest
 
 from bundle.errors import UserError
 from bundle.evaluation.starts import find_starts
+from bundle.tasks.segmentation import scratch_encoder
 from bundle.weights import ModelFiles
 from tests.export.models import write_model, write_nnunet_checkpoint
 from tests.networks.encoder_cases import Case
@@ -34,6 +35,12 @@ def test_weights_of_one_network_share_one_scratch(tmp_path: Path):
         "version 0.2.0 of this project; licence: Apache-2.0",
         "version 0.2.0 of this project; licence: CC BY 4.0",
     ]
+
+
+def test_scratch_has_the_network_of_the_weights_on_thick_slices_too(tmp_path: Path):
+    scratch = find_starts([ours(tmp_path / "a")])["scratch"]
+    encoder = {key: value for key, value in scratch.overrides()["encoder"].items() if key != "_target_"}
+    assert scratch_encoder(encoder, dataset_dir=tmp_path, spacing=[1, 1, 5]) == scratch.settings.encoder
 
 
 def test_other_networks_have_their_own_scratch_prepared_as_their_weights_are(tmp_path: Path):

@@ -67,8 +67,7 @@ class Start:
         """
         own = "own" if self.settings.spacing is None else list(self.settings.spacing)
         found: dict[str, Any] = {
-            # for thick slices, too, scratch has the network of the weights
-            "encoder": {"_target_": "builtins.dict", "resolution": None, **self.settings.encoder},
+            "encoder": {"_target_": "builtins.dict", **self.settings.encoder},
             "spacing": own if spacing is None else spacing,
         }
         if self.settings.intensity_scheme is None:

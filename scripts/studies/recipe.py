@@ -104,6 +104,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "intensities x 2": {f"{_NOISE}#std": 0.1, f"{_SCALE}#factors": 0.3, f"{_SHIFT}#offsets": 0.3},
     "no intensities": {f"{name}#prob": 0.0 for name in (_NOISE, _SCALE, _SHIFT)},
     "strides alike": {"encoder#resolution": None},  # also of thick slices: recipe_sets.py
+    "spacing 1.25": {"spacing": [1.25, 1.25, 1.25]},  # that of the shipped weights
     "two channels": {"in_channels": 2},  # where the images have them: recipe_sets.py
 }
 

@@ -32,13 +32,13 @@ def scratch_encoder(
 ) -> dict[str, Any]:
     """The encoder that a segmentation network is built with where no weights tell it.
 
-    Where voxels are at least twice as long as wide, a `SegResEncoder` becomes the encoder of a `SegResNetDS` with a
-    `resolution`: its first levels halve the short axes alone, until voxels are nearly cubes, as nnU-Net plans it.
-    scripts/studies/recipe.md says what that brings.
+    Where voxels are at least twice as long as wide, a `SegResEncoder` with `resolution` "auto" becomes the encoder of a
+    `SegResNetDS` with their size as `resolution`: its first levels halve the short axes alone, until voxels are nearly
+    cubes, as nnU-Net plans it. scripts/studies/recipe.md says what that brings.
 
     Args:
-        encoder: name and arguments, as for `build_encoder`. With a `resolution` (mm per axis; None: as for cubes) it is
-            left as it is.
+        encoder: name and arguments, as for `build_encoder`. It is left as it is unless `resolution` is "auto"; None is
+            left out.
         dataset_dir: labelled volumes, as for `find_segmentations`.
         pretrained: weights, which tell the encoder: nothing is read then.
         spacing: mm per axis (R, A, S) to which volumes are brought; None, also for an axis, or "own": their own, of
@@ -51,8 +51,9 @@ def scratch_encoder(
         UserError: as `find_segmentations`.
     """
     given = dict(encoder)
-    if "resolution" in given:
-        return given if given["resolution"] is not None else {k: v for k, v in given.items() if k != "resolution"}
+    resolution = given.pop("resolution", None)
+    if resolution != "auto":
+        return given if resolution is None else {**given, "resolution": resolution}
     if pretrained is not None or given.get("name") != "SegResEncoder":
         return given
     sizes = _voxel_size(dataset_dir, spacing)

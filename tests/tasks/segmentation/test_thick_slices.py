@@ -17,6 +17,7 @@ from bundle.networks import build_encoder
 from bundle.tasks.segmentation import scratch_encoder
 
 GIVEN = {"name": "SegResEncoder", "init_filters": 4, "blocks_down": [1, 1, 1, 1]}
+AUTO = {**GIVEN, "resolution": "auto"}
 #: from array axes that run to the front, the head and the left
 TURNED = np.array([[0, 0, -1, 0], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1.0]])
 
@@ -35,7 +36,7 @@ def write(folder: Path, *sizes: tuple[float, float, float]) -> Path:
 def test_thick_slices_have_strides_of_their_own_along_the_patients_axes(tmp_path: Path, caplog):
     dataset = write(tmp_path, (1.25, 5.0, 1.25), (1.3, 4.0, 1.2), (1.25, 6.0, 1.25))  # the second axis runs to the head
     with caplog.at_level(logging.INFO):
-        found = scratch_encoder(GIVEN, dataset_dir=dataset)
+        found = scratch_encoder(AUTO, dataset_dir=dataset)
     assert found == {**GIVEN, "name": "SegResNetDS", "resolution": [1.25, 1.25, 5.0]}
     assert "4 times as long as wide (1.25 x 1.25 x 5 mm)" in caplog.text and "--encoder#resolution None" in caplog.text
     # a network of MONAI that halves slices two levels later, and our encoder of it
@@ -57,7 +58,7 @@ def test_thick_slices_have_strides_of_their_own_along_the_patients_axes(tmp_path
     ],
 )
 def test_what_is_asked_for_is_what_it_is(changes: dict[str, Any], options: dict[str, Any], tmp_path: Path):
-    found = scratch_encoder({**GIVEN, **changes}, dataset_dir=write(tmp_path, (1.25, 5.0, 1.25)), **options)
+    found = scratch_encoder({**AUTO, **changes}, dataset_dir=write(tmp_path, (1.25, 5.0, 1.25)), **options)
     expected = {**GIVEN, **{k: v for k, v in changes.items() if v is not None}}
     if options.get("spacing") == [1.0, None, 3.0]:
         expected |= {"name": "SegResNetDS", "resolution": [1.0, 1.25, 3.0]}
@@ -65,7 +66,7 @@ def test_what_is_asked_for_is_what_it_is(changes: dict[str, Any], options: dict[
 
 
 def test_voxels_that_are_nearly_cubes_and_headers_that_cannot_be_read_change_nothing(tmp_path: Path):
-    assert scratch_encoder(GIVEN, dataset_dir=write(tmp_path / "a", (1.0, 1.9, 1.0))) == GIVEN
+    assert scratch_encoder(AUTO, dataset_dir=write(tmp_path / "a", (1.0, 1.9, 1.0))) == GIVEN
     broken = write(tmp_path / "b", (1.0, 5.0, 1.0))
     (broken / "labelsTr/0.nii.gz").write_bytes(b"no label map")
-    assert scratch_encoder(GIVEN, dataset_dir=broken, spacing="own") == GIVEN
+    assert scratch_encoder(AUTO, dataset_dir=broken, spacing="own") == GIVEN

@@ -13,6 +13,7 @@ import nibabel
 import numpy as np
 
 from bundle.data.grids import file_grid
+from bundle.errors import UserError
 from bundle.tasks.segmentation.find import find_segmentations
 
 __all__ = ["scratch_encoder"]
@@ -21,6 +22,10 @@ logger = logging.getLogger(__name__)
 
 #: label maps whose headers are read, spread over all
 _READ = 50
+#: takes no `resolution`
+_FOR_CUBES = "SegResEncoder"
+#: the same otherwise
+_FOR_SLICES = "SegResNetDS"
 
 
 def scratch_encoder(
@@ -37,8 +42,8 @@ def scratch_encoder(
     cubes, as nnU-Net plans it. scripts/studies/recipe.md says what that brings.
 
     Args:
-        encoder: name and arguments, as for `build_encoder`. It is left as it is unless `resolution` is "auto"; None is
-            left out.
+        encoder: name and arguments, as for `build_encoder`. Its `resolution` is "auto", or mm per axis (R, A, S), or
+            None: as for cubes.
         dataset_dir: labelled volumes, as for `find_segmentations`.
         pretrained: weights, which tell the encoder: nothing is read then.
         spacing: mm per axis (R, A, S) to which volumes are brought; None, also for an axis, or "own": their own, of
@@ -48,14 +53,19 @@ def scratch_encoder(
         Name and arguments, as for `build_encoder`.
 
     Raises:
-        UserError: as `find_segmentations`.
+        UserError: as `find_segmentations`; also for another `resolution`.
     """
     given = dict(encoder)
     resolution = given.pop("resolution", None)
-    if resolution != "auto":
-        return given if resolution is None else {**given, "resolution": resolution}
-    if pretrained is not None or given.get("name") != "SegResEncoder":
+    if resolution is None or (resolution == "auto" and (pretrained is not None or given.get("name") != _FOR_CUBES)):
         return given
+    if resolution != "auto":
+        if not _are_sizes(resolution):
+            raise UserError(
+                f"--encoder#resolution {resolution!r} does not fit: give auto, null, or mm per axis such as [1, 1, 5]"
+            )
+        name = _FOR_SLICES if given.get("name") == _FOR_CUBES else given.get("name")
+        return {**given, "name": name, "resolution": list(resolution)}
     sizes = _voxel_size(dataset_dir, spacing)
     if sizes is None or max(sizes) < 2 * min(sizes):
         return given
@@ -65,7 +75,16 @@ def scratch_encoder(
         max(sizes) / min(sizes),
         " x ".join(f"{size:g}" for size in sizes),
     )
-    return {**given, "name": "SegResNetDS", "resolution": sizes}
+    return {**given, "name": _FOR_SLICES, "resolution": sizes}
+
+
+def _are_sizes(sizes: Any) -> bool:
+    """Whether these are three lengths."""
+    return (
+        isinstance(sizes, Sequence)
+        and len(sizes) == 3
+        and all(isinstance(size, int | float) and 0 < size < float("inf") for size in sizes)
+    )
 
 
 def _voxel_size(
@@ -73,7 +92,7 @@ def _voxel_size(
 ) -> list[float] | None:
     """What volumes are brought to, in mm along R, A, S; None where it is unknown."""
     wanted = [None] * 3 if spacing is None or isinstance(spacing, str) else list(spacing)
-    if len(wanted) != 3:  # which is refused elsewhere
+    if not _are_sizes([1.0 if size is None else size for size in wanted]):  # which is refused elsewhere
         return None
     if None in wanted:
         found = find_segmentations(dataset_dir)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from monai.networks.nets import SegResNetDS
 
+from bundle.errors import UserError
 from bundle.networks import build_encoder
 from bundle.tasks.segmentation import scratch_encoder
 
@@ -54,12 +55,16 @@ def test_thick_slices_have_strides_of_their_own_along_the_patients_axes(tmp_path
         ({"resolution": [1, 1, 2]}, {}),
         ({"name": "BasicUNet"}, {}),
         ({}, {"pretrained": "model.pt"}),
-        ({}, {"spacing": [1, 1]}),  # which the settings refuse
+        ({}, {"spacing": [1, 1]}),  # which the settings refuse, as
+        ({}, {"spacing": [0, 1, 5]}),
+        ({}, {"spacing": ["a", 1, 5]}),
     ],
 )
 def test_what_is_asked_for_is_what_it_is(changes: dict[str, Any], options: dict[str, Any], tmp_path: Path):
     found = scratch_encoder({**AUTO, **changes}, dataset_dir=write(tmp_path, (1.25, 5.0, 1.25)), **options)
     expected = {**GIVEN, **{k: v for k, v in changes.items() if v is not None}}
+    if changes.get("resolution") is not None:
+        expected["name"] = "SegResNetDS"  # since SegResEncoder takes none
     if options.get("spacing") == [1.0, None, 3.0]:
         expected |= {"name": "SegResNetDS", "resolution": [1.0, 1.25, 3.0]}
     assert found == expected
@@ -70,3 +75,9 @@ def test_voxels_that_are_nearly_cubes_and_headers_that_cannot_be_read_change_not
     broken = write(tmp_path / "b", (1.0, 5.0, 1.0))
     (broken / "labelsTr/0.nii.gz").write_bytes(b"no label map")
     assert scratch_encoder(AUTO, dataset_dir=broken, spacing="own") == GIVEN
+
+
+@pytest.mark.parametrize("resolution", ["finest", [1, 5], [1, 1, 0], 5])
+def test_another_resolution_is_one_line(resolution: Any, tmp_path: Path):
+    with pytest.raises(UserError, match=r"--encoder#resolution .* give auto, null, or mm per axis"):
+        scratch_encoder({**GIVEN, "resolution": resolution}, dataset_dir=tmp_path)

@@ -12,7 +12,7 @@ from monai.data import MetaTensor
 from bundle.data.formats import itk_affine, to_millimetres
 from bundle.data.header_texts import read_text_header
 
-__all__ = ["Grid", "file_grid", "same_place", "volume_grid"]
+__all__ = ["Grid", "file_grid", "same_place", "spacing_along_axes", "volume_grid"]
 
 #: voxels per axis, and the affine to RAS mm
 Grid = tuple[tuple[int, ...], np.ndarray]
@@ -45,6 +45,13 @@ def same_place(one: Grid, other: Grid) -> bool:
     corners = np.array([[*((np.array(shape) - 1) * np.array(bits)), 1.0] for bits in np.ndindex(2, 2, 2)])
     apart = float(np.abs((affine - other_affine) @ corners.T).max())
     return apart <= _SAME_PLACE * float(np.linalg.norm(other_affine[:3, :3], axis=0).min())
+
+
+def spacing_along_axes(affine: np.ndarray) -> np.ndarray:
+    """The voxel size in mm along R, A, S, in whatever order the array has its axes."""
+    order = np.argsort(nibabel.io_orientation(affine)[:, 0])
+    sizes: np.ndarray = np.linalg.norm(affine[:3, :3], axis=0)[order]
+    return sizes
 
 
 def _itk_grid(file: str) -> Grid | None:

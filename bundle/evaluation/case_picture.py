@@ -9,7 +9,7 @@ import nibabel
 import numpy as np
 
 from bundle.data import read_volume
-from bundle.data.grids import Grid, same_place
+from bundle.data.grids import Grid, same_place, spacing_along_axes
 from bundle.errors import UserError
 from bundle.evaluation.label_map_case import LabelledCase
 from bundle.evaluation.mask_metrics import union_box
@@ -51,7 +51,7 @@ def draw_case(
     ]
     to_ras = nibabel.io_orientation(affine)
     image, truth, mask = (nibabel.orientations.apply_orientation(volume, to_ras) for volume in volumes)
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)[np.argsort(to_ras[:, 0])]
+    spacing = spacing_along_axes(affine)
     return draw_contours(image, truth, mask, spacing.tolist(), classes=list(classes), title=title)
 
 

@@ -16,7 +16,7 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from bundle.data import FoundVolume, read_volume
-from bundle.data.grids import same_place
+from bundle.data.grids import same_place, spacing_along_axes
 from bundle.data.names import without_paths
 from bundle.errors import UserError, VolumeError
 from bundle.evaluation.case_picture import class_numbers, cut_out, moved, viewer_box
@@ -160,7 +160,7 @@ class SegmentationReport:
     def _draw(self, scan: np.ndarray, labels: np.ndarray, affine: np.ndarray, box: tuple[slice, ...]) -> np.ndarray:
         to_ras = nibabel.io_orientation(affine)
         image, mask = (nibabel.orientations.apply_orientation(volume[box], to_ras) for volume in (scan, labels))
-        spacing = np.linalg.norm(affine[:3, :3], axis=0)[np.argsort(to_ras[:, 0])]
+        spacing = spacing_along_axes(affine)
         return draw_contours(image, None, mask, spacing.tolist(), classes=list(self.classes), title="")
 
 

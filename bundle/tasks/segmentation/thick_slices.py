@@ -9,10 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 
-from bundle.data.grids import file_grid
+from bundle.data.grids import file_grid, spacing_along_axes
 from bundle.errors import UserError
 from bundle.tasks.segmentation.find import find_segmentations
 
@@ -109,7 +108,5 @@ def _own_size(label: str | Mapping[str, str]) -> np.ndarray | None:
     grid = file_grid(Path(label if isinstance(label, str) else next(iter(label.values()))))
     if grid is None:
         return None
-    affine = grid[1]
-    sizes = np.empty(3)
-    sizes[nibabel.io_orientation(affine)[:, 0].astype(int)] = nibabel.affines.voxel_sizes(affine)
+    sizes = spacing_along_axes(grid[1])
     return sizes if (np.isfinite(sizes) & (sizes > 0)).all() else None

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import tests.libyaml  # noqa: F401 - before MONAI is imported
+
 if TYPE_CHECKING:
     from tests.zoo.release import Released
 

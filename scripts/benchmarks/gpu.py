@@ -43,6 +43,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import importlib
 import multiprocessing
 import os
@@ -157,9 +158,9 @@ def _seconds(options: argparse.Namespace, place: int, ends: float) -> float:
 
 def _import_parts(letters: Sequence[str]) -> None:
     """Imports what the parts need, so that each process has it when it is forked. Nothing here asks the GPU."""
-    for letter in letters:
+    for module in (*(f"gpu_parts.{PARTS[letter].module}" for letter in letters), "torch._dynamo"):  # optimizers need it
         with contextlib.suppress(Exception):  # whatever it is, the part itself says so
-            importlib.import_module(f"gpu_parts.{PARTS[letter].module}")
+            importlib.import_module(module)
 
 
 def _look(options: argparse.Namespace, work: Path) -> dict[str, Any]:
@@ -230,6 +231,7 @@ def _end(process: BaseProcess) -> None:
 def _work(context: Context, log: str) -> None:
     """A part's process: what libraries print goes to a file, what the part says to the terminal."""
     os.setsid()
+    gc.freeze()  # parts look for what they may free, which none of what was imported is
     context.terminal = os.fdopen(os.dup(1), "w")
     with Path(log).open("w") as file:
         for stream in (1, 2):

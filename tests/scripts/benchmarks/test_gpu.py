@@ -36,7 +36,7 @@ VOLUMES = ("ct_spine_tptbox", "ct_body_totalseg", "mr_body_totalseg", "mr_spine_
 def command(*options: str, lacking: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     """Runs the script in a process in which some packages cannot be imported."""
     program = (
-        f"import runpy, sys\nsys.modules.update(dict.fromkeys({lacking!r}))\n"
+        f"import runpy, sys\nimport tests.libyaml\nsys.modules.update(dict.fromkeys({lacking!r}))\n"
         f"sys.path.insert(0, {str(SCRIPTS)!r})\nsys.argv = ['gpu.py', *{list(options)!r}]\n"
         f"runpy.run_path({str(SCRIPTS / 'gpu.py')!r}, run_name='__main__')\n"
     )

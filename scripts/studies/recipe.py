@@ -40,12 +40,25 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs/finetune_segmentation.yaml"
 
 
-def _place(steps: str, target: str, number: int = 0) -> str:
-    """The id of a transform in a list of the config, by its class and its number among those of that class."""
+def _list(steps: str) -> list[dict[str, Any]]:
+    """The transforms in a list of the config."""
     content: Any = yaml.safe_load(CONFIG.read_text())
     for key in steps.split("#"):
         content = content[key]
-    return f"{steps}#{[i for i, step in enumerate(content) if step['_target_'] == target][number]}"
+    return list(content)
+
+
+def _place(steps: str, target: str, number: int = 0) -> str:
+    """The id of a transform in a list of the config, by its class and its number among those of that class."""
+    return f"{steps}#{[i for i, step in enumerate(_list(steps)) if step['_target_'] == target][number]}"
+
+
+def _after(place: str, step: dict[str, Any]) -> dict[str, Any]:
+    """A list of the config with one more transform behind that of an id."""
+    steps, number = place.rsplit("#", 1)
+    found = _list(steps)
+    found.insert(int(number) + 1, step)
+    return {steps: found}
 
 
 _PREPARE, _TRAIN = "prepare#transforms", "train#preprocessing#transforms"
@@ -58,6 +71,16 @@ _AFFINE, _NOISE, _SCALE, _SHIFT = (
     for name in ("RandAffine", "RandGaussianNoise", "RandScaleIntensity", "RandShiftIntensity")
 )
 _BOTH = {"keys": ["image", "label"]}
+_ELASTIC = {
+    "_target_": "monai.transforms.Rand3DElasticd",
+    **_BOTH,
+    "prob": 0.3,
+    "sigma_range": [5, 8],  # voxels
+    "magnitude_range": [100, 300],  # of the noise, which the blur leaves one or two voxels of
+    "mode": ["bilinear", "nearest"],
+    "padding_mode": "border",
+}
+
 
 #: what a part of an arm's name changes in the config
 CHANGES: dict[str, dict[str, Any]] = {
@@ -101,6 +124,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "no affine": {f"{_AFFINE}#prob": 0.0},
     "affine always": {f"{_AFFINE}#prob": 1.0},
     "affine in the slices": {f"{_AFFINE}#rotate_range": [0.0, 0.0, 0.3], f"{_AFFINE}#scale_range": [0.2, 0.2, 0.0]},
+    "elastic": _after(_AFFINE, _ELASTIC),
     "intensities x 2": {f"{_NOISE}#std": 0.1, f"{_SCALE}#factors": 0.3, f"{_SHIFT}#offsets": 0.3},
     "no intensities": {f"{name}#prob": 0.0 for name in (_NOISE, _SCALE, _SHIFT)},
     "strides alike": {"encoder#resolution": None},  # also of thick slices: recipe_sets.py

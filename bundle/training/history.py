@@ -118,12 +118,12 @@ class History:
         logger.info("epoch %d/%d: %s", epoch, last_epoch, ", ".join(shown))
 
     def _with_classes(self, lines: Mapping[str, str]) -> dict[str, str]:
-        """The metrics of a picture, each followed by those of its classes."""
+        """The metrics of a picture, each followed by those of its classes; of one class alone that one."""
         found: dict[str, str] = {}
         for metric, label in lines.items():
             split = [row for row in self.rows if class_metrics(row, metric)][-1:]
             classes = {name: called for row in split for name, called in class_metrics(row, metric, _CLASSES).items()}
-            found |= {metric: label, **classes}
+            found |= classes if len(classes) == 1 else {metric: label, **classes}
         return found
 
 

@@ -63,11 +63,12 @@ class EpochMetrics:
 
 
 def _rows(row: Mapping[str, float], name: str, label: str, form: str) -> Iterator[tuple[str, tuple[str, str]]]:
-    """A metric, and below it those of its classes."""
-    yield name, (label, form)
-    every = len(class_metrics(row, name))
+    """A metric, and below it those of its classes; of one class alone that one, whose mean it is."""
+    classes, every = class_metrics(row, name, _CLASSES), len(class_metrics(row, name))
+    if every != 1:
+        yield name, (label, form)
     some = f" (of the {_CLASSES} lowest of {every})" if every > _CLASSES else ""
-    for of_class, called in class_metrics(row, name, _CLASSES).items():
+    for of_class, called in classes.items():
         yield of_class, (f"{label.partition(', mean of')[0]}, {called}{some}", form)
 
 

@@ -163,6 +163,13 @@ def test_each_class_has_a_row_below_the_mean(tmp_path):
     assert f"<dt>{named}, posterior</dt><dd>0.6</dd>" in page
 
 
+def test_one_class_has_one_row(tmp_path):
+    text, _ = fine_tuned(tmp_path, "validation/dice,validation/dice/liver", "0.7,0.7")
+    assert re.findall(r"^\| (.+) \| (\S+) \|$", text, flags=re.MULTILINE) == [
+        ("Dice of the validation volumes, liver", "0.7")
+    ]
+
+
 def test_of_many_classes_the_lowest_have_rows(tmp_path):
     columns = ["validation/dice", *(f"validation/dice/rib_{n}" for n in range(30))]
     text, _ = fine_tuned(tmp_path, ",".join(columns), ",".join(["0.5", *(str(n / 100) for n in range(30))]))

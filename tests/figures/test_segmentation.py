@@ -4,6 +4,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from bundle.figures.segmentation import cut_slices, draw_segmentation
 
@@ -40,14 +41,28 @@ def test_without_a_prediction_image_and_label_are_drawn():
     assert draw(label, None).shape[1] < draw(label, nothing).shape[1]
 
 
-def test_a_row_has_the_name_of_its_volume_and_the_sides_of_the_patient(monkeypatch: pytest.MonkeyPatch):
+def test_a_volume_has_its_name_and_each_plane_the_sides_of_the_patient(monkeypatch: pytest.MonkeyPatch):
     written: list[str] = []
-    write, name = Axes.text, Axes.set_ylabel
+    write, head = Axes.text, Figure.text
     monkeypatch.setattr(Axes, "text", lambda ax, x, y, s, **more: written.append(s) or write(ax, x, y, s, **more))
-    monkeypatch.setattr(Axes, "set_ylabel", lambda ax, s, **more: written.append(s) or name(ax, s, **more))
+    monkeypatch.setattr(Figure, "text", lambda f, x, y, s, **more: written.append(s) or head(f, x, y, s, **more))
     _, label, nothing, _ = volume()
-    draw(label, nothing, "patients/long/name/of/a/folder/scan_a.nii.gz")
-    assert written == [*"RLAP", "S 3", *"RLSI", "A 5", *"APSI", "R 3", "…e/of/a/folder/scan_a.nii.gz"]
+    draw(label, nothing, f"{'long/' * 20}scan_a.nii.gz")
+    title, name, *others = written
+    assert title == "x" and name.endswith("long/scan_a.nii.gz") and len(name) == 60
+    assert others == [*"RLAP", "S 3", *"RLSI", "A 5", *"APSI", "R 3"]
+
+
+def test_volumes_stand_beside_each_other_and_a_legend_of_many_classes_has_lines():
+    image, label, nothing, spacing = volume()
+    one, two, three = (
+        draw_segmentation([cut_slices("a", image, label, nothing, spacing, classes=12)] * n, classes=["a"], title="x")
+        for n in (1, 2, 3)
+    )
+    assert two.shape[0] == one.shape[0] < three.shape[0] and one.shape[1] < two.shape[1] == three.shape[1]
+    slices = [cut_slices("a", image, label, nothing, spacing, classes=12)]
+    named = draw_segmentation(slices, classes=[f"rib_{number}" for number in range(12)], title="x")
+    assert named.shape[0] > one.shape[0] and named.shape[1] == one.shape[1]
 
 
 def test_the_slices_are_those_with_the_most_labelled_voxels_and_an_image_of_one_value_is_black():

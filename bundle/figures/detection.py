@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from monai.transforms.utils import rescale_array
 
-from bundle.figures.planes import PLANES, Plane
+from bundle.figures.names import name_end
+from bundle.figures.planes import PLANES, Plane, mark_sides, side_by_side
 
 __all__ = ["DrawnVolume", "draw_detections"]
 
@@ -31,6 +32,7 @@ class DrawnVolume:
         true: [N, 6], boxes in voxels.
         predicted: [M, 6], the one with the highest score first.
         scores: [M].
+        name: of the volume, which is written beside it.
     """
 
     image: np.ndarray
@@ -38,6 +40,7 @@ class DrawnVolume:
     true: np.ndarray
     predicted: np.ndarray
     scores: np.ndarray
+    name: str = ""
 
     @property
     def middle(self) -> tuple[int, ...]:
@@ -57,7 +60,7 @@ class DrawnVolume:
 
 
 def draw_detections(volumes: Sequence[DrawnVolume], *, title: str) -> np.ndarray:
-    """Draws three planes through each volume, with the boxes that they cut.
+    """Draws three planes through each volume, with the boxes that they cut and the patient's sides.
 
     Args:
         volumes: one row each.
@@ -69,7 +72,7 @@ def draw_detections(volumes: Sequence[DrawnVolume], *, title: str) -> np.ndarray
     size = (3.2 * len(PLANES), 3.2 * len(volumes) + 0.9)  # inches
     figure = Figure(figsize=size, dpi=80)
     canvas = FigureCanvasAgg(figure)
-    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.4 / size[1], top=1 - 0.5 / size[1], wspace=0.04, hspace=0.04)
+    figure.subplots_adjust(left=0.03, right=0.99, bottom=0.4 / size[1], top=1 - 0.5 / size[1], wspace=0.04, hspace=0.04)
     figure.suptitle(title, parse_math=False)
     axes = figure.subplots(len(volumes), len(PLANES), squeeze=False)
     for row, volume in enumerate(volumes):
@@ -77,14 +80,18 @@ def draw_detections(volumes: Sequence[DrawnVolume], *, title: str) -> np.ndarray
         for ax, plane in zip(axes[row], PLANES):
             index = volume.middle[plane.normal]
             aspect = volume.spacing[plane.up] / volume.spacing[plane.across]
-            ax.imshow(plane.cut(grey, index), cmap="gray", vmin=0, vmax=1, aspect=aspect, interpolation="nearest")
+            drawn = side_by_side([plane.cut(grey, index)[..., None].repeat(3, axis=-1)], aspect)
+            ax.imshow(drawn.pixels, aspect=aspect, interpolation="nearest")
+            mark_sides(ax, plane, index, drawn)
             for box, score in zip(volume.predicted, volume.scores):
                 _draw_box(ax, plane, box, index, volume.image.shape, _PREDICTED, f"{score:.2f}")
             for box in volume.true:
                 _draw_box(ax, plane, box, index, volume.image.shape, _TRUE, "")
-            ax.set_axis_off()
+            ax.set(xticks=[], yticks=[])
+            ax.spines[:].set_visible(False)
             if row == 0:
                 ax.set_title(plane.name, fontsize=9)
+        axes[row, 0].set_ylabel(name_end(volume.name, 40), fontsize=8, parse_math=False)
     handles = [Patch(color=_TRUE, label="true"), Patch(color=_PREDICTED, label="predicted, with score")]
     figure.legend(handles=handles, loc="lower center", ncols=2, fontsize=8, frameon=False)
     canvas.draw()

@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
+from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 
 from bundle.figures.detection import DrawnVolume, draw_detections
@@ -30,6 +32,16 @@ def test_true_and_predicted_boxes_are_drawn_where_their_voxels_are():
     outside = axial[rows[0] - 6 : rows[0] - 3, columns[0] : columns[-1]]
     assert (outside < 150).all() and bright.any()
     assert not frame(axial, "#ff9020").any()  # the prediction is not in these slices
+
+
+def test_a_row_has_the_name_of_its_volume_and_the_sides_of_the_patient(monkeypatch: pytest.MonkeyPatch):
+    written: list[str] = []
+    write, name = Axes.text, Axes.set_ylabel
+    monkeypatch.setattr(Axes, "text", lambda ax, x, y, s, **more: written.append(s) or write(ax, x, y, s, **more))
+    monkeypatch.setattr(Axes, "set_ylabel", lambda ax, s, **more: written.append(s) or name(ax, s, **more))
+    drawn = DrawnVolume(np.zeros((32, 32, 32), np.float32), (1, 1, 1), BOX, BOX[:0], np.empty(0), "scan_a.nii.gz")
+    draw_detections([drawn], title="")
+    assert written == [*"RLAP", "S 8", *"RLSI", "A 24", *"APSI", "R 25", "scan_a.nii.gz"]
 
 
 def test_boxes_outside_the_image_are_counted_and_drawn_at_its_border():

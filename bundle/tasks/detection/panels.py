@@ -10,6 +10,7 @@ from ignite.engine import Engine
 from monai.utils.enums import CommonKeys
 from torch import Tensor
 
+from bundle.data import PreparedVolume
 from bundle.figures.detection import DrawnVolume, draw_detections
 from bundle.runs import RunFolder
 from bundle.training.panels import EpochPanels
@@ -27,18 +28,28 @@ class DetectionPanels(EpochPanels):
         run_folder: where to.
         volumes: how many volumes to show, the first of the validation.
         boxes: predictions to draw per volume, those that score highest.
+        data: the validation volumes, for their names; without it they are shown by their numbers.
         axes: of the volumes, one letter for each array axis.
     """
 
-    def __init__(self, *, run_folder: RunFolder, volumes: int = 3, boxes: int = 5, axes: str = "RAS") -> None:
+    def __init__(
+        self,
+        *,
+        run_folder: RunFolder,
+        volumes: int = 3,
+        boxes: int = 5,
+        data: Sequence[PreparedVolume] | None = None,
+        axes: str = "RAS",
+    ) -> None:
         super().__init__(run_folder)
-        self.volumes, self.boxes, self.axes = volumes, boxes, axes
+        self.volumes, self.boxes, self.data, self.axes = volumes, boxes, data, axes
         self._shown: list[DrawnVolume] = []
 
     def _collect(self, engine: Engine) -> None:
         output, batch = engine.state.output, engine.state.batch
-        each = zip(output[CommonKeys.IMAGE], output[CommonKeys.LABEL], output[CommonKeys.PRED], batch["spacing"])
-        for image, target, prediction, spacing in each:
+        keys = (CommonKeys.IMAGE, CommonKeys.LABEL, CommonKeys.PRED)
+        each = zip(*(output[key] for key in keys), batch["spacing"], batch["volume"].tolist(), strict=True)
+        for image, target, prediction, spacing, number in each:
             if len(self._shown) == self.volumes:
                 return
             order = prediction["label_scores"].argsort(descending=True)[: self.boxes]
@@ -50,6 +61,7 @@ class DetectionPanels(EpochPanels):
                     true=_turned(_array(target["box"]), shape, self.axes),
                     predicted=_turned(_array(prediction["box"][order]), shape, self.axes),
                     scores=_array(prediction["label_scores"][order]),
+                    name=f"volume {number}" if self.data is None else self.data[number].name,
                 )
             )
 

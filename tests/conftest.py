@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 import tests.libyaml  # noqa: F401 - before MONAI is imported
 
 if TYPE_CHECKING:
     from tests.zoo.release import Released
+
+settings.register_profile("tests", settings.default, deadline=None)  # beside other work an example takes long
+settings.load_profile("tests")
 
 #: files that take 15 seconds and more, the longest first: begun at the end, one would keep a single core busy
 LONGEST = (

@@ -76,7 +76,7 @@ def test_children_of_children_follow_the_same_rule():
     assert not (mask.visible & mask.hidden).any()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_it_holds_for_any_grid_extent_and_mask(data: st.DataObject):
     grid = data.draw(st.tuples(*[st.integers(1, 5)] * 3).filter(lambda g: g[0] * g[1] * g[2] > 1), "cells")
@@ -142,7 +142,7 @@ def test_children_depend_on_the_draw_only_not_on_the_batch():
     assert not torch.equal(other.corner, together.corner)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.data())
 def test_children_lie_inside_what_is_hidden_where_there_is_room(data: st.DataObject):
     grid = data.draw(st.tuples(*[st.integers(1, 4)] * 3), "cells")

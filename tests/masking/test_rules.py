@@ -54,7 +54,7 @@ def test_whole_blocks_are_hidden():
         assert len(hidden[numbers == block].unique()) == 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.tuples(*[st.integers(1, 9)] * 3), st.floats(0.05, 0.95), st.integers(0, 2**31))
 def test_something_is_always_hidden_and_something_visible(grid, ratio, seed):
     generator = torch.Generator().manual_seed(seed)

@@ -117,7 +117,7 @@ def test_cells_in_parts_are_the_same_in_value_and_gradient(
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_methods_agree_on_any_mask_shape_and_batch(data: st.DataObject):
     grid = data.draw(st.tuples(*[st.integers(1, 3)] * 3), "grid")

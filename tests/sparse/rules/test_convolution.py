@@ -94,7 +94,7 @@ def _cases(draw):
     return grid, cell_shape, stride, kernel, draw(st.integers(1, 3)), draw(st.integers(0, 2**31))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(_cases())
 def test_executors_agree_on_any_geometry(case):
     grid, cell_shape, stride, kernel, batch, seed = case

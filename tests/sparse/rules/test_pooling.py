@@ -181,7 +181,7 @@ def _cases(draw):
     return grid, cell_shape, stride, kernel, shown, draw(st.integers(0, 2**31))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(_cases())
 def test_executors_agree_on_pooling_and_gates_in_any_geometry(case):
     grid, cell_shape, stride, kernel, shown, seed = case

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from monai.bundle import ConfigParser
+from monai.utils.misc import CheckKeyDuplicatesYamlLoader
 
 ROOT = Path(__file__).parents[1]
 FINE_TUNING = [ROOT / f"configs/finetune_{task}.yaml" for task in ("segmentation", "classification", "detection")]
@@ -47,6 +48,13 @@ def test_the_fine_tuning_configs_share_fewer_than_120_lines():
     assert sum((counts[0] & counts[1] & counts[2]).values()) < 120
     for one, other in itertools.combinations(counts, 2):
         assert sum((one & other).values()) < 140
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda file: file.stem)
+def test_users_read_what_tests_do(file: Path):
+    """Tests have MONAI read by libyaml, see libyaml.py, and users by PyYAML's own loader."""
+    assert issubclass(CheckKeyDuplicatesYamlLoader, yaml.CSafeLoader)
+    assert yaml.load(file.read_text(), yaml.loader.SafeLoader) == ConfigParser.load_config_file(file)
 
 
 @pytest.mark.parametrize("file", WITH_FIRST_PART, ids=lambda file: file.stem)

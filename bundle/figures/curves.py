@@ -49,7 +49,7 @@ def draw_curves(rows: Sequence[Mapping[str, float]], curves: Mapping[str, Mappin
         ax.update_datalim([(row["epoch"], 0) for row in rows])  # so that 0 and all epochs are there, with a margin
         ax.autoscale_view()
         ax.set_ylim(bottom=0)
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         ax.ticklabel_format(axis="y", scilimits=_PLAIN)
         ax.grid(alpha=0.3)
         if ax.has_data():

@@ -36,3 +36,9 @@ def test_a_point_of_the_last_epoch_lies_within_a_picture_of_all_epochs():
     left, right = draw_curves(rows, {"loss": {"a": "loss"}, "Dice": {"dice": "mean", "dice of a class": "one"}}).axes
     assert left.get_xlim() == right.get_xlim() and right.get_ylim()[0] == 0
     assert right.get_ylim()[1] > 0.86, "not hidden by the frame"
+
+
+def test_one_epoch_is_marked_as_one():
+    (axes,) = draw_curves(ROWS[:1], {"y": {"a": "loss"}}).axes
+    low, high = axes.get_xlim()
+    assert [tick for tick in axes.get_xticks() if low <= tick <= high] == [1]

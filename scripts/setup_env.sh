@@ -81,7 +81,11 @@ torch_index() {
 
 # Wheels only: a source archive would run its own code before anything of it is checked.
 install() {
-    "$python" -m pip install --disable-pip-version-check --only-binary :all: --constraint "$root/constraints.txt" "$@"
+    local bytecode=--compile
+    # for tests no bytecode ahead of time: it takes a minute, and they import a part of the packages
+    [[ "$kind" != dev ]] || bytecode=--no-compile
+    "$python" -m pip install --disable-pip-version-check --only-binary :all: "$bytecode" \
+        --constraint "$root/constraints.txt" "$@"
 }
 
 install_packages() {

@@ -10,6 +10,9 @@ set -euo pipefail
 root="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)"
 python="$root/.venv/bin/python"
 
+# where Python is told to keep no bytecode, each of a hundred processes would compile what it imports once more
+unset PYTHONDONTWRITEBYTECODE
+
 bash "$root/scripts/setup_env.sh" --dev
 # MinkowskiEngine compiles for minutes, so the rest is fetched meanwhile; a group of processes can be ended with its
 # compilers, where a fetch fails or Ctrl-C is pressed
@@ -26,8 +29,6 @@ trap - EXIT
 cd "$root"
 # most tests compute little: threads would cost more than they gain, above all where several processes train at once
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-# where Python is told to keep no bytecode, each of a hundred processes would compile the bundle once more
-unset PYTHONDONTWRITEBYTECODE
 # a file's tests stay in one process, as they share what is slow to make, and tests/conftest.py says which files begin;
 # -n 0 runs all in this one
 # where a test ends its process, such as one that hangs, the run ends; it would be begun again, for hours

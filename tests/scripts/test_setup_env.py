@@ -100,6 +100,7 @@ def test_development_packages_come_on_request_and_cover_a_plain_run(project: Pro
     assert "/scripts/locked/requirements-dev.txt" in project.installs[0]
     assert "\ndynamic-network-architectures==" in (project.root / "scripts/locked/requirements-dev.txt").read_text()
     assert len(project.installs) == 3
+    assert all(" --no-compile " in call for call in project.installs)
     project.set_up()
     assert project.installs == []
 

@@ -72,7 +72,8 @@ def fetch(folder: Path = FOLDER) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         made = Path(temporary) / "made"
-        options = ["--quiet", "--quiet", "--no-deps", "--disable-pip-version-check", "--target", str(made)]
+        options = ["--quiet", "--quiet", "--no-deps", "--disable-pip-version-check", "--no-compile"]
+        options += ["--target", str(made)]
         # some of these versions are for Python 3.11 and later only
         others = OTHERS if sys.version_info >= (3, 11) else [name.partition("==")[0] for name in OTHERS]
         subprocess.run([sys.executable, "-m", "pip", "install", *options, *PINNED, *others], check=True)

@@ -19,7 +19,8 @@ from tqdm import tqdm
 from bundle.archive.dicom_files import dicom_record
 from bundle.archive.pool import Pool
 from bundle.archive.records import Record, Salt
-from bundle.archive.volume_files import holds_a_volume, volume_record
+from bundle.archive.volume_files import volume_record
+from bundle.data.file_parts import holds_a_volume
 from bundle.data.files import scan_folders
 from bundle.data.index.database import get, put
 from bundle.data.names import name_digest
@@ -33,6 +34,8 @@ logger = logging.getLogger(__name__)
 _CHUNK = 100
 #: what is read is kept after so many files or seconds, whichever comes first
 _BATCH_FILES, _BATCH_SECONDS = 5000, 5.0
+#: endings of headers whose voxels lie in another file
+_HEADERS = (b"hdr", b"mhd", b"nhdr")
 #: headers that are known by their digest without asking the index
 _KNOWN_HEADERS = 50_000
 
@@ -114,14 +117,21 @@ def _chunks(
         key = writer.folder(os.path.relpath(folder, os.fsencode(root)), number)
         rows = connection.execute("SELECT name, size, changed FROM files WHERE folder = ?", (key,))
         found, known = set(files), set(rows.fetchall())
-        new = sorted(found - known)
-        gone = {name for name, *_ in known - found}.difference(name for name, *_ in new)
+        changed = {name for name, *_ in found ^ known}
+        new = sorted(file for file in found if file[0] in changed or _is_header_of(file[0], changed))
+        gone = changed.difference(name for name, *_ in found)
         looked.seen += len(files)
         bar.update(len(files))
         looked.removed += len(gone)
         writer.forget(key, gone)
         for start in range(0, len(new), _CHUNK):
             yield Chunk(key, os.fsdecode(folder), tuple(new[start : start + _CHUNK]))
+
+
+def _is_header_of(name: bytes, changed: Collection[bytes]) -> bool:
+    """Whether a file is the header of voxels that have changed: they lie beside it, under its name."""
+    stem, _, ending = name.rpartition(b".")
+    return ending.lower() in _HEADERS and any(other.startswith(stem + b".") for other in changed)
 
 
 def _split(chunk: Chunk) -> list[Chunk]:

@@ -21,12 +21,15 @@ from bundle.data.dicom.frames import Frame, read_all_frames
 from bundle.data.dicom.headers import quiet_pydicom
 from bundle.data.dicom.pixels import StoredValues
 from bundle.data.dicom.series import arrange
+from bundle.data.file_parts import all_files
 from bundle.data.sanity import check_affine
 from bundle.errors import VolumeError
 
 __all__ = ["SeriesTask", "Volume", "file_volume", "series_volumes", "whole_content"]
 
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+#: how their bits become values; the modality's table is a sequence
+_READ_BY = ("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "ModalityLUTSequence")
 
 
 @dataclass(frozen=True)
@@ -144,24 +147,28 @@ def file_volume(series: bytes, root: str, file: str, header: str) -> Volume:
 
 
 def whole_content(files: Sequence[str]) -> str:
-    """A digest of the pixels of all files of a series in order, or of all bytes of a file; "" if one is damaged."""
+    """A digest of the pixels of a series' files in order, or of all bytes of a volume's files; "" if one is damaged."""
     try:
         if len(files) > 1:
             return _digest([_pixels(file) for file in files])
         digest = hashlib.blake2b(digest_size=16)
-        with Path(files[0]).open("rb") as stream:
-            while part := stream.read(2**20):
-                digest.update(part)
+        for file in all_files(files[0]):
+            with file.open("rb") as stream:
+                while part := stream.read(2**20):
+                    digest.update(part)
     except Exception:  # noqa: BLE001 - readers raise anything on a broken file
         return ""
     return digest.hexdigest()
 
 
 def _pixels(file: str) -> bytes:
-    header = quiet_pydicom().dcmread(file, force=True, specific_tags=list(_PIXELS))
+    """A digest of the pixels of a file, and of what makes values of them beside slope and intercept."""
+    header = quiet_pydicom().dcmread(file, force=True, specific_tags=[*_PIXELS, *_READ_BY])
     digest = hashlib.blake2b(digest_size=16)
     for tag in _PIXELS:
         digest.update(header.get(tag) or b"")
+    tables = [(list(table.get("LUTDescriptor", ())), table.get("LUTData")) for table in header.get(_READ_BY[-1]) or ()]
+    digest.update(repr(([header.get(tag) for tag in _READ_BY[:-1]], tables)).encode())
     return digest.digest()
 
 

@@ -12,21 +12,14 @@ from typing import Any
 import numpy as np
 
 from bundle.archive.records import Record, Salt
-from bundle.data.find import VOLUME_SUFFIXES
 from bundle.data.fingerprints import fingerprint
 from bundle.data.formats import read_file_header
 from bundle.errors import VolumeError
 
-__all__ = ["holds_a_volume", "volume_record"]
+__all__ = ["volume_record"]
 
 _FORMATS = {".nrrd": "NRRD", ".nhdr": "NRRD", ".mha": "MetaImage", ".mhd": "MetaImage", ".mgz": "FreeSurfer",
             ".mgh": "FreeSurfer"}  # fmt: skip
-
-
-def holds_a_volume(path: Path) -> bool:
-    """Whether a file's name says that it holds one volume: as `bundle.data.find.volume_files` tells."""
-    name = path.name.lower()
-    return name.endswith(VOLUME_SUFFIXES) or (name.endswith(".hdr") and path.with_suffix(".img").exists())
 
 
 def volume_record(path: Path, stamp: tuple[int, int], salt: Salt) -> Record:

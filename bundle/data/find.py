@@ -20,6 +20,7 @@ from bundle.data.dataset_json import (
     read_json,
 )
 from bundle.data.dicom import Series, find_dicom, find_series, numbered
+from bundle.data.file_parts import SUFFIXES, holds_a_volume
 from bundle.data.files import walk_folders
 from bundle.data.found_volume import FoundVolume, other_objects
 from bundle.data.index.volumes import indexed_volumes
@@ -28,7 +29,7 @@ from bundle.errors import UserError
 
 __all__ = ["VOLUME_SUFFIXES", "find_listed", "find_volumes", "modality_named", "volume_files"]
 
-VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".mgh")
+VOLUME_SUFFIXES = SUFFIXES
 
 
 def find_volumes(
@@ -85,12 +86,7 @@ def find_volumes(
 def volume_files(root: Path) -> list[Path]:
     """The files in a folder and its subfolders that hold one volume each, by their names; hidden ones are left out."""
     files = (path for _, files in walk_folders(root) for path in files)
-    return sorted(path for path in files if path.name.lower().endswith(VOLUME_SUFFIXES) or _is_pair(path))
-
-
-def _is_pair(path: Path) -> bool:
-    """Whether a file is the header of an image in two files: a NIfTI or Analyze pair."""
-    return path.suffix.lower() == ".hdr" and path.with_suffix(".img").exists()
+    return sorted(filter(holds_a_volume, files))
 
 
 def _image_files(root: Path) -> Iterator[FoundVolume]:

@@ -28,16 +28,26 @@ _MILLIMETRES = {
 _ANATOMICAL = ("RAS", "LAS", "LPS", "RAST", "LAST", "LPST")
 #: a longer header is none
 _LONGEST = 2**20
+#: a volume has fewer files of slices
+_MOST_FILES = 100_000
+#: file names with a number in them: the first one, the last one, the step
+_NUMBERED = re.compile(r"([^%]*%0?\d?d[^%]*?)\s+(-?\d+)\s+(-?\d+)\s+(-?\d+)")
+#: the voxels lie in several files
+_SEVERAL = re.compile(r"LIST\b|.*%")
 _CHUNK = 2**20
 
 
 @dataclass(frozen=True)
 class TextHeader:
-    """The fields of a header, by their names in small letters, and where the voxels begin in the file."""
+    """The fields of a header, by their names in small letters, and where the voxels begin in the file.
+
+    `listed` are the lines after a field of the value LIST: the names of the files of the voxels.
+    """
 
     file: Path
     fields: dict[str, str] = field(default_factory=dict)
     end: int = 0
+    listed: tuple[str, ...] = ()
 
     def millimetres(self, name: str) -> float:
         """Millimetres per unit of the header.
@@ -111,12 +121,29 @@ class TextHeader:
         """The file of the voxels, and where they begin; None if they lie in several files, or after more to skip."""
         if not self.fields:
             return None
-        names = ("data file", "datafile", "elementdatafile")
-        named = next((self.fields[name] for name in names if name in self.fields), "LOCAL")
-        if named == "LOCAL":
+        if self._named == "LOCAL":
             return self.file, self.end
         skips = {"line skip", "byte skip", "headersize"} & self.fields.keys()
-        return None if re.match(r"LIST\b|.*%", named) or skips else (self.file.parent / named, 0)
+        return None if _SEVERAL.match(self._named) or skips else (self.file.parent / self._named, 0)
+
+    def voxel_files(self) -> list[Path]:
+        """The files of the voxels, whether they are there or not; this file where it holds them."""
+        if self._named == "LOCAL":
+            return [self.file]
+        names = [self._named]
+        if self._named.startswith("LIST"):
+            names = [name for name in map(str.strip, self.listed) if name]
+        elif numbered := _NUMBERED.match(self._named):
+            first, last, step = (int(number) for number in numbered.groups()[1:])
+            numbers = range(first, last + (1 if step > 0 else -1), step or 1)[:_MOST_FILES]
+            names = [numbered[1] % number for number in numbers]
+        return [self.file.parent / name for name in names] or [self.file]
+
+    @property
+    def _named(self) -> str:
+        """What the header says of the file of the voxels; "LOCAL": it is the header's own."""
+        names = ("data file", "datafile", "elementdatafile")
+        return next((self.fields[name] for name in names if name in self.fields), "LOCAL")
 
 
 def read_text_header(file: str) -> TextHeader:
@@ -128,14 +155,20 @@ def read_text_header(file: str) -> TextHeader:
         start = stream.read(_LONGEST)
     last = re.search(rb"\r?\n\r?\n|ElementDataFile[^\n]*\n", start)
     end = last.end() if last else len(start)
-    return TextHeader(path, _fields(start[:end]), end)
+    listed = re.search(rb"(?im)^(?:data ?file|ElementDataFile)\s*[:=]\s*LIST\b.*\n", start)
+    names = tuple(_text(start[listed.end() :]).split("\n\n")[0].splitlines()) if listed else ()
+    return TextHeader(path, _fields(start[:end]), end, names)
+
+
+def _text(header: bytes) -> str:
+    try:
+        return header.decode()
+    except UnicodeDecodeError:
+        return header.decode("latin-1")
 
 
 def _fields(header: bytes) -> dict[str, str]:
-    try:
-        text = header.decode()
-    except UnicodeDecodeError:
-        text = header.decode("latin-1")
+    text = _text(header)
     pairs = (re.match(r"([^:=#]+?)\s*(?::=?|=)\s*(.*)", line) for line in text.splitlines())
     return {pair[1].strip().lower(): pair[2].strip() for pair in pairs if pair}
 

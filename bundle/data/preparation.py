@@ -17,6 +17,7 @@ from monai.data.utils import pickle_hashing
 from monai.transforms import Compose
 from tqdm import tqdm
 
+from bundle.data.file_parts import all_files
 from bundle.data.fingerprints import fingerprint
 from bundle.data.formats import ITK
 from bundle.data.found_volume import FoundVolume
@@ -238,9 +239,10 @@ def _annotations(item: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _files(item: Mapping[str, Any]) -> list[str]:
-    """All files of a volume: its image, those that its annotations name, its further channels."""
+    """All files of a volume: its image, those that its annotations name, its further channels; each with its voxels."""
     named = [file for key, value in _annotations(item).items() for file in _annotated(item["name"], key, value)]
-    return [*item["image"], *named, *(file for files in item.get("channels", ()) for file in files)]
+    files = [*item["image"], *named, *(file for files in item.get("channels", ()) for file in files)]
+    return [str(part) for file in files for part in all_files(file)]
 
 
 def _content(item: Mapping[str, Any]) -> str:

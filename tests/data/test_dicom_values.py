@@ -67,9 +67,10 @@ def test_range_of_padding_is_background(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read(images, tmp_path), expected)
 
 
-@pytest.mark.parametrize(("signed", "value"), [(False, 63536), (True, -3024)])
+@pytest.mark.parametrize("compressor", ["", "JPEG", "JPEG2000"])
+@pytest.mark.parametrize(("signed", "value"), [(False, 63536), (True, -3024), (True, -32768)])
 def test_padding_that_needs_more_bits_than_the_stored_ones_is_background(
-    tmp_path: Path, signed: bool, value: int
+    tmp_path: Path, signed: bool, value: int, compressor: str
 ) -> None:
     stored = planes() - (1000 if signed else 0)
     lowest = stored[:, 3:].min() - 1024
@@ -77,9 +78,12 @@ def test_padding_that_needs_more_bits_than_the_stored_ones_is_background(
     images = [image(stored[k], k, signed=signed, BitsStored=12, HighBit=11) for k in range(COUNT)]
     for one in images:
         one.add_new("PixelPaddingValue", "SS" if signed else "US", value)
+    if compressor:
+        for one, plane in zip(images, stored):
+            compress(one, plane.astype(np.int16 if signed else np.uint16), compressor, tmp_path)
     expected = stored - 1024
     expected[:, :3] = lowest
-    np.testing.assert_array_equal(read(images, tmp_path), expected)
+    np.testing.assert_array_equal(read(images, tmp_path / "series"), expected)
 
 
 def test_padding_with_a_value_between_the_others_is_background_and_said(tmp_path: Path) -> None:
@@ -142,6 +146,22 @@ def test_compressed_slices_and_frames_are_read(tmp_path: Path, compressor: str, 
         one.file_meta.TransferSyntaxUID, one.PixelData = syntax, encapsulate(content)
         one["PixelData"].is_undefined_length = True
     np.testing.assert_array_equal(read(images, tmp_path / "series"), stored * 2 if frames > 1 else stored - 1024)
+
+
+@pytest.mark.parametrize("compressor", ["JPEG", "JPEG2000"])
+def test_compressed_values_of_fewer_bits_have_their_sign(tmp_path: Path, compressor: str) -> None:
+    stored = planes() - 1000
+    images = [image(plane, k, signed=True, BitsStored=12, HighBit=11) for k, plane in enumerate(stored)]
+    for one, plane in zip(images, stored):
+        compress(one, plane.astype(np.int16), compressor, tmp_path)
+    np.testing.assert_array_equal(read(images, tmp_path / "series"), stored - 1024)
+
+
+def compress(one: Dataset, plane: np.ndarray, compressor: str, folder: Path) -> None:
+    """Puts encoded pixels into an image."""
+    one.file_meta.TransferSyntaxUID, content = compressed(plane, compressor, folder)
+    one.PixelData = encapsulate(content)
+    one["PixelData"].is_undefined_length = True
 
 
 def compressed(plane: np.ndarray, compressor: str, folder: Path) -> tuple[str, list[bytes]]:

@@ -65,6 +65,35 @@ def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray | None = None)
     return path
 
 
+def write_pair(folder: Path, endings: tuple[str, str], seed: int = 0) -> Path:
+    """Writes a volume of `mr_phantom`, 24 x 20 x 16, as a header and its voxels, with the same header for every seed.
+
+    Args:
+        folder: made if missing; the files are called `t1`.
+        endings: of the header, one of .hdr, .mhd and .nhdr, and of the voxels.
+        seed: of the phantom.
+
+    Returns:
+        The header.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    voxels, header = mr_phantom(seed=seed).astype("<i2"), folder / f"t1{endings[0]}"
+    if endings[0] == ".hdr":
+        nibabel.save(nibabel.Nifti1Pair(voxels, np.eye(4)), header)
+        return header
+    (folder / f"t1{endings[1]}").write_bytes(voxels.tobytes(order="F"))
+    size, name = " ".join(map(str, voxels.shape)), f"t1{endings[1]}"
+    text = f"ObjectType = Image\nNDims = 3\nDimSize = {size}\nElementType = MET_SHORT\nElementDataFile = {name}\n"
+    if endings[0] == ".nhdr":
+        text = (
+            f"NRRD0004\ntype: short\ndimension: 3\nsizes: {size}\nspace: left-posterior-superior\n"
+            "space directions: (1,0,0) (0,1,0) (0,0,1)\nspace origin: (0,0,0)\nencoding: raw\nendian: little\n"
+            f"data file: {name}\n"
+        )
+    header.write_text(text)
+    return header
+
+
 def write_dicom(
     folder: Path,
     array: np.ndarray,

@@ -37,6 +37,8 @@ _TAGS = [
 ]
 #: transfer syntaxes that ITK decodes: JPEG, JPEG-LS, JPEG 2000, and JPEG 2000 of high throughput
 _BY_ITK = tuple(f"1.2.840.10008.1.2.4.{end}" for end in (50, 51, 57, 70, 80, 81, 90, 91, 201, 202, 203))
+#: those that keep 8 or 12 bits, whatever else the values had
+_LOSSY_JPEG = tuple(f"1.2.840.10008.1.2.4.{end}" for end in (50, 51))
 _MULTI_FRAME_WORD = "1.2.840.10008.5.1.4.1.1.7.3"
 
 
@@ -76,7 +78,7 @@ def stored_frames(file: str) -> np.ndarray:
         meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian if is_implicit else explicit
     syntax = meta.TransferSyntaxUID
     if syntax in _BY_ITK:
-        return _decoded_by_itk(header)
+        return _used_bits(_decoded_by_itk(header), header)
     if reason := unknown_compression(syntax):
         raise UnknownCompressionError(reason)
     header.pixel_array_options(correct_unused_bits=False)  # the used ones may be the highest
@@ -119,7 +121,7 @@ def _used_bits(values: np.ndarray, header: pydicom.Dataset) -> np.ndarray:
 
 
 def _decoded_by_itk(header: pydicom.Dataset) -> np.ndarray:
-    """Lets ITK decode each frame from a file that has nothing but the pixels: no rescaling, no geometry, no patient."""
+    """All bits of the frames, decoded by ITK from files with nothing else: no rescaling, no geometry, no patient."""
     import itk  # noqa: PLC0415 - large, and not needed for NIfTI
     import pydicom  # noqa: PLC0415
     from pydicom.encaps import encapsulate, generate_frames  # noqa: PLC0415
@@ -128,6 +130,8 @@ def _decoded_by_itk(header: pydicom.Dataset) -> np.ndarray:
     bare = pydicom.Dataset()
     for tag in ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"):
         setattr(bare, tag, header[tag].value)
+    if header.file_meta.TransferSyntaxUID not in _LOSSY_JPEG:  # all bits: padding may need more than values do
+        bare.BitsStored, bare.HighBit = bare.BitsAllocated, bare.BitsAllocated - 1
     bare.SamplesPerPixel, bare.PhotometricInterpretation, bare.NumberOfFrames = 1, "MONOCHROME2", 1
     bare.SOPClassUID, bare.SOPInstanceUID = _MULTI_FRAME_WORD, pydicom.uid.generate_uid()
     bare.file_meta = pydicom.dataset.FileMetaDataset()

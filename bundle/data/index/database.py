@@ -29,8 +29,8 @@ __all__ = [
 ]
 
 SUFFIX = ".sqlite"
-#: of the tables; an index of another version is made again
-_VERSION = 1
+#: of the tables and of what digests are made from; an index of another version is made again
+_VERSION = 2
 #: seconds to wait for another process that is writing
 _PATIENCE = 60.0
 #: what is known of each volume, by the name that a condition uses

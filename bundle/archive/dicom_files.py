@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from bundle.archive.memory import BYTES, Memory, RawHeader, read_raw
 from bundle.archive.records import Record, Salt, whole_record
 from bundle.data.dicom.headers import looks_like_dicom
-from bundle.data.dicom.slices import is_of_another_kind
+from bundle.data.dicom.slices import is_damaged_by_name, is_of_another_kind
 
 __all__ = ["dicom_record"]
 
@@ -35,7 +36,7 @@ def dicom_record(path: Path, stamp: tuple[int, int], salt: Salt, memory: Memory 
     with path.open("rb") as stream:
         start = stream.read(BYTES)
     if not looks_like_dicom(start[:132]):
-        return bare
+        return replace(bare, kind="damaged") if is_damaged_by_name(path, len(start)) else bare
     raw = None if memory is None else _raw(start)
     if memory is None or raw is None:
         return whole_record(path, bare, salt)[0]

@@ -17,7 +17,7 @@ import numpy as np
 from bundle.data.dicom.frames import FRAME_TAGS, Frame, frames_from_header
 from bundle.data.dicom.headers import quiet_pydicom
 from bundle.data.dicom.pixels import unknown_compression
-from bundle.data.dicom.slices import SLICE_TAGS, Slice, place_taken, slice_from_header
+from bundle.data.dicom.slices import DAMAGED, SLICE_TAGS, Slice, place_taken, slice_from_header
 
 if TYPE_CHECKING:
     import pydicom
@@ -42,7 +42,7 @@ class Record:
         size: in bytes; -1 of a file that could not be opened, so that it is opened again next time.
         changed: time of the last change, in ns.
         kind: slice (an image of a DICOM series of CT or MR), volume (a file that holds one), object (another DICOM
-            object), damaged (begins as DICOM, but cannot be read), locked (cannot be opened), other.
+            object), damaged (begins as DICOM, or is called so, and cannot be read), locked (cannot be opened), other.
         series: digest of the series, or of the file of a volume.
         header: json of what slices share, of the volume, or the modality of an object.
         instance: digest of what identifies the image.
@@ -118,6 +118,8 @@ def _from_header(header: pydicom.FileDataset, end: int, path: Path, bare: Record
     found = slice_from_header(header, path)
     if found is None:
         return bare, 0
+    if found == DAMAGED:
+        return replace(bare, kind="damaged"), 0
     if isinstance(found, str):
         return replace(bare, kind="object", header=found), 0
     fault, frames, needed = "", [], 0

@@ -154,7 +154,7 @@ def _what(report: Report, facts: Mapping[str, Any]) -> None:
         "DICOM images": files.get("slice", 0),
         "files with one volume each": files.get("volume", 0),
         "DICOM objects that are no images": files.get("object", 0),
-        "begin as DICOM, and cannot be read": files.get("damaged", 0),
+        "DICOM, empty or cut off": files.get("damaged", 0),
         "cannot be opened": files.get("locked", 0),
         "of another kind": files.get("other", 0),
         "patients (by DICOM)": facts["patients"],

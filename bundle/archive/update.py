@@ -103,6 +103,8 @@ def update_index(
         pool.close()
     if count := looked.kinds["locked"] + len(looked.locked):
         logger.warning("left out %d file(s), folder(s) or link(s) that cannot be opened: correct them", count)
+    if count := looked.kinds["damaged"]:
+        logger.warning("left out %d DICOM file(s) that are empty or cut off: copy them again", count)
     return Update(looked.seen, looked.opened, looked.removed, looked.kinds, series)
 
 

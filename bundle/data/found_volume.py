@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bundle.data.dicom import UNREADABLE
+from bundle.data.dicom import DAMAGED, UNREADABLE
 from bundle.data.printable import printable
 from bundle.errors import VolumeError
 
@@ -67,7 +67,7 @@ class FoundVolume:
 
 
 def other_objects(found: Mapping[tuple[Path, str], int], root: Path) -> Iterator[FoundVolume]:
-    """A line of the report for each modality that is neither CT nor MR, and for all that cannot be opened."""
+    """A line of the report for each modality that is neither CT nor MR, for what cannot be opened, what is damaged."""
     modalities: dict[str, list[tuple[Path, int]]] = {}
     for (folder, modality), count in sorted(found.items()):
         modalities.setdefault(modality, []).append((folder, count))
@@ -79,4 +79,6 @@ def other_objects(found: Mapping[tuple[Path, str], int], root: Path) -> Iterator
         if modality == UNREADABLE:
             problem = f"{files} file(s), folder(s) or link(s) that cannot be opened{elsewhere}"
             left_out = (problem, "correct their permissions or remove them")
+        elif modality == DAMAGED:
+            left_out = (f"{files} DICOM file(s) that are empty or cut off{elsewhere}", "copy them again or remove them")
         yield FoundVolume(f"{where} ({modality})", (), left_out=left_out)

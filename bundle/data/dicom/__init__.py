@@ -11,11 +11,12 @@ from bundle.data.dicom.frames import Frame
 from bundle.data.dicom.headers import read_header
 from bundle.data.dicom.pixels import UnknownCompressionError
 from bundle.data.dicom.series import DicomVolume, read_series
-from bundle.data.dicom.slices import UNREADABLE
+from bundle.data.dicom.slices import DAMAGED, UNREADABLE
 from bundle.data.dicom.sources import frames_on_grid
 
 __all__ = [
     "COPIES_OF",
+    "DAMAGED",
     "UNREADABLE",
     "DicomVolume",
     "Frame",

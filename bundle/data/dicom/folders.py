@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from bundle.data.dicom.pixels import stored_frames
-from bundle.data.dicom.slices import UNREADABLE, Slice, read_slice
+from bundle.data.dicom.slices import DAMAGED, UNREADABLE, Slice, read_slice
 from bundle.data.files import walk_folders
 from bundle.data.printable import printable
 
@@ -66,7 +66,8 @@ def find_dicom(root: Path) -> tuple[list[Series], dict[tuple[Path, str], int]]:
 
     Returns:
         The series, and how many other DICOM objects of each modality (reports, plans, segmentations) each folder holds.
-        Folders, files and links that cannot be opened stand there by their own paths, with the modality `UNREADABLE`.
+        Folders, files and links that cannot be opened stand there by their own paths, with the modality `UNREADABLE`;
+        damaged files by their folder, with `DAMAGED`.
     """
     locked: list[Path] = []
     others: Counter[tuple[Path, str]] = Counter()
@@ -81,6 +82,8 @@ def find_dicom(root: Path) -> tuple[list[Series], dict[tuple[Path, str], int]]:
     others.update((path, UNREADABLE) for path in locked)
     if count := sum(files for (_, modality), files in others.items() if modality == UNREADABLE):
         logger.warning("left out %d file(s), folder(s) or link(s) that cannot be opened: correct them", count)
+    if count := sum(files for (_, modality), files in others.items() if modality == DAMAGED):
+        logger.warning("left out %d DICOM file(s) that are empty or cut off: copy them again", count)
     parts = [series for uid in sorted(by_folder) for series in join_folders(by_folder[uid])]
     return sorted(parts, key=lambda series: str(series.folder)), dict(others)
 

@@ -10,13 +10,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bundle.data.dicom.headers import read_header
+from bundle.data.dicom.headers import DamagedHeaderError, open_header
 from bundle.data.files import is_locked
 
 if TYPE_CHECKING:
     import pydicom
 
-__all__ = ["SLICE_TAGS", "UNREADABLE", "Slice", "is_of_another_kind", "place_taken", "read_slice", "slice_from_header"]
+__all__ = [
+    "DAMAGED",
+    "SLICE_TAGS",
+    "UNREADABLE",
+    "Slice",
+    "is_damaged_by_name",
+    "is_of_another_kind",
+    "place_taken",
+    "read_slice",
+    "slice_from_header",
+]
 
 #: what `slice_from_header` reads
 SLICE_TAGS = [
@@ -36,6 +46,12 @@ _OTHER_KINDS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".json", ".
 _MODALITIES = ("CT", "MR", "MRI", "", None)
 #: stands for a modality of files and folders that cannot be opened
 UNREADABLE = "unreadable"
+#: stands for a modality of files that begin as DICOM, or are called so, and cannot be read
+DAMAGED = "damaged"
+_PREAMBLE = 132
+_ENDINGS = (".dcm", ".ima", ".dicom")
+#: SOP classes whose objects have pixels: images of CT and MR, of one frame, of several, and converted to several
+_IMAGES = tuple(f"1.2.840.10008.5.1.4.1.1.{end}" for end in ("2", "2.1", "2.2", "4", "4.1", "4.3", "4.4"))
 #: two slices are at one place if they are nearer than this, in mm
 _SAME_PLACE = 1e-3
 
@@ -74,26 +90,38 @@ class Slice:
 
 
 def is_of_another_kind(name: str) -> bool:
-    """Whether a file's name says that it is no DICOM, so that its first bytes need not be read."""
-    return name.lower().endswith(_OTHER_KINDS)
+    """Whether a file's name says that it is no DICOM, or the index of a CD, so that its bytes need not be read."""
+    return name.lower().endswith((*_OTHER_KINDS, "dicomdir"))
+
+
+def is_damaged_by_name(file: Path, size: int) -> bool:
+    """Whether a file is called as DICOM files are, and empty, or shorter than a preamble: a copy that failed."""
+    return size < _PREAMBLE and file.name.lower().endswith(_ENDINGS)
 
 
 def read_slice(file: Path) -> Slice | str | None:
     """As `slice_from_header`; None also for what is no DICOM, `UNREADABLE` for what may not be read."""
     if is_of_another_kind(file.name):
         return None
-    header = read_header(file, SLICE_TAGS)
-    if header is None:
+    try:
+        header = open_header(file, SLICE_TAGS)
+        if header is None:
+            return DAMAGED if is_damaged_by_name(file, file.stat().st_size) else None
+    except DamagedHeaderError:
+        return DAMAGED
+    except OSError:
         return UNREADABLE if is_locked(file) else None
     return slice_from_header(header, file)
 
 
-def slice_from_header(header: pydicom.Dataset, file: Path) -> Slice | str | None:
+def slice_from_header(header: pydicom.FileDataset, file: Path) -> Slice | str | None:
     """What the header says of a slice of CT or MR.
 
     Of another object, such as a report, a plan, a segmentation, a dose or a PET, it is the modality; None if the header
-    has none.
+    has none. Of an image whose header ends before it says how large it is, it is `DAMAGED`.
     """
+    if _is_cut_off(header):
+        return DAMAGED
     # an anonymiser may have emptied the tag: such an image stays, and its intensities tell
     modality = header.get("Modality")
     if "Rows" not in header or modality not in _MODALITIES:
@@ -113,6 +141,13 @@ def slice_from_header(header: pydicom.Dataset, file: Path) -> Slice | str | None
         taken=place_taken(place, instance),
         scaling=(str(header.get("RescaleSlope")), str(header.get("RescaleIntercept"))),
     )
+
+
+def _is_cut_off(header: pydicom.FileDataset) -> bool:
+    """Whether a header ends before it says how large its image is, or, after a preamble, what kind of object it has."""
+    kind = header.file_meta.get("MediaStorageSOPClassUID")
+    is_unknown = kind is None and "Modality" not in header and header.preamble is not None
+    return "Rows" not in header and (kind in _IMAGES or is_unknown)
 
 
 def place_taken(place: tuple[float, ...], instance: str) -> object:

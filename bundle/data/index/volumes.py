@@ -13,7 +13,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from bundle.data.dicom.slices import UNREADABLE
+from bundle.data.dicom.slices import DAMAGED, UNREADABLE
 from bundle.data.found_volume import FoundVolume, other_objects
 from bundle.data.index.condition import chosen
 from bundle.data.index.database import COLUMNS, get, judged, open_to_read, root_folder
@@ -102,6 +102,11 @@ def _objects(connection: sqlite3.Connection, root: Path) -> dict[tuple[Path, str
         "WHERE files.kind = 'object' GROUP BY files.folder, files.header"
     )
     found = {(Path(root, os.fsdecode(row["path"])), row["text"]): row["files"] for row in rows}
+    damaged = connection.execute(
+        "SELECT folders.path AS path, count(*) AS files FROM files JOIN folders ON folders.id = files.folder "
+        "WHERE files.kind = 'damaged' GROUP BY files.folder"
+    )
+    found |= {(Path(root, os.fsdecode(row["path"])), DAMAGED): row["files"] for row in damaged}
     closed = connection.execute(
         "SELECT folders.path AS path, files.name AS name FROM files JOIN folders ON folders.id = files.folder "
         "WHERE files.kind = 'locked'"

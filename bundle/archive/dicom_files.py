@@ -36,7 +36,7 @@ def dicom_record(path: Path, stamp: tuple[int, int], salt: Salt, memory: Memory 
     with path.open("rb") as stream:
         start = stream.read(BYTES)
     if not looks_like_dicom(start[:132]):
-        return replace(bare, kind="damaged") if is_damaged_by_name(path, len(start)) else bare
+        return replace(bare, kind="damaged") if is_damaged_by_name(path) else bare
     raw = None if memory is None else _raw(start)
     if memory is None or raw is None:
         return whole_record(path, bare, salt)[0]

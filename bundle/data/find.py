@@ -11,10 +11,12 @@ from typing import Any
 
 from bundle.data.dataset_json import (
     PARTS,
+    channel_of,
     check_part,
     choose_part,
     first_modality,
     group_named,
+    is_neither,
     list_entries,
     modality_named,
     read_json,
@@ -24,7 +26,7 @@ from bundle.data.file_parts import SUFFIXES, holds_a_volume
 from bundle.data.files import walk_folders
 from bundle.data.found_volume import FoundVolume, other_objects
 from bundle.data.index.volumes import indexed_volumes
-from bundle.data.printable import shortened
+from bundle.data.printable import printable, shortened
 from bundle.errors import UserError
 
 __all__ = ["VOLUME_SUFFIXES", "find_listed", "find_volumes", "modality_named", "volume_files"]
@@ -115,10 +117,18 @@ def _from_json(path: Path, part: str) -> list[FoundVolume]:
             )
         modality = modality_named(entry.get("modality")) or first_modality(content)
         group = group_named(entry.get("group"))
-        volumes += find_listed(
-            path.parent / entry["image"], entry["image"], modality=modality, part=own_part, group=group
-        )
+        found = find_listed(path.parent / entry["image"], entry["image"], modality=modality, part=own_part, group=group)
+        if told := _neither(entry.get("modality") or channel_of(content)[0]):
+            found = [replace(volume, left_out=told) for volume in found]
+        volumes += found
     return volumes
+
+
+def _neither(channel: object) -> tuple[str, str] | None:
+    """Why a volume is left out that its list calls PET, for example, and what to do; None of others."""
+    if not is_neither(str(channel or "")):
+        return None
+    return f"is {printable(str(channel))} by its list, neither CT nor MR", "correct its modality in the list if it is"
 
 
 def find_listed(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gzip
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +13,7 @@ from typing import Any
 
 import nibabel
 import numpy as np
+from nibabel.spatialimages import HeaderDataError
 from nibabel.volumeutils import apply_read_scaling
 
 from bundle.data.cut_off import check_end
@@ -36,8 +38,8 @@ NIBABEL = (".nii", ".nii.gz", ".mgz", ".mgh", ".hdr", ".img")
 #: what ITK reads
 ITK = (".nrrd", ".nhdr", ".mha", ".mhd")
 
-#: mm per unit of a NIfTI header; most writers leave "unknown" where they mean mm
-_MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
+#: by the code of a NIfTI header's unit of length, what it is called and its mm; most writers leave 0 where they mean mm
+_UNITS = {0: ("mm", 1.0), 1: ("meter", 1000.0), 2: ("mm", 1.0), 3: ("micron", 0.001)}
 #: from an origin to a scanner's centre, in mm
 _FARTHEST = 5000.0
 #: how far a scanner's centre may lie outside a volume, in mm: of a knee or a shoulder
@@ -45,6 +47,8 @@ _OFF_CENTRE = 50.0
 #: sform and qform differ if a corner lies farther apart, in voxels
 _APART = 0.5
 _GZIP, _CHUNK = b"\x1f\x8b", 2**20
+#: the first bytes of a NIfTI file, 1 or 2, in either order
+_SIZES_OF_HEADERS = [struct.pack(order + "i", size) for order in "<>" for size in (348, 540)]
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ def read_file_header(file: str, name: str, *, stacked: bool = False) -> FileHead
         VolumeError: as `read_by_nibabel`; other errors if the header is damaged.
     """
     if file.lower().endswith(NIBABEL):
-        return _check_nibabel(nibabel.load(file), name, stacked)
+        return _check_nibabel(_open_by_nibabel(file, name), name, stacked)
     return _check_itk(file, name)
 
 
@@ -96,7 +100,7 @@ def read_by_nibabel(file: str, name: str, stacked: bool) -> tuple[np.ndarray, np
     Raises:
         VolumeError: if it is not one 3D volume of plain numbers, or its size or voxel size cannot be true.
     """
-    image = nibabel.load(file)
+    image = _open_by_nibabel(file, name)
     header = _check_nibabel(image, name, stacked)
     proxy, stored = image.dataobj, _stored_values(image, file)
     channels = np.moveaxis(stored, 3, 0) if header.channels > 1 else stored.reshape(1, *header.shape, order="F")
@@ -106,6 +110,21 @@ def read_by_nibabel(file: str, name: str, stacked: bool) -> tuple[np.ndarray, np
     return arrays[0][None] if len(arrays) == 1 else np.stack(arrays), header.affine, header.notes
 
 
+def _open_by_nibabel(file: str, name: str) -> Any:
+    """An image of nibabel's.
+
+    Raises:
+        VolumeError: if the file is a NIfTI that is compressed, or not, against what its name says; or another error.
+    """
+    with Path(file).open("rb") as stream:
+        start = stream.read(4)
+    if start.startswith(_GZIP) and file.lower().endswith(".nii"):
+        raise VolumeError(name, "is compressed by gzip and not called .nii.gz", "rename it to .nii.gz")
+    if start in _SIZES_OF_HEADERS and file.lower().endswith(".nii.gz"):
+        raise VolumeError(name, "is called .nii.gz and is not compressed by gzip", "rename it to .nii")
+    return nibabel.load(file)
+
+
 def _check_nibabel(image: Any, name: str, stacked: bool) -> FileHeader:
     _check_kind(image, name)
     shape = image.shape
@@ -113,6 +132,8 @@ def _check_nibabel(image: Any, name: str, stacked: bool) -> FileHeader:
     check_shape(shape[:3] if is_stack else shape, name)
     affine, notes = to_millimetres(image)
     notes += _doubts(image)
+    if isinstance(image, nibabel.Nifti1Pair):
+        _check_nifti(image, name)
     check_affine(affine, shape[:3], name)
     check_size(shape, name)
     end = partial(check_end, Path(image.file_map["image"].filename), _bytes_to_the_end(image))
@@ -188,14 +209,34 @@ def _check_kind(image: Any, name: str) -> None:
         raise VolumeError(name, "holds complex numbers", "save its magnitude, or leave it out")
 
 
+def _check_nifti(image: Any, name: str) -> None:
+    """Refuses what nibabel puts right in silence as it opens a file: a size of voxels of 0, and the place of the first.
+
+    Raises:
+        VolumeError: for these.
+    """
+    kind = type(image.header)
+    with image.file_map.get("header", image.file_map["image"]).get_prepare_fileobj("rb") as stream:
+        header = kind.from_fileobj(stream, check=False)
+    if not int(header["sform_code"]) and not np.all(np.abs(header["pixdim"][1:4]) > 0):
+        raise VolumeError(name, "has no valid affine: a voxel size is 0", "repair its header or leave it out")
+    first, least = float(header["vox_offset"]), kind.single_vox_offset
+    if header["magic"].item() == kind.single_magic and first < least:
+        problem = f"has its first voxel at byte {first:g}, inside its header"
+        raise VolumeError(name, problem, f"set vox_offset to {least}, or save it again")
+
+
 def to_millimetres(image: Any) -> tuple[np.ndarray, tuple[str, ...]]:
     """The affine of an image that nibabel has opened, to RAS mm, and a note on its origin where it is in doubt."""
     affine = np.array(image.affine, dtype=np.float64)
-    unit = image.header.get_xyzt_units()[0] if isinstance(image, nibabel.Nifti1Pair) else "mm"
-    if unit not in _MILLIMETRES:
+    code = int(image.header["xyzt_units"]) % 8 if isinstance(image, nibabel.Nifti1Pair) else 0
+    unit, factor = _UNITS.get(code, ("", 1.0))
+    if not unit:
+        return affine, (f"its unit of length has a code that the format does not know, {code}; mm are taken",)
+    if factor == 1.0:
         return affine, ()
     origin = affine[:3, 3].copy()
-    affine[:3] *= _MILLIMETRES[unit]
+    affine[:3] *= factor
     if not origin.any() or np.abs(origin).max() >= _FARTHEST:
         return affine, ()
     is_nowhere = np.abs(affine[:3, 3]).max() > _FARTHEST
@@ -233,11 +274,17 @@ def _doubts(image: Any) -> tuple[str, ...]:
     """Notes on a NIfTI header that tells the place of the volume twice, or not at all."""
     if not isinstance(image, nibabel.Nifti1Pair):
         return ()
-    sform, qform = image.header.get_sform(coded=True), image.header.get_qform(coded=True)
+    sform = image.header.get_sform(coded=True)
+    try:
+        qform = image.header.get_qform(coded=True)
+    except (HeaderDataError, ValueError):  # its quaternion is none
+        qform = (np.full((4, 4), np.nan), int(image.header["qform_code"]))
     if not sform[1] and not qform[1]:
         return ("the header has neither sform nor qform, so left and right are a guess",)
     if not sform[1] or not qform[1]:
         return ()
+    if not np.isfinite(qform[0]).all():
+        return ("the qform is not valid; the sform is taken",)
     last = np.array(image.shape[:3]) - 1
     corners = np.array([[*(last * np.array(bits)), 1] for bits in np.ndindex(2, 2, 2)], dtype=np.float64)
     apart = np.linalg.norm(((sform[0] - qform[0]) @ corners.T)[:3], axis=0).max()

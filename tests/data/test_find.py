@@ -218,3 +218,17 @@ def test_a_person_may_have_the_number_0(tmp_path: Path) -> None:
     labelled = [{**entry, "label": "a.nii.gz"} for entry in entries]
     (tmp_path / "list.json").write_text(json.dumps({"training": labelled}))
     assert [volume.group for volume in find_labelled(tmp_path / "list.json", ("label",))] == ["0", "0", ""]
+
+
+@pytest.mark.parametrize(("key", "value"), [("modality", {"0": "PET"}), ("channel_names", {"0": "PT"}), ("", "PT")])
+def test_volumes_that_a_list_calls_pet_are_left_out_as_the_folder_leaves_them_out(
+    tmp_path: Path, key: str, value: object
+) -> None:
+    for name in ("pet.nii", "ct.nii"):
+        write_nifti(tmp_path / name, ct_phantom())
+    pet = {"image": "pet.nii"} | ({} if key else {"modality": value})
+    listed = {"training": [pet, {"image": "ct.nii", "modality": "CT"}]} | ({key: value} if key else {})
+    (tmp_path / "list.json").write_text(json.dumps(listed))
+    ct, other = find_volumes(tmp_path / "list.json")
+    assert ct.left_out == ("", "") and ct.modality == "CT"
+    assert "by its list, neither CT nor MR" in other.left_out[0] and other.left_out[1]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gzip
+import struct
 from pathlib import Path
 
 import itk
@@ -193,6 +194,65 @@ def test_header_that_tells_no_directions_is_a_guess_and_said(tmp_path: Path) -> 
     nibabel.save(image, tmp_path / "a.nii")
     notes = read_volume([str(tmp_path / "a.nii")], "a").meta["notes"]
     assert notes == ("the header has neither sform nor qform, so left and right are a guess",)
+
+
+def patched(file: Path, offset: int, kind: str, *values: float) -> str:
+    """Writes values into the header of a file, and gives its path."""
+    content = bytearray(file.read_bytes())
+    struct.pack_into(f"<{len(values)}{kind}", content, offset, *values)
+    file.write_bytes(content)
+    return str(file)
+
+
+@pytest.mark.parametrize("pixdim", [(2, 2, 0), (0, 2, 2)])
+def test_voxel_size_of_zero_is_refused_where_it_counts(tmp_path: Path, pixdim: tuple[float, ...]) -> None:
+    """nibabel takes 1 for it, and says so in a log that names no file."""
+    image = nibabel.Nifti1Image(ct_phantom(), None)
+    image.set_qform(np.diag([2, 2, 2, 1]), code=1)
+    nibabel.save(image, tmp_path / "a.nii")
+    file = patched(tmp_path / "a.nii", 80, "f", *pixdim)
+    with pytest.raises(VolumeError, match="a: has no valid affine: a voxel size is 0"):
+        read_volume([file], "a")
+    write_nifti(tmp_path / "b.nii", ct_phantom(), AFFINE)  # by its sform
+    volume = read_volume([patched(tmp_path / "b.nii", 80, "f", *pixdim)], "b")
+    np.testing.assert_allclose(volume.affine.numpy(), AFFINE, atol=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "place", "code"), [(nibabel.Nifti1Image, 108, "f"), (nibabel.Nifti2Image, 168, "q")])
+def test_header_is_not_read_as_voxels(tmp_path: Path, kind: type, place: int, code: str) -> None:
+    nibabel.save(kind(ct_phantom(), AFFINE), tmp_path / "a.nii")
+    assert read_volume([str(tmp_path / "a.nii")], "a").shape == (1, 24, 20, 16)
+    with pytest.raises(VolumeError, match="has its first voxel at byte 0, inside its header; set vox_offset to"):
+        read_volume([patched(tmp_path / "a.nii", place, code, 0)], "a")
+
+
+@pytest.mark.parametrize("values", [(0.7072, 0.7072, 0.0), (float("nan"), 0.0, 0.0), (3.0, 0.0, 0.0)])
+def test_qform_that_is_not_valid_is_passed_over_and_said(tmp_path: Path, values: tuple[float, ...]) -> None:
+    image = nibabel.Nifti1Image(ct_phantom(), AFFINE)
+    image.set_sform(AFFINE, code=1)
+    image.set_qform(AFFINE, code=1)
+    nibabel.save(image, tmp_path / "a.nii")
+    volume = read_volume([patched(tmp_path / "a.nii", 256, "f", *values)], "a")
+    np.testing.assert_allclose(volume.affine.numpy(), AFFINE, atol=1e-4)
+    assert volume.meta["notes"] == ("the qform is not valid; the sform is taken",)
+
+
+def test_unknown_unit_of_length_is_taken_as_millimetres_and_said(tmp_path: Path) -> None:
+    write_nifti(tmp_path / "a.nii", ct_phantom(), AFFINE)
+    volume = read_volume([patched(tmp_path / "a.nii", 123, "B", 7)], "a")
+    np.testing.assert_allclose(volume.affine.numpy(), AFFINE, atol=1e-4)
+    assert "does not know, 7; mm are taken" in volume.meta["notes"][0]
+    assert "notes" not in read_volume([patched(tmp_path / "a.nii", 123, "B", 2 + 0x38)], "a").meta  # of time
+
+
+def test_name_against_the_compression_is_told_with_the_right_name(tmp_path: Path) -> None:
+    file = write_nifti(tmp_path / "a.nii", ct_phantom())
+    file.rename(tmp_path / "b.nii.gz")
+    with pytest.raises(VolumeError, match=r"not compressed by gzip; rename it to \.nii$"):
+        read_volume([str(tmp_path / "b.nii.gz")], "b")
+    write_nifti(tmp_path / "a.nii.gz", ct_phantom()).rename(tmp_path / "c.nii")
+    with pytest.raises(VolumeError, match=r"compressed by gzip and not called .*; rename it to \.nii\.gz$"):
+        read_volume([str(tmp_path / "c.nii")], "c")
 
 
 @pytest.mark.parametrize("damage", ["checksum", "end", "junk"])

@@ -94,9 +94,9 @@ def is_of_another_kind(name: str) -> bool:
     return name.lower().endswith((*_OTHER_KINDS, "dicomdir"))
 
 
-def is_damaged_by_name(file: Path, size: int) -> bool:
+def is_damaged_by_name(file: Path) -> bool:
     """Whether a file is called as DICOM files are, and empty, or shorter than a preamble: a copy that failed."""
-    return size < _PREAMBLE and file.name.lower().endswith(_ENDINGS)
+    return file.name.lower().endswith(_ENDINGS) and file.is_file() and file.stat().st_size < _PREAMBLE
 
 
 def read_slice(file: Path) -> Slice | str | None:
@@ -105,13 +105,15 @@ def read_slice(file: Path) -> Slice | str | None:
         return None
     try:
         header = open_header(file, SLICE_TAGS)
-        if header is None:
-            return DAMAGED if is_damaged_by_name(file, file.stat().st_size) else None
     except DamagedHeaderError:
         return DAMAGED
     except OSError:
-        return UNREADABLE if is_locked(file) else None
-    return slice_from_header(header, file)
+        header = None
+    if header is not None:
+        return slice_from_header(header, file)
+    if is_locked(file):
+        return UNREADABLE
+    return DAMAGED if is_damaged_by_name(file) else None
 
 
 def slice_from_header(header: pydicom.FileDataset, file: Path) -> Slice | str | None:

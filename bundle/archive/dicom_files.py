@@ -40,7 +40,7 @@ def dicom_record(path: Path, stamp: tuple[int, int], salt: Salt, memory: Memory 
     raw = None if memory is None else _raw(start)
     if memory is None or raw is None:
         return whole_record(path, bare, salt)[0]
-    known = memory.recall(raw, bare, salt)
+    known = memory.recall(raw, bare, salt, path)
     if known is not None:
         return known
     record, needed = whole_record(path, bare, salt)

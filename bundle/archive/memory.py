@@ -12,9 +12,10 @@ import io
 import math
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
-from bundle.archive.records import POSITION, Record, Salt
+from bundle.archive.records import COMPRESSED, POSITION, Record, Salt, has_delimiter
 from bundle.data.dicom.frames import FRAME_TAGS
 from bundle.data.dicom.slices import SLICE_TAGS
 
@@ -52,7 +53,7 @@ class RawHeader:
 @dataclass(frozen=True)
 class _Known:
     record: Record
-    needed: int  # bytes of the pixels
+    needed: int  # bytes of the pixels, or COMPRESSED
 
 
 class Memory:
@@ -61,16 +62,19 @@ class Memory:
     def __init__(self) -> None:
         self._known: dict[tuple[bytes, tuple[tuple[int, bytes], ...]], _Known] = {}
 
-    def recall(self, raw: RawHeader, bare: Record, salt: Salt) -> Record | None:
+    def recall(self, raw: RawHeader, bare: Record, salt: Salt, path: Path) -> Record | None:
         """The record of a file; None if nothing alike is known, or if anything about the file is unusual.
 
         Args:
             raw: its header.
             bare: its record without what the header says.
             salt: of the index.
+            path: of the file.
         """
         known = self._known.get((salt.key, raw.shared))
         if known is None or bare.size - raw.end < known.needed:
+            return None
+        if known.needed == COMPRESSED and not has_delimiter(path, raw.end):
             return None
         try:
             position = [float(text) for text in raw.own[_POSITION].split(b"\\")]

@@ -22,13 +22,16 @@ from bundle.data.dicom.slices import DAMAGED, SLICE_TAGS, Slice, place_taken, sl
 if TYPE_CHECKING:
     import pydicom
 
-__all__ = ["POSITION", "Record", "Salt", "SliceRow", "frames_and_slice", "whole_record"]
+__all__ = ["COMPRESSED", "POSITION", "Record", "Salt", "SliceRow", "frames_and_slice", "has_delimiter", "whole_record"]
 
 _TAGS = sorted({*SLICE_TAGS, *FRAME_TAGS, "SOPInstanceUID"})
 #: how the numbers of a frame are called in the text that slices share
 _NUMBERS = ("index", "size", "pixel", "slope", "intercept", "units", "padding", "odd", "modality", "between")
 _TEXTS = ("time", "stack", "echo")
 POSITION = struct.Struct("<3d")
+#: stands for the bytes of compressed pixels: they end with a mark, at which a file may go on with padding
+COMPRESSED = -1
+_DELIMITER, _TAILS = b"\xfe\xff\xdd\xe0\0\0\0\0", (64, 2**16)
 #: what RescaleType and the type of a Modality LUT may say, by the standard's defined terms; another text is digested
 _UNITS = ("", "HU", "US", "OD", "HU_MOD", "MGML", "Z_EFF", "ED", "EDW", "PCT", "ETHU")
 
@@ -94,7 +97,7 @@ def whole_record(path: Path, bare: Record, salt: Salt) -> tuple[Record, int]:
         salt: of the index.
 
     Returns:
-        The record, and how many bytes the pixels of a slice take at least.
+        The record, and how many bytes the pixels of a slice take at least, or `COMPRESSED`.
 
     Raises:
         OSError: if the file cannot be read.
@@ -127,7 +130,8 @@ def _from_header(header: pydicom.FileDataset, end: int, path: Path, bare: Record
         frames = frames_from_header(header, str(path))
         needed = _pixel_bytes(header, frames)
         fault = _compression(header)
-        if not fault and bare.size - end < needed:
+        is_whole = has_delimiter(path, end) if needed == COMPRESSED else bare.size - end >= needed
+        if not fault and not is_whole:
             fault = "cannot be read (a file ends before its pixels do)"
     except Exception as error:  # noqa: BLE001 - as above; the series then says what the reader would say
         fault = f"cannot be read ({(str(error).strip().splitlines() or [type(error).__name__])[-1]})"
@@ -172,14 +176,31 @@ def _compression(header: pydicom.FileDataset) -> str:
 
 
 def _pixel_bytes(header: pydicom.FileDataset, frames: Sequence[Frame]) -> int:
-    """What the pixels take of the file, with what announces them; 0 of compressed ones, of which that is not known."""
+    """What the pixels take of the file, with what announces them; `COMPRESSED` where that is not known."""
     syntax = header.file_meta.get("TransferSyntaxUID")
-    if syntax is None or syntax.is_compressed:
+    if syntax is None or syntax.is_deflated:  # of the second all is unpacked where the header is read
         return 0
+    if syntax.is_compressed:
+        return COMPRESSED
     rows, columns = frames[0].size
     values = rows * columns * len(frames) * int(header.get("SamplesPerPixel") or 1)
     announced = 8 if syntax.is_implicit_VR else 12
     return announced + values * int(header.get("BitsAllocated") or 16) // 8
+
+
+def has_delimiter(path: Path, end: int) -> bool:
+    """Whether compressed pixels, which begin after byte `end`, have the mark at their end.
+
+    Raises:
+        OSError: if the file cannot be read.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        for tail in _TAILS:
+            stream.seek(max(end, size - tail))
+            if _DELIMITER in stream.read():
+                return True
+    return False
 
 
 @dataclass(frozen=True)

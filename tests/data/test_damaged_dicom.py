@@ -7,15 +7,23 @@ import logging
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, MediaStorageDirectoryStorage, RLELossless
+from pydicom.encaps import encapsulate
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    MediaStorageDirectoryStorage,
+    RLELossless,
+)
 
 from bundle.archive import update_index
 from bundle.data import find_scans, find_volumes, read_volume
 from bundle.data.dicom import find_dicom
 from bundle.errors import VolumeError
 from tests.data.dicom_files import image, planes, save
+from tests.data.test_dicom_values import compressed
 from tests.data.volumes import ct_phantom, write_dicom
 
 DAMAGED = ("3 DICOM file(s) that are empty or cut off", "copy them again or remove them")
@@ -77,3 +85,33 @@ def test_damaged_pixels_are_told_without_the_path(tmp_path: Path, caplog: pytest
             read_volume(found.files, "series")
     told = [str(error.value), caplog.text, *(str(warning.message) for warning in warned)]
     assert not any("Doe" in text or "Traceback" in text for text in told)
+
+
+@pytest.mark.parametrize("missing", [1, 300])
+def test_compressed_files_that_end_early_are_told_by_the_index_and_by_the_reader(missing: int, tmp_path: Path) -> None:
+    stored = planes()
+    for name in ("whole", "cut"):
+        images = [image(plane, k, SeriesInstanceUID=f"1.2.{len(name)}") for k, plane in enumerate(stored)]
+        for one, plane in zip(images, stored):
+            one.file_meta.TransferSyntaxUID, content = compressed(plane.astype(np.uint16), "JPEG2000", tmp_path)
+            one.PixelData = encapsulate(content)
+            one["PixelData"].is_undefined_length = True
+        for file in save(images, tmp_path / "archive" / name):
+            if name == "cut":
+                Path(file).write_bytes(Path(file).read_bytes()[:-missing])
+    update_index(tmp_path / "index.sqlite", tmp_path / "archive", processes=0)
+    cut, whole = sorted(find_volumes(tmp_path / "index.sqlite"), key=lambda volume: volume.name)
+    assert whole.left_out == ("", "") and "a file ends before its pixels do" in cut.left_out[0]
+    if missing > 8:  # of the mark alone
+        with pytest.raises(VolumeError, match="cannot be read \\(a file ends before its pixels do\\); copy it again"):
+            read_volume(cut.files, "cut")
+
+
+def test_deflated_files_are_whole_for_the_index(tmp_path: Path) -> None:
+    images = [image(plane, k) for k, plane in enumerate(planes())]
+    for one in images:
+        one.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    save(images, tmp_path / "archive")
+    update_index(tmp_path / "index.sqlite", tmp_path / "archive", processes=0)
+    (found,) = find_volumes(tmp_path / "index.sqlite")
+    assert found.left_out == ("", "") and read_volume(found.files, "deflated").shape[0] == 1

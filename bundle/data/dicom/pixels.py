@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["StoredValues", "UnknownCompressionError", "stored_frames", "through_table", "unknown_compression"]
 
+_PIXELS = ("FloatPixelData", "DoubleFloatPixelData", "PixelData")
 _TAGS = [
     "Rows",
     "Columns",
@@ -31,9 +32,7 @@ _TAGS = [
     "NumberOfFrames",
     "ExtendedOffsetTable",
     "ExtendedOffsetTableLengths",
-    "FloatPixelData",
-    "DoubleFloatPixelData",
-    "PixelData",
+    *_PIXELS,
 ]
 #: transfer syntaxes that ITK decodes: JPEG, JPEG-LS, JPEG 2000, and JPEG 2000 of high throughput
 _BY_ITK = tuple(f"1.2.840.10008.1.2.4.{end}" for end in (50, 51, 57, 70, 80, 81, 90, 91, 201, 202, 203))
@@ -71,6 +70,8 @@ def stored_frames(file: str) -> np.ndarray:
     from pydicom import uid  # noqa: PLC0415 - needed for DICOM only
 
     header = quiet_pydicom().dcmread(file, force=True, specific_tags=_TAGS)
+    if not any(tag in header for tag in _PIXELS):
+        raise ValueError("a file ends before its pixels do")
     meta = header.file_meta
     if "TransferSyntaxUID" not in meta:  # a file without preamble
         is_implicit, is_little = header.original_encoding

@@ -320,3 +320,45 @@ def test_the_report_has_a_viewer_of_the_worst_cases_on_the_references_grid(evalu
         assert shown.shape == reference.shape and np.abs(shown.affine - reference.affine).max() < 1e-4
         values = np.asarray(reference.dataobj)
         assert (np.asarray(shown.dataobj) == np.select([values == v for v in CLASSES.values()], [1, 2, 3, 4])).all()
+
+
+@pytest.fixture
+def permuted(dataset: Path, tmp_path: Path) -> tuple[Path, dict[str, int]]:
+    """Predictions that are right, with other values than the reference's; and these values."""
+    values = {"liver": 2, "spleen": 3}
+    for name in NAMES:
+        image = nibabel.load(dataset / f"labelsTr/{name}.nii.gz")
+        truth = np.asarray(image.dataobj)
+        written = sum((truth == CLASSES[organ]) * value for organ, value in values.items()).astype(np.uint8)
+        save(tmp_path / f"predicted/{name}.nii.gz", written, image.affine)
+    return tmp_path / "predicted", values
+
+
+@pytest.mark.parametrize("told_by", ["dataset.json", "about.json"])
+def test_predictions_that_tell_other_values_are_compared_by_the_names(
+    dataset: Path, permuted: tuple[Path, dict[str, int]], told_by: str, tmp_path: Path
+) -> None:
+    """nnU-Net writes its dataset.json, whose values are 1, 2, 3 whatever those of the reference are."""
+    predictions, values = permuted
+    told = {"labels": {"background": 0, **values}} if told_by == "dataset.json" else {"settings": {"classes": values}}
+    (predictions / told_by).write_text(json.dumps(told))
+    run(predictions, dataset, tmp_path / "out", classes={"liver": 5, "spleen": 1})
+    rows = [row for row in read_table(tmp_path / "out/cases.csv") if not row["case"].startswith("unlabelled")]
+    assert len(rows) == 4 and all(as_number(row["dice"]) == 1 for row in rows)
+    said = "--classes has 'right kidney', and the predictions have liver, spleen alone: leave it out, or"
+    with pytest.raises(Exception) as raised:  # noqa: PT011 - MONAI puts its own around it
+        run(predictions, dataset, tmp_path / "other", classes={"liver": 5, "right kidney": 2})
+    assert said in str(user_error_in(raised.value))
+    both = {"liver": 2, "right kidney": 9}
+    run(predictions, dataset, tmp_path / "given", classes={"liver": 5, "right kidney": 2}, prediction_classes=both)
+
+
+def test_predictions_that_name_none_of_the_classes_have_the_values_of_the_reference(
+    dataset: Path, permuted: tuple[Path, dict[str, int]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    predictions, _ = permuted
+    (predictions / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "Leber": 2}}))
+    run(predictions, dataset, tmp_path / "out", classes={"kidney": 2})
+    assert "the predictions name other classes, Leber: their values are taken to be those of --classes" in "".join(
+        capfd.readouterr()
+    )

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import unicodedata
 from collections import Counter
@@ -18,6 +19,8 @@ from bundle.data.names import name_digest, pseudonymous, without_ending
 from bundle.data.printable import printable
 
 __all__ = ["cell_text", "inside", "name_results", "result_names", "table_row"]
+
+logger = logging.getLogger(__name__)
 
 #: bytes of one part of a path; a file's name, its ending and the random part of a temporary one must fit in 255
 _LONGEST = 180
@@ -94,15 +97,29 @@ def name_results(
 ) -> list[FoundVolume]:
     """Volumes under the names that their results have, in their order.
 
+    What lies where results are written is no volume: an output folder may lie among the scans, and be found again.
+
     Args:
         found: the volumes.
         hash_names: a digest of each name instead of the name.
         files: as for `result_names`.
     """
+    found = _without_results(found, files)
     if hash_names:
         found = [pseudonymous(volume) for volume in found]
     names = result_names(found, files=files)
     return [replace(volume, name=name) for volume, name in zip(found, names, strict=True)]
+
+
+def _without_results(found: Sequence[FoundVolume], files: Callable[[str], Iterable[Path]]) -> list[FoundVolume]:
+    """Without files that lie where results are written; all where there are no others, as who asked knows."""
+    folders = tuple(os.path.join(os.path.realpath(file.parent), "") for file in files("name"))  # noqa: PTH118
+    kept = [
+        volume for volume in found if not os.path.realpath(volume.files[0] if volume.files else "").startswith(folders)
+    ]
+    if kept and len(kept) < len(found):
+        logger.info("%d file(s) in the folder of the results are no scans", len(found) - len(kept))
+    return kept or list(found)
 
 
 def _changed(

@@ -87,6 +87,9 @@ class PredictionTables:
         self._before = sum(name in self._records for name in self.scans)
         if self._before:
             logger.info("%d of %d scans are done already", self._before, len(self.scans))
+        if others := sorted(self._records.keys() - set(self.scans)):
+            told = "%d scan(s) of an earlier run are not among these, such as %s: their rows stay in the tables"
+            logger.warning(told, len(others), others[0])
         self._write_all()
 
     def _time(self, engine: Engine) -> None:  # noqa: ARG002

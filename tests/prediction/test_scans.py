@@ -76,6 +76,16 @@ def test_no_result_is_written_over_a_scan(tmp_path: Path):
     assert names == {"a 2": ["a.nii.gz"]}
 
 
+def test_results_among_the_scans_are_no_scans(tmp_path: Path):
+    """The second run of a command whose --output_dir lies in --dataset_dir."""
+    touch(
+        tmp_path, "a.nii.gz", "out/label_maps/a.nii.gz", "out/probabilities/b/a.nii.gz", "out/label_maps_of_mine/c.nii"
+    )
+    folders = [tmp_path / "out" / kind for kind in ("label_maps", "probabilities")]
+    names = listed(tmp_path, files=lambda name: [folder / f"{name}.nii.gz" for folder in folders])
+    assert names == {"a": ["a.nii.gz"], "out/label_maps_of_mine/c": ["c.nii"]}
+
+
 @pytest.mark.parametrize("place", ["", "a.nii.gz"])
 def test_a_part_needs_a_json_that_lists_it(tmp_path: Path, place: str):
     """Else scans of all parts would be predicted without a word."""

@@ -32,6 +32,8 @@ __all__ = [
 
 #: the eight corners of a box: which end of it on each axis
 _CORNERS = np.array(list(itertools.product((0, 1), repeat=3)))
+#: singular values of the cosines that are too small, by the largest one, to tell sides from noise
+_LEAST = 0.2
 
 
 def check_box_classes(classes: Mapping[str, int] | Sequence[str]) -> int:
@@ -75,10 +77,21 @@ def boxes_in_voxels(boxes: Any, affine: Any) -> np.ndarray:
 
 
 def boxes_in_world(boxes: Any, affine: Any) -> np.ndarray:
-    """The opposite of `boxes_in_voxels`: centre and size in mm, float64 ``[N, 6]``."""
+    """The opposite of `boxes_in_voxels`: centre and size in mm, float64 ``[N, 6]``.
+
+    Where the axes are not those of the world, a box of voxels encloses one of the world. That one is what is asked for,
+    and not the larger one that encloses the box of voxels in turn. With |R| of the cosines between the axes, the sides
+    in voxels are |R| times those in the world. Near 45 degrees, where |R| cannot be inverted, boxes are taken to be
+    as long as they are wide.
+    """
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 6) - 0.5  # borders, counted from the centre of voxel 0
-    ends = _enclosing(boxes[:, :3], boxes[:, 3:], np.asarray(affine, dtype=np.float64), shift=0.0)
-    return np.concatenate([(ends[:, :3] + ends[:, 3:]) / 2, ends[:, 3:] - ends[:, :3]], axis=1)
+    affine = np.asarray(affine, dtype=np.float64)
+    ends = _enclosing(boxes[:, :3], boxes[:, 3:], affine, shift=0.0)
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    cosines = np.abs(np.linalg.inv(affine[:3, :3])) * spacing[:, None]
+    sides = (boxes[:, 3:] - boxes[:, :3]) * spacing @ np.linalg.pinv(cosines, rcond=_LEAST).T
+    sizes = np.clip(sides, 0, ends[:, 3:] - ends[:, :3])
+    return np.concatenate([(ends[:, :3] + ends[:, 3:]) / 2, sizes], axis=1)
 
 
 def _enclosing(low: np.ndarray, high: np.ndarray, matrix: np.ndarray, shift: float) -> np.ndarray:

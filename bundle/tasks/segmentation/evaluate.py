@@ -73,7 +73,8 @@ class SegmentationEvaluation:
         classes: value in the label maps by the name of each class; empty: those that the `about.json` of the
             predictions names, with the values of the data set's `dataset.json` where this has them; or all that a
             `dataset.json` beside the scans or the predictions names; or one for each mask of structures.
-        prediction_classes: the values in the predictions, where they differ and no `about.json` says it.
+        prediction_classes: the values in the predictions, where they differ and neither `about.json` nor nnU-Net's
+            `dataset.json` beside them says it.
         part: as for `find_segmentations`.
         tolerance_mm: of the surface Dice, or one for each class by its name.
         resample: whether predictions on other grids are resampled; else they are listed as failed.
@@ -128,8 +129,7 @@ class SegmentationEvaluation:
         check_classes(self.classes)
         if "mean" in self.classes:
             raise UserError("--classes has a class 'mean', as the mean of all classes is called: give it another name")
-        told = predicted if set(self.classes) <= set(predicted) else self.classes
-        self.prediction_classes = same_names(prediction_classes, self.classes, told)
+        self.prediction_classes = same_names(prediction_classes, self.classes, predicted)
         self.tolerance_mm = tolerances(tolerance_mm, self.classes)
 
     def run(self) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,9 @@ from bundle.tasks.segmentation.classes import pick_classes
 from bundle.tasks.segmentation.labels import check_classes
 
 __all__ = ["pick_evaluated", "predicted_classes", "same_names", "tolerances"]
+
+
+logger = logging.getLogger(__name__)
 
 
 def tolerances(tolerance_mm: float | Mapping[str, float], classes: Mapping[str, int]) -> dict[str, float]:
@@ -28,14 +32,34 @@ def tolerances(tolerance_mm: float | Mapping[str, float], classes: Mapping[str, 
     return {name: float(given[name]) for name in classes}
 
 
-def same_names(given: Mapping[str, int] | None, classes: Mapping[str, int], told: Mapping[str, int]) -> dict[str, int]:
-    """The values in the predictions of the evaluated classes: the given ones, else those that the predictions tell."""
+def same_names(
+    given: Mapping[str, int] | None, classes: Mapping[str, int], predicted: Mapping[str, int]
+) -> dict[str, int]:
+    """The values in the predictions of the evaluated classes: the given ones, else those that the predictions tell.
+
+    Where the predictions name none of the classes, their values are those of the reference, and the log says so.
+
+    Raises:
+        UserError: if the names do not fit, or the predictions name some of the classes alone.
+    """
     if given:
         check_classes(given)
         if set(given) != set(classes):
             wanted = ", ".join(classes)
             raise UserError(f"--prediction_classes names {', '.join(given)}: name the classes, which are {wanted}")
-    return {name: (given or told)[name] for name in classes}
+        return {name: given[name] for name in classes}
+    lacking = [name for name in classes if name not in predicted]
+    if not lacking:
+        return {name: predicted[name] for name in classes}
+    if len(lacking) < len(classes):
+        raise UserError(
+            f"--classes has {lacking[0]!r}, and the predictions have {', '.join(predicted)} alone: leave it out, or "
+            f"give --prediction_classes with the values in the predictions, such as {{{lacking[0]}: 1}}"
+        )
+    if predicted:
+        names = ", ".join(predicted)
+        logger.warning("the predictions name other classes, %s: their values are taken to be those of --classes", names)
+    return dict(classes)
 
 
 def pick_evaluated(
@@ -71,11 +95,16 @@ def pick_evaluated(
 
 
 def predicted_classes(predictions: Path) -> Mapping[str, int]:
-    """What `about.json` of a folder of predictions says."""
+    """What `about.json` of a folder of predictions says, or the `dataset.json` that nnU-Net puts there."""
     try:
         content = json.loads((predictions / "about.json").read_text())
     except (OSError, ValueError):
-        return {}
+        content = None
     settings = content.get("settings") if isinstance(content, Mapping) else None
     classes = settings.get("classes") if isinstance(settings, Mapping) else None
-    return classes if isinstance(classes, Mapping) else {}
+    if isinstance(classes, Mapping):
+        return classes
+    try:
+        return pick_classes({}, predictions)
+    except UserError:  # it names regions, or is no json: the classes are told in another way, or that is said
+        return {}

@@ -53,11 +53,15 @@ def check_classes(classes: Mapping[str, int]) -> int:
             "maps, such as {liver: 1}"
         )
     values = list(classes.values()) if isinstance(classes, Mapping) else []
-    if not values or len(set(values)) < len(values) or any(not isinstance(v, int) or not 0 < v < 65536 for v in values):
+    if not values or len(set(values)) < len(values) or not all(map(_is_value, values)):
         raise UserError(f"--classes {classes} does not fit: give each class its own value, such as {{liver: 1}}")
     if len(values) > 254:
         raise UserError(f"--classes names {len(values)} classes: at most 254 are possible")
     return len(values) + 1
+
+
+def _is_value(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 65536
 
 
 class ReadLabelMapd(MapTransform):

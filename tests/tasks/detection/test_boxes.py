@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from monai.data import MetaTensor
 from monai.transforms import Compose, CropForegroundd, DivisiblePadd, Orientationd
+from scipy.spatial.transform import Rotation
 
 from bundle.data import Foregroundd, Modalityd, OptionalSpacingd, PadToCropd, ReadVolumed, ToPlainTensorsd
 from bundle.errors import UserError, VolumeError
@@ -155,3 +156,32 @@ def test_labels_of_the_list_are_those_of_the_classes():
         ReadBoxesd(classes=classes)(item_with(boxes, [2, 1, 2]))
     names, numbered = (ReadBoxesd(classes=c)(item_with(boxes, [0, 1, 0])) for c in (["a", "b"], {"a": 0, "b": 1}))
     assert names["label"].tolist() == numbered["label"].tolist() == [0, 1, 0]
+
+
+def tilted(degrees: tuple[float, float, float], spacing: tuple[float, float, float] = (0.7, 1.3, 2.5)) -> np.ndarray:
+    affine = np.eye(4)
+    affine[:3, :3] = Rotation.from_euler("xyz", degrees, degrees=True).as_matrix() * spacing
+    affine[:3, 3] = [12.5, -200, 33]
+    return affine
+
+
+@given(st.tuples(*[st.floats(-300, 300)] * 3), st.tuples(SIZES, SIZES, SIZES), st.floats(-30, 30), st.integers(0, 2))
+def test_a_box_in_a_tilted_volume_comes_back_with_its_size(centre, size, angle, axis):
+    affine = tilted(tuple(np.roll([angle, 0, 0], axis)))
+    box = np.array([[*centre, *size]])
+    np.testing.assert_allclose(boxes_in_world(boxes_in_voxels(box, affine), affine), box, atol=1e-6)
+
+
+@given(st.tuples(*[st.floats(-90, 90)] * 3), SIZES)
+def test_at_any_angle_a_box_has_a_size_and_none_is_larger_than_the_box_that_encloses_it(degrees, size):
+    affine = tilted(degrees)
+    voxels = boxes_in_voxels([[0, 0, 0, size, size, size]], affine)
+    ((*centre, width, height, depth),) = boxes_in_world(voxels, affine)
+    assert np.abs(centre).max() < 1e-6
+    assert min(width, height, depth) > 0 and max(width, height, depth) <= 3 * size
+
+
+def test_a_cube_at_45_degrees_is_a_cube():
+    affine = tilted((0, 0, 45))
+    (box,) = boxes_in_world(boxes_in_voxels([[1, 2, 3, 12, 12, 12]], affine), affine)
+    np.testing.assert_allclose(box, [1, 2, 3, 12, 12, 12], atol=1e-6)

@@ -153,6 +153,7 @@ def test_nothing_is_written_over_and_a_wrong_option_is_one_line(
 ) -> None:
     for options, said in (
         ({"output_dir": str(evaluated)}, "already holds results.json, cases.csv"),
+        ({"output_dir": 3}, "--output_dir 3 cannot work: give a folder"),
         ({"tolerance_mm": {"liver": 1}}, "--tolerance_mm .* does not name the classes"),
         ({"tolerance_mm": -1}, "--tolerance_mm -1 does not fit"),
         ({"classes": ["ant"]}, "--classes"),

@@ -289,6 +289,8 @@ def test_results_are_not_written_over_unless_told(models: Path, folder: Path, tm
     with pytest.raises(RuntimeError) as error:
         run(models, folder / "a", tmp_path / "out")
     assert "--overwrite" in message(error.value)
+    # own voxels may be called so, as in training
+    assert len(run(models, folder / "a", tmp_path / "out", overwrite=True, spacing="own")) == 2
     # and weights may be the folder that they lie in, as everywhere
     assert len(run(models, folder / "a", tmp_path / "out", overwrite=True, weights=str(models))) == 2
 
@@ -314,6 +316,8 @@ def message(error: BaseException) -> str:
         ("num_workers", -1, "--num_workers -1 cannot work"),
         ("device", "cuda:7", "device"),
         ("hash_name", True, "hash_names"),
+        ("output_dir", 2026, "--output_dir 2026 cannot work: give a folder; one that is called by a number as ./2026"),
+        ("output_dir", None, "--output_dir is missing: give the folder"),
     ],
 )
 def test_a_wrong_option_is_one_line_that_names_it(models: Path, folder: Path, tmp_path: Path, option, value, expected):

@@ -45,7 +45,7 @@ class OptionalSpacingd(MapTransform):
 
     Args:
         keys: of the image.
-        pixdim: mm per axis (R, A, S), or None for the volume's own on all.
+        pixdim: mm per axis (R, A, S), or None or "own" for the volume's own on all.
         mode: interpolation, as in `monai.transforms.Spacing`.
         keep_finer: an axis whose voxels are smaller than `pixdim` keeps its own.
 
@@ -68,15 +68,19 @@ class OptionalSpacingd(MapTransform):
     def __init__(
         self,
         keys: KeysCollection = "image",
-        pixdim: Sequence[float | None] | None = None,
+        pixdim: Sequence[float | None] | str | None = None,
         mode: str = "bilinear",
         *,
         keep_finer: bool = False,
     ) -> None:
         super().__init__(keys)
-        if pixdim is not None and (len(pixdim) != 3 or any(p is not None and p <= 0 for p in pixdim)):
-            raise UserError(f"--spacing {pixdim} does not fit: give three sizes in mm such as [1, 1, 1], or null")
-        self.pixdim, self.mode = pixdim, mode
+        wanted = None if pixdim == "own" else pixdim
+        if isinstance(wanted, str) or (
+            wanted is not None and (len(wanted) != 3 or any(p is not None and p <= 0 for p in wanted))
+        ):
+            raise UserError(f"--spacing {pixdim} does not fit: give three sizes in mm such as [1, 1, 1], null or own")
+        self.pixdim: Sequence[float | None] | None = wanted
+        self.mode = mode
         if keep_finer:
             self.keep_finer = True
 

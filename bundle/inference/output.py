@@ -23,7 +23,9 @@ class OutputFolder:
         UserError: if it holds results and may not, or another process writes there.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    def __init__(self, path: str | os.PathLike[str] | None, *, overwrite: bool = False) -> None:
+        if path is None:
+            raise UserError("--output_dir is missing: give the folder to write to")
         self.path = Path(path)
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--output_dir {path} is a file: give a folder")

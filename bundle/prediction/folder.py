@@ -109,8 +109,10 @@ class PredictionFolder(Predictions):
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], *, settings: Mapping[str, Any], overwrite: bool | str = False
+        self, path: str | os.PathLike[str] | None, *, settings: Mapping[str, Any], overwrite: bool | str = False
     ) -> None:
+        if path is None:
+            raise UserError("--output_dir is missing: give the folder to write to")
         super().__init__(path)
         self._replaces_others = overwrite == "others"
         self.overwrite = bool(overwrite) and not self._replaces_others

@@ -100,6 +100,7 @@ _MAPPING = _Rule(lambda value: isinstance(value, Mapping), "values by name, such
 #: rule, unless it may be something else as well
 _RULES: dict[str, _Rule] = {
     "dataset_dir": _PATH,
+    "output_dir": _Rule(_is_path, "a folder; one that is called by a number as ./2026", or_null=True),
     "cache_dir": _PATH,
     "weights": _PATH,
     "init_from": _Rule(lambda value: _is_path(value) and Path(value).exists(),

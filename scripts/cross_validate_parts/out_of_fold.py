@@ -61,7 +61,7 @@ def predict_out_of_fold(
     *,
     options: Mapping[str, Any] | None = None,
 ) -> dict[str, Path]:
-    """Segments scans on their own grids; what is done already is not done again.
+    """Segments scans on their own grids; what is done already is not done again, unless the fold has other weights now.
 
     Args:
         config: configs/predict_segmentation.yaml.
@@ -75,6 +75,7 @@ def predict_out_of_fold(
     """
     images = [replace(scan, annotations={}) for scan in scans]
     given = {"model": str(model), "output_dir": str(output), "scans": images, **(options or {})}
+    given["output#overwrite"] = "others"  # a fold that was trained again
     flow = ConfigWorkflow(str(config), workflow_type="infer", logging_file=False, **given)
     flow.initialize()
     flow.run()

@@ -9,6 +9,7 @@ convolution is computed is a method (`convolution/methods.py`). docs/explanation
 from bundle.sparse import executors, rules  # noqa: F401
 from bundle.sparse.convolution.methods import Method, register_method
 from bundle.sparse.layout import CellLayout
+from bundle.sparse.recompute import checkpoint_volumes
 from bundle.sparse.sync_batch_norm import VisibleSyncBatchNorm, sync_over_visible_sites
 from bundle.sparse.unsupported import UnsupportedOperation
 from bundle.sparse.volume import SparseVolume, rule
@@ -21,6 +22,7 @@ __all__ = [
     "UnsupportedOperation",
     "VisibleSyncBatchNorm",
     "Window",
+    "checkpoint_volumes",
     "register_method",
     "rule",
     "sync_over_visible_sites",

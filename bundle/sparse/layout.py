@@ -76,7 +76,7 @@ class CellLayout:
                 f"visible must be a bool tensor [B, 1, d, h, w] on cells, not {visible.dtype} {list(visible.shape)}"
             )
         with torch.inference_mode(False):  # as in `cached`
-            visible = visible.clone() if visible.is_inference() else visible
+            visible = visible.clone()  # the caller may change it, and it may be of inference
             seen = visible.cpu()  # the one wait
             cells = seen.nonzero()  # sorted by sample
         if len(cells) == 0:

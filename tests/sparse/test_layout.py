@@ -159,3 +159,15 @@ def test_what_is_first_asked_for_in_inference_serves_gradients_later(executor: s
         x = image.clone().requires_grad_()
         found.append(torch.autograd.grad(forward(x, one).sum(), (x, *layer.parameters())))
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_a_mask_that_is_changed_afterwards_changes_no_volume():
+    image, visible = (
+        torch.randn(1, 4, 8, 8, 8),
+        torch.rand(1, 1, 2, 2, 2, generator=torch.Generator().manual_seed(3)) < 0.4,
+    )
+    layer = torch.nn.Conv3d(4, 4, 3, padding=1)
+    expected = layer(SparseVolume.from_dense(image, visible.clone())).to_dense()
+    volume = SparseVolume.from_dense(image, visible)
+    visible.logical_not_()
+    assert torch.equal(layer(volume).to_dense(), expected)

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import checkpoint
+
+from bundle.sparse.recompute import checkpoint_volumes
 
 __all__ = ["checkpointed", "run"]
 
@@ -27,7 +29,7 @@ def checkpointed(modules: Sequence[nn.Module], x: Any) -> Any:
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), _statistics_kept(modules)
 
-    return checkpoint(run, modules, x, use_reentrant=False, context_fn=contexts)
+    return checkpoint_volumes(partial(run, modules), x, context_fn=contexts)
 
 
 @contextmanager

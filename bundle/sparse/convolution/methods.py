@@ -108,7 +108,8 @@ def convolve(
     Raises:
         UserError: if there is no method of this name, or it cannot compute this convolution.
     """
-    if torch.is_autocast_enabled(blocks.device.type):  # a custom function must cast for itself
+    # a custom function must cast for itself; torch leaves float64 as it is
+    if torch.is_autocast_enabled(blocks.device.type) and blocks.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(blocks.device.type)
         blocks, weight, bias = blocks.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     if window.is_pointwise:

@@ -48,7 +48,7 @@ def fastest(blocks: Tensor, weight: Tensor, layout: CellLayout, cell_shape: Trip
     share = round(8 * len(layout) / layout.visible.numel())  # eighths of the cells visible
     size = (len(layout) - 1).bit_length()  # twice the cells is another case
     half = torch.get_autocast_dtype(blocks.device.type) if torch.is_autocast_enabled(blocks.device.type) else None
-    dtype = half or blocks.dtype
+    dtype = blocks.dtype if half is None or blocks.dtype == torch.float64 else half
     methods = tuple(applicable(dtype, cell_shape, window, groups, blocks.device))
     key = (methods, blocks.device, dtype, tuple(weight.shape), window, groups, cell_shape, share, size)
     if key not in _FASTEST:
@@ -59,7 +59,9 @@ def fastest(blocks: Tensor, weight: Tensor, layout: CellLayout, cell_shape: Trip
                 times[method] = _seconds(both_ways, blocks.device)
             except RuntimeError as error:  # out of memory, or a kernel that the device cannot run: the others count
                 logger.warning("convolution %s: the method %s is left out: %s", list(weight.shape), method, error)
-        _FASTEST[key] = min(times, key=lambda method: times[method], default=methods[0])
+        if not times:
+            return methods[0]  # which says why it cannot; another time more may be possible
+        _FASTEST[key] = min(times, key=lambda method: times[method])
         timings = ", ".join(f"{method} {1000 * t:.1f} ms" for method, t in times.items())
         logger.debug("convolution %s over cells of %s sites: %s", list(weight.shape), cell_shape, timings)
     return _FASTEST[key]
@@ -68,7 +70,11 @@ def fastest(blocks: Tensor, weight: Tensor, layout: CellLayout, cell_shape: Trip
 def _both_ways(
     blocks: Tensor, weight: Tensor, layout: CellLayout, cell_shape: Triple, window: Window, groups: int, method: str
 ) -> None:
-    with torch.enable_grad():
+    # nothing of this is saved by hooks that are set, such as those of activation checkpointing, and in inference it can
+    # be measured as well
+    unhooked = torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)
+    with torch.inference_mode(False), torch.enable_grad(), unhooked:
+        blocks, weight = (x.clone() if x.is_inference() else x for x in (blocks, weight))
         blocks, weight = blocks.detach().requires_grad_(), weight.detach().requires_grad_()
         out = convolve(blocks, weight, None, layout, cell_shape, window, groups, method)
         torch.autograd.grad(out, (blocks, weight), torch.ones_like(out))

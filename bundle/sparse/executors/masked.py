@@ -42,8 +42,10 @@ class MaskedVolume(SparseVolume, executor="masked"):
     def pointwise(self, function: Callable[..., Tensor], *others: SparseVolume) -> SparseVolume:
         given, before = self.features, _writes(self.features)
         result = function(given, *(other.features for other in others))
+        if result is given and before is not None and _writes(given) == before:
+            return self  # nothing was done, as dropout in evaluation: dense, it is the same tensor, too
         masked = self._masked(result, self.cell_shape)
-        if result is given and (before is None or _writes(given) != before):
+        if result is given:
             # written in place, also where nothing is. To write zeros there would spoil what a gradient needs of it
             self.features = masked.features
             return self

@@ -13,7 +13,7 @@ from bundle.sparse.unsupported import UnsupportedOperation
 from bundle.sparse.volume import SparseVolume, rule
 
 
-@rule(F.batch_norm, torch.batch_norm)
+@rule(F.batch_norm)
 def _batch_norm(
     volume: SparseVolume,
     running_mean: Tensor | None,
@@ -27,7 +27,22 @@ def _batch_norm(
     return volume.normalize_batch(running_mean, running_var, weight, bias, training, momentum, eps)
 
 
-@rule(F.instance_norm, torch.instance_norm)
+@rule(torch.batch_norm)
+def _builtin_batch_norm(
+    volume: SparseVolume,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> SparseVolume:
+    return volume.normalize_batch(running_mean, running_var, weight, bias, training, momentum, eps)
+
+
+@rule(F.instance_norm)
 def _instance_norm(
     volume: SparseVolume,
     running_mean: Tensor | None = None,
@@ -41,6 +56,21 @@ def _instance_norm(
     if running_mean is not None or not use_input_stats:
         raise UnsupportedOperation("instance_norm with running statistics: build the layer without track_running_stats")
     return volume.normalize_sample(None, weight, bias, eps)
+
+
+@rule(torch.instance_norm)
+def _builtin_instance_norm(
+    volume: SparseVolume,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> SparseVolume:
+    return _instance_norm(volume, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
 
 
 @rule(F.group_norm, torch.group_norm)

@@ -42,6 +42,8 @@ def _site_by_site(function: Callable[..., Tensor]) -> None:
         if function not in _TAKE_TENSORS_AS_THEY_ARE:
             given = [_beside(volume, one) for one in given]
         maps = {place: one for place, one in enumerate(given) if isinstance(one, SparseVolume)}
+        for one in maps.values():
+            require_same_level(volume, one)
 
         def of_features(features: Tensor, *beside: Tensor) -> Tensor:
             values = list(given)

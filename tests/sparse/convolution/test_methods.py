@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bundle.sparse import CellLayout
+from bundle.sparse import CellLayout, SparseVolume
 from bundle.sparse.convolution import blocks as block_convolution
 from bundle.sparse.convolution import methods, winograd_cubes, winograd_depth
 from bundle.sparse.convolution.methods import applicable, convolve, usual_method
@@ -215,3 +215,13 @@ def test_half_precision_stays_near_float32(method: str, dtype: torch.dtype):
         rough = dense_result(image, visible, weight, bias, WINDOWS["3x3x3"], method)
     assert rough.dtype == dtype
     assert (rough - exact).abs().max() < 8 * torch.finfo(dtype).eps * exact.abs().max()
+
+
+@pytest.mark.parametrize("executor", sorted(SparseVolume.executors))
+def test_autocast_leaves_float64_as_torch_does(executor: str):
+    image, visible = torch.randn(1, 4, 8, 8, 8, dtype=torch.float64), torch.ones(1, 1, 2, 2, 2, dtype=torch.bool)
+    layer = torch.nn.Conv3d(4, 4, 3, padding=1).double()
+    with torch.autocast("cpu", torch.bfloat16):
+        found, expected = layer(SparseVolume.from_dense(image, visible, executor)).to_dense(), layer(image)
+    assert found.dtype == expected.dtype == torch.float64
+    torch.testing.assert_close(found, expected)

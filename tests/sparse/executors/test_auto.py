@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from bundle.sparse import SparseVolume
+from bundle.sparse import SparseVolume, checkpoint_volumes
 from bundle.sparse.convolution import methods
 from bundle.sparse.executors import auto
 from tests.sparse.examples import example
@@ -75,3 +75,33 @@ def test_under_autocast_and_without_gradients_it_still_measures_and_runs():
         out = layer(SparseVolume.from_dense(image.float(), visible, "auto"))
     assert out.dtype == torch.bfloat16
     assert not out.requires_grad
+
+
+def test_it_measures_under_activation_checkpointing():
+    torch.manual_seed(0)
+    layer = nn.Sequential(nn.Conv3d(4, 4, 3, padding=1), nn.ReLU(), nn.Conv3d(4, 4, 3, padding=1)).double()
+    found = []
+    for executor in ("auto", "cells"):
+        layer.zero_grad()
+        checkpoint_volumes(layer, volume(executor)).to_dense().square().sum().backward()
+        found.append([parameter.grad.clone() for parameter in layer.parameters()])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_it_measures_in_inference_as_in_training(caplog: pytest.LogCaptureFixture):
+    layer = nn.Conv3d(4, 3, 3, padding=1).double()
+    with torch.inference_mode():
+        out = layer(volume())
+    assert not caplog.records and len(auto._FASTEST) == 1
+    torch.testing.assert_close(out.to_dense(), layer(volume("cells")).to_dense().detach(), rtol=1e-12, atol=1e-12)
+
+
+def test_what_cannot_be_measured_is_not_kept(monkeypatch: pytest.MonkeyPatch):
+    def fails(*_: object) -> float:
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(auto, "_seconds", fails)
+        nn.Conv3d(4, 3, 3, padding=1).double()(volume())
+    assert not auto._FASTEST

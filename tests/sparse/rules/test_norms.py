@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from monai.networks.layers.utils import get_norm_layer
 from torch import nn
 
@@ -153,3 +154,27 @@ def test_bfloat16_autocast_keeps_statistics_near_float32(executor, norm):
         out = run(layer, image, visible, executor)
     torch.testing.assert_close(out.float(), expected, rtol=0.02, atol=0.02)
     assert visible_rows(out, visible).float().std().item() == pytest.approx(1, abs=0.1)
+
+
+def test_torchs_builtins_take_their_arguments_in_another_order(executor):
+    image, visible = example()
+    weight, bias, mean = (torch.randn(4, dtype=torch.float64) for _ in range(3))
+    var = torch.rand(4, dtype=torch.float64) + 0.5
+    for training in (False, True):
+        stats, others = (mean.clone(), var.clone()), (mean.clone(), var.clone())
+        found, expected = (
+            run(call, image, visible, executor)
+            for call in (
+                lambda x, s=stats, t=training: torch.batch_norm(x, weight, bias, *s, t, 0.2, 1e-4, False),
+                lambda x, s=others, t=training: F.batch_norm(x, *s, weight, bias, t, 0.2, 1e-4),
+            )
+        )
+        assert torch.equal(found, expected) and torch.equal(stats[0], others[0])
+    found, expected = (
+        run(call, image, visible, executor)
+        for call in (
+            lambda x: torch.instance_norm(x, weight, bias, None, None, True, 0.1, 1e-4, False),
+            lambda x: F.instance_norm(x, None, None, weight, bias, True, 0.1, 1e-4),
+        )
+    )
+    assert torch.equal(found, expected)

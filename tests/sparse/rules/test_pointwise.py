@@ -286,3 +286,27 @@ def test_an_operator_in_place_changes_the_volume_itself_as_a_tensor(executor, ch
     for found in (volume, changed.movedim(-1, 1) if last else changed):
         expected = torch.where(site_mask(visible, CELL_SHAPE)[:, None], dense, 0.0)
         torch.testing.assert_close(found.to_dense(), expected, rtol=0, atol=1e-12)
+
+
+def test_a_second_volume_by_its_keyword_must_have_the_same_mask(executor):
+    image, visible = example()
+    volume = SparseVolume.from_dense(image, visible, executor)
+    other = SparseVolume.from_dense(image, visible, executor)
+    for call in (lambda: torch.clamp(volume, min=other), lambda: torch.pow(volume.sigmoid(), exponent=other)):
+        with pytest.raises(ValueError, match="do not share mask and level"):
+            call()
+    same = SparseVolume.from_dense(image * 2, volume.layout, executor)
+    assert torch.equal(torch.clamp(volume, min=same).to_dense(), torch.clamp(volume.to_dense(), min=same.to_dense()))
+
+
+def test_what_does_nothing_gives_the_volume_that_it_was_given(executor):
+    """Written in place, both change, as with dense tensors."""
+    image = example()[0]
+    visible = torch.ones(2, 1, 2, 3, 2, dtype=torch.bool)
+
+    def both(x):
+        y = torch.nn.Dropout(0.5).eval()(x)
+        return y + F.relu_(x)
+
+    dense = both(image.clone())
+    torch.testing.assert_close(both(SparseVolume.from_dense(image.clone(), visible, executor)).to_dense(), dense)

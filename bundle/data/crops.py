@@ -168,6 +168,7 @@ class CropDataset(Dataset[dict[str, Any]]):
         balance: a column of the volumes, such as "modality" or "folder": all its values are drawn equally often.
         balance_weights: by value, how often instead, such as ``{"CT": 1, "MR": 2}``; 1 for those that are not named.
         last_step: what is done with each crop after `transform`, such as `bundle.masking.WideField`.
+        hash_names: whether the log has digests of the values of `balance`.
 
     Raises:
         UserError: if the volumes have no such column, a weight does not fit, there are weights without a column, or
@@ -185,6 +186,7 @@ class CropDataset(Dataset[dict[str, Any]]):
         balance: str | None = None,
         balance_weights: Mapping[str, float] | None = None,
         last_step: LastStep | None = None,
+        hash_names: bool = False,
     ) -> None:
         self.data, self.transform, self.seed = list(data), transform, seed
         self.keys, self.last_step = tuple(keys), last_step
@@ -197,7 +199,7 @@ class CropDataset(Dataset[dict[str, Any]]):
             first.report(self.data)
         self.order: VolumeOrder
         if balance is not None:
-            self.order = balanced_order(self.data, balance, balance_weights, seed)
+            self.order = balanced_order(self.data, balance, balance_weights, seed, hash_names=hash_names)
         elif balance_weights:
             raise UserError("--balance_weights needs the column of their values: give --balance too, such as modality")
         elif shuffle:

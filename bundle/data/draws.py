@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from bundle.data.names import name_digest
 from bundle.data.prepared_volume import PreparedVolume
 from bundle.data.printable import counted
 from bundle.errors import UserError
@@ -146,7 +147,12 @@ def volume_columns(volume: PreparedVolume) -> dict[str, Any]:
 
 
 def balanced_order(
-    volumes: Sequence[PreparedVolume], column: str, weights: Mapping[str, float] | None, seed: int
+    volumes: Sequence[PreparedVolume],
+    column: str,
+    weights: Mapping[str, float] | None,
+    seed: int,
+    *,
+    hash_names: bool = False,
 ) -> BalancedOrder:
     """The order in which every value of a column is drawn equally often, or as often as its weight says.
 
@@ -155,6 +161,7 @@ def balanced_order(
         column: one of those of `volume_columns`.
         weights: by value, in any unit; a value that is not named has weight 1.
         seed: of the run.
+        hash_names: whether the log has digests of the values, which may be names of folders.
 
     Raises:
         UserError: if the volumes have no such column, or a weight fits none of them or cannot work.
@@ -165,19 +172,21 @@ def balanced_order(
         raise UserError(f"--balance {column} is no column of these volumes: give one of {', '.join(common)}")
     values = [str(columns[column]) for columns in known]
     counts = {value: values.count(value) for value in sorted(set(values))}
-    shares = _shares(counts, column, dict(weights or {}))
+    is_shown = column != "group" and (column == "modality" or not hash_names)
+    shares = _shares(counts, column, dict(weights or {}), is_shown=is_shown)
     if column == "group":  # a patient's digest stays in memory
         logger.info("balance group: %d groups are drawn equally often, unless they have weights", len(counts))
     else:
-        told = [f"{value} {shares[value]:.1%} ({counted(number, 'volume')})" for value, number in counts.items()]
+        names = {value: value if is_shown else name_digest(value) for value in counts}
+        told = [f"{names[value]} {shares[value]:.1%} ({counted(number, 'volume')})" for value, number in counts.items()]
         more = [f"and {len(told) - _SHOWN} more"] if len(told) > _SHOWN else []
         logger.info("balance %s, shares of the crops: %s", column, ", ".join(told[:_SHOWN] + more))
     return BalancedOrder(values, shares, seed)
 
 
-def _shares(counts: Mapping[str, int], column: str, weights: Mapping[str, Any]) -> dict[str, float]:
+def _shares(counts: Mapping[str, int], column: str, weights: Mapping[str, Any], *, is_shown: bool) -> dict[str, float]:
     given = {str(value): weight for value, weight in weights.items()}
-    known = [] if column == "group" else list(counts)[:_SHOWN]
+    known = list(counts)[:_SHOWN] if is_shown else []
     for value, weight in given.items():
         if value not in counts:
             raise UserError(

@@ -111,6 +111,7 @@ class RunCheckpoint:
         self.volumes_may_change = volumes_may_change
         self.request = StopRequest(save_minutes)
         self._random_states: list[dict[str, Any]] = []
+        self._stops = False  # with the present epoch
 
     def attach(self, engine: Engine) -> None:
         """Registers with the trainer."""
@@ -118,6 +119,7 @@ class RunCheckpoint:
             engine.add_event_handler(Events.STARTED, self._resume)
             engine.add_event_handler(Events.GET_BATCH_STARTED, self._restore_again)
         engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.EPOCH_STARTED, self._before_epoch)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._after_step)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._after_epoch)
         engine.add_event_handler(Events.COMPLETED, self._end)
@@ -140,20 +142,24 @@ class RunCheckpoint:
 
     def _after_epoch(self, engine: Engine) -> None:
         self._save(engine)
-        if engine.state.epoch < engine.state.max_epochs and self.request.agree().stop:
-            self._stop(engine)
+        self._stops = engine.state.epoch < engine.state.max_epochs and self.request.agree().stop
+
+    def _before_epoch(self, engine: Engine) -> None:
+        """Stops after an epoch, when all that comes after its checkpoint is done, such as the product."""
+        if self._stops:
+            self._stop(engine, epoch=engine.state.epoch - 1)
 
     def _save(self, engine: Engine) -> None:
         """The checkpoint of a whole epoch."""
         is_best = self._update_best(engine.state.epoch)
         self._write(engine, epoch=engine.state.epoch, is_best=is_best)
 
-    def _stop(self, engine: Engine) -> None:
+    def _stop(self, engine: Engine, epoch: int | None = None) -> None:
         self.request.wait_for_all()
         received = self.request.received
         self.request.end(deaf=True)
         what = "another process" if received is None else received.name
-        where = f"epoch {engine.state.epoch}, iteration {engine.state.iteration}"
+        where = f"epoch {engine.state.epoch if epoch is None else epoch}, iteration {engine.state.iteration}"
         raise Preempted(
             f"stopped by {what} in {where}: {self.run_folder.last_checkpoint} is written, go on with --resume"
             if is_main_rank()
@@ -293,6 +299,9 @@ def _load_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
     settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(saved)
     for group, present in zip(optimizer.param_groups, settings, strict=True):
+        if not group["initial_lr"]:  # of a rate of 0 no share of the schedule is known: it takes its present place
+            group.update(present)
+            continue
         change = present["initial_lr"] / group["initial_lr"]  # exactly 1 if nothing was changed
         group.update(present, lr=group["lr"] * change)
 

@@ -87,7 +87,7 @@ class ExportEncoder:
             logger.info("%s is not that of epoch %d: writing it again", self.model_files.weights, engine.state.epoch)
             self._write(engine)
             self._publish(engine)
-        elif not self.published.exists():
+        elif self.replace_model or not self.published.exists():
             self._publish(engine)
 
     def _is_written(self, engine: Engine) -> bool:

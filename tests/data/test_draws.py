@@ -16,6 +16,7 @@ from monai.transforms import Compose
 
 from bundle.data import CropDataset, PlainStore, PreparedVolume, repeat_unless_named
 from bundle.data.draws import BalancedOrder, ShuffledOrder, balanced_order
+from bundle.data.names import name_digest
 from bundle.errors import UserError
 
 
@@ -130,6 +131,17 @@ def test_the_log_tells_the_shares_but_no_group(caplog: pytest.LogCaptureFixture)
     assert "balance modality, shares of the crops: CT 25.0% (9 volumes), MR 75.0% (1 volume)" in caplog.text
     balanced_order([volume(n, group=f"digest{n}") for n in range(3)], "group", None, seed=0)
     assert "balance group: 3 groups" in caplog.text and "digest" not in caplog.text
+
+
+def test_with_hashed_names_no_folder_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="bundle")
+    volumes = [volume(n, folder=f"Doe^Jane {n}") for n in range(3)]
+    weights = {"Doe^Jane 1": 2}
+    CropDataset(data=volumes, transform=Compose([]), balance="folder", balance_weights=weights, hash_names=True)
+    assert f"{name_digest('Doe^Jane 1')} 50.0% (1 volume)" in caplog.text
+    with pytest.raises(UserError) as caught:
+        CropDataset(data=volumes, transform=Compose([]), balance="folder", balance_weights={"x": 1}, hash_names=True)
+    assert "Doe" not in caplog.text + str(caught.value)
 
 
 def test_volumes_of_rare_kinds_are_there_several_times() -> None:

@@ -189,3 +189,11 @@ def test_a_damaged_or_foreign_checkpoint_is_an_error_with_a_remedy(tmp_path, dam
         torch.save({"state_dict": {}} if damage == "foreign" else [1], path)
     with pytest.raises(UserError, match=r"last.pt is .*resume another run"):
         train(tmp_path, epochs=2, resume=True)
+
+
+def test_a_run_goes_on_from_a_part_that_had_no_rate(tmp_path):
+    train(tmp_path, epochs=2, lr=0.0)
+    _, trainer, _ = train(tmp_path, epochs=4, resume=True, lr=0.02)
+    _, whole, _ = train(tmp_path / "whole", epochs=4, lr=0.02)
+    assert trainer.optimizer.param_groups[0]["initial_lr"] == 0.02
+    assert trainer.optimizer.param_groups[0]["lr"] == whole.optimizer.param_groups[0]["lr"]

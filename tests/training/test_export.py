@@ -4,6 +4,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import logging
 
 import pytest
 import torch
@@ -62,6 +63,7 @@ def test_the_settings_name_the_projects_version_and_the_levels(tmp_path):
 
 
 def test_a_published_model_stays_and_the_log_says_how_to_replace_it(tmp_path, caplog):
+    caplog.set_level(logging.INFO, logger="bundle")
     first = train(tmp_path)
     second = train(tmp_path, seed=1)
     assert_is(tmp_path / "models" / "model.pt", first)

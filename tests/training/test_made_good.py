@@ -39,13 +39,14 @@ def split(training=("a", "b"), validation=("c",)) -> SimpleNamespace:
 
 
 def train(
-    path: Path, epochs: int = 2, *, resume: bool = False, kill: str = "", best: bool = False, volumes=None, **options
-):
+    path: Path, epochs: int = 2, *, resume: bool = False, kill: str = "", best: bool = False, volumes=None,
+    replace_model: bool = False, **options,
+):  # fmt: skip
     """Trains the toy; `kill` names the handler before which the last epoch ends."""
     folder, network = RunFolder(path / "run", resumed=resume), ToyNetwork()
     optimizer = SGD(network.parameters(), lr=0.1)
     product = ExportBest(run_folder=folder, settings={}) if best else ExportEncoder(
-        run_folder=folder, network=network, models_dir=path / "models", settings={},
+        run_folder=folder, network=network, models_dir=path / "models", settings={}, replace_model=replace_model,
     )  # fmt: skip
     handlers = {
         "record": RecordConfig(folder),
@@ -102,6 +103,16 @@ def test_a_kill_between_the_last_checkpoint_and_the_end_is_made_good(tmp_path: P
     assert trainer.state.iteration == 8, "nothing more is trained"
     assert_is_whole(tmp_path)
     assert (tmp_path / "models/model.pt").read_bytes() == (tmp_path / "run/model.pt").read_bytes()
+
+
+def test_a_finished_run_is_published_when_asked(tmp_path: Path):
+    (tmp_path / "models").mkdir(parents=True)
+    (tmp_path / "models/model.pt").write_bytes(b"another model")
+    train(tmp_path)
+    assert (tmp_path / "models/model.pt").read_bytes() == b"another model"
+    train(tmp_path, resume=True, replace_model=True)
+    assert (tmp_path / "models/model.pt").read_bytes() == (tmp_path / "run/model.pt").read_bytes()
+    assert (tmp_path / "models/model_previous.pt").read_bytes() == b"another model"
 
 
 @pytest.mark.parametrize("loss", ["model.pt", "model.json", "stale", "other", "summary.md", "old summary"])

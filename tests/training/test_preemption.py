@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from bundle.data import DrawSampler
 from bundle.errors import Preempted, Terminated, UserError
 from bundle.runs.folder import RunFolder
 from bundle.runs.watch import told_to_end
-from bundle.training import History, RunCheckpoint, Scalars, SetSamplerEpoch
+from bundle.training import ExportEncoder, History, RunCheckpoint, Scalars, SetSamplerEpoch
 from bundle.training.history import read_history
 
 from .toy import ToyCrops, ToyNetwork, toy_evaluator, toy_trainer
@@ -61,6 +62,7 @@ def train(
         SetSamplerEpoch(loader), Scalars(name="train", optimizer=optimizer),
         LrScheduleHandler(schedule, print_lr=False, epoch_level=False), ValidationHandler(1, evaluator),
         History(run_folder=folder, validator=evaluator), checkpoint,
+        ExportEncoder(run_folder=folder, network=network, models_dir=path / "models", settings={}),
     ]  # fmt: skip
     trainer = toy_trainer(network, optimizer, loader, 3, handlers)
     losses = {}
@@ -127,6 +129,7 @@ def test_in_the_last_step_of_an_epoch_it_is_validated_first(tmp_path: Path, whol
         train(tmp_path, at={8: send(signal.SIGTERM)})
     saved = torch.load(tmp_path / "checkpoints/last.pt", weights_only=True)
     assert (saved["epoch"], saved["iteration"], saved["gathered"]) == (2, 8, [])
+    assert json.loads((tmp_path / "model.json").read_text())["iterations"] == 8, "the product is of that epoch"
     assert len(read_history(tmp_path / "metrics.csv")) == 2
     assert_goes_on_as_if_never_stopped(tmp_path, whole, 9)
 

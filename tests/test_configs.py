@@ -113,3 +113,18 @@ def test_no_target_is_also_a_module():
 def _is_module(target: str) -> bool:
     room, _, name = target.rpartition(".")
     return (ROOT / room.replace(".", "/") / f"{name}.py").exists()
+
+
+@pytest.mark.parametrize("more", ["levels_wide", "appearance_regions"])
+@pytest.mark.parametrize("is_first", [False, True])
+def test_reconstruction_alone_leaves_what_other_configs_set(more: str, is_first: bool) -> None:
+    """None of two files takes back what the other one has set, in any order."""
+    names = ["objective_reconstruction", more]
+    parser = ConfigParser()
+    parser.read_config([ROOT / "configs" / f"{name}.yaml" for name in ["train", *(names[::-1] if is_first else names)]])
+    steps = [step for step in parser["train"]["preprocessing"]["transforms"] if not step.get("_disabled_")]
+    found = [step["_target_"].rpartition(".")[2] for step in steps]
+    first = "RandWideCropd" if more == "levels_wide" else "RandForegroundCropd"
+    last = ["RandRegionAppearanced", "RandSimulateLowResolutiond"] if more == "appearance_regions" else []
+    assert found == [first, "Compose", "CopyItemsd", *last]
+    assert [step["_target_"] for step in steps[1]["transforms"]] == ["monai.transforms.RandFlipd"] * 3

@@ -117,30 +117,35 @@ class PretextClassesd(MapTransform):
 
     Args:
         keys: of the image.
-        classes: fitted ones.
+        classes: fitted ones; None adds nothing.
         name: key of the result.
 
     Raises:
         UserError: if the crop does not say where it lies.
     """
 
-    def __init__(self, keys: KeysCollection = "image", *, classes: PretextClasses, name: str = "pretext_class") -> None:
+    def __init__(
+        self, keys: KeysCollection = "image", *, classes: PretextClasses | None, name: str = "pretext_class"
+    ) -> None:
         super().__init__(keys)
         self.classes, self.name = classes, name
         self._strange: set[str] = set()
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
+        if self.classes is None:
+            return item
         if _PLACE not in item:
             raise UserError("pretext classes need the place of the crop: set place_key: place in RandForegroundCropd")
         image, body = item[self.first_key(item)].as_subclass(Tensor), item["foreground"].as_subclass(Tensor)
-        features = voxel_features(image, self._levels(item["modality"], image[:1][body > 0]), item[_PLACE])
+        levels = self._levels(self.classes, item["modality"], image[:1][body > 0])
+        features = voxel_features(image, levels, item[_PLACE])
         item[self.name] = self.classes.classify(features, body)
         return item
 
-    def _levels(self, modality: str, inside: Tensor) -> Sequence[float]:
-        if modality in self.classes.levels:
-            return self.classes.levels[modality]
+    def _levels(self, classes: PretextClasses, modality: str, inside: Tensor) -> Sequence[float]:
+        if modality in classes.levels:
+            return classes.levels[modality]
         if modality not in self._strange:
             self._strange.add(modality)
             logger.warning("pretext classes were made from no %s: each crop of it is ranked by itself", modality)
@@ -201,13 +206,22 @@ def fit_pretext_classes(
             fitted = _fit(crops, classes, voxels_per_crop, place_weight, seed)
             with replace_file(file) as temporary:
                 temporary.write_text(json.dumps(asdict(fitted), indent=1))
-        shared = [PretextClasses(**json.loads(file.read_text()))]
+        shared = [_read(file)]
     if is_distributed():
         dist.broadcast_object_list(shared, src=0)
     found: PretextClasses = shared[0]
     if found.count != classes:
         raise UserError(f"{file} has {found.count} classes and the config asks for {classes}: set both alike")
     return found
+
+
+def _read(file: Path) -> PretextClasses:
+    try:
+        return PretextClasses(**json.loads(file.read_text()))
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{file} is damaged, and the run cannot go on without its classes: put a copy there, or start a new run"
+        ) from error
 
 
 def _choose(volumes: Sequence[PreparedVolume], most: int, seed: int) -> list[PreparedVolume]:

@@ -103,8 +103,8 @@ _RULES: dict[str, _Rule] = {
     "output_dir": _Rule(_is_path, "a folder; one that is called by a number as ./2026", or_null=True),
     "cache_dir": _PATH,
     "weights": _PATH,
-    "init_from": _Rule(lambda value: _is_path(value) and Path(value).exists(),
-                       "a run's folder or a file of weights, which must exist", or_null=True),
+    "init_from": _Rule(lambda value: _is_path(value) and any(Path(value, file).is_file() for file in ("", "model.pt")),
+                       "a run's folder, which has a model.pt, or a file of weights", or_null=True),
     "epochs": _COUNT,
     "steps_per_epoch": _COUNT,
     "batch_size": _COUNT,
@@ -173,12 +173,18 @@ _RULES: dict[str, _Rule] = {
 #: arguments of MONAI's encoders, and of every objective
 _ENCODER_RULES = {
     "init_filters": _COUNT,
-    "blocks_down": _Rule(lambda value: _is_filled(value) and all(map(_COUNT_OR_0.fits, value)),
+    "blocks_down": _Rule(lambda value: _is_filled(value) and len(value) > 1 and all(map(_COUNT_OR_0.fits, value)),
                          "the number of blocks of each level, such as [1, 2, 2, 4, 4]"),
     "norm": _Rule(_is_norm, f"one of {', '.join(Norm.names).lower()}, or that with its arguments, such as "
                             "[instance, {affine: true}]"),
 }  # fmt: skip
 _OBJECTIVE_RULES = {"weight": _FROM_0}
+_LOSS_RULES = {
+    "level_weights": _Rule(lambda value: _is_filled(value) and all(map(_FROM_0.fits, value)),
+                           "numbers from 0, such as [1, 0.5, 0.5]"),
+}  # fmt: skip
+#: null has a meaning only where a config has it
+_NULL_BY_DEFAULT = ("seed", "lr")
 
 
 def read_defaults(files: Sequence[Path]) -> dict[str, Any]:
@@ -205,14 +211,34 @@ def check_settings(config: Mapping[str, Any], defaults: Mapping[str, Any] | None
             _check(name, config[name], rule)
     for name, rule, value in (*_list_arguments(config), *_list_kinds(defaults or {}, config)):
         _check(name, value, rule)
+    for name in _NULL_BY_DEFAULT:
+        if name in config and config[name] is None and (defaults or {}).get(name) is not None:
+            raise UserError(f"--{name} None cannot work: give {_RULES[name].wanted}")
+    _check_together(config)
+
+
+def _check_together(config: Mapping[str, Any]) -> None:
+    """Refuses settings of which one needs another, which is not there."""
     if config.get("balance_weights") and "balance" in config and not config["balance"]:
         raise UserError("--balance_weights needs the column of their values: give --balance too, such as modality")
+    if "mask_weight" in config and "weight_maps" in config:
+        uses_maps, has_maps = config["mask_weight"] == "weight_map", config["weight_maps"] is not None
+        if uses_maps and not has_maps:
+            raise UserError("--mask_weight weight_map needs the maps: give their folder as --weight_maps")
+        if has_maps and not uses_maps:
+            raise UserError("--weight_maps has no effect by itself: give --mask_weight weight_map too, or leave it out")
+    network = config.get("network_def")
+    if config.get("alignment_warmup") and isinstance(network, Mapping) and network.get("alignment", "") is None:
+        raise UserError(
+            "--alignment_warmup has no effect without an alignment: add a config of one, such as alignment_plain.yaml, "
+            "or leave it out"
+        )
 
 
 def _list_arguments(config: Mapping[str, Any]) -> Iterator[tuple[str, _Rule, Any]]:
-    """The arguments of the encoder and of the objectives that have a rule: their ids, their rules and their values."""
+    """The arguments of components that have a rule: their ids, their rules and their values."""
     encoder, objectives = config.get("encoder"), config.get("objectives")
-    parts: dict[str, tuple[Any, dict[str, _Rule]]] = {}
+    parts: dict[str, tuple[Any, dict[str, _Rule]]] = {"loss": (config.get("loss"), _LOSS_RULES)}
     if isinstance(encoder, Mapping) and "." not in str(encoder.get("name", ".")):  # another's may take what it likes
         parts["encoder"] = (encoder, _ENCODER_RULES)
     if isinstance(objectives, Mapping):

@@ -32,6 +32,8 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
         picked = torch.device(device)
     except RuntimeError:
         raise UserError(f'unknown device "{device}": use --device auto, cpu, cuda or cuda:0') from None
+    if picked.type not in ("cpu", "cuda"):
+        raise UserError(f'device "{device}" has never been tried here: use --device auto, cpu, cuda or cuda:0')
     if picked.type != "cuda":
         return picked
 

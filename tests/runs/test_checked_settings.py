@@ -95,7 +95,7 @@ def test_a_setting_that_cannot_work_is_one_line_with_what_would(name: str, value
      {"lr": {"_target_": "builtins.float"}}, {"weight_decay": 0}, {"max_gradient_norm": 1.0e-3},
      {"warmup_epochs": None}, {"spacing": [1, 1, None]}, {"spacing": "own"}, {"crop_size": ["$2 * @side", 8, 8]},
      {"mask_ratio": [0.6, 0.9]}, {"mask_weight": "foreground"},
-     {"classes": ["a"]}, {"init_from": "."}, {"dataset_dir": Path("a")},
+     {"classes": ["a"]}, {"init_from": __file__}, {"dataset_dir": Path("a")},
      {"mr_percentiles": [0, 100]}, {"balance_weights": {"CT": 1}}, {"include": "*_seg*"}, {"ct_window": (-160, 240)}],
     ids=str,
 )  # fmt: skip
@@ -121,6 +121,45 @@ def test_a_weight_of_an_objective_that_cannot_work_is_one_line(weight: object):
     check_settings({"objectives": {"pretext": {"weight": 0.5}, "decorrelation": None}})
     with pytest.raises(UserError, match=r"^--objectives#pretext#weight .* cannot work: give a number from 0"):
         check_settings({"objectives": {"pretext": {"weight": weight}}})
+
+
+@pytest.mark.parametrize("value", [0.1, [], [1, -1], "1"])
+def test_weights_of_levels_that_cannot_work_are_one_line(value: object):
+    check_settings({"loss": {"level_weights": [1, 0.5]}})
+    with pytest.raises(UserError, match=r"^--loss#level_weights .* cannot work: give numbers from 0"):
+        check_settings({"loss": {"level_weights": value}})
+
+
+@pytest.mark.parametrize("name", ["seed", "lr"])
+def test_null_is_refused_where_the_config_has_no_meaning_for_it(name: str):
+    check_settings({name: None}, {name: None})
+    with pytest.raises(UserError, match=rf"^--{name} None cannot work: give a "):
+        check_settings({name: None}, {name: 1})
+
+
+def test_a_folder_without_weights_is_no_start(tmp_path: Path):
+    with pytest.raises(UserError, match=r"^--init_from .* cannot work: give a run's folder, which has a model.pt"):
+        check_settings({"init_from": str(tmp_path)})
+    (tmp_path / "model.pt").touch()
+    check_settings({"init_from": str(tmp_path)})
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"mask_weight": "weight_map", "weight_maps": None}, "--mask_weight weight_map needs the maps"),
+        ({"mask_weight": "foreground", "weight_maps": "maps"}, "--weight_maps has no effect by itself"),
+        ({"alignment_warmup": 3, "network_def": {"alignment": None}}, "--alignment_warmup has no effect without an"),
+    ],
+)
+def test_what_needs_another_setting_says_so(config: dict, said: str):
+    with pytest.raises(UserError, match=f"^{said}"):
+        check_settings(config)
+
+
+def test_what_is_set_together_passes():
+    check_settings({"mask_weight": "weight_map", "weight_maps": "maps"})
+    check_settings({"alignment_warmup": 3, "network_def": {"alignment": "@alignment_heads"}})
 
 
 def test_weights_of_a_column_need_the_column():

@@ -42,6 +42,12 @@ def test_a_gpu_beyond_the_count_is_an_error(two_gpus):
         pick_device("cuda:9")
 
 
+@pytest.mark.parametrize("name", ["mps", "meta", "xpu:0"])
+def test_a_device_that_was_never_tried_is_an_error(name: str):
+    with pytest.raises(UserError, match=f'device "{name}" has never been tried here: use --device auto, cpu'):
+        pick_device(name)
+
+
 def test_an_unknown_device_is_an_error():
     with pytest.raises(UserError, match='unknown device "gpu"'):
         pick_device("gpu")

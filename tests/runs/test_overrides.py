@@ -18,6 +18,7 @@ BASE = {
     "epochs": 3,
     "lr": 1.0e-3,
     "table": {},
+    "spacing": [1, 1, 1],
     "network": {"_target_": "monai.networks.nets.BasicUNet", "in_channels": 1, "features": [4, 4, 4, 4, 4, 4]},
     "train": {"handlers": [{"_target_": "monai.handlers.StatsHandler", "name": "x"}], "trainer": {"steps": 1}},
     "initialize": [{"_target_": "bundle.runs.start_run", "device": "cpu"}],
@@ -152,16 +153,18 @@ def test_the_command_line_and_an_args_file_say_it_in_one_line(configs, tmp_path)
 
 
 def test_an_option_of_none_is_set_where_monai_drops_it(configs):
-    done = create_workflow(config_file=str(configs / "train.yaml"), lr=None, workflow_type="train", run_id="training")
-    assert done.parser.get_parsed_content("lr") is None and done.parser.get_parsed_content("epochs") == 3
+    done = create_workflow(
+        config_file=str(configs / "train.yaml"), spacing=None, workflow_type="train", run_id="training"
+    )
+    assert done.parser.get_parsed_content("spacing") is None and done.parser.get_parsed_content("epochs") == 3
 
 
 def test_null_is_none_as_in_a_config(configs):
     """A command line makes a text of it, alone and in a list or mapping."""
     network = {**BASE["network"], "dropout": "null"}
-    given = {"lr": "null", "network": network, "network#features": ["null", 4], "network#in_channels": "null"}
+    given = {"spacing": "null", "network": network, "network#features": ["null", 4], "network#in_channels": "null"}
     done = create_workflow(config_file=str(configs / "train.yaml"), workflow_type="train", run_id="training", **given)
-    assert done.parser["lr"] is None
+    assert done.parser["spacing"] is None
     expected = {**BASE["network"], "dropout": None, "features": [None, 4], "in_channels": None}
     assert done.parser["network"] == expected
 

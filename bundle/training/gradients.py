@@ -65,7 +65,7 @@ class ClipGradients:
         if self._all_finite is not None and not self._all_finite.item():
             raise UserError(
                 f"the gradient is not finite in epoch {engine.state.epoch}, iteration {engine.state.iteration}: "
-                "continue from the last epoch with --resume and a lower --lr"
+                "go on from the last checkpoint with --resume, or start again if there is none, with a lower --lr"
             )
 
 

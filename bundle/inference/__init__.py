@@ -3,7 +3,7 @@
 
 from bundle.inference.evaluator import VolumeEvaluator
 from bundle.inference.grid import NoteOwnGridd, OwnGrid, ToPlainScand, own_grid
-from bundle.inference.load_image import LoadImageAsTrainedd, list_items
+from bundle.inference.load_image import LoadImageAsTrainedd
 from bundle.inference.manifest import Manifest
 from bundle.inference.nifti import write_nifti
 from bundle.inference.output import OutputFolder
@@ -28,7 +28,6 @@ __all__ = [
     "ToPlainScand",
     "VolumeDataset",
     "VolumeEvaluator",
-    "list_items",
     "list_volumes",
     "own_grid",
     "start_inference",

@@ -17,29 +17,9 @@ from monai.utils import MetaKeys, SpaceKeys
 from bundle.data.find import find_listed
 from bundle.data.label_maps import refuse_label_map
 from bundle.data.read import read_channels
-from bundle.errors import UserError, VolumeError
-from bundle.inference.volumes import list_volumes
+from bundle.errors import VolumeError
 
-__all__ = ["LoadImageAsTrainedd", "list_items"]
-
-
-def list_items(dataset_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The scans of a folder or a data list, for `LoadImageAsTrainedd`; label maps among them are left out.
-
-    Args:
-        dataset_dir: as for `bundle.data.find_scans`.
-
-    Returns:
-        For each scan what `bundle.data.FoundVolume.to_item` gives, and `filename`: a path below `dataset_dir` after
-        which MONAI's `SaveImaged` names the result.
-
-    Raises:
-        UserError: if nothing is there to be segmented.
-    """
-    found = [volume for volume in list_volumes(dataset_dir) if not any(volume.left_out)]
-    if not found:
-        raise UserError(f"--dataset_dir {os.fspath(dataset_dir)} holds label maps only: give a folder of scans")
-    return [{**volume.to_item(), "filename": os.fspath(Path(dataset_dir, f"{volume.name}.nii.gz"))} for volume in found]
+__all__ = ["LoadImageAsTrainedd"]
 
 
 class LoadImageAsTrainedd(LoadImaged):

@@ -7,7 +7,7 @@ from bundle.prediction.fine_tuned import FineTuned
 from bundle.prediction.folder import PredictionFolder
 from bundle.prediction.predict_first import labelled_scans, predicted_folder, seen_in_training, told_by_model
 from bundle.prediction.report import TableReport
-from bundle.prediction.scans import list_scans
+from bundle.prediction.scans import list_items, list_scans
 from bundle.prediction.table import PredictionTables
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "ScanEvaluator",
     "TableReport",
     "labelled_scans",
+    "list_items",
     "list_scans",
     "pick_mirrors",
     "predicted_folder",

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from bundle.data import FoundVolume, find_scans
 from bundle.data.dataset_json import PARTS, check_part
@@ -17,7 +18,7 @@ from bundle.data.names import without_ending
 from bundle.data.safe_names import name_results
 from bundle.errors import UserError
 
-__all__ = ["find_scans_to_predict", "list_scans"]
+__all__ = ["find_scans_to_predict", "list_items", "list_scans"]
 
 _CHANNEL = re.compile(r"_(\d{4})$")  # nnU-Net's number of the channel
 
@@ -48,6 +49,27 @@ def list_scans(
     """
     found = find_scans_to_predict(dataset_dir, channels=channels, include=include, where=where, part=part)
     return name_results(found, hash_names=hash_names, files=files)
+
+
+def list_items(dataset_dir: str | os.PathLike[str], *, channels: int = 1) -> list[dict[str, Any]]:
+    """The scans of `find_scans_to_predict`, for `bundle.inference.LoadImageAsTrainedd`; label maps are left out.
+
+    Args:
+        dataset_dir: as for `find_scans_to_predict`.
+        channels: as for `find_scans_to_predict`.
+
+    Returns:
+        For each scan what `bundle.data.FoundVolume.to_item` gives, and `filename`: a path below `dataset_dir` after
+        which MONAI's `SaveImaged` names the result.
+
+    Raises:
+        UserError: if nothing is there to be segmented.
+    """
+    scans = list_scans(dataset_dir, channels=channels)
+    found = [scan for scan in scans if not any(scan.left_out)]
+    if not found:
+        raise UserError(f"--dataset_dir {os.fspath(dataset_dir)} holds label maps only: give a folder of scans")
+    return [{**scan.to_item(), "filename": os.fspath(Path(dataset_dir, f"{scan.name}.nii.gz"))} for scan in found]
 
 
 def find_scans_to_predict(

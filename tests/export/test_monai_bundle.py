@@ -362,6 +362,14 @@ def test_several_channels_of_mr_are_prepared_by_this_package(mr_run: Path, brain
     segment(bundle, scans, tmp_path / "out")
     item = {"image": [str(scans / "head.nii.gz")], "name": "head", "modality": ""}
     assert compare(FinishedRun.read(mr_run), item, tmp_path / "out/head_seg.nii.gz") >= 0.9999
+    cases = tmp_path / "cases"
+    cases.mkdir()
+    files = [cases / f"head_{number:04d}.nii.gz" for number in range(2)]  # as nnU-Net names them
+    for image, file in zip(brain, files, strict=True):
+        nibabel.save(image, file)
+    segment(bundle, cases, tmp_path / "other")
+    item = {"image": [str(files[0])], "channels": [[str(files[1])]], "name": "head", "modality": ""}
+    assert compare(FinishedRun.read(mr_run), item, tmp_path / "other/head_seg.nii.gz") >= 0.9999
 
 
 def test_the_command_runs_from_inside_the_bundle(ct_bundle: Path, body, tmp_path: Path):
@@ -441,10 +449,25 @@ def test_a_folder_without_scans_is_an_error(ct_bundle: Path, tmp_path: Path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(RuntimeError) as caught:
         segment(ct_bundle, tmp_path / "empty", tmp_path / "out")
-    told: BaseException | None = caught.value
+    assert "empty/a NIfTI, NRRD or MetaImage file" in lacking(caught.value)
+
+
+def lacking(told: BaseException | None) -> str:
+    """What MONAI's own config says that there is not."""
     while told is not None and not isinstance(told, FileNotFoundError):
         told = told.__cause__
-    assert "empty/a NIfTI, NRRD or MetaImage file" in str(told)
+    return str(told)
+
+
+def test_monai_alone_takes_no_results_for_scans_and_no_two_scans_of_one_name(ct_bundle: Path, body, tmp_path: Path):
+    nibabel.save(body[0], tmp_path / "scan.nii.gz")
+    for _ in range(2):
+        segment(ct_bundle, tmp_path, tmp_path / "out")
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["scan_seg.nii.gz"]
+    nibabel.save(body[0], tmp_path / "scan.nii")
+    with pytest.raises(RuntimeError) as caught:
+        segment(ct_bundle, tmp_path, tmp_path / "out")
+    assert "other names, as the results of two files would have the same one" in lacking(caught.value)
 
 
 def test_a_scan_that_cannot_be_read_is_named(mr_run: Path, tmp_path: Path):

@@ -57,7 +57,7 @@ def inference_config(run: FinishedRun, *, components: str) -> dict[str, Any]:
         "num_workers": 0,
         "sw_batch_size": 2,
         "overlap": 0.5,
-        "datalist": _files_below() if by_monai else _items_below(),
+        "datalist": _files_below() if by_monai else _items_below(run.in_channels),
         "network_def": {"_target_": arguments.pop("name"), **arguments},
         "network": "$@network_def.to(@device)",
         "preprocessing": _compose(_prepare_by_monai(run) if by_monai else _prepare_by_package(run)),
@@ -97,7 +97,7 @@ def inference_config(run: FinishedRun, *, components: str) -> dict[str, Any]:
             "amp": False,
         },
         "initialize": [
-            *([] if by_monai else [{"_target_": "bundle.errors.install_excepthook"}]),
+            _one_of_each_name() if by_monai else {"_target_": "bundle.errors.install_excepthook"},
             "$monai.utils.set_determinism(seed=0)",
         ],
         "run": ["$@evaluator.run()"],
@@ -109,13 +109,25 @@ def _compose(transforms: list[Transform]) -> Transform:
 
 
 def _files_below() -> str:
-    """The files of a folder that MONAI reads; no characters of its name have a meaning. Without one it is an error."""
-    listed = f"sorted(str(f) for f in pathlib.Path(@dataset_dir).rglob('*') if f.name.lower().endswith({_FILES}))"
+    """The files of a folder that MONAI reads; no characters of its name have a meaning. Without one it is an error.
+
+    Results of an earlier run are none of them.
+    """
+    is_scan = f"f.name.lower().endswith({_FILES}) and not f.name.lower().endswith('_seg.nii.gz')"
+    is_outside = "pathlib.Path(@output_dir).resolve() not in f.resolve().parents"
+    listed = f"sorted(str(f) for f in pathlib.Path(@dataset_dir).rglob('*') if {is_scan} and {is_outside})"
     return f"${listed} or pathlib.Path(@dataset_dir, 'a NIfTI, NRRD or MetaImage file').resolve(strict=True)"
 
 
-def _items_below() -> Transform:
-    return {"_target_": "bundle.inference.list_items", "dataset_dir": "@dataset_dir"}
+def _one_of_each_name() -> str:
+    """Two files whose results would have one name are an error, told as MONAI's own configs can."""
+    names = "set(f.removesuffix('.gz').removesuffix('.GZ').rpartition('.')[0] for f in @datalist)"
+    asked = "other names, as the results of two files would have the same one"
+    return f"$len({names}) == len(@datalist) or pathlib.Path(@dataset_dir, '{asked}').resolve(strict=True)"
+
+
+def _items_below(channels: int) -> Transform:
+    return {"_target_": "bundle.prediction.list_items", "dataset_dir": "@dataset_dir", "channels": channels}
 
 
 def _data(by_monai: bool) -> str:

@@ -32,6 +32,7 @@ from bundle.errors import UserError
 __all__ = ["VOLUME_SUFFIXES", "find_listed", "find_volumes", "modality_named", "volume_files"]
 
 VOLUME_SUFFIXES = SUFFIXES
+_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".7z", ".rar", ".dcm.gz")
 
 
 def find_volumes(
@@ -76,6 +77,11 @@ def find_volumes(
         raise UserError(f"--dataset_dir {root} is a file: give its folder, a json that lists volumes, or an index")
     else:
         volumes = []
+    if not volumes and root.is_dir() and (packed := _packed(root)):
+        raise UserError(
+            f"--dataset_dir {root} holds no volume but {len(packed)} archive(s), such as {printable(packed[0].name)}: "
+            "unpack them"
+        )
     if not volumes:
         missing = "holds no NIfTI or NRRD file and no DICOM series of CT or MR" if root.exists() else "does not exist"
         raise UserError(
@@ -89,6 +95,11 @@ def volume_files(root: Path) -> list[Path]:
     """The files in a folder and its subfolders that hold one volume each, by their names; hidden ones are left out."""
     files = (path for _, files in walk_folders(root) for path in files)
     return sorted(filter(holds_a_volume, files))
+
+
+def _packed(root: Path) -> list[Path]:
+    """Archives in a folder, which are not looked into."""
+    return [path for _, files in walk_folders(root) for path in files if path.name.lower().endswith(_ARCHIVES)]
 
 
 def _image_files(root: Path) -> Iterator[FoundVolume]:

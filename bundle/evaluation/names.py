@@ -18,6 +18,7 @@ from bundle.evaluation.tables import read_table
 __all__ = ["case_name", "match_names", "skipped_reasons"]
 
 _CHANNEL = re.compile(r"_\d{4}$")  # nnU-Net's number of the channel
+_WORD = re.compile(r"[_-](?:seg|segmentation|pred|prediction|mask|label)$", re.IGNORECASE)
 
 
 def case_name(volume: FoundVolume, *, hashed: bool = False) -> str:
@@ -30,7 +31,7 @@ def match_names(volumes: Sequence[FoundVolume], predictions: Sequence[str]) -> l
 
     A prediction may have the name that a prediction of these scans gives it, the scan's name below the data set's
     folder, its digest, the name of its label map, its last part, or the name of the scan's folder; nnU-Net's channel
-    number and the ending may be missing. More of a name goes before less of it. A name that several scans share, or
+    number and the ending may be missing, and a word such as `_seg` may come behind. More of a name goes before less of it. A name that several scans share, or
     several predictions, decides nothing, also where some of them are taken.
 
     Args:
@@ -44,7 +45,7 @@ def match_names(volumes: Sequence[FoundVolume], predictions: Sequence[str]) -> l
     left = list(predictions)
     results = result_names(volumes, files=lambda _: ())
     keys = [[own, *_keys(volume)] for own, volume in zip(results, volumes, strict=True)]
-    for shorten in (_normal, _stem, lambda prediction: _last_part(_stem(prediction))):
+    for shorten in (_normal, _stem, _last_of_stem, _without_word, lambda name: _last_part(_without_word(name))):
         for level in range(len(keys[0]) if keys else 0):
             # of all, also of those that have found each other: what two of them are called tells nobody apart
             names = _unique({prediction: shorten(prediction) for prediction in predictions})
@@ -68,6 +69,15 @@ def skipped_reasons(volumes: Sequence[FoundVolume], predictions: Path) -> dict[s
     reasons = {row["scan"]: row["skipped"] for row in rows if row.get("scan") and row.get("skipped")}
     names = match_names(volumes, [*reasons])
     return {volume.name: reasons[name] for volume, name in zip(volumes, names, strict=True) if name is not None}
+
+
+def _last_of_stem(prediction: str) -> str:
+    return _last_part(_stem(prediction))
+
+
+def _without_word(prediction: str) -> str:
+    """Without what programs put behind a scan's name, such as MONAI's `_seg`."""
+    return _WORD.sub("", _stem(prediction))
 
 
 def _unique(names: Mapping[Any, str]) -> dict[str, Any]:

@@ -232,3 +232,11 @@ def test_volumes_that_a_list_calls_pet_are_left_out_as_the_folder_leaves_them_ou
     ct, other = find_volumes(tmp_path / "list.json")
     assert ct.left_out == ("", "") and ct.modality == "CT"
     assert "by its list, neither CT nor MR" in other.left_out[0] and other.left_out[1]
+
+
+def test_a_folder_of_archives_says_to_unpack_them(tmp_path: Path) -> None:
+    (tmp_path / "series").mkdir()
+    for name in ("series/1.zip", "2.tar.gz", "notes.txt"):
+        (tmp_path / name).write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"holds no volume but 2 archive\(s\), such as .*: unpack them$"):
+        find_volumes(tmp_path)

@@ -107,6 +107,9 @@ def test_an_interrupted_evaluation_is_done_again_by_the_same_command(tmp_path: P
         ("site/s1/ct.nii.gz", "", "out/s1"),
         ("a.nii.gz", "", name_digest("a.nii.gz")),
         ("../x/a.nii.gz", "", "x/a"),
+        ("imagesTr/a.nii.gz", "", "a_seg"),  # MONAI, and the bundles that are exported here
+        ("imagesTr/a.nii.gz", "", "out/imagesTr/a_pred"),
+        ("a_0000.nii.gz", "", "a_0000_seg.nii.gz"),
     ],
 )
 def test_a_prediction_is_found_under_the_usual_names(name: str, label: str, prediction: str) -> None:
@@ -132,6 +135,12 @@ def test_a_table_is_read_as_it_was_written(cells: list[str]) -> None:
         rows = [dict(zip(["=a", "b"], cells)), {"=a": "+1 scan", "b": "'quoted'"}]
         write_table(file, ["=a", "b"], rows)
         assert read_table(file) == rows
+
+
+def test_a_word_behind_a_name_counts_only_where_nothing_else_has_it() -> None:
+    scans = [scan("a.nii.gz"), scan("a_seg.nii.gz"), scan("b.nii.gz")]
+    assert match_names(scans, ["a_seg", "b_seg", "b_pred"]) == [None, "a_seg", None], "b has two"
+    assert match_names(scans, ["a", "a_seg", "b_seg"]) == ["a", "a_seg", "b_seg"]
 
 
 def test_more_of_a_name_goes_before_less_and_what_several_share_decides_nothing() -> None:

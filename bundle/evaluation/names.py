@@ -31,8 +31,8 @@ def match_names(volumes: Sequence[FoundVolume], predictions: Sequence[str]) -> l
 
     A prediction may have the name that a prediction of these scans gives it, the scan's name below the data set's
     folder, its digest, the name of its label map, its last part, or the name of the scan's folder; nnU-Net's channel
-    number and the ending may be missing, and a word such as `_seg` may come behind. More of a name goes before less of it. A name that several scans share, or
-    several predictions, decides nothing, also where some of them are taken.
+    number and the ending may be missing, and a word such as `_seg` may come behind. More of a name goes before less of
+    it. A name that several scans share, or several predictions, decides nothing, also where some of them are taken.
 
     Args:
         volumes: the scans.

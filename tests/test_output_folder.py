@@ -136,6 +136,10 @@ def test_results_among_the_inputs_replace_none_of_them(models: Path, trained: tu
     before = snapshot(folder)
     rows = embed(models, folder, folder, overwrite=True, feature_maps=True)
     assert len(rows) == 3 and before.items() <= snapshot(folder).items()
+    assert embed(models, folder, folder, overwrite=True, feature_maps=True).keys() == rows.keys(), (
+        "results are no inputs"
+    )
+    assert before.items() <= snapshot(folder).items()
     reconstruct(trained[0], dataset_dir=str(folder), output_dir=str(folder), overwrite=True, device="cpu")
     assert before.items() <= snapshot(folder).items()
 

@@ -24,14 +24,7 @@ def holds_a_volume(path: Path) -> bool:
 
 
 def voxel_files(file: str | os.PathLike[str]) -> list[Path]:
-    """The files that hold a volume's voxels: most often the file itself.
-
-    Args:
-        file: of one volume, or the one of a DICOM slice.
-
-    Raises:
-        OSError: if a text header cannot be opened.
-    """
+    """The files that hold a volume's voxels, or a DICOM slice's: most often the file itself."""
     path = Path(file)
     if path.suffix.lower() in _TEXT:
         return read_text_header(str(path)).voxel_files()
@@ -40,11 +33,7 @@ def voxel_files(file: str | os.PathLike[str]) -> list[Path]:
 
 
 def all_files(file: str | os.PathLike[str]) -> list[Path]:
-    """The file itself, and those of the voxels that are there, if they are others.
-
-    Raises:
-        OSError: if a text header cannot be opened.
-    """
+    """The file itself, and those of the voxels that are there, if they are others."""
     path = Path(file)
     return [path, *(voxels for voxels in voxel_files(path) if voxels != path and voxels.exists())]
 

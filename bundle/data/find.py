@@ -77,12 +77,11 @@ def find_volumes(
         raise UserError(f"--dataset_dir {root} is a file: give its folder, a json that lists volumes, or an index")
     else:
         volumes = []
-    if not volumes and root.is_dir() and (packed := _packed(root)):
-        raise UserError(
-            f"--dataset_dir {root} holds no volume but {len(packed)} archive(s), such as {printable(packed[0].name)}: "
-            "unpack them"
-        )
     if not volumes:
+        listed = (path.name for _, files in walk_folders(root) for path in files) if root.is_dir() else ()
+        if packed := [name for name in listed if name.lower().endswith(_ARCHIVES)]:
+            told = f"{len(packed)} archive(s), such as {printable(packed[0])}"
+            raise UserError(f"--dataset_dir {root} holds no volume but {told}: unpack them")
         missing = "holds no NIfTI or NRRD file and no DICOM series of CT or MR" if root.exists() else "does not exist"
         raise UserError(
             f"--dataset_dir {root} {missing}: give a folder of volumes, or fetch the default ones with "
@@ -95,11 +94,6 @@ def volume_files(root: Path) -> list[Path]:
     """The files in a folder and its subfolders that hold one volume each, by their names; hidden ones are left out."""
     files = (path for _, files in walk_folders(root) for path in files)
     return sorted(filter(holds_a_volume, files))
-
-
-def _packed(root: Path) -> list[Path]:
-    """Archives in a folder, which are not looked into."""
-    return [path for _, files in walk_folders(root) for path in files if path.name.lower().endswith(_ARCHIVES)]
 
 
 def _image_files(root: Path) -> Iterator[FoundVolume]:
@@ -129,17 +123,14 @@ def _from_json(path: Path, part: str) -> list[FoundVolume]:
         modality = modality_named(entry.get("modality")) or first_modality(content)
         group = group_named(entry.get("group"))
         found = find_listed(path.parent / entry["image"], entry["image"], modality=modality, part=own_part, group=group)
-        if told := _neither(entry.get("modality") or channel_of(content)[0]):
+        if is_neither(channel := str(entry.get("modality") or channel_of(content)[0])):
+            told = (
+                f"is {printable(channel)} by its list, neither CT nor MR",
+                "correct its modality in the list if it is",
+            )
             found = [replace(volume, left_out=told) for volume in found]
         volumes += found
     return volumes
-
-
-def _neither(channel: object) -> tuple[str, str] | None:
-    """Why a volume is left out that its list calls PET, for example, and what to do; None of others."""
-    if not is_neither(str(channel or "")):
-        return None
-    return f"is {printable(str(channel))} by its list, neither CT nor MR", "correct its modality in the list if it is"
 
 
 def find_listed(

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import unicodedata
 from collections import Counter
@@ -19,8 +18,6 @@ from bundle.data.names import name_digest, pseudonymous, without_ending
 from bundle.data.printable import printable
 
 __all__ = ["cell_text", "inside", "name_results", "result_names", "table_row"]
-
-logger = logging.getLogger(__name__)
 
 #: bytes of one part of a path; a file's name, its ending and the random part of a temporary one must fit in 255
 _LONGEST = 180
@@ -93,33 +90,26 @@ def result_names(volumes: Sequence[FoundVolume], *, files: Callable[[str], Itera
 
 
 def name_results(
-    found: Sequence[FoundVolume], *, hash_names: bool = False, files: Callable[[str], Iterable[Path]] = lambda _: ()
+    found: Sequence[FoundVolume],
+    *,
+    hash_names: bool = False,
+    files: Callable[[str], Iterable[Path]] = lambda _: (),
+    written: Iterable[Path] = (),
 ) -> list[FoundVolume]:
     """Volumes under the names that their results have, in their order.
-
-    What lies where results are written is no volume: an output folder may lie among the scans, and be found again.
 
     Args:
         found: the volumes.
         hash_names: a digest of each name instead of the name.
         files: as for `result_names`.
+        written: results of an earlier run, which are no volumes: their folder may lie among the scans.
     """
-    found = _without_results(found, files)
+    results = {os.path.realpath(file) for file in written}
+    found = [volume for volume in found if not volume.files or os.path.realpath(volume.files[0]) not in results]
     if hash_names:
         found = [pseudonymous(volume) for volume in found]
     names = result_names(found, files=files)
     return [replace(volume, name=name) for volume, name in zip(found, names, strict=True)]
-
-
-def _without_results(found: Sequence[FoundVolume], files: Callable[[str], Iterable[Path]]) -> list[FoundVolume]:
-    """Without files that lie where results are written; all where there are no others, as who asked knows."""
-    folders = tuple(os.path.join(os.path.realpath(file.parent), "") for file in files("name"))  # noqa: PTH118
-    kept = [
-        volume for volume in found if not os.path.realpath(volume.files[0] if volume.files else "").startswith(folders)
-    ]
-    if kept and len(kept) < len(found):
-        logger.info("%d file(s) in the folder of the results are no scans", len(found) - len(kept))
-    return kept or list(found)
 
 
 def _changed(

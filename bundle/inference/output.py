@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import csv
 import os
 from pathlib import Path
 
+from bundle.data.safe_names import cell_text
 from bundle.errors import UserError
 from bundle.runs.lock import lock_folder
 
@@ -41,6 +43,16 @@ class OutputFolder:
             raise UserError(
                 f"--output_dir {self.path} already holds {', '.join(old)}: give another folder, or --overwrite True"
             )
+
+    def written(self) -> list[Path]:
+        """The files that the table says were written."""
+        try:
+            with self.manifest.open(newline="") as file:
+                rows = list(csv.DictReader(file))
+        except OSError:
+            return []
+        names = [cell_text(row.get(column) or "") for row in rows for column in ("file", "feature_map")]
+        return [self.path / name for name in names if name]
 
     @property
     def manifest(self) -> Path:

@@ -40,11 +40,15 @@ def list_volumes(
             so whoever can guess a path can recognise it.
         include: as for `bundle.data.find_scans`.
         where: as for `bundle.data.find_scans`.
-        output: where the results go; none of their files is one of the volumes.
+        output: where the results go; none of their files is one of the volumes, nor are those of an earlier run.
     """
     found = find_scans(dataset_dir, include, where=where)
-    folders = () if output is None else (output.embedding, output.feature_map)
-    return name_results(found, hash_names=hash_names, files=lambda name: [place(name) for place in folders])
+    if output is None:
+        return name_results(found, hash_names=hash_names)
+    folders = output.embedding, output.feature_map
+    return name_results(
+        found, hash_names=hash_names, files=lambda name: [place(name) for place in folders], written=output.written()
+    )
 
 
 class VolumeDataset(Dataset[dict[str, Any]]):

@@ -84,6 +84,10 @@ class Predictions:
         found = {name: _read(file) for name, file in files.items()}
         return {name: record for name, record in found.items() if record is not None}
 
+    def written(self) -> list[Path]:
+        """The files of all scans that were done."""
+        return [self.path / file for record in self.records().values() for file in record["files"]]
+
     def is_of(self, scan: FoundVolume) -> bool | None:
         """Whether what was predicted under a scan's name is of its files as they are now; None if nothing was."""
         record = _read(self._record(scan.name))

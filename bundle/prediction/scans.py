@@ -32,6 +32,7 @@ def list_scans(
     part: str = "all",
     hash_names: bool = False,
     files: Callable[[str], Iterable[Path]] = lambda _: (),
+    written: Callable[[], Iterable[Path]] = tuple,
 ) -> list[FoundVolume]:
     """The scans of `find_scans_to_predict`, each under the name that its results have.
 
@@ -43,12 +44,13 @@ def list_scans(
         part: as for `find_scans_to_predict`.
         hash_names: a digest of the path instead of the path.
         files: what will be written under a name; none of it is a file that is read.
+        written: gives what an earlier run has written, which are no scans.
 
     Returns:
         Scans whose names are paths below a folder of results, without an ending: see `bundle.data.result_names`.
     """
     found = find_scans_to_predict(dataset_dir, channels=channels, include=include, where=where, part=part)
-    return name_results(found, hash_names=hash_names, files=files)
+    return name_results(found, hash_names=hash_names, files=files, written=written())
 
 
 def list_items(dataset_dir: str | os.PathLike[str], *, channels: int = 1) -> list[dict[str, Any]]:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from bundle.data import FoundVolume
 from bundle.errors import UserError
-from bundle.prediction import list_scans
+from bundle.prediction import PredictionFolder, list_scans
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -76,14 +77,13 @@ def test_no_result_is_written_over_a_scan(tmp_path: Path):
     assert names == {"a 2": ["a.nii.gz"]}
 
 
-def test_results_among_the_scans_are_no_scans(tmp_path: Path):
+def test_what_an_earlier_run_has_written_is_no_scan_and_other_files_there_are(tmp_path: Path):
     """The second run of a command whose --output_dir lies in --dataset_dir."""
-    touch(
-        tmp_path, "a.nii.gz", "out/label_maps/a.nii.gz", "out/probabilities/b/a.nii.gz", "out/label_maps_of_mine/c.nii"
-    )
-    folders = [tmp_path / "out" / kind for kind in ("label_maps", "probabilities")]
-    names = listed(tmp_path, files=lambda name: [folder / f"{name}.nii.gz" for folder in folders])
-    assert names == {"a": ["a.nii.gz"], "out/label_maps_of_mine/c": ["c.nii"]}
+    output = PredictionFolder(tmp_path / "out", settings={})
+    scan = touch(tmp_path, "a.nii.gz", "out/label_maps/a.nii.gz", "out/label_maps/mine.nii") / "a.nii.gz"
+    output.done(FoundVolume("a", (str(scan),)), {"files": ["label_maps/a.nii.gz"]})
+    names = listed(tmp_path, files=output.files, written=output.written)
+    assert names == {"a": ["a.nii.gz"], "out/label_maps/mine": ["mine.nii"]}
 
 
 @pytest.mark.parametrize("place", ["", "a.nii.gz"])

@@ -80,10 +80,10 @@ def test_no_result_is_written_over_a_scan(tmp_path: Path):
 def test_what_an_earlier_run_has_written_is_no_scan_and_other_files_there_are(tmp_path: Path):
     """The second run of a command whose --output_dir lies in --dataset_dir."""
     output = PredictionFolder(tmp_path / "out", settings={})
-    scan = touch(tmp_path, "a.nii.gz", "out/label_maps/a.nii.gz", "out/label_maps/mine.nii") / "a.nii.gz"
+    scan = touch(tmp_path, "a.nii.gz", "out/label_maps/a.nii.gz", "out/mine.nii") / "a.nii.gz"
     output.done(FoundVolume("a", (str(scan),)), {"files": ["label_maps/a.nii.gz"]})
     names = listed(tmp_path, files=output.files, written=output.written)
-    assert names == {"a": ["a.nii.gz"], "out/label_maps/mine": ["mine.nii"]}
+    assert names == {"a": ["a.nii.gz"], "out/mine": ["mine.nii"]}
 
 
 @pytest.mark.parametrize("place", ["", "a.nii.gz"])

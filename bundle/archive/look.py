@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sqlite3
 import time
 from collections import Counter
@@ -118,7 +119,8 @@ def _chunks(
         rows = connection.execute("SELECT name, size, changed FROM files WHERE folder = ?", (key,))
         found, known = set(files), set(rows.fetchall())
         changed = {name for name, *_ in found ^ known}
-        new = sorted(file for file in found if file[0] in changed or _is_header_of(file[0], changed))
+        stems = {name[: dot.start()] for name in changed for dot in re.finditer(rb"\.", name)}
+        new = sorted(file for file in found if file[0] in changed or _is_header_of(file[0], stems))
         gone = changed.difference(name for name, *_ in found)
         looked.seen += len(files)
         bar.update(len(files))
@@ -128,10 +130,10 @@ def _chunks(
             yield Chunk(key, os.fsdecode(folder), tuple(new[start : start + _CHUNK]))
 
 
-def _is_header_of(name: bytes, changed: Collection[bytes]) -> bool:
-    """Whether a file is the header of voxels that have changed: they lie beside it, under its name."""
+def _is_header_of(name: bytes, stems: Collection[bytes]) -> bool:
+    """Whether a file is the header of voxels that lie beside it, under one of these names."""
     stem, _, ending = name.rpartition(b".")
-    return ending.lower() in _HEADERS and any(other.startswith(stem + b".") for other in changed)
+    return ending.lower() in _HEADERS and stem in stems
 
 
 def _split(chunk: Chunk) -> list[Chunk]:

@@ -26,8 +26,10 @@ _MILLIMETRES = {
 }
 #: spaces of NRRD that tell left from right, by the first letters of their words
 _ANATOMICAL = ("RAS", "LAS", "LPS", "RAST", "LAST", "LPST")
-#: a longer header is none
-_LONGEST = 2**20
+#: a longer header is none, and most are this short
+_LONGEST, _USUAL = 2**20, 2**12
+_END = re.compile(rb"\r?\n\r?\n|ElementDataFile[^\n]*\n")
+_LIST = re.compile(rb"(?im)^(?:data ?file|ElementDataFile)\s*[:=]\s*LIST\b.*\n")
 #: a volume has fewer files of slices
 _MOST_FILES = 100_000
 #: file names with a number in them: the first one, the last one, the step
@@ -152,10 +154,11 @@ def read_text_header(file: str) -> TextHeader:
     if path.suffix.lower() not in (".nrrd", ".nhdr", ".mha", ".mhd"):
         return TextHeader(path)
     with path.open("rb") as stream:
-        start = stream.read(_LONGEST)
-    last = re.search(rb"\r?\n\r?\n|ElementDataFile[^\n]*\n", start)
+        start = stream.read(_USUAL)
+        if not _END.search(start) or _LIST.search(start):  # few headers are as long, and the voxels may follow
+            start += stream.read(_LONGEST - _USUAL)
+    last, listed = _END.search(start), _LIST.search(start)
     end = last.end() if last else len(start)
-    listed = re.search(rb"(?im)^(?:data ?file|ElementDataFile)\s*[:=]\s*LIST\b.*\n", start)
     names = tuple(_text(start[listed.end() :]).split("\n\n")[0].splitlines()) if listed else ()
     return TextHeader(path, _fields(start[:end]), end, names)
 

@@ -9,8 +9,9 @@
 folders of pre-trainings; of several with one name each draw takes the next one. An arm is "scratch", a name of
 --weights, or that with ", encoder alone"; "unlabelled" is scratch with the other people of "dev" as unlabelled ones,
 and "NAME, unlabelled" the same from weights. "self-trained" and "NAME, self-trained" train twice, each time so many
-steps: the first network labels the other people of "dev", and the second trains on them and on the labelled ones. The
-ceiling is scratch with all of "dev" labelled (`--labelled all`).
+steps: the first network labels the other people of "dev", and the second trains on them and on the labelled ones. With
+"NAME first, self-trained" the first one alone starts from weights. The ceiling is scratch with all of "dev" labelled
+(`--labelled all`).
 
 With several --rates an arm's rate is chosen for each number of people and steps, on people who are neither labelled nor
 tested on. Every run is a line of --output, and is not repeated: the command may be stopped and extended, and two may
@@ -50,6 +51,7 @@ PREDICT = ROOT / "configs/predict_segmentation.yaml"
 ENCODER = ", encoder alone"
 UNLABELLED = "unlabelled"
 SELF_TRAINED = "self-trained"
+FIRST = f" first, {SELF_TRAINED}"
 
 
 class Case(NamedTuple):
@@ -91,7 +93,8 @@ def train(case: Case, options: argparse.Namespace) -> Trial:
             return fine_tune(case, options, Path(folder) / "run", labelled, test, more)
         teacher = fine_tune(case, options, Path(folder) / "teacher", labelled, test[:1])
         labelled += predict(Path(folder) / "teacher", unlabelled, Path(folder) / "predicted", options)
-        student = fine_tune(case, options, Path(folder) / "run", labelled, test)
+        second = case._replace(arm=SELF_TRAINED) if case.arm.endswith(FIRST) else case
+        student = fine_tune(second, options, Path(folder) / "run", labelled, test)
         return replace(student, cpu_seconds=student.cpu_seconds + teacher.cpu_seconds)
 
 
@@ -157,7 +160,9 @@ def is_unlabelled(arm: str) -> bool:
 
 def start_of(arm: str) -> str:
     """What an arm starts from: a name of --weights, or scratch."""
-    name = arm.removesuffix(ENCODER).removesuffix(f", {UNLABELLED}").removesuffix(f", {SELF_TRAINED}")
+    name = arm.removesuffix(FIRST)
+    for suffix in (ENCODER, f", {UNLABELLED}", f", {SELF_TRAINED}"):
+        name = name.removesuffix(suffix)
     return "scratch" if name in (UNLABELLED, SELF_TRAINED) else name
 
 
@@ -300,7 +305,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--crop", type=int, nargs=3, required=True, help="voxels per axis")
     parser.add_argument("--weights", nargs="*", default=[], help="NAME=FOLDER of a pre-training; a name may come twice")
     parser.add_argument(
-        "--arms", nargs="+", default=["scratch"], help=f'scratch, unlabelled, {SELF_TRAINED}, NAME, or "NAME{ENCODER}"'
+        "--arms",
+        nargs="+",
+        default=["scratch"],
+        help=f'scratch, unlabelled, {SELF_TRAINED}, NAME, "NAME{ENCODER}", "NAME{FIRST}" or "NAME, {SELF_TRAINED}"',
     )
     parser.add_argument("--labelled", nargs="+", default=["5"], help='numbers of people, and "all" for the ceiling')
     parser.add_argument("--steps", type=int, nargs="+", default=[100, 300])

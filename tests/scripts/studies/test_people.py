@@ -70,6 +70,28 @@ def test_two_real_runs_measure_dice_and_millimetres_and_start_from_the_weights(f
     assert "| 2 | 1 | ours | 1 |" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("arm", "starts"),
+    [
+        ("self-trained", ["scratch", "scratch"]),
+        ("ours, self-trained", ["ours", "ours"]),
+        ("ours first, self-trained", ["ours", "scratch"]),
+    ],
+)
+def test_the_second_network_starts_where_its_arm_says(folder: Path, monkeypatch, arm: str, starts: list[str]):
+    seen: list[str] = []
+
+    def fine_tune(case: Case, *_: object) -> Trial:
+        seen.append(people.start_of(case.arm))
+        return Trial(["a"], [[0.5]], [], [], 1e-3, 7.0, None)
+
+    monkeypatch.setattr(people, "fine_tune", fine_tune)
+    monkeypatch.setattr(people, "predict", lambda *_: [])
+    options = parse(command(folder, "--weights", f"ours={ROOT / 'models'}", "--arms", arm))
+    done = people.train(Case(arm, 2, 1, 0, 1e-3), options)
+    assert seen == starts and done.cpu_seconds == 14.0
+
+
 def test_runs_are_not_repeated_rates_are_chosen_and_the_gap_is_said(folder: Path, fake: list[Case], capsys):
     more = ["--labelled", "2", "all", "--steps", "2", "--draws", "0", "1", "--weights", f"ours={ROOT / 'models'}"]
     words = command(folder, *more, "--arms", "scratch", "ours", "--rates", "1e-3", "3e-4")

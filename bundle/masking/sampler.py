@@ -50,6 +50,12 @@ class MaskSampler:
             raise UserError(f"masking#weight_floor {weight_floor} is negative: give 0 or a share such as 0.1")
         self.rule, self.cell, self.seed, self.weight_floor = rule, tuple(cell), seed, weight_floor
 
+    @property
+    def mask_ratio(self) -> float | list[float]:
+        """The share of blocks that the rule hides, or the two ends of its range: what `model.json` says."""
+        low, high = self.rule.ratio
+        return low if low == high else [low, high]
+
     def __call__(
         self,
         valid: Tensor,

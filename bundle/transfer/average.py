@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from bundle.weights import ModelFiles, read_weights
 
 __all__ = ["AveragedModel", "average_models"]
 
+logger = logging.getLogger(__name__)
 
 #: what volumes or outputs mean to both models alike
 _ALIKE = (
@@ -47,7 +49,8 @@ def average_models(
 
     Between a training and what it went on from, the average often does better than both, on what either was trained for
     and on what neither was: Wortsman et al., Robust fine-tuning of zero-shot models, arXiv:2109.01903. Two trainings
-    that began at random have no common average; that cannot be seen from the files.
+    that began at random have no common average. Where the models name no weights that both come from, a warning says
+    so.
 
     Args:
         first: a run's folder, or its `model.pt`.
@@ -79,7 +82,15 @@ def average_models(
     decoder = {}
     if all(each.decoder.is_file() for each in files):
         decoder = _lerp(files[0].decoder, _decoder(files[0]), files[1].decoder, _decoder(files[1]), share)
-    steps = {step["sha256"]: step for each in files for step in origin(each.weights)["origin"]}
+    lines = [{step["sha256"]: step for step in origin(each.weights)["origin"]} for each in files]
+    if not lines[0].keys() & lines[1].keys():
+        # two copies of one run, of different epochs, do not say it either: so this is no error
+        logger.warning(
+            "%s and %s name no weights that both come from: if these trainings began at random, their average is as "
+            "good as random weights; average a training and what it went on from (--init_from)",
+            *(each.weights for each in files),
+        )
+    steps = lines[0] | lines[1]
     licences = {str(about.get("licence")) for about in abouts}
     settings = {
         **{key: value for key, value in abouts[1].items() if key not in ("sha256", "decoder_sha256", "versions")},

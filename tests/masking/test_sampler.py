@@ -1,13 +1,17 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from monai.bundle import ConfigParser
 
 from bundle.cells import valid_cells
 from bundle.errors import UserError
 from bundle.masking import AdaptiveBlocks, MaskSampler, PhysicalBlocks, UniformCells
 
+ROOT = Path(__file__).parents[2]
 SAMPLER = MaskSampler(rule=AdaptiveBlocks(), cell=(4, 4, 2), seed=7)
 
 
@@ -16,6 +20,15 @@ def test_masks_depend_on_the_draw_only_not_on_the_batch():
     together = SAMPLER(valid, torch.tensor([5, 6, 7]))
     alone = SAMPLER(valid[:1], torch.tensor([6]))
     assert torch.equal(together.hidden[1], alone.hidden[0]) and torch.equal(together.visible[1], alone.visible[0])
+
+
+@pytest.mark.parametrize("ratio", [0.6, [0.5, 0.9]])
+def test_the_share_that_is_recorded_is_the_rules(ratio: float | list[float]):
+    assert MaskSampler(rule=UniformCells(ratio=ratio), cell=(4, 4, 4)).mask_ratio == ratio
+    parser = ConfigParser(ConfigParser.load_config_file(ROOT / "configs/train.yaml"))
+    parser["masking#rule"] = {"_target_": "bundle.masking.UniformCells", "ratio": ratio}
+    parser["masking#cell"] = [4, 4, 4]
+    assert parser.get_parsed_content("model_settings#mask_ratio") == ratio
 
 
 def test_draws_differ_and_so_do_seeds():

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import sys
 from pathlib import Path
 
@@ -56,6 +57,20 @@ def test_every_tensor_is_the_mean_and_the_settings_say_of_what(tmp_path: Path, m
     ]
     with pytest.raises(UserError, match="holds a model: give another folder"):
         average(monkeypatch, first, second, "--output_dir", tmp_path / "made")
+
+
+def test_models_that_name_no_common_weights_are_averaged_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.INFO, logger="bundle")
+    root = write(tmp_path / "root", 1.0)
+    first, second = (write(tmp_path / name, times, **origin(root)) for name, times in (("first", 2.0), ("second", 3.0)))
+    average(monkeypatch, root, second, "--output_dir", tmp_path / "went_on")
+    average(monkeypatch, first, second, "--output_dir", tmp_path / "branches")
+    assert caplog.text == ""
+    other = write(tmp_path / "other", 5.0, **origin(write(tmp_path / "other_root", 4.0)))
+    average(monkeypatch, first, other, "--output_dir", tmp_path / "made")
+    assert "name no weights that both come from" in caplog.text and (tmp_path / "made/model.pt").is_file()
 
 
 @pytest.mark.parametrize("axes", ["RAS", "SPL", "LSP"])

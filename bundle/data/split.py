@@ -23,6 +23,10 @@ logger = logging.getLogger(__name__)
 
 #: of the order in which patients are dealt to folds; fixed, so that runs with other seeds have the same folds
 _FOLD_SEED = 5
+#: an anonymiser may have given one id to all
+_ONE_PATIENT = (
+    "DICOM with one PatientID is one patient: where that is wrong, list the volumes in a json, each with its group"
+)
 
 
 def check_fold(folds: int | None, fold: int) -> None:
@@ -141,8 +145,8 @@ def split_volumes(
     return _both(
         [v for v in volumes if v.group not in held_out],
         [v for v in volumes if v.group in held_out],
-        remedy="add volumes of one modality from at least two patients (DICOM with one PatientID is one patient), or "
-        "pass --val_fraction 0 to validate on the training volumes",
+        remedy=f"add volumes of one modality from at least two patients ({_ONE_PATIENT}), or pass --val_fraction 0 to "
+        "validate on the training volumes",
     )
 
 
@@ -162,7 +166,7 @@ def deal_folds(volumes: Sequence[FoundVolume | PreparedVolume], folds: int) -> d
         fewer = f"give --folds {len(groups)}, or " if len(groups) > 1 else ""
         raise UserError(
             f"--folds {folds} needs {folds} patients, and the {len(volumes)} volumes that can be used are of "
-            f"{len(groups)}: {fewer}add volumes of more patients (DICOM with one PatientID is one patient)"
+            f"{len(groups)}: {fewer}add volumes of more patients ({_ONE_PATIENT})"
         )
     names = sorted(groups)
     order = [names[i] for i in np.random.default_rng(_FOLD_SEED).permutation(len(names))]
@@ -218,8 +222,8 @@ def _warn_of_share(modality: str, count: int, left: int, val_fraction: float) ->
     if held_out > max(2, 1.5 * val_fraction * count):
         logger.warning(
             "%d of %d %s volumes are for validation, where --val_fraction is %g: patients have unequal numbers of "
-            "them, or one PatientID stands for many (DICOM with one PatientID is one patient)",
-            held_out, count, modality, val_fraction,
+            "them, or one PatientID stands for many (%s)",
+            held_out, count, modality, val_fraction, _ONE_PATIENT,
         )  # fmt: skip
 
 

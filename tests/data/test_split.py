@@ -153,6 +153,11 @@ def test_one_patient_id_of_a_whole_collection_is_not_held_out(seed: int, caplog:
     assert training["CT"] == 100 and validation["CT"] == 4
     training, validation = sizes_of(prepared({"CT": [9, 9]}), 0.2, seed)
     assert training["CT"] == validation["CT"] == 9 and "9 of 18 CT volumes are for validation" in caplog.text
+    remedy = "list the volumes in a json, each with its group"
+    assert remedy in caplog.text
+    for folds in (None, 5):
+        with pytest.raises(UserError, match=remedy):
+            split_volumes(prepared({"CT": [100]}), val_fraction=0.2, seed=seed, folds=folds)
 
 
 @pytest.mark.parametrize("seed", range(40))

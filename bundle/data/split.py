@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 _FOLD_SEED = 5
 #: an anonymiser may have given one id to all
 _ONE_PATIENT = (
-    "DICOM with one PatientID is one patient: where that is wrong, list the volumes in a json, each with its group"
+    "DICOM with one PatientID is one patient: where it is not, list the volumes in a json, each with its group"
 )
 
 

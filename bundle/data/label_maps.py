@@ -12,7 +12,7 @@ import numpy as np
 from monai.data import MetaTensor
 
 from bundle.data.find import VOLUME_SUFFIXES
-from bundle.data.grids import file_grid, same_place
+from bundle.data.grids import file_grid, is_same_grid
 from bundle.data.names import without_ending
 from bundle.data.printable import counted
 from bundle.errors import UserError, VolumeError
@@ -185,7 +185,7 @@ def refuse_label_map(image: MetaTensor, file: str, name: str) -> list[str]:
     kind = "a label map: few whole numbers" if is_flat else "a map of probabilities: from 0 to 1"
     grid = tuple(image.shape[1:]), np.asarray(image.affine)
     others = (file_grid(other) for other in _near(Path(file)))
-    if any(other is not None and same_place(other, grid) for other in others):
+    if any(other is not None and is_same_grid(other, grid) for other in others):
         raise VolumeError(name, f"looks like {kind}, on the grid of another file near it", remedy)
     if is_flat:
         raise VolumeError(name, f"looks like {kind}", remedy)

@@ -16,7 +16,7 @@ from monai.transforms import MapTransform
 from bundle.data.dicom import UnknownCompressionError, read_header, read_series
 from bundle.data.files import is_locked
 from bundle.data.formats import ITK, NIBABEL, read_by_itk, read_by_nibabel
-from bundle.data.grids import same_place, volume_grid
+from bundle.data.grids import same_place, turn_volume, volume_grid
 from bundle.data.label_maps import refuse_label_map
 from bundle.data.sanity import check_affine
 from bundle.data.straighten import is_sheared, straighten
@@ -114,7 +114,7 @@ def read_volume(files: Sequence[str], name: str, *, constant: bool = False, stac
 
 
 def read_channels(channels: Sequence[Sequence[str]], name: str, *, stacked: bool = False) -> MetaTensor:
-    """Reads the images of one grid as the channels of one volume.
+    """Reads the images of one grid as the channels of one volume, with the first image's order of the axes.
 
     Args:
         channels: the files of each image, as for `read_volume`.
@@ -128,6 +128,7 @@ def read_channels(channels: Sequence[Sequence[str]], name: str, *, stacked: bool
         VolumeError: as `read_volume`; also if the images are on different grids.
     """
     images = [read_volume(files, name, stacked=stacked) for files in channels]
+    images[1:] = [turn_volume(image, volume_grid(images[0])) for image in images[1:]]
     if not all(same_place(volume_grid(image), volume_grid(images[0])) for image in images):
         raise VolumeError(name, "has channels that are not on one grid", "resample them to the first")
     if len(images) == 1:

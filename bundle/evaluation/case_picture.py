@@ -9,7 +9,7 @@ import nibabel
 import numpy as np
 
 from bundle.data import read_volume
-from bundle.data.grids import Grid, same_place, spacing_along_axes
+from bundle.data.grids import Grid, same_place, spacing_along_axes, turn_volume, volume_grid
 from bundle.errors import UserError
 from bundle.evaluation.label_map_case import LabelledCase
 from bundle.evaluation.mask_metrics import union_box
@@ -117,9 +117,9 @@ def _image(case: LabelledCase, grid: Grid, box: tuple[slice, ...]) -> np.ndarray
         image = read_volume(list(case.image), case.name, constant=True, stacked=True)
     except UserError:
         return nothing
-    placed = tuple(image.shape[1:]), np.asarray(image.affine, dtype=np.float64)
+    image = turn_volume(image, grid)
     shown: np.ndarray = image.numpy()[0][box].copy()
-    return shown if same_place(placed, grid) else nothing
+    return shown if same_place(volume_grid(image), grid) else nothing
 
 
 def _numbers(labels: WrittenLabels, classes: Mapping[str, int], box: tuple[slice, ...]) -> np.ndarray:

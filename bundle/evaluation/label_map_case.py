@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from bundle.data import read_volume
-from bundle.data.grids import Grid
+from bundle.data.grids import Grid, is_same_grid
 from bundle.errors import UserError, VolumeError
 from bundle.evaluation.mask_metrics import mask_metrics, union_box, volume_metrics
-from bundle.evaluation.written_labels import OtherGridError, WrittenLabels, describe_grid, is_same_grid, read_labels
+from bundle.evaluation.written_labels import OtherGridError, WrittenLabels, describe_grid, read_labels
 
 __all__ = ["COLUMNS", "EvaluatedCase", "LabelledCase", "evaluate_case"]
 

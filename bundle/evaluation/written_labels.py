@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import nibabel
 import numpy as np
@@ -14,12 +13,12 @@ from scipy import ndimage
 
 from bundle.data import read_volume
 from bundle.data.find import volume_files
-from bundle.data.grids import Grid, same_place
+from bundle.data.grids import Grid, same_place, turn
 from bundle.data.label_maps import WHOLE, odd_values
 from bundle.data.names import without_ending
 from bundle.errors import UserError, VolumeError
 
-__all__ = ["Box", "OtherGridError", "WrittenLabels", "describe_grid", "find_label_maps", "is_same_grid", "read_labels"]
+__all__ = ["Box", "OtherGridError", "WrittenLabels", "describe_grid", "find_label_maps", "read_labels"]
 
 #: the part of a volume that holds something, a slice for each axis; None where nothing is
 Box = tuple[slice, ...] | None
@@ -157,12 +156,6 @@ def describe_grid(grid: Grid) -> str:
     return f"{' x '.join(map(str, shape))} voxels, axes {axes}, affine {rows}"
 
 
-def is_same_grid(one: Grid, other: Grid) -> bool:
-    """Whether two grids have the same voxels, in whatever order they are stored."""
-    nothing = np.broadcast_to(np.uint8(0), one[0])  # takes no memory
-    return same_place(_sort_axes(nothing, one, other)[1], other)
-
-
 def _read(
     file: str, name: str, like: Grid | None, resample: bool, of_masks: bool = False
 ) -> tuple[np.ndarray, Grid, bool]:
@@ -178,7 +171,7 @@ def _read(
     del image
     if like is None:
         return values, grid, False
-    values, grid = _sort_axes(values, grid, like)
+    values, grid = turn(values, grid, like)
     if same_place(grid, like):
         return values, like, False
     if of_masks and not resample:
@@ -212,17 +205,6 @@ def _whole_numbers(array: np.ndarray, name: str, file: str) -> np.ndarray:
             )
         values[start : start + 32] = whole.clip(0)
     return values
-
-
-def _sort_axes(values: np.ndarray, grid: Grid, like: Grid) -> tuple[np.ndarray, Grid]:
-    """The same voxels with the axes in the order and the directions of another grid."""
-    source, target = (nibabel.io_orientation(affine) for _, affine in (grid, like))
-    if np.isnan(source).any() or np.isnan(target).any() or np.array_equal(source, target):
-        return values, grid
-    change: Any = nibabel.orientations.ornt_transform(source, target)
-    affine = grid[1] @ nibabel.orientations.inv_ornt_aff(change, grid[0])
-    turned: np.ndarray = nibabel.orientations.apply_orientation(values, change)
-    return turned, (turned.shape, affine)
 
 
 def _resample(values: np.ndarray, grid: Grid, like: Grid) -> np.ndarray:

@@ -180,6 +180,16 @@ def test_images_of_one_grid_become_channels(tmp_path: Path) -> None:
     assert "channels" not in item
 
 
+def test_a_channel_whose_axes_are_stored_the_other_way_round_is_turned(tmp_path: Path) -> None:
+    first, second = mr_phantom(seed=1), mr_phantom(seed=2)
+    files = [write_nifti(tmp_path / "0.nii.gz", first), tmp_path / "1.nii.gz"]
+    affine = np.diag([-1.0, 1, 1, 1])
+    affine[0, 3] = len(second) - 1
+    write_nifti(files[1], second[::-1], nibabel.load(files[0]).affine @ affine)
+    item = ReadVolumed(channels=2)({"image": [str(files[0])], "channels": [[str(files[1])]], "name": "a"})
+    np.testing.assert_array_equal(item["image"].numpy(), np.stack([first, second]))
+
+
 def test_fourth_axis_of_a_nifti_file_is_channels_only_where_they_are_wanted(tmp_path: Path) -> None:
     array = np.stack([mr_phantom(seed=seed) for seed in range(3)], axis=-1)
     item = {"image": [str(write_nifti(tmp_path / "a.nii.gz", array))], "name": "a"}

@@ -16,7 +16,7 @@ from nibabel.orientations import aff2axcodes
 from torch import Tensor
 
 from bundle.data import PreparedVolume, read_volume
-from bundle.data.grids import same_place, volume_grid
+from bundle.data.grids import same_place, turn_volume, volume_grid
 from bundle.data.label_maps import WHOLE, odd_values
 from bundle.data.straighten import straighten
 from bundle.errors import UserError, VolumeError
@@ -68,8 +68,9 @@ class ReadLabelMapd(MapTransform):
     """Reads a volume's label map: uint8 ``[1, D, H, W]``, 0 background, 1 the first of `classes`, 2 the second.
 
     Instead of one file there may be a mask for each structure, by its name. Where two masks overlap, the voxel belongs
-    to the later one of `classes`. Values less than 1e-3 off a whole number are rounded. The map's `meta` has
-    `other_values`, a tuple of the values that became background, for `unnamed_values`.
+    to the later one of `classes`. Values less than 1e-3 off a whole number are rounded. A map whose axes are stored in
+    another order or direction than the image's, as where a converter has turned one of them, is turned. The map's
+    `meta` has `other_values`, a tuple of the values that became background, for `unnamed_values`.
 
     Args:
         keys: of the file's name, or of the names of the masks by structure.
@@ -121,12 +122,13 @@ class ReadLabelMapd(MapTransform):
 
 def _read_labels(file: str, image: MetaTensor, name: str) -> Tensor:
     """The whole numbers of a label map, ``[1, D, H, W]``, on the image's grid."""
-    labels = read_volume([file], f"{name}, its label map {file}", constant=True)
-    labels = straighten(labels, nearest=True)  # as the image was
+    written = read_volume([file], f"{name}, its label map {file}", constant=True)
+    affine, shape = image.meta.get("own_grid", (np.asarray(image.affine), image.shape[1:]))
+    labels = straighten(turn_volume(written, (tuple(shape), affine)), nearest=True)  # as the image was
     if not same_place(volume_grid(labels), volume_grid(image)):
         raise VolumeError(
             name,
-            f"and its label map are not on one grid: {_describe_grid(image)} and {_describe_grid(labels)}",
+            f"and its label map are not on one grid: {_describe_grid(image)} and {_describe_grid(written)}",
             "resample the label map to the image, nearest neighbour",
         )
     values = labels.as_tensor()

@@ -116,6 +116,21 @@ def test_another_grid_is_refused(tmp_path: Path, image: MetaTensor, change: str)
         read(path, image, {"a": 1})
 
 
+@pytest.mark.parametrize("sheared", [False, True], ids=["right angles", "tilted slices"])
+def test_a_map_whose_axes_another_tool_has_turned_is_turned_back(tmp_path: Path, sheared: bool):
+    """As of a DICOM series and the label map of the NIfTI file that was made of it."""
+    affine = AFFINE.copy()
+    affine[1, 2] = 1.1 * sheared
+    scan = write_nifti(tmp_path / "scan.nii.gz", np.arange(np.prod(SIZE), dtype=np.float32).reshape(SIZE), affine)
+    image = ReadVolumed()({"image": [str(scan)], "name": "scan"})["image"]
+    labels = np.random.default_rng(0).integers(0, 3, SIZE).astype(np.uint8)
+    straight = read(write_nifti(tmp_path / "label.nii.gz", labels, affine), image, {"a": 1, "b": 2})
+    change = np.array([[1, -1], [0, 1], [2, -1]])
+    turned = nibabel.orientations.apply_orientation(labels, change)
+    path = write_nifti(tmp_path / "t.nii.gz", turned, affine @ nibabel.orientations.inv_ornt_aff(change, SIZE))
+    assert torch.equal(read(path, image, {"a": 1, "b": 2}), straight) and straight.unique().numel() == 3
+
+
 def test_probabilities_are_no_label_map(tmp_path: Path, image: MetaTensor):
     values = np.zeros(SIZE, np.float32)
     values[0, 0, :3] = 0.5, 2.25, 0.5

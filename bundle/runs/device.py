@@ -64,6 +64,10 @@ def autocast_dtype(device: torch.device, amp: bool | str = True) -> torch.dtype 
         UserError: if `amp` is none of these.
     """
     if amp in ("bfloat16", "float16"):
+        if device.type == "cpu" and not _cpu_computes_in(str(amp)):
+            logger.warning(
+                "this CPU has no instructions for %s: a step takes several times as long as with --amp False", amp
+            )
         return torch.bfloat16 if amp == "bfloat16" else torch.float16
     if not isinstance(amp, bool):
         raise UserError(f'unknown precision "{amp}": use --amp True, False, bfloat16 or float16')
@@ -73,3 +77,11 @@ def autocast_dtype(device: torch.device, amp: bool | str = True) -> torch.dtype 
         logger.warning("this GPU has no bfloat16: training in float32; --amp float16 is faster")
         return None
     return torch.bfloat16
+
+
+def _cpu_computes_in(name: str) -> bool:
+    """Whether PyTorch's kernels for this CPU compute in that precision, instead of converting to and fro."""
+    short = {"bfloat16": "bf16", "float16": "fp16"}[name]
+    # private, and the only place that knows: torch.compile asks it as well. A PyTorch without it is not warned about
+    known: bool = getattr(torch.ops.mkldnn, f"_is_mkldnn_{short}_supported", lambda: True)()
+    return known

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from bundle.errors import UserError
-from bundle.runs.device import autocast_dtype, pick_device
+from bundle.runs.device import _cpu_computes_in, autocast_dtype, pick_device
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -66,6 +66,22 @@ def test_a_gpu_without_bfloat16_trains_in_float32(monkeypatch, caplog):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
     assert autocast_dtype(GPU, True) is None
     assert "float32" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float16"])
+def test_half_precision_on_a_cpu_without_instructions_for_it_is_warned_about(name: str, monkeypatch, caplog):
+    monkeypatch.setattr("bundle.runs.device._cpu_computes_in", lambda asked: asked != name)
+    autocast_dtype(CPU, name)
+    assert f"no instructions for {name}" in caplog.text and "--amp False" in caplog.text
+    caplog.clear()
+    autocast_dtype(CPU, "float16" if name == "bfloat16" else "bfloat16")
+    autocast_dtype(CPU, True)
+    autocast_dtype(GPU, name)
+    assert not caplog.text
+
+
+def test_what_a_cpu_computes_in_can_be_asked_of_this_pytorch():
+    assert {_cpu_computes_in(name) for name in ("bfloat16", "float16")} <= {True, False}
 
 
 def test_an_unknown_precision_is_an_error():

@@ -63,3 +63,15 @@ class Histogram(nn.Module):
         log_p = logits.log_softmax(3)
         at = torch.cat([log_p.gather(3, index), log_p.gather(3, index + 1)], 3)
         return -((1 - share) * at[:, :, :, 0] + share * at[:, :, :, 1])
+
+    def merged(self, values: Tensor) -> int:
+        """How many values ``[N]`` lie beyond an end and would differ by a bin or more, were there bins beyond.
+
+        The values in the fullest of these bins are not counted: a background of one value loses nothing.
+        """
+        width = (self.high - self.low) / (self.bins - 1)
+        count = 0
+        for beyond in (self.low - values[values < self.low], values[values > self.high] - self.high):
+            if len(beyond):
+                count += len(beyond) - int((beyond / width).long().bincount().max())
+        return count

@@ -21,6 +21,7 @@ from bundle.training.same_data import earlier_split
 from bundle.training.sampling import SetSamplerEpoch
 from bundle.training.scalars import Scalars
 from bundle.training.summary import Summary
+from bundle.training.target_range import TargetRange
 from bundle.training.tensorboard import TensorBoard
 from bundle.training.validation import SameBuffers, ValidateLastEpoch, ValidationLoss
 
@@ -45,6 +46,7 @@ __all__ = [
     "ScaleLoss",
     "SetSamplerEpoch",
     "Summary",
+    "TargetRange",
     "TeacherMomentum",
     "TeacherTemperature",
     "TensorBoard",

@@ -112,3 +112,14 @@ def test_a_visible_voxel_gets_no_gradient(histogram):
     loss, _ = ReconstructionLoss(target="none", histogram=histogram, visible_weight=0.0)(**e)
     (gradient,) = torch.autograd.grad(loss, e["reconstruction"])
     assert gradient[:, :, :2].any() and not gradient[:, :, 2:].any()
+
+
+def test_values_that_one_end_takes_though_they_differ_are_counted_and_a_background_is_not(histogram):
+    inside = torch.linspace(-2, 2, 50)
+    background = torch.full((40,), -9.0)
+    assert histogram.merged(torch.cat([inside, background])) == 0
+    assert histogram.merged(torch.empty(0)) == 0
+    # bins beyond the low end: 4 values in one, 3 in the next, 2 in a third; beyond the high end 1 and 1
+    below = torch.tensor([-2.1, -2.4, -2.5, -2.9, -3.1, -3.2, -3.9, -4.5, -4.6])
+    assert histogram.merged(torch.cat([inside, below])) == 5
+    assert histogram.merged(torch.cat([inside, below, torch.tensor([2.5, 7.0])])) == 6

@@ -21,12 +21,13 @@ from bundle.training import (
     ReconstructionPanels,
     RecordConfig,
     Summary,
+    TargetRange,
     TensorBoard,
 )
 
 HANDLERS = (
     CostReport, DetectionPanels, EvaluationReport, ExportEncoder, History, Progress, ReconstructionPanels, RecordConfig,
-    SegmentationPanels, Summary, TensorBoard,
+    SegmentationPanels, Summary, TargetRange, TensorBoard,
 )  # fmt: skip
 
 

@@ -3,16 +3,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from bundle.data.dicom import DAMAGED, UNREADABLE
 from bundle.data.printable import printable
 from bundle.errors import VolumeError
 
-__all__ = ["FoundVolume", "other_objects"]
+__all__ = ["BY_NAME", "FoundVolume", "other_objects"]
+
+#: what a group begins with that a path tells: another folder may hold another person of that path
+BY_NAME = "by name: "
+
+#: a folder of a subject, or a file of one, in BIDS; a word such as sub-cortical has no digit
+_SUBJECT = re.compile(r"(sub-(?=[a-z]*\d)[a-z\d]+)(?:$|[_.])", re.IGNORECASE)
+#: folders of BIDS in which the subjects are those of the data set above
+_SAME_SUBJECTS = {"derivatives", "rawdata", "sourcedata"}
 
 
 @dataclass(frozen=True)
@@ -26,6 +35,7 @@ class FoundVolume:
         modality: "CT" or "MR" as the DICOM tag or the json says, or "" if they do not.
         group: volumes of one group stay on one side of the train/validation split. For DICOM, a digest of the
             patient, or of the study where the patient was removed; it lives in memory only, neither logged nor stored.
+            Where nothing else tells, the subject of a path in BIDS, such as `sub-01/ses-2/anat/sub-01_ses-2_T1w.nii.gz`.
         part: "training", "validation" or "test" where a json tells, else "".
         annotations: what a data list says of it for fine-tuning, such as the file of its label map.
         channels: the file, or the files of the DICOM series, of each further image of the same grid.
@@ -48,6 +58,7 @@ class FoundVolume:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", printable(self.name))
+        object.__setattr__(self, "group", self.group or _subject(self.name))
 
     def to_item(self) -> dict[str, Any]:
         """What transforms are given: `image`, a list of files, `name`, `modality`, and what else is known.
@@ -64,6 +75,17 @@ class FoundVolume:
         if self.from_folder:
             item["from_folder"] = True
         return item
+
+
+def _subject(name: str) -> str:
+    """The path of the subject that a volume's path names as BIDS does, or ""."""
+    parts = PurePosixPath(name).parts
+    for number, part in enumerate(parts):
+        is_file = number == len(parts) - 1
+        if (found := _SUBJECT.match(part)) and (is_file or found[1] == part):
+            above = parts[: next((n for n in range(number) if parts[n].lower() in _SAME_SUBJECTS), number)]
+            return BY_NAME + "/".join((*above, found[1]))
+    return ""
 
 
 def other_objects(found: Mapping[tuple[Path, str], int], root: Path) -> Iterator[FoundVolume]:

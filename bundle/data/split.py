@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bundle.data.found_volume import BY_NAME
 from bundle.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ logger = logging.getLogger(__name__)
 _FOLD_SEED = 5
 #: an anonymiser may have given one id to all
 _ONE_PATIENT = (
+    "DICOM with one PatientID is one patient, and so is a subject in BIDS: where it is not, list the volumes in a json, "
+    "each with its group"
+)
     "DICOM with one PatientID is one patient: where it is not, list the volumes in a json, each with its group"
 )
 
@@ -127,6 +131,12 @@ def split_volumes(
     Raises:
         UserError: if nothing is left to train or to validate on, or there are fewer patients than folds.
     """
+    subjects = Counter(v.group for v in volumes if v.group.startswith(BY_NAME))
+    if subjects.total() > len(subjects):
+        logger.info(
+            "%d volumes are of %d subjects by their paths (sub-... as in BIDS): those of one stay on one side of the split",
+            subjects.total(), len(subjects),
+        )  # fmt: skip
     if folds is not None:
         fold_by_group = deal_folds(volumes, folds)
         logger.info("fold %d of %d: the other folds are for training", fold, folds)

@@ -12,7 +12,7 @@ import numpy as np
 import pydicom
 import pytest
 
-from bundle.data import find_volumes, read_volume
+from bundle.data import FoundVolume, find_volumes, read_volume
 from bundle.data.lists import find_labelled
 from bundle.errors import UserError, VolumeError
 from tests.data.volumes import PATIENT, ct_phantom, write_dicom, write_nifti
@@ -93,6 +93,18 @@ def test_series_of_one_study_share_a_group_where_the_patient_id_was_removed(tmp_
         write_dicom(tmp_path / folder, ct_phantom((4, 8, 8)), tags=tags)
     first, second, third = find_volumes(tmp_path)
     assert first.group and first.group == second.group != third.group
+
+
+def test_a_path_in_bids_tells_the_subject(tmp_path: Path) -> None:
+    one = ["sub-01/ses-1/anat/sub-01_ses-1_T1w.nii.gz", "sub-01/ses-2/anat/a.nii", "derivatives/prep/sub-01/b.mha"]
+    others = ["a/sub-01/T1.nii", "a/sub-01_T2.nii.gz", "b/sub-01.nii", "sub-012/T1.nii", "sub-cortical_1.nii"]
+    others.append("x/sub-2x y/1.nii")
+    groups = [FoundVolume(name, ()).group for name in one + others]
+    assert len(set(groups[:3])) == 1 and groups[0].endswith("sub-01")
+    assert groups[3] == groups[4] != groups[5], "of one folder, and another person of another"
+    assert len({groups[0], groups[3], groups[5], groups[6]}) == 4
+    assert groups[7:] == ["", ""], "no subjects"
+    assert FoundVolume(one[0], (), group="p").group == "p", "what a list or DICOM says comes first"
 
 
 def test_names_carry_no_patient_attribute_and_no_uid(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -166,6 +167,16 @@ def test_no_modality_is_left_without_a_volume_to_train_on(seed: int):
     volumes += [replace(v, name=f"{v.name} CT", modality="CT") for v in volumes[:2]]
     training, validation = sizes_of(volumes, 0.2, seed)
     assert training == {"CT": 1, "MR": 8} and validation == {"CT": 1, "MR": 2}
+
+
+def test_sessions_of_a_subject_are_never_on_both_sides(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="bundle")
+    found = [FoundVolume(f"sub-{n:02}/ses-{session}/T1.nii", ()) for n in range(10) for session in (1, 2)]
+    volumes = [replace(v, name=f.name, group=f.group) for v, f in zip(prepared({"MR": [2] * 10}), found)]
+    sides = split_volumes(volumes, val_fraction=0.3, seed=1)
+    training, validation = ({v.name[:6] for v in side} for side in sides)
+    assert not training & validation and len(validation) == 3
+    assert "20 volumes are of 10 subjects" in caplog.text
 
 
 def test_patients_that_a_list_has_on_both_sides_are_said(caplog: pytest.LogCaptureFixture):

@@ -13,6 +13,7 @@ from typing import Any
 
 from bundle.data import FoundVolume, PreparedVolume, VolumeSet
 from bundle.data.fingerprints import fingerprint
+from bundle.data.found_volume import BY_NAME
 from bundle.data.lists import find_unlabelled
 from bundle.data.names import name_digest, without_ending
 from bundle.data.preparation import Preparation
@@ -187,8 +188,12 @@ class _Recognised:
 
 
 def _patient(volume: PreparedVolume) -> str:
-    """The group of a volume, or "" where that is no more than its own name, of which it may show a digest."""
-    return "" if volume.name in (volume.group, name_digest(volume.group)) else volume.group
+    """The group of a volume, or "" where its path is all that tells it: that may be another's in another folder.
+
+    Of its own name a volume may show a digest.
+    """
+    by_path = volume.group.startswith(BY_NAME) or volume.name in (volume.group, name_digest(volume.group))
+    return "" if by_path else volume.group
 
 
 def _find(

@@ -16,7 +16,7 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 
-from bundle.data import PreparedVolume, RandForegroundCropd
+from bundle.data import FoundVolume, PreparedVolume, RandForegroundCropd
 from bundle.data.names import name_digest
 from bundle.errors import user_error_in
 from bundle.evaluation.seen import seen_notes
@@ -95,6 +95,8 @@ def test_a_known_patient_is_recognised_and_a_name_alone_is_none():
         assert not _Recognised([shown(labelled)]).has(shown(other))
     known = volume("a", "p1")
     assert _Recognised([known]).has(volume("b", "p1")) and not _Recognised([known]).has(volume("b", "p2"))
+    subject = FoundVolume("sub-01/a.nii", ()).group
+    assert not _Recognised([volume("a", subject)]).has(volume("b", subject)), "another data set may have a sub-01"
 
 
 def test_a_run_exports_the_teacher_says_what_it_used_and_resumes_bit_for_bit(dataset: Path, tmp_path: Path):

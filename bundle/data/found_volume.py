@@ -35,7 +35,8 @@ class FoundVolume:
         modality: "CT" or "MR" as the DICOM tag or the json says, or "" if they do not.
         group: volumes of one group stay on one side of the train/validation split. For DICOM, a digest of the
             patient, or of the study where the patient was removed; it lives in memory only, neither logged nor stored.
-            Where nothing else tells, the subject of a path in BIDS, such as `sub-01/ses-2/anat/sub-01_ses-2_T1w.nii.gz`.
+            Where nothing else tells, the subject of a path in BIDS, such as
+            `sub-01/ses-2/anat/sub-01_ses-2_T1w.nii.gz`.
         part: "training", "validation" or "test" where a json tells, else "".
         annotations: what a data list says of it for fine-tuning, such as the file of its label map.
         channels: the file, or the files of the DICOM series, of each further image of the same grid.

@@ -26,10 +26,8 @@ logger = logging.getLogger(__name__)
 _FOLD_SEED = 5
 #: an anonymiser may have given one id to all
 _ONE_PATIENT = (
-    "DICOM with one PatientID is one patient, and so is a subject in BIDS: where it is not, list the volumes in a json, "
-    "each with its group"
-)
-    "DICOM with one PatientID is one patient: where it is not, list the volumes in a json, each with its group"
+    "DICOM with one PatientID is one patient, and so is a subject in BIDS: where it is not, list the volumes in a "
+    "json, each with its group"
 )
 
 
@@ -134,7 +132,7 @@ def split_volumes(
     subjects = Counter(v.group for v in volumes if v.group.startswith(BY_NAME))
     if subjects.total() > len(subjects):
         logger.info(
-            "%d volumes are of %d subjects by their paths (sub-... as in BIDS): those of one stay on one side of the split",
+            "%d volumes are of %d subjects by their paths (sub-... as in BIDS): those of one stay on one side",
             subjects.total(), len(subjects),
         )  # fmt: skip
     if folds is not None:

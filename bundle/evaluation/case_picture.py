@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import nibabel
 import numpy as np
@@ -13,7 +13,7 @@ from bundle.data.grids import Grid, same_place, spacing_along_axes, turn_volume,
 from bundle.errors import UserError
 from bundle.evaluation.label_map_case import LabelledCase
 from bundle.evaluation.mask_metrics import union_box
-from bundle.evaluation.written_labels import WrittenLabels, read_labels
+from bundle.evaluation.written_labels import Classes, WrittenLabels, read_labels, values_of
 from bundle.figures.contours import draw_contours
 from bundle.reports import Case
 
@@ -26,14 +26,14 @@ _MOST_VOXELS = 40_000_000
 
 
 def draw_case(
-    case: LabelledCase, classes: Mapping[str, int], *, prediction_classes: Mapping[str, int], resample: bool, title: str
+    case: LabelledCase, classes: Classes, *, prediction_classes: Classes, resample: bool, title: str
 ) -> np.ndarray:
     """Draws a case, cut to what is labelled and a margin. The image is black if it is on another grid than the labels.
 
     Args:
         case: to draw; it has a prediction.
-        classes: value in the reference by name.
-        prediction_classes: value in the prediction by name.
+        classes: value in the reference by name, of a region its values.
+        prediction_classes: likewise in the prediction.
         resample: as for `read_labels`.
         title: of the picture.
 
@@ -56,7 +56,7 @@ def draw_case(
 
 
 def viewer_case(
-    case: LabelledCase, classes: Mapping[str, int], *, prediction_classes: Mapping[str, int], resample: bool, note: str
+    case: LabelledCase, classes: Classes, *, prediction_classes: Classes, resample: bool, note: str
 ) -> Case:
     """The case for a report's viewer, with classes numbered as `class_numbers` does.
 
@@ -92,7 +92,7 @@ def moved(affine: np.ndarray, box: tuple[slice, ...]) -> np.ndarray:
     return place
 
 
-def class_numbers(classes: Mapping[str, int]) -> dict[str, int]:
+def class_numbers(classes: Iterable[str]) -> dict[str, int]:
     """1, 2, ... for the classes, in their order."""
     return {name: number for number, name in enumerate(classes, start=1)}
 
@@ -122,10 +122,11 @@ def _image(case: LabelledCase, grid: Grid, box: tuple[slice, ...]) -> np.ndarray
     return shown if same_place(volume_grid(image), grid) else nothing
 
 
-def _numbers(labels: WrittenLabels, classes: Mapping[str, int], box: tuple[slice, ...]) -> np.ndarray:
-    """Classes counted from 1 in a box, int16; of two in one voxel the later one."""
+def _numbers(labels: WrittenLabels, classes: Classes, box: tuple[slice, ...]) -> np.ndarray:
+    """Classes counted from 1 in a box, int16; of two in one voxel the one of fewer values, then the later one."""
     numbers = np.zeros([part.stop - part.start for part in box], dtype=np.int16)
-    for number, name in enumerate(classes, start=1):
+    widest_first = sorted(class_numbers(classes).items(), key=lambda pair: -len(values_of(classes[pair[0]])))
+    for name, number in widest_first:
         if name in labels.masks:
             numbers[labels.cut(name, box)] = number
     return numbers

@@ -14,7 +14,7 @@ from bundle.data import read_volume
 from bundle.data.grids import Grid, is_same_grid
 from bundle.errors import UserError, VolumeError
 from bundle.evaluation.mask_metrics import mask_metrics, union_box, volume_metrics
-from bundle.evaluation.written_labels import OtherGridError, WrittenLabels, describe_grid, read_labels
+from bundle.evaluation.written_labels import Classes, OtherGridError, WrittenLabels, describe_grid, read_labels
 
 __all__ = ["COLUMNS", "EvaluatedCase", "LabelledCase", "evaluate_case"]
 
@@ -23,6 +23,10 @@ COLUMNS = (
     "case", "class", "dice", "hausdorff95_mm", "surface_dice", "volume_ml", "reference_ml", "volume_error_ml",
     "volume_error_percent", "group", "note",
 )  # fmt: skip
+
+
+#: what is not to count is called so, as no class can be
+_IGNORED = ""
 
 
 @dataclass(frozen=True)
@@ -71,25 +75,28 @@ class EvaluatedCase:
 
 def evaluate_case(
     case: LabelledCase,
-    classes: Mapping[str, int],
+    classes: Classes,
     *,
-    prediction_classes: Mapping[str, int],
+    prediction_classes: Classes,
     tolerance_mm: Mapping[str, float],
     resample: bool = False,
+    ignore: int | None = None,
 ) -> EvaluatedCase:
     """Reads both label maps of a case and compares them.
 
     Args:
         case: a prediction that is None counts as one in which nothing is labelled.
-        classes: value in the reference by name.
-        prediction_classes: value in the prediction by name.
+        classes: value in the reference by name, of a region its values.
+        prediction_classes: likewise in the prediction.
         tolerance_mm: of the surface Dice, by class.
         resample: whether a prediction on another grid is resampled to the reference's.
+        ignore: value of the reference's voxels that count in nothing, whatever is predicted there.
 
     Raises:
         VolumeError: if one of them cannot be read, or their grids differ.
     """
-    reference = read_labels(case.reference, classes, case.name)
+    ignored: Classes = {} if ignore is None else {_IGNORED: ignore}
+    reference = read_labels(case.reference, {**classes, **ignored}, case.name)
     predicted = None
     if case.prediction is not None:
         try:
@@ -142,6 +149,8 @@ def _compare(
     box = union_box(reference.boxes[name], predicted.boxes[name] if predicted else None)
     truth = reference.cut(name, box)
     mask = np.zeros_like(truth) if predicted is None else predicted.cut(name, box)
+    if _IGNORED in reference.masks:
+        mask &= ~reference.cut(_IGNORED, box)
     affine = reference.grid[1].copy()
     affine[:3, 3] += affine[:3, :3] @ [part.start for part in box]
     found: dict[str, Any] = mask_metrics(mask, truth, affine, tolerance_mm=tolerance_mm)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +17,24 @@ from bundle.data.grids import Grid, same_place, turn
 from bundle.data.label_maps import WHOLE, odd_values
 from bundle.data.names import without_ending
 from bundle.errors import UserError, VolumeError
+from bundle.evaluation.mask_metrics import union_box
 
-__all__ = ["Box", "OtherGridError", "WrittenLabels", "describe_grid", "find_label_maps", "read_labels"]
+__all__ = [
+    "Box",
+    "Classes",
+    "OtherGridError",
+    "WrittenLabels",
+    "describe_grid",
+    "find_label_maps",
+    "read_labels",
+    "values_of",
+]
 
 #: the part of a volume that holds something, a slice for each axis; None where nothing is
 Box = tuple[slice, ...] | None
+
+#: the value of each class in a file by its name; a region has several, and may overlap other classes
+Classes = Mapping[str, int | Sequence[int]]
 
 #: value of a class
 _HIGHEST = 65535
@@ -61,11 +74,13 @@ class WrittenLabels:
     others: tuple[int, ...] = ()
 
     def cut(self, name: str, box: tuple[slice, ...]) -> np.ndarray:
-        """The mask of a class in a box that holds all of it, bool."""
+        """The mask of a class in a box, bool."""
         mask = np.zeros([part.stop - part.start for part in box], dtype=bool)
         own = self.boxes[name]
         if own is not None:
-            mask[tuple(slice(o.start - b.start, o.stop - b.start) for o, b in zip(own, box))] = self.masks[name]
+            common = [slice(max(o.start, b.start), min(o.stop, b.stop)) for o, b in zip(own, box)]
+            if all(part.start < part.stop for part in common):
+                mask[_moved(common, box)] = self.masks[name][_moved(common, own)]
         return mask
 
     def count(self, name: str) -> int:
@@ -73,7 +88,12 @@ class WrittenLabels:
         return int(np.count_nonzero(self.masks[name]))
 
 
-def find_label_maps(folder: Path, classes: Mapping[str, int]) -> dict[str, str | dict[str, str]]:
+def values_of(value: int | Sequence[int]) -> tuple[int, ...]:
+    """The values of a class, of which a region has several."""
+    return (value,) if isinstance(value, int) else tuple(value)
+
+
+def find_label_maps(folder: Path, classes: Classes) -> dict[str, str | dict[str, str]]:
     """The label maps of a folder and its subfolders, by their names below it without an ending.
 
     Files that are named after classes are the masks of one case, and have the name of their folder, or of the folder
@@ -109,18 +129,13 @@ def find_label_maps(folder: Path, classes: Mapping[str, int]) -> dict[str, str |
 
 
 def read_labels(
-    files: str | Mapping[str, str],
-    classes: Mapping[str, int],
-    name: str,
-    *,
-    like: Grid | None = None,
-    resample: bool = False,
+    files: str | Mapping[str, str], classes: Classes, name: str, *, like: Grid | None = None, resample: bool = False
 ) -> WrittenLabels:
     """Reads the label map of a case, or its masks.
 
     Args:
         files: the file, or the file of the mask of each structure.
-        classes: value in the file by the name of each class. Of masks the names alone count.
+        classes: value in the file by the name of each class, of a region its values. Of masks the names alone count.
         name: of the case, for errors.
         like: the grid to bring it to. Voxels in another order are sorted; nothing is lost.
         resample: whether a map on another grid is resampled to it, nearest neighbour; else it is an error.
@@ -217,26 +232,30 @@ def _resample(values: np.ndarray, grid: Grid, like: Grid) -> np.ndarray:
 
 
 def _split_values(
-    values: np.ndarray, classes: Mapping[str, int]
+    values: np.ndarray, classes: Classes
 ) -> tuple[dict[str, np.ndarray], dict[str, Box], tuple[int, ...]]:
     """For each class its mask in the box that holds it, and the box; the values that no class has."""
     boxes: dict[str, Box] = dict.fromkeys(classes)
+    wanted = sorted({number for value in classes.values() for number in values_of(value)})
     whole = _box(values)
     others: tuple[int, ...] = ()
     if whole is not None:
         inside = values[whole]
         present = np.zeros(_HIGHEST + 1, dtype=bool)
-        numbers = np.zeros(_HIGHEST + 1, dtype=np.uint8)
-        numbers[list(classes.values())] = np.arange(1, len(classes) + 1)
-        numbered = np.empty(inside.shape, dtype=np.uint8)
+        numbers = np.zeros(_HIGHEST + 1, dtype=np.min_scalar_type(len(wanted)))
+        numbers[wanted] = np.arange(1, len(wanted) + 1)
+        numbered = np.empty(inside.shape, dtype=numbers.dtype)
         for part, target in zip(inside, numbered):  # slice by slice: numpy makes 8 bytes of each index
             present[part] = True
             target[...] = numbers[part]
-        around = ndimage.find_objects(numbered, max_label=len(classes))
-        boxes = {name: box and _shift(box, whole) for name, box in zip(classes, around)}
+        around = ndimage.find_objects(numbered, max_label=len(wanted))
+        by_value = {value: box and _shift(box, whole) for value, box in zip(wanted, around)}
+        boxes = {name: _around([by_value[one] for one in values_of(value)]) for name, value in classes.items()}
         others = tuple(int(value) for value in np.flatnonzero(present) if value and not numbers[value])
     empty = np.zeros((0, 0, 0), dtype=bool)
-    masks = {name: empty if box is None else values[box] == classes[name] for name, box in boxes.items()}
+    masks = {
+        name: empty if box is None else _is_one_of(values[box], values_of(classes[name])) for name, box in boxes.items()
+    }
     return masks, boxes, others
 
 
@@ -244,6 +263,24 @@ def _box(values: np.ndarray) -> Box:
     """The part of a volume that is not 0."""
     found: list[tuple[slice, ...]] = ndimage.find_objects((values != 0).view(np.int8))
     return found[0] if found else None
+
+
+def _is_one_of(values: np.ndarray, wanted: Sequence[int]) -> np.ndarray:
+    """Where one of the wanted values is. One after the other: `numpy.isin` makes 8 bytes of each voxel."""
+    found: np.ndarray = values == wanted[0]
+    for value in wanted[1:]:
+        found |= values == value
+    return found
+
+
+def _around(boxes: Sequence[Box]) -> Box:
+    """The smallest box around boxes, None without any."""
+    return union_box(*boxes) if any(boxes) else None
+
+
+def _moved(box: Sequence[slice], by: tuple[slice, ...]) -> tuple[slice, ...]:
+    """A box, counted from the start of another one."""
+    return tuple(slice(part.start - outer.start, part.stop - outer.start) for part, outer in zip(box, by))
 
 
 def _shift(box: tuple[slice, ...], by: tuple[slice, ...]) -> tuple[slice, ...]:

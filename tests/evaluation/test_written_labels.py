@@ -155,3 +155,30 @@ def test_an_evaluation_says_which_of_two_label_maps_is_off_the_grid_of_the_scan(
     assert ("the prediction: " in str(raised.value)) == ("prediction" in off)
     with pytest.raises(VolumeError, match="has a prediction on another grid"):
         evaluate_case(replace(case, image=()), same, prediction_classes=same, tolerance_mm={"liver": 2.0})
+
+
+def test_a_region_has_several_values_and_may_overlap_another(tmp_path: Path) -> None:
+    regions = {"all": [6, 9], "tumour": [9], "odd": [200, 7]}
+    read = read_labels(write(tmp_path / "a.nii.gz", labels()), regions, "a")
+    for name, values in regions.items():
+        assert np.array_equal(read.cut(name, whole((7, 8, 9))), np.isin(labels(), values))
+    assert read.others == ()
+    corner = (slice(0, 3), slice(0, 4), slice(4, 9))  # a part of the masks
+    assert np.array_equal(read.cut("all", corner), np.isin(labels(), (6, 9))[corner])
+    assert not read.cut("tumour", (slice(0, 2),) * 3).any()
+
+
+def test_voxels_to_ignore_count_in_nothing(tmp_path: Path) -> None:
+    """By the numbers of voxels: of what is predicted, the part where the reference says 200 is left out."""
+    truth = labels()
+    truth[0], predicted = 200, labels()
+    predicted[:2, 2:7, 3:5] = 6  # 10 voxels too many, where the reference is not to count
+    case = LabelledCase(
+        "a", "a", (), write(tmp_path / "a.nii.gz", truth), write(tmp_path / "b.nii.gz", predicted, AFFINE)
+    )
+    options = {"prediction_classes": CLASSES, "tolerance_mm": dict.fromkeys(CLASSES, 1.0)}
+    found = evaluate_case(case, CLASSES, ignore=200, **options)
+    assert found.rows[0]["dice"] == 1 and found.rows[0]["volume_ml"] == found.rows[0]["reference_ml"]
+    assert found.others == ((), (200,))
+    liver = int((labels() == 6).sum())
+    assert evaluate_case(case, CLASSES, **options).rows[0]["dice"] == pytest.approx(2 * liver / (2 * liver + 10))

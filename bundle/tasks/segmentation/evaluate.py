@@ -38,11 +38,17 @@ from bundle.evaluation import (
 from bundle.evaluation.case_picture import class_numbers, draw_case, viewer_case
 from bundle.evaluation.label_map_case import COLUMNS, EvaluatedCase, LabelledCase, evaluate_case
 from bundle.evaluation.mask_metrics import HIGHER_IS_BETTER
-from bundle.evaluation.written_labels import find_label_maps
+from bundle.evaluation.written_labels import Classes, find_label_maps
 from bundle.reports import Case
-from bundle.tasks.segmentation.evaluated_classes import pick_evaluated, predicted_classes, same_names, tolerances
+from bundle.tasks.segmentation.evaluated_classes import (
+    check_evaluated,
+    check_ignored,
+    pick_evaluated,
+    predicted_classes,
+    same_names,
+    tolerances,
+)
 from bundle.tasks.segmentation.find import find_segmentations
-from bundle.tasks.segmentation.labels import check_classes
 
 __all__ = ["SegmentationEvaluation"]
 
@@ -70,11 +76,14 @@ class SegmentationEvaluation:
             names match those of the scans.
         dataset_dir: as for `find_segmentations`, or a folder of label maps alone.
         output: where to.
-        classes: value in the label maps by the name of each class; empty: those that the `about.json` of the
-            predictions names, with the values of the data set's `dataset.json` where this has them; or all that a
-            `dataset.json` beside the scans or the predictions names; or one for each mask of structures.
+        classes: value in the label maps by the name of each class, or a list of values, which make a region; empty:
+            those that the `about.json` of the predictions names, with the values of the data set's `dataset.json`
+            where this has them; or all that a `dataset.json` beside the scans or the predictions names; or one for
+            each mask of structures.
         prediction_classes: the values in the predictions, where they differ and neither `about.json` nor nnU-Net's
             `dataset.json` beside them says it.
+        ignore: value of voxels in the reference that count in nothing; None: that of the label `ignore` in the data
+            set's `dataset.json`, if it has one.
         part: as for `find_segmentations`.
         tolerance_mm: of the surface Dice, or one for each class by its name.
         resample: whether predictions on other grids are resampled; else they are listed as failed.
@@ -97,8 +106,9 @@ class SegmentationEvaluation:
         predictions: str | os.PathLike[str] | None,
         dataset_dir: str | os.PathLike[str],
         output: EvaluationFolder,
-        classes: Mapping[str, int] | None = None,
-        prediction_classes: Mapping[str, int] | None = None,
+        classes: Classes | None = None,
+        prediction_classes: Classes | None = None,
+        ignore: int | None = None,
         part: str = "auto",
         tolerance_mm: float | Mapping[str, float] = 2.0,
         resample: bool = False,
@@ -114,7 +124,7 @@ class SegmentationEvaluation:
         if predictions is None:
             raise UserError("--predictions is missing: give the folder of label maps to evaluate")
         if classes:
-            check_classes(classes)
+            check_evaluated(classes)
         if missing not in ("report", "empty"):
             raise UserError(f"--missing {missing!r} is not known: choose report or empty")
         self.predictions, self.dataset_dir, self.output = Path(predictions), Path(dataset_dir), output
@@ -126,11 +136,12 @@ class SegmentationEvaluation:
         self.volumes = _find_references(self.dataset_dir, part)
         predicted = predicted_classes(self.predictions)
         self.classes = dict(pick_evaluated(classes or {}, predicted, self.dataset_dir, self.predictions, self.volumes))
-        check_classes(self.classes)
+        check_evaluated(self.classes)
         if "mean" in self.classes:
             raise UserError("--classes has a class 'mean', as the mean of all classes is called: give it another name")
         self.prediction_classes = same_names(prediction_classes, self.classes, predicted)
         self.tolerance_mm = tolerances(tolerance_mm, self.classes)
+        self.ignore = check_ignored(ignore, self.classes, self.dataset_dir)
 
     def run(self) -> None:
         """Evaluates, writes and says where to look."""
@@ -221,6 +232,7 @@ class SegmentationEvaluation:
                 prediction_classes=self.prediction_classes,
                 tolerance_mm=self.tolerance_mm,
                 resample=self.resample,
+                ignore=self.ignore,
             )
         except Exception as error:  # noqa: BLE001  one broken case must not end the rest
             found = skipped_because(case.name, error)
@@ -254,6 +266,8 @@ class SegmentationEvaluation:
         counted = "count as if nothing had been found" if self.missing == "empty" else "count in no mean"
         notes = seen_notes(self.volumes, self.seen, hashed=self.hash_names)
         notes += unmatched_notes(missing, len(every), unused, counted, hashed=self.hash_names)
+        if self.ignore is not None:
+            notes.append(f"voxels with the value {self.ignore} in the reference count in nothing")
         if failed:
             notes.append(f"{len(failed)} of {len(every)} scans could not be evaluated and count in no mean")
             notes += [f"{case.case.name}: {case.problem}" for case in failed]
@@ -290,6 +304,7 @@ class SegmentationEvaluation:
             "part": self.part,
             "classes": self.classes,
             "prediction_classes": self.prediction_classes,
+            "ignore": self.ignore,
             "tolerance_mm": self.tolerance_mm,
             "resample": self.resample,
             "missing": self.missing,
@@ -351,7 +366,7 @@ def _numbered(done: Sequence[EvaluatedCase]) -> list[tuple[int, EvaluatedCase]]:
     return [(people[case.case.group], case) for case in done]
 
 
-def _counted(classes: Mapping[str, int]) -> list[tuple[int, str]]:
+def _counted(classes: Classes) -> list[tuple[int, str]]:
     return list(enumerate(classes))
 
 

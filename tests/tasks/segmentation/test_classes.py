@@ -9,6 +9,7 @@ import pytest
 
 from bundle.errors import UserError
 from bundle.tasks.segmentation import check_classes, pick_classes
+from bundle.tasks.segmentation.evaluated_classes import check_evaluated, check_ignored, same_names
 
 
 def write(folder: Path, **content: Any) -> Path:
@@ -63,3 +64,35 @@ def test_regions_and_labels_to_ignore_are_refused_by_name(tmp_path: Path, labels
     with pytest.raises(UserError, match=said) as raised:
         pick_classes({}, tmp_path)
     assert "--classes" in str(raised.value) and "\n" not in str(raised.value)
+
+
+#: as nnU-Net lists them
+REGIONS = {"background": 0, "enhancing": [3], "core": [2, 3], "whole": [1, 2, 3], "ignore": 4}
+
+
+def test_an_evaluation_takes_regions_the_widest_first_and_what_to_ignore(tmp_path: Path):
+    write(tmp_path, labels=REGIONS)
+    (tmp_path / "labelsTr").mkdir()
+    found = pick_classes({}, tmp_path, regions=True)
+    assert list(found.items()) == [("whole", [1, 2, 3]), ("core", [2, 3]), ("enhancing", 3)]
+    check_evaluated(found)
+    assert check_ignored(None, found, tmp_path) == check_ignored(None, found, tmp_path / "labelsTr") == 4
+    assert check_ignored(9, found, tmp_path) == 9
+    for value in (3, 0, True, "4"):  # a class's, the background's, and no numbers
+        with pytest.raises(UserError, match=f"--ignore {value!r} does not fit"):
+            check_ignored(value, found, tmp_path)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("classes", [{"a": [1, 2], "b": [2, 1]}, {"a": [], "b": 1}, {"a": [0, 1]}, {"a": ["1"]}])
+def test_regions_that_are_none_are_refused(classes: dict[str, Any]):
+    with pytest.raises(UserError, match="does not fit: give each class its own value, or a list"):
+        check_evaluated(classes)
+
+
+def test_predictions_that_do_not_name_a_region_have_it_where_they_have_its_values():
+    wanted = {"whole": [1, 2], "core": 2}
+    assert same_names({}, wanted, {"oedema": 1, "core": 2}) == wanted
+    assert same_names({}, wanted, {"whole": 7, "core": 2}) == {"whole": 7, "core": 2}
+    for predicted in ({"oedema": 2, "core": 1}, {"core": 2}):  # other values, and some of the region's alone
+        with pytest.raises(UserError, match="--classes has 'whole', and the predictions have"):
+            same_names({}, wanted, predicted)

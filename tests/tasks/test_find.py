@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from pathlib import Path
 
@@ -59,6 +60,35 @@ def test_the_numbers_of_nnunet_are_channels_of_one_volume(tmp_path: Path):
 def test_a_label_map_that_is_not_there_is_found_missing_later(tmp_path: Path):
     touch(tmp_path, "imagesTr/a.nii.gz", "labelsTr/b.nii.gz")
     assert labels(find_segmentations(tmp_path)) == {"a.nii.gz": str(tmp_path / "labelsTr/a.nii.gz")}
+
+
+@pytest.mark.parametrize("word", ["_seg", "-label", ".seg", "_Mask", "_labels"])
+def test_a_word_may_stand_behind_the_name_of_a_label_map(tmp_path: Path, word: str):
+    touch(tmp_path, "imagesTr/a.nii.gz", f"labelsTr/a{word}.nrrd", "imagesTr/b_0000.nii.gz", f"labelsTr/b{word}.nrrd")
+    found = labels(find_segmentations(tmp_path))
+    assert found == {
+        "a.nii.gz": str(tmp_path / f"labelsTr/a{word}.nrrd"),
+        "b_0000.nii.gz": str(tmp_path / f"labelsTr/b{word}.nrrd"),
+    }
+
+
+def test_the_label_map_of_the_very_name_counts_and_others_are_said(tmp_path: Path, caplog):
+    caplog.set_level(logging.INFO, logger="bundle")
+    touch(tmp_path, "images/a.nii.gz", "labels/a.nii.gz", "labels/a_seg.nii.gz", "labels/c.nii.gz")
+    touch(tmp_path, "images/b.nii.gz", "labels/b_seg.nii.gz", "labels/b_mask.nii.gz")  # which of the two?
+    for _ in range(2):
+        found = labels(find_segmentations(tmp_path))
+    assert found == {name: str(tmp_path / "labels" / name) for name in ("a.nii.gz", "b.nii.gz")}
+    assert [record.message for record in caplog.records] == [
+        "4 label maps in labels have no image of their name: they are not used"
+    ]
+
+
+@pytest.mark.parametrize("folder", ["imagesTr", "labelsTr"])
+def test_two_files_of_one_name_are_refused_and_not_the_last_taken(tmp_path: Path, folder: str):
+    touch(tmp_path, "imagesTr/a.nii.gz", "labelsTr/a.nii.gz", f"{folder}/a.nrrd")
+    with pytest.raises(UserError, match=f"{folder} holds a.nii.gz and a.nrrd, which have one name: keep one"):
+        find_segmentations(tmp_path)
 
 
 def test_totalsegmentators_layout_is_a_mask_of_each_structure(tmp_path: Path):

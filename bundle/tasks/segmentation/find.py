@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,11 +22,14 @@ from bundle.errors import UserError
 
 __all__ = ["find_segmentations"]
 
+logger = logging.getLogger(__name__)
 
 _LAYOUTS = (("imagesTr", "labelsTr"), ("images", "labels"))
 _TEST_LAYOUT = ("imagesTs", "labelsTs")
 _MASKS = "segmentations"
 _CHANNEL = re.compile(r"_\d{4}$")  # nnU-Net's number of the channel
+#: what programs put behind a scan's name, such as 3D Slicer's `-label` and `.seg`
+_WORD = re.compile(r"[._-](?:seg|segmentation|label|labels|labelmap|mask)$", re.IGNORECASE)
 
 
 def find_segmentations(dataset_dir: str | os.PathLike[str], part: str = "") -> list[FoundVolume]:
@@ -35,7 +41,8 @@ def find_segmentations(dataset_dir: str | os.PathLike[str], part: str = "") -> l
     Args:
         dataset_dir: an MSD-style json (`training`, and optionally `validation`, list objects with `image` and `label`,
             relative to it), a folder that holds such a `dataset.json`, or a folder with `imagesTr` and `labelsTr` (or
-            `images` and `labels`) in which a volume and its label map have one name, nnU-Net's number apart, or a
+            `images` and `labels`) in which a volume and its label map have one name, nnU-Net's number and a word such
+            as `_seg` behind the label map's apart, or a
             folder as TotalSegmentator's data set, of cases that hold one volume and the folder `segmentations`.
         part: "training", "validation", "test" or "all"; "": all but the test part, for a training; "auto": the test
             part if there is one with label maps, else all. In folders, `imagesTs` and `labelsTs` are the test part.
@@ -86,12 +93,17 @@ def _from_folders(root: Path, modality: str, part: str) -> list[FoundVolume]:
 def _pairs(images: Path, labels: Path, modality: str) -> Iterator[FoundVolume]:
     if not (images.is_dir() and labels.is_dir()):
         return
-    label_files = {_stem(path, labels): path for path in volume_files(labels)}
+    label_files = _by_stem(labels)
+    label_files = {**_without_words(label_files), **label_files}
+    _by_stem(images)
     cases: dict[str, list[Path]] = {}
     for path in volume_files(images):
         stem = _stem(path, images)
         case = _CHANNEL.sub("", stem)
         cases.setdefault(case if stem not in label_files and case in label_files else stem, []).append(path)
+    unused = {*label_files.values()} - {label_files[case] for case in cases if case in label_files}
+    if unused:
+        _warn_once(labels, f"{len(unused)} label maps in {labels.name} have no image of their name: they are not used")
     for case, (path, *others) in cases.items():
         name = path.relative_to(images)
         label = label_files.get(case, labels / name)  # one that is not there is reported with its volume
@@ -119,6 +131,29 @@ def _cases(root: Path, modality: str) -> Iterator[FoundVolume]:
             modality=modality or named,
             annotations={"label": structure_files(masks)},
         )
+
+
+def _by_stem(folder: Path) -> dict[str, Path]:
+    """The volumes of a folder by their paths below it without an ending."""
+    found: dict[str, Path] = {}
+    for path in volume_files(folder):
+        first = found.setdefault(_stem(path, folder), path)
+        if first != path:
+            raise UserError(f"{folder} holds {first.name} and {path.name}, which have one name: keep one of them there")
+    return found
+
+
+def _without_words(files: Mapping[str, Path]) -> dict[str, Path]:
+    """Label maps by their names without a word such as `_seg`, where one alone has the name."""
+    short = {stem: _WORD.sub("", stem) for stem in files}
+    count = Counter(short.values())
+    return {short[stem]: path for stem, path in files.items() if count[short[stem]] == 1}
+
+
+@functools.cache
+def _warn_once(_: Path, text: str) -> None:
+    """Volumes are looked for several times: one warning for a folder is enough. It may not name a file."""
+    logger.warning(text)
 
 
 def _stem(path: Path, root: Path) -> str:

@@ -89,6 +89,23 @@ def test_a_map_on_the_tilted_grid_of_its_image_follows_it_onto_right_angles(tmp_
     np.testing.assert_allclose(labels.numpy() * 100, image.numpy(), atol=1e-3)
 
 
+@pytest.mark.parametrize("codes", ["LPS", "LAS", "PIR", "SAL"])
+@pytest.mark.parametrize("shear", [0.0, 1.0])
+def test_a_map_with_its_axes_in_another_order_is_sorted(tmp_path: Path, codes: str, shear: float):
+    """As dcm2niix writes the label maps of a DICOM series, whose rows run the other way."""
+    affine = AFFINE.copy()
+    affine[1, 2] = shear
+    voxels = np.random.default_rng(0).integers(0, 3, SIZE).astype(np.uint8)
+    image = read_image(write_nifti(tmp_path / "image.nii.gz", voxels * 100.0, affine))
+    written = nibabel.load(write_nifti(tmp_path / "labels.nii.gz", voxels, affine))
+    change = nibabel.orientations.ornt_transform(
+        nibabel.io_orientation(affine), nibabel.orientations.axcodes2ornt(codes)
+    )
+    nibabel.save(written.as_reoriented(change), tmp_path / "turned.nii.gz")
+    labels = read(tmp_path / "turned.nii.gz", image, {"a": 1, "b": 2})
+    np.testing.assert_allclose(labels.numpy() * 100, image.numpy(), atol=1e-3)
+
+
 def test_an_empty_label_map_is_all_background(tmp_path: Path, image: MetaTensor):
     assert not read(write_nifti(tmp_path / "label.nii", np.zeros(SIZE, np.uint8), AFFINE), image, {"a": 1}).any()
 

@@ -15,7 +15,9 @@ _Weights = Mapping[str, Tensor]
 
 #: networks of others' published weights that no encoder here can be, by the names of their tensors
 _FOREIGN = {
-    r"(^|\.)(swinViT\.|layers1\.0\.blocks\.\d+\.attn\.)": "a Swin transformer, such as SwinUNETR's",
+    # "layers1.0.0." in the weights of MONAI's disruptive autoencoder
+    r"(^|\.)(swinViT\.|layers1\.0\.(0\.)?blocks\.\d+\.attn\.)": "a Swin transformer, such as SwinUNETR's",
+    r"(^|\.)blocks\.\d+\.attn\.qkv\.": "a vision transformer, such as 3DINO's",
     r"(^|\.)down_tr64\.ops\.\d+\.conv1\.": "the UNet3D of Models Genesis",
     r"(^|\.)conv_blocks_context\.": "STU-Net or an nnU-Net of version 1",
 }

@@ -88,6 +88,8 @@ def test_another_encoder_is_one_line_and_the_network_is_untouched(encoder, messa
     [
         ("module.backbone.swinViT.patch_embed.proj.weight", "a Swin transformer"),
         ("module.layers1.0.blocks.0.attn.qkv.weight", "a Swin transformer"),
+        ("encoder.layers1.0.0.blocks.0.attn.qkv.weight", "a Swin transformer"),
+        ("vit.blocks.0.attn.qkv.weight", "a vision transformer"),
         ("module.down_tr64.ops.0.conv1.weight", "the UNet3D of Models Genesis"),
         ("conv_blocks_context.0.0.conv1.weight", "STU-Net or an nnU-Net of version 1"),
     ],

@@ -32,6 +32,8 @@ from bundle.errors import UserError
 __all__ = ["VOLUME_SUFFIXES", "find_listed", "find_volumes", "modality_named", "volume_files"]
 
 VOLUME_SUFFIXES = SUFFIXES
+#: kinds of other DICOM files that are named where there is no volume
+_MOST_OTHERS = 5
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".7z", ".rar", ".dcm.gz")
 
 
@@ -55,7 +57,7 @@ def find_volumes(
         UserError: if there is no such folder or file, it holds no volume, the json cannot be used, or a folder is asked
             for a part.
     """
-    root = Path(dataset_dir)
+    root, objects = Path(dataset_dir), dict[tuple[Path, str], int]()
     if where and root.suffix != ".sqlite":
         raise UserError(
             f"--where {shortened(where)} needs an index, and --dataset_dir {root} is none: make one with "
@@ -78,16 +80,23 @@ def find_volumes(
     else:
         volumes = []
     if not volumes:
-        listed = (path.name for _, files in walk_folders(root) for path in files) if root.is_dir() else ()
-        if packed := [name for name in listed if name.lower().endswith(_ARCHIVES)]:
-            told = f"{len(packed)} archive(s), such as {printable(packed[0])}"
-            raise UserError(f"--dataset_dir {root} holds no volume but {told}: unpack them")
-        missing = "holds no NIfTI or NRRD file and no DICOM series of CT or MR" if root.exists() else "does not exist"
-        raise UserError(
-            f"--dataset_dir {root} {missing}: give a folder of volumes, or fetch the default ones with "
-            '"python scripts/fetch_data.py"'
-        )
+        _refuse_without_volumes(root, objects)
     return sorted(volumes, key=lambda volume: volume.name)
+
+
+def _refuse_without_volumes(root: Path, objects: Mapping[tuple[Path, str], int]) -> None:
+    """Says what is there instead of volumes: archives, or DICOM files of other kinds, as `find_dicom` counts them."""
+    listed = (path.name for _, files in walk_folders(root) for path in files) if root.is_dir() else ()
+    if packed := [name for name in listed if name.lower().endswith(_ARCHIVES)]:
+        told = f"{len(packed)} archive(s), such as {printable(packed[0])}"
+        raise UserError(f"--dataset_dir {root} holds no volume but {told}: unpack them")
+    missing = "holds no NIfTI or NRRD file and no DICOM series of CT or MR" if root.exists() else "does not exist"
+    if others := [f"{other.left_out[0]} in {other.name}" for other in other_objects(objects, root)]:
+        missing += f", but {'; '.join(others[:_MOST_OTHERS])}"
+    raise UserError(
+        f"--dataset_dir {root} {missing}: give a folder of volumes, or fetch the default ones with "
+        '"python scripts/fetch_data.py"'
+    )
 
 
 def volume_files(root: Path) -> list[Path]:

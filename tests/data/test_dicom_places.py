@@ -297,6 +297,23 @@ def test_acquisitions_that_interleave_are_one_volume_and_said(tmp_path: Path) ->
     assert volume.meta["notes"] == ("slices of 2 acquisitions lie between one another, read as one volume",)
 
 
+def test_acquisitions_that_make_no_even_volume_together_are_refused_as_such(tmp_path: Path) -> None:
+    """Two phases, between which the table has moved by a quarter of a step; no slice is missing."""
+    phases = [(phase, k) for phase in (1, 2) for k in range(COUNT)]
+    images = [
+        image(p + phase, COUNT * phase + k, position=up(STEP * (k + 0.25 * (phase - 1))), AcquisitionNumber=phase)
+        for (phase, k), p in zip(phases, [*planes(), *planes()])
+    ]
+    with pytest.raises(VolumeError, match="has slices of 2 acquisitions that lie between one another, unevenly; split"):
+        read_volume(save(images, tmp_path), "series")
+
+
+def test_a_slice_missing_from_acquisitions_that_interleave_is_missing(tmp_path: Path) -> None:
+    images = [image(p, k, AcquisitionNumber=1 + k % 2) for k, p in enumerate(planes(12)) if k != 5]
+    with pytest.raises(VolumeError, match="lacks 1 of its DICOM slices"):
+        read_volume(save(images, tmp_path), "series")
+
+
 @pytest.mark.parametrize(
     ("tag", "said"), [("TemporalPositionIdentifier", "2 temporal positions"), ("EchoNumbers", "2 echoes")]
 )

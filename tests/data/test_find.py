@@ -246,6 +246,14 @@ def test_volumes_that_a_list_calls_pet_are_left_out_as_the_folder_leaves_them_ou
     assert "by its list, neither CT nor MR" in other.left_out[0] and other.left_out[1]
 
 
+def test_a_folder_of_other_dicom_files_says_what_they_are(tmp_path: Path) -> None:
+    for modality, name in (("PT", "pet"), ("OT", "scanned")):
+        write_dicom(tmp_path / name, ct_phantom((3, 4, 4)), modality=modality)
+    said = r"no DICOM series of CT or MR, but 3 DICOM .* in pet \(PT\); 3 DICOM .* in scanned \(OT\): give a folder"
+    with pytest.raises(UserError, match=said):
+        find_volumes(tmp_path)
+
+
 def test_a_folder_of_archives_says_to_unpack_them(tmp_path: Path) -> None:
     (tmp_path / "series").mkdir()
     for name in ("series/1.zip", "2.tar.gz", "notes.txt"):

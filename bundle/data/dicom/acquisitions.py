@@ -12,7 +12,7 @@ import numpy as np
 from bundle.data.dicom.frames import Frame
 from bundle.errors import VolumeError
 
-__all__ = ["check_not_mixed", "count_lost", "main_acquisition", "notes_on_missing"]
+__all__ = ["check_even_together", "check_not_mixed", "count_lost", "main_acquisition", "notes_on_missing"]
 
 #: at most this share of a series may be slices of other acquisitions that are left out
 _OTHER_SHARE = 0.1
@@ -20,6 +20,8 @@ _OTHER_SHARE = 0.1
 _EVEN = 0.05
 #: slices may be missing where steps are this many times what the header says of them
 _LARGER = 1.5
+#: acquisitions are no volume together where at least this share of the steps is so much larger than the smallest
+_UNEVEN_SHARE = 0.25
 
 
 def main_acquisition(frames: list[Frame], along: np.ndarray) -> tuple[list[Frame], np.ndarray, list[str]]:
@@ -66,6 +68,30 @@ def check_not_mixed(frames: Sequence[Frame], name: str) -> None:
         if _interleave(values):
             mixed = f"has slices of {len(set(values))} {kind} that lie between one another"
             raise VolumeError(name, mixed, "split it into one volume each")
+
+
+def check_even_together(frames: Sequence[Frame], along: np.ndarray, name: str) -> None:
+    """Refuses acquisitions that lie between one another over most of their length and make no even volume together.
+
+    Each of them is one, as phases of a dynamic scan are, between which the table or the patient has moved. The reader
+    would call what is between their steps missing slices.
+
+    Args:
+        frames: in the order of their positions, none of them twice.
+        along: positions along the normal, in mm.
+        name: what to call the series in an error.
+
+    Raises:
+        VolumeError: if they do.
+    """
+    numbers = [frame.acquisition[0] if frame.acquisition else "" for frame in frames]
+    counts = Counter(numbers).most_common(2)
+    changes, steps = sum(one != other for one, other in pairwise(numbers)), np.diff(along)
+    if len(counts) < 2 or not _interleave(numbers) or changes <= counts[1][1]:
+        return
+    if np.mean(steps > _LARGER * steps.min()) >= _UNEVEN_SHARE:
+        mixed = f"has slices of {len(set(numbers))} acquisitions that lie between one another, unevenly"
+        raise VolumeError(name, mixed, "split it into one volume each")
 
 
 def _note_on_mixed(kinds: Sequence[Hashable]) -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bundle.data.dicom.acquisitions import check_not_mixed, main_acquisition, notes_on_missing
+from bundle.data.dicom.acquisitions import check_even_together, check_not_mixed, main_acquisition, notes_on_missing
 from bundle.data.dicom.frames import Frame, read_all_frames
 from bundle.data.dicom.pixels import StoredValues, through_table
 from bundle.data.dicom.placement import Grid, choose_slices, in_order, lay_out
@@ -102,6 +102,7 @@ def arrange(frames: list[Frame], name: str, stored: Callable[[str, int], np.ndar
     if dropped:
         notes.append(f"{dropped} image(s) left out: equal copies of a slice")
     check_not_mixed(frames, name)
+    check_even_together(frames, along, name)
     grid = lay_out(frames, along, name)
     notes += notes_on_missing(frames, along)
     check_size((*frames[0].size, max(grid.count, len(frames))), name)

@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from bundle.atomic import replace_file
 from bundle.data import table_row
@@ -17,7 +17,7 @@ from bundle.data.safe_names import cell_text
 from bundle.errors import UserError
 from bundle.evaluation.intervals import Estimate
 
-__all__ = ["as_number", "read_results", "read_table", "write_results", "write_table"]
+__all__ = ["as_number", "read_results", "read_table", "table_reader", "write_results", "write_table"]
 
 
 def write_table(path: str | os.PathLike[str], columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
@@ -34,6 +34,28 @@ def write_table(path: str | os.PathLike[str], columns: Sequence[str], rows: Iter
         writer.writerows(table_row([_cell(row.get(column)) for column in columns]) for row in rows)
 
 
+def table_reader(file: TextIO) -> csv.DictReader[str]:
+    """A reader of a table's rows by column, separated by commas, or by semicolons or tabs if the header has no comma.
+
+    A first line such as `sep=;`, which spreadsheets write, is left out.
+
+    Args:
+        file: open at its start, with `newline=""`.
+
+    Raises:
+        UnicodeDecodeError, csv.Error: as the file has it.
+    """
+    header, start = file.readline(), 0
+    if header.lower().startswith("sep="):
+        start = file.tell()
+        header = file.readline()
+    file.seek(start)
+    # where the comma is a decimal one, spreadsheets separate by semicolons
+    others = [mark for mark in (";", "\t") if mark in header and "," not in header]
+    # a row that is too short has None for a cell, one too long None as a key
+    return csv.DictReader(file, delimiter=others[0] if others else ",")
+
+
 def read_table(path: str | os.PathLike[str], columns: Sequence[str] = ()) -> list[dict[str, str]]:
     """Reads a table, such as `cases.csv`: for each row its cells by column.
 
@@ -46,9 +68,11 @@ def read_table(path: str | os.PathLike[str], columns: Sequence[str] = ()) -> lis
     """
     try:
         with Path(path).open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, restval="")
-            rows = [{cell_text(k): cell_text(value) for k, value in row.items() if k is not None} for row in reader]
-            found = [cell_text(name) for name in reader.fieldnames or ()]
+            reader = table_reader(file)
+            rows = [
+                {cell_text(k).strip(): cell_text(v or "") for k, v in row.items() if k is not None} for row in reader
+            ]
+            found = [cell_text(name).strip() for name in reader.fieldnames or ()]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} is no readable table ({error}): give one in CSV and UTF-8") from error
     if missing := [column for column in columns if column not in found]:

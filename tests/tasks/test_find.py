@@ -10,6 +10,7 @@ import pytest
 
 from bundle.data import find_volumes
 from bundle.errors import UserError
+from bundle.evaluation import read_table
 from bundle.tasks.classification import find_findings
 from bundle.tasks.detection import find_boxes
 from bundle.tasks.segmentation import find_segmentations
@@ -178,6 +179,21 @@ def test_findings_are_read_with_what_is_not_known(tmp_path: Path):
     assert math.isnan(b.annotations["label"][0]) and b.annotations["label"][1] == 1.0
     assert (b.part, b.group, b.modality) == ("validation", "p2", "CT")
     assert a.files == (str(tmp_path / "a.nii"),)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ("image\tedema\tnodule", "a.nii\t1\t0"),
+        ("sep=;", "image;edema;nodule", "a.nii;1;0"),
+        ("\ufeffimage, edema, nodule", " a.nii , 1, 0 ", " , , "),
+    ],
+)
+def test_tables_as_spreadsheets_write_them_are_read(tmp_path: Path, lines: tuple[str, ...]):
+    write_table(tmp_path, *lines)
+    (volume,) = find_findings(tmp_path, ["nodule", "edema"])
+    assert (volume.name, volume.annotations["label"]) == ("a.nii", [0.0, 1.0])
+    assert read_table(tmp_path / "labels.csv", ["nodule"])[0]["edema"].strip() == "1"
 
 
 def test_a_table_with_semicolons_is_read_too(tmp_path: Path):

@@ -8,11 +8,13 @@ import os
 import posixpath
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from bundle.data.dataset_json import PARTS, choose_part, group_named, modality_named
 from bundle.data.find import find_listed
 from bundle.data.found_volume import FoundVolume
 from bundle.errors import UserError
+from bundle.evaluation.tables import table_reader
 
 __all__ = ["check_findings", "find_findings"]
 
@@ -37,11 +39,11 @@ def find_findings(dataset_dir: str | os.PathLike[str], findings: Sequence[str], 
     """Volumes with a row of findings each, 1 or 0, for classification.
 
     Args:
-        dataset_dir: a table `labels.csv`, separated by commas or semicolons, or the folder that holds it. Its column
-            `image` names a file, or a folder of one DICOM series, relative to the table; each finding has a column; the
-            optional column `part` says "training", "validation" or "test", the optional `group` which volumes belong
-            together (one patient), and `modality` CT or MR. An empty cell of a finding means not known, and counts in
-            neither loss nor metric.
+        dataset_dir: a table `labels.csv`, separated by commas, semicolons or tabs, or the folder that holds it. Its
+            column `image` names a file, or a folder of one DICOM series, relative to the table; each finding has a
+            column; the optional column `part` says "training", "validation" or "test", the optional `group` which
+            volumes belong together (one patient), and `modality` CT or MR. An empty cell of a finding means not known,
+            and counts in neither loss nor metric.
         findings: the columns to learn.
         part: the rows to take; "all": every row; "": all but those of the test part, for a training; "auto": the test
             part if there is one, else all.
@@ -89,14 +91,10 @@ def _read(table: Path, columns: set[str]) -> dict[int, dict[str, str]]:
     """The rows by their lines, each with its own image; blank ones, as spreadsheets write them, are left out."""
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
-            header = file.readline()
-            file.seek(0)
-            # where the comma is a decimal one, spreadsheets separate by semicolons
-            separator = ";" if ";" in header and "," not in header else ","
-            # a row that is too short has None for a cell, one too long None as a key
-            reader = csv.DictReader(file, delimiter=separator)
-            named = [*(reader.fieldnames or ())]
-            rows = [(reader.line_num, row) for row in reader]
+            reader = table_reader(file)
+            named = [name.strip() for name in reader.fieldnames or ()]
+            reader.fieldnames = named
+            rows = [(reader.line_num, {k: _stripped(cell) for k, cell in row.items()}) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{table} is no readable table ({error}): save it as CSV in UTF-8") from error
     if twice := sorted({name for name in named if named.count(name) > 1 and name in columns}):
@@ -109,11 +107,11 @@ def _read(table: Path, columns: set[str]) -> dict[int, dict[str, str]]:
     found: dict[int, dict[str, str]] = {}
     lines: dict[str, int] = {}
     for line, row in rows:
-        if not any(cell and (not isinstance(cell, str) or cell.strip()) for cell in row.values()):
+        if not any(row.values()):
             continue
         if None in row or None in row.values():
             raise UserError(f"{table}, line {line} has another number of cells than the header: correct it")
-        if not row["image"].strip():
+        if not row["image"]:
             raise UserError(f"{table}, line {line} names no image: give its path or remove the line")
         image = posixpath.normpath(row["image"])
         if image in lines:
@@ -123,12 +121,17 @@ def _read(table: Path, columns: set[str]) -> dict[int, dict[str, str]]:
     return found
 
 
+def _stripped(cell: Any) -> Any:
+    """A cell without the blanks around it; of a row that is too long the rest is a list."""
+    return cell.strip() if isinstance(cell, str) else [one for one in cell or () if one.strip()] or None
+
+
 def _is_wanted(own_part: str, part: str) -> bool:
     return own_part != "test" if part == "" else part in ("all", own_part or "training")
 
 
 def _finding(cell: str, where: str) -> float:
-    if cell.strip() == "":
+    if cell == "":
         return float("nan")
     try:
         value = float(cell)

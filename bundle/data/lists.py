@@ -121,7 +121,13 @@ def _label_files(value: object, listed: Path) -> str | dict[str, str]:
 
 def structure_files(folder: Path) -> dict[str, str]:
     """The masks of a folder by the names of their structures, as TotalSegmentator writes them."""
-    return {without_ending(str(path.relative_to(folder))): str(path) for path in volume_files(folder)}
+    found: dict[str, str] = {}
+    for path in volume_files(folder):
+        first = found.setdefault(without_ending(str(path.relative_to(folder))), str(path))
+        if first != str(path):
+            names = f"{Path(first).name} and {path.name}"
+            raise UserError(f"{folder} holds {names}, which have one name: keep one of them there")
+    return found
 
 
 def _paths(value: object, listed: Path) -> list[str]:

@@ -108,7 +108,7 @@ def find_label_maps(folder: Path, classes: Classes) -> dict[str, str | dict[str,
         The file, or the file of each structure.
 
     Raises:
-        UserError: if there is no such folder, or nothing in it.
+        UserError: if there is no such folder, nothing in it, or two files of one name.
     """
     root = folder / "label_maps" if (folder / "label_maps").is_dir() else folder
     found: dict[str, str | dict[str, str]] = {}
@@ -119,13 +119,22 @@ def find_label_maps(folder: Path, classes: Classes) -> dict[str, str | dict[str,
             case = "/".join(parts[:-2] if parts[-2] == "segmentations" and len(parts) > 2 else parts[:-1])
             masks = found.setdefault(case, {})
             if isinstance(masks, dict):
-                masks[parts[-1]] = str(path)
+                _put(masks, parts[-1], path)
         else:
-            found[name] = str(path)
+            _put(found, name, path)
     if not found:
         state = "holds no label map" if root.is_dir() else "is no folder"
         raise UserError(f"--predictions {folder} {state}: give the folder of NIfTI, NRRD or MetaImage label maps")
     return found
+
+
+def _put(found: dict[str, Any], name: str, path: Path) -> None:
+    """Enters a file under its name without an ending. Two files of one name are refused; a map goes before masks."""
+    first = found.get(name)
+    if isinstance(first, str):
+        names = f"{Path(first).name} and {path.name}"
+        raise UserError(f"{path.parent} holds {names}, which have one name: keep one of them there")
+    found[name] = str(path)
 
 
 def read_labels(

@@ -182,3 +182,12 @@ def test_voxels_to_ignore_count_in_nothing(tmp_path: Path) -> None:
     assert found.others == ((), (200,))
     liver = int((labels() == 6).sum())
     assert evaluate_case(case, CLASSES, **options).rows[0]["dice"] == pytest.approx(2 * liver / (2 * liver + 10))
+
+
+@pytest.mark.parametrize("names", [("a.nii.gz", "a.nrrd"), ("a/liver.nii.gz", "a/liver.nii")])
+def test_two_predictions_of_one_name_are_refused_and_not_the_last_taken(tmp_path: Path, names: tuple[str, str]) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(UserError, match="which have one name: keep one of them there"):
+        find_label_maps(tmp_path, CLASSES)

@@ -92,6 +92,12 @@ def test_two_files_of_one_name_are_refused_and_not_the_last_taken(tmp_path: Path
         find_segmentations(tmp_path)
 
 
+def test_two_masks_of_one_name_are_refused(tmp_path: Path):
+    touch(tmp_path, "s1/ct.nii.gz", "s1/segmentations/liver.nii.gz", "s1/segmentations/liver.nrrd")
+    with pytest.raises(UserError, match=r"segmentations holds liver\.nii\.gz and liver\.nrrd, which have one name"):
+        find_segmentations(tmp_path)
+
+
 def test_totalsegmentators_layout_is_a_mask_of_each_structure(tmp_path: Path):
     masks = [f"{case}/segmentations/{name}.nii.gz" for case in ("s1", "s2") for name in ("liver", "heart_atrium")]
     touch(tmp_path, "s1/ct.nii.gz", "s2/mri.nii.gz", "meta.csv", *masks)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -59,6 +60,10 @@ def _is_filled(value: Any) -> bool:
 
 def _is_triple(value: Any) -> bool:
     return _is_list(value, 3)
+
+
+def _is_size(value: Any) -> bool:
+    return _is_triple(value) and all(map(_is_whole, value))
 
 
 def _is_mm(value: Any) -> bool:
@@ -233,6 +238,53 @@ def _check_together(config: Mapping[str, Any]) -> None:
             "--alignment_warmup has no effect without an alignment: add a config of one, such as alignment_plain.yaml, "
             "or leave it out"
         )
+    _check_histogram(config)
+    _check_children(config)
+
+
+def _check_histogram(config: Mapping[str, Any]) -> None:
+    """Refuses a decoder whose channels are not those of the histogram that the loss reads from them."""
+    decoder, loss, encoder = (_mapping(config, name) for name in ("decoder", "loss", "encoder"))
+    reconstruction = _mapping(loss, "reconstruction")
+    channels, images = decoder.get("channels"), encoder.get("in_channels", 1)
+    bins = _mapping(reconstruction, "histogram").get("bins") if reconstruction.get("histogram") else 1
+    known = "histogram" in reconstruction and str(decoder.get("_target_")).startswith("bundle.")
+    if known and all(map(_is_whole, (channels, images, bins))) and channels != bins * images:
+        raise UserError(
+            f"--decoder#channels {channels} cannot work: give {bins * images}, for each channel of the image the bins of "
+            "loss#reconstruction#histogram, or 1 where that is null"
+        )
+
+
+def _check_children(config: Mapping[str, Any]) -> None:
+    """Refuses children that are larger than what they are cut from, and their alignment where there are none."""
+    levels = _mapping(config, "mask_in_mask").get("levels")
+    if not isinstance(levels, list):
+        return
+    is_aligned = _mapping(config, "network_def").get("alignment") == "@alignment_heads"
+    if is_aligned and not levels and str(_mapping(config, "alignment_heads").get("_target_")).endswith("LevelPairs"):
+        raise UserError(
+            "the alignment of levels needs children: put mask_in_mask.yaml before alignment_levels.yaml in "
+            "--config_file, or give mask_in_mask#levels"
+        )
+    parent = None if "wide_field" in config else config.get("crop_size")  # a wide field has more than the crop
+    for number, level in enumerate(levels):
+        size = _mapping(levels, number).get("size")
+        if not (_is_size(parent) and _is_size(size)):
+            return
+        extent = size if level.get("extent") is None else level["extent"]
+        if level.get("extent_mm") is None and _is_size(extent) and any(map(operator.gt, extent, parent)):
+            raise UserError(
+                f"mask_in_mask#levels#{number}: a child of {list(extent)} voxels does not fit into its parent of "
+                f"{list(parent)}: give a larger --crop_size, or a smaller mask_in_mask#levels#{number}#size"
+            )
+        parent = size
+
+
+def _mapping(values: Any, key: Any) -> Mapping[str, Any]:
+    """What a part of a config is, where it is a mapping; else, as for a reference, nothing."""
+    found = values.get(key) if isinstance(values, Mapping) else values[key]
+    return found if isinstance(found, Mapping) else {}
 
 
 def _list_arguments(config: Mapping[str, Any]) -> Iterator[tuple[str, _Rule, Any]]:

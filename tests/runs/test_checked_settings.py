@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -142,6 +143,61 @@ def test_a_folder_without_weights_is_no_start(tmp_path: Path):
         check_settings({"init_from": str(tmp_path)})
     (tmp_path / "model.pt").touch()
     check_settings({"init_from": str(tmp_path)})
+
+
+def children(*sizes: list[int], **more: Any) -> dict[str, Any]:
+    return {"crop_size": [48, 48, 32], "mask_in_mask": {"levels": [{"size": size, **more} for size in sizes]}}
+
+
+def test_children_larger_than_their_crop_are_refused_before_volumes_are_prepared():
+    with pytest.raises(
+        UserError, match=r"levels#0: a child of \[48, 48, 48\] .* parent of \[48, 48, 32\]: .* --crop_size"
+    ):
+        check_settings(children([48, 48, 48]))
+    with pytest.raises(UserError, match=r"levels#1: a child of \[48, 48, 32\] .* parent of \[32, 32, 32\]"):
+        check_settings(children([32, 32, 32], [48, 48, 32]))
+    with pytest.raises(UserError, match=r"levels#0: a child of \[64, 64, 32\]"):
+        check_settings(children([32, 32, 32], extent=[64, 64, 32]))
+    check_settings(children([48, 48, 48], extent=[32, 32, 32]))
+    check_settings(children([48, 48, 48], extent_mm=30))
+    check_settings(children([48, 48, 48]) | {"wide_field": {}})
+    check_settings(children("@checked_crop_size") | {"crop_size": [48, 48, 32]})
+
+
+@pytest.mark.parametrize(
+    ("channels", "histogram", "images", "wanted"),
+    [
+        (32, {"bins": 16}, 1, 16),
+        (32, None, 1, 1),
+        (32, {"bins": 32}, 2, 64),
+        (16, {"bins": 16}, 1, None),
+        (2, None, 2, None),
+        ("@channels", {"bins": 16}, 1, None),
+        (32, "@histogram", 1, None),
+    ],
+)
+def test_a_decoder_and_its_histogram_fit_before_volumes_are_prepared(channels, histogram, images, wanted):
+    config = {
+        "encoder": {"in_channels": images},
+        "decoder": {"_target_": "bundle.networks.build_decoder", "channels": channels},
+        "loss": {"reconstruction": {"histogram": histogram}},
+    }
+    if wanted is None:
+        check_settings(config)
+    else:
+        with pytest.raises(UserError, match=rf"^--decoder#channels {channels} cannot work: give {wanted},"):
+            check_settings(config)
+
+
+def test_an_alignment_of_levels_without_children_is_refused_before_volumes_are_prepared():
+    config = {
+        "alignment_heads": {"_target_": "bundle.networks.VolumeLevelPairs"},
+        "network_def": {"alignment": "@alignment_heads"},
+    }
+    with pytest.raises(UserError, match=r"needs children: put mask_in_mask.yaml before alignment_levels.yaml"):
+        check_settings(config | {"mask_in_mask": {"levels": []}})
+    check_settings(config | children([32, 32, 32]))
+    check_settings({"network_def": {"alignment": None}, "alignment_heads": config["alignment_heads"]} | children())
 
 
 @pytest.mark.parametrize(

@@ -251,8 +251,8 @@ def _check_histogram(config: Mapping[str, Any]) -> None:
     known = "histogram" in reconstruction and str(decoder.get("_target_")).startswith("bundle.")
     if known and all(map(_is_whole, (channels, images, bins))) and channels != bins * images:
         raise UserError(
-            f"--decoder#channels {channels} cannot work: give {bins * images}, for each channel of the image the bins of "
-            "loss#reconstruction#histogram, or 1 where that is null"
+            f"--decoder#channels {channels} cannot work: give {bins * images}, for each channel of the image the bins "
+            "of loss#reconstruction#histogram, or 1 where that is null"
         )
 
 

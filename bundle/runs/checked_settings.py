@@ -8,6 +8,7 @@ import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +221,7 @@ def check_settings(config: Mapping[str, Any], defaults: Mapping[str, Any] | None
         if name in config and config[name] is None and (defaults or {}).get(name) is not None:
             raise UserError(f"--{name} None cannot work: give {_RULES[name].wanted}")
     _check_together(config)
+    _check_alignment(config, defaults or {})
 
 
 def _check_together(config: Mapping[str, Any]) -> None:
@@ -232,14 +234,23 @@ def _check_together(config: Mapping[str, Any]) -> None:
             raise UserError("--mask_weight weight_map needs the maps: give their folder as --weight_maps")
         if has_maps and not uses_maps:
             raise UserError("--weight_maps has no effect by itself: give --mask_weight weight_map too, or leave it out")
-    network = config.get("network_def")
-    if config.get("alignment_warmup") and isinstance(network, Mapping) and network.get("alignment", "") is None:
-        raise UserError(
-            "--alignment_warmup has no effect without an alignment: add a config of one, such as alignment_plain.yaml, "
-            "or leave it out"
-        )
     _check_histogram(config)
     _check_children(config)
+
+
+def _check_alignment(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Refuses settings of an alignment where there is none."""
+    if _mapping(config, "network_def").get("alignment", "") is not None:
+        return
+    changed = ["--alignment_warmup"] if config.get("alignment_warmup") else []
+    for name in ("loss#alignment", "alignment_heads"):
+        now, before = (reduce(_mapping, name.split("#"), values) for values in (config, defaults))
+        changed += [f"{name}#{key}" for key in now if before and now[key] != before.get(key)]
+    if changed:
+        raise UserError(
+            f"{changed[0]} has no effect without an alignment: add a config of one before it, such as "
+            "alignment_depth.yaml, or leave it out"
+        )
 
 
 def _check_histogram(config: Mapping[str, Any]) -> None:
@@ -267,12 +278,12 @@ def _check_children(config: Mapping[str, Any]) -> None:
             "the alignment of levels needs children: put mask_in_mask.yaml before alignment_levels.yaml in "
             "--config_file, or give mask_in_mask#levels"
         )
-    parent = None if "wide_field" in config else config.get("crop_size")  # a wide field has more than the crop
+    parent: Any = None if "wide_field" in config else config.get("crop_size")  # a wide field has more than the crop
     for number, level in enumerate(levels):
-        size = _mapping(levels, number).get("size")
+        size: Any = _mapping(levels, number).get("size")
         if not (_is_size(parent) and _is_size(size)):
             return
-        extent = size if level.get("extent") is None else level["extent"]
+        extent: Any = size if level.get("extent") is None else level["extent"]
         if level.get("extent_mm") is None and _is_size(extent) and any(map(operator.gt, extent, parent)):
             raise UserError(
                 f"mask_in_mask#levels#{number}: a child of {list(extent)} voxels does not fit into its parent of "

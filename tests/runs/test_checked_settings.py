@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from monai.bundle import ConfigParser
 
 from bundle.errors import UserError
 from bundle.runs.checked_settings import check_settings, read_defaults
@@ -216,6 +217,20 @@ def test_what_needs_another_setting_says_so(config: dict, said: str):
 def test_what_is_set_together_passes():
     check_settings({"mask_weight": "weight_map", "weight_maps": "maps"})
     check_settings({"alignment_warmup": 3, "network_def": {"alignment": "@alignment_heads"}})
+
+
+def test_settings_of_an_alignment_without_one_are_refused():
+    def config(name: str, alignment: str | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+        parser = ConfigParser()
+        parser.read_config([str(file) for file in CONFIGS if file.stem in ("train", name)][::-1])
+        files = [file for file in CONFIGS if file.stem == "train"]
+        parser["network_def"]["alignment"] = alignment
+        return parser.get(), read_defaults(files)
+
+    with pytest.raises(UserError, match=r"^loss#alignment#negatives has no effect without an alignment: add"):
+        check_settings(*config("alignment_place"))
+    check_settings(*config("alignment_place", "@alignment_heads"))
+    check_settings(*config("preset_dev"))
 
 
 def test_weights_of_a_column_need_the_column():

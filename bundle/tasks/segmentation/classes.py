@@ -87,7 +87,10 @@ def _class(listed: Path, key: Any, entry: Any, regions: bool) -> tuple[str, Any]
     if isinstance(entry, list) and regions and entry and all(map(_is_value, entry)):
         return str(key), entry[0] if len(entry) == 1 else entry
     if isinstance(entry, list):
-        raise UserError(f"{listed} has the region {key!r} of the values {entry}, which is no class: {remedy}")
+        raise UserError(
+            f"{listed} has the region {key!r} of the values {entry}, which is no class to train on: {remedy}, with a "
+            "value for each class; configs/evaluate_segmentation.yaml takes regions"
+        )
     if not _is_value(entry):
         raise UserError(f"{listed} gives the label {key!r} the value {entry!r}, no whole number: {remedy}")
     if _is_ignored(key, entry):

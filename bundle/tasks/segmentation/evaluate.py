@@ -141,7 +141,7 @@ class SegmentationEvaluation:
             raise UserError("--classes has a class 'mean', as the mean of all classes is called: give it another name")
         self.prediction_classes = same_names(prediction_classes, self.classes, predicted)
         self.tolerance_mm = tolerances(tolerance_mm, self.classes)
-        self.ignore = check_ignored(ignore, self.classes, self.dataset_dir)
+        self.ignore = check_ignored(ignore, self.classes, self.dataset_dir, self.volumes)
 
     def run(self) -> None:
         """Evaluates, writes and says where to look."""

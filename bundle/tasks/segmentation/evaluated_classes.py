@@ -46,17 +46,22 @@ def check_evaluated(classes: Classes, option: str = "--classes") -> None:
         )
 
 
-def check_ignored(ignore: int | None, classes: Classes, dataset_dir: Path) -> int | None:
+def check_ignored(
+    ignore: int | None, classes: Classes, dataset_dir: Path, volumes: Sequence[FoundVolume] = ()
+) -> int | None:
     """The value of voxels in the reference that count in nothing: the given one, or what a `dataset.json` says.
 
     Args:
         ignore: value, or None.
         classes: that are evaluated.
         dataset_dir: as for `pick_classes`; of a folder such as labelsTr the json is in the one above.
+        volumes: the references.
 
     Raises:
-        UserError: if it is no value, or that of a class.
+        UserError: if it is no value, or that of a class, or references are masks of structures, which have no values.
     """
+    if ignore is not None and any(isinstance(volume.annotations["label"], Mapping) for volume in volumes):
+        raise UserError("--ignore is a value of label maps, and the references are masks of structures: leave it out")
     if ignore is None:
         found = (ignored_value(folder) for folder in (dataset_dir, dataset_dir.parent))
         ignore = next((value for value in found if value is not None), None)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from bundle.data import FoundVolume
 from bundle.errors import UserError
 from bundle.tasks.segmentation import check_classes, pick_classes
 from bundle.tasks.segmentation.evaluated_classes import check_evaluated, check_ignored, same_names
@@ -81,6 +82,12 @@ def test_an_evaluation_takes_regions_the_widest_first_and_what_to_ignore(tmp_pat
     for value in (3, 0, True, "4"):  # a class's, the background's, and no numbers
         with pytest.raises(UserError, match=f"--ignore {value!r} does not fit"):
             check_ignored(value, found, tmp_path)  # type: ignore[arg-type]
+
+
+def test_what_to_ignore_is_no_value_of_masks(tmp_path: Path):
+    masks = FoundVolume(name="s1", files=(), annotations={"label": {"liver": "liver.nii.gz"}})
+    with pytest.raises(UserError, match="--ignore is a value of label maps"):
+        check_ignored(255, {"liver": 1}, tmp_path, [masks])
 
 
 @pytest.mark.parametrize("classes", [{"a": [1, 2], "b": [2, 1]}, {"a": [], "b": 1}, {"a": [0, 1]}, {"a": ["1"]}])

@@ -41,6 +41,46 @@ def test_a_volume_and_its_label_map_have_one_name_in_two_folders(tmp_path: Path,
     assert [volume.files for volume in volumes] == [(str(tmp_path / images / n),) for n in ("a.nrrd", "b.nii.gz")]
 
 
+@pytest.mark.parametrize(
+    ("files", "found"),
+    [
+        (["a.nii.gz", "a_seg.nii.gz", "b.mha", "b-label.nrrd"], {"a.nii.gz": "a_seg.nii.gz", "b.mha": "b-label.nrrd"}),
+        (["p/p_4d.nii.gz", "p/p_1.nii.gz", "p/p_1_gt.nii.gz"], {"p/p_1.nii.gz": "p/p_1_gt.nii.gz"}),
+        (["1/ct.nii.gz", "1/mask.nii.gz", "2/mr.nii.gz", "2/mask.nii.gz"],
+         {"1/ct.nii.gz": "1/mask.nii.gz", "2/mr.nii.gz": "2/mask.nii.gz"}),
+        (["a-0.nii.gz", "a-0-seg.nii.gz", "a.nii.gz", "a-seg.nii.gz"],
+         {"a-0.nii.gz": "a-0-seg.nii.gz", "a.nii.gz": "a-seg.nii.gz"}),
+    ],
+)  # fmt: skip
+def test_label_maps_may_lie_beside_their_volumes(tmp_path: Path, files: list[str], found: dict[str, str]):
+    touch(tmp_path, *files)
+    volumes = find_segmentations(tmp_path)
+    assert labels(volumes) == {name: str(tmp_path / label) for name, label in found.items()}
+    assert all(volume.channels == () for volume in volumes)
+
+
+def test_images_beside_one_label_map_are_its_channels_as_in_brats(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO, logger="bundle")
+    names = ("BraTS-1", "BraTS-12")
+    touch(tmp_path, *(f"{name}/{name}-{kind}.nii.gz" for name in names for kind in ("t2w", "seg", "t1c")))
+    touch(tmp_path, "more/x_seg.nii.gz", "more/other.nii.gz")
+    first, second = find_segmentations(tmp_path)
+    assert (first.name, second.name) == ("BraTS-1/BraTS-1-t1c.nii.gz", "BraTS-12/BraTS-12-t1c.nii.gz")
+    assert second.channels == ((str(tmp_path / "BraTS-12/BraTS-12-t2w.nii.gz"),),)
+    assert second.annotations["label"] == str(tmp_path / "BraTS-12/BraTS-12-seg.nii.gz")
+    assert "channels, in this order: -t1c, -t2w" in caplog.text
+    assert "1 label maps have no image beside them" in caplog.text and "1 volumes have no label map" in caplog.text
+    (tmp_path / "BraTS-12/BraTS-12-t2w.nii.gz").rename(tmp_path / "BraTS-12/BraTS-12-t2f.nii.gz")
+    with pytest.raises(UserError, match=r"has the images -t1c, -t2w beside it, and .* has -t1c, -t2f: give each case"):
+        find_segmentations(tmp_path)
+
+
+def test_two_label_maps_beside_one_volume_are_refused(tmp_path: Path):
+    touch(tmp_path, "a.nii.gz", "a_seg.nii.gz", "a_mask.nii.gz")
+    with pytest.raises(UserError, match=r"a_mask\.nii\.gz and a_seg\.nii\.gz, two label maps of one scan: keep one"):
+        find_segmentations(tmp_path)
+
+
 def test_one_name_in_two_subfolders_is_two_volumes(tmp_path: Path):
     touch(tmp_path, *(f"{kind}/{who}/scan.nii.gz" for kind in ("imagesTr", "labelsTr") for who in ("p1", "p2")))
     found = labels(find_segmentations(tmp_path))

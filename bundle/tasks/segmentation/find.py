@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import re
@@ -19,17 +18,14 @@ from bundle.data.label_maps import label_map_by_path
 from bundle.data.lists import find_labelled, first_modality, structure_files
 from bundle.data.names import without_ending
 from bundle.errors import UserError
+from bundle.tasks.segmentation.beside import LABEL_WORD, find_beside, log_once
 
 __all__ = ["find_segmentations"]
-
-logger = logging.getLogger(__name__)
 
 _LAYOUTS = (("imagesTr", "labelsTr"), ("images", "labels"))
 _TEST_LAYOUT = ("imagesTs", "labelsTs")
 _MASKS = "segmentations"
 _CHANNEL = re.compile(r"_\d{4}$")  # nnU-Net's number of the channel
-#: what programs put behind a scan's name, such as 3D Slicer's `-label` and `.seg`
-_WORD = re.compile(r"[._-](?:seg|segmentation|label|labels|labelmap|mask)$", re.IGNORECASE)
 
 
 def find_segmentations(dataset_dir: str | os.PathLike[str], part: str = "") -> list[FoundVolume]:
@@ -42,8 +38,8 @@ def find_segmentations(dataset_dir: str | os.PathLike[str], part: str = "") -> l
         dataset_dir: an MSD-style json (`training`, and optionally `validation`, list objects with `image` and `label`,
             relative to it), a folder that holds such a `dataset.json`, or a folder with `imagesTr` and `labelsTr` (or
             `images` and `labels`) in which a volume and its label map have one name, nnU-Net's number and a word such
-            as `_seg` behind the label map's apart, or a
-            folder as TotalSegmentator's data set, of cases that hold one volume and the folder `segmentations`.
+            as `_seg` behind the label map's apart, or a folder as TotalSegmentator's data set, of cases that hold one
+            volume and the folder `segmentations`, or a folder with label maps beside the volumes, see `find_beside`.
         part: "training", "validation", "test" or "all"; "": all but the test part, for a training; "auto": the test
             part if there is one with label maps, else all. In folders, `imagesTs` and `labelsTs` are the test part.
 
@@ -69,8 +65,8 @@ def find_segmentations(dataset_dir: str | os.PathLike[str], part: str = "") -> l
     if not volumes:
         raise UserError(
             f"--dataset_dir {root} holds no labelled volumes: give an MSD-style dataset.json with training: "
-            "[{image, label}], a folder with imagesTr and labelsTr (or images and labels), or one of cases with a "
-            "volume and segmentations/"
+            "[{image, label}], a folder with imagesTr and labelsTr (or images and labels), one of cases with a volume "
+            "and segmentations/, or one with a.nii.gz beside a_seg.nii.gz"
         )
     return sorted(volumes, key=lambda volume: volume.name)
 
@@ -87,7 +83,7 @@ def _from_folders(root: Path, modality: str, part: str) -> list[FoundVolume]:
     if part == "test" or (part == "auto" and test):
         return test
     volumes = [pair for images, labels in _LAYOUTS for pair in _pairs(root / images, root / labels, modality)]
-    return [*(volumes or _cases(root, modality)), *test]
+    return [*(volumes or list(_cases(root, modality)) or find_beside(root, modality)), *test]
 
 
 def _pairs(images: Path, labels: Path, modality: str) -> Iterator[FoundVolume]:
@@ -103,7 +99,8 @@ def _pairs(images: Path, labels: Path, modality: str) -> Iterator[FoundVolume]:
         cases.setdefault(case if stem not in label_files and case in label_files else stem, []).append(path)
     unused = {*label_files.values()} - {label_files[case] for case in cases if case in label_files}
     if unused:
-        _warn_once(labels, f"{len(unused)} label maps in {labels.name} have no image of their name: they are not used")
+        text = f"{len(unused)} label maps in {labels.name} have no image of their name: they are not used"
+        log_once(logging.WARNING, labels, text)
     for case, (path, *others) in cases.items():
         name = path.relative_to(images)
         label = label_files.get(case, labels / name)  # one that is not there is reported with its volume
@@ -145,15 +142,9 @@ def _by_stem(folder: Path) -> dict[str, Path]:
 
 def _without_words(files: Mapping[str, Path]) -> dict[str, Path]:
     """Label maps by their names without a word such as `_seg`, where one alone has the name."""
-    short = {stem: _WORD.sub("", stem) for stem in files}
+    short = {stem: LABEL_WORD.sub("", stem) for stem in files}
     count = Counter(short.values())
     return {short[stem]: path for stem, path in files.items() if count[short[stem]] == 1}
-
-
-@functools.cache
-def _warn_once(_: Path, text: str) -> None:
-    """Volumes are looked for several times: one warning for a folder is enough. It may not name a file."""
-    logger.warning(text)
 
 
 def _stem(path: Path, root: Path) -> str:

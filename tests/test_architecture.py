@@ -17,7 +17,7 @@ TASKS = {folder.name for folder in (ROOT / "bundle/tasks").iterdir() if (folder 
 #: the floors of the house, the ground floor first; a room may import those below it, never one above or beside it
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "atomic", "cells", "ranks"),
-    ("weights", "kernels", "stores"),
+    ("weights", "kernels", "stores", "processes"),
     ("data", "masking", "sparse", "figures", "probing"),
     ("networks", "runs", "reports"),
     ("losses", "transfer", "evaluation"),
@@ -36,6 +36,7 @@ for room in ("inference", "reconstruction"):
 MAY_IMPORT["weights"] = {"errors", "atomic"}
 MAY_IMPORT["kernels"] = {"cells"}
 MAY_IMPORT["stores"] = {"errors", "atomic"}
+MAY_IMPORT["processes"] = {"errors"}
 MAY_IMPORT["figures"] = {"errors"}
 MAY_IMPORT["probing"] = {"errors"}
 MAY_IMPORT["transfer"].discard("data")

@@ -22,11 +22,11 @@ from bundle.data.fingerprints import fingerprint
 from bundle.data.formats import ITK
 from bundle.data.found_volume import FoundVolume
 from bundle.data.prepared_volume import ChangedFilesError, PreparedVolume, SkippedVolume, skipped_because
-from bundle.data.processes import Lost, NoProcessesError, run_in_processes
 from bundle.errors import UserError, VolumeError
+from bundle.processes import Lost, NoProcessesError, run_in_processes
 from bundle.stores.store import Header, Store
 
-__all__ = ["Preparation", "prepare_all"]
+__all__ = ["Preparation", "modules_to_load", "prepare_all"]
 
 logger = logging.getLogger(__name__)
 
@@ -210,8 +210,8 @@ def _prepare(
         order = sorted(left, key=lambda number: -sizes[number])
         ordered = [tasks[number] for number in order]
         try:
-            itk = any(file.lower().endswith(ITK) for task in tasks for file in task.files[:1])
-            done = run_in_processes(preparation, ordered, processes=workers, memory_gb=memory_gb, itk=itk)
+            preload = modules_to_load(itk=any(file.lower().endswith(ITK) for task in tasks for file in task.files[:1]))
+            done = run_in_processes(preparation, ordered, processes=workers, memory_gb=memory_gb, preload=preload)
             for place, result in done:
                 number = order[place]
                 name = left.pop(number).name
@@ -219,6 +219,13 @@ def _prepare(
         except NoProcessesError as error:
             logger.warning("volumes are prepared in this process alone, as no other one can be started: %s", error)
     yield from ((number, preparation(task)) for number, task in left.items())
+
+
+def modules_to_load(*, itk: bool = False) -> list[Path]:
+    """What processes that prepare volumes need, for `run_in_processes`; with ITK, which reads NRRD and MetaImage."""
+    folder = Path(__file__).parent / "forked"
+    names = ["mask_in_mask_preload", *(["mask_in_mask_preload_itk"] if itk else [])]
+    return [folder / f"{name}.py" for name in names]
 
 
 def _skipped_if_lost(name: str, result: _Result | Lost) -> _Result:

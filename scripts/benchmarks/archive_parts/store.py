@@ -22,8 +22,8 @@ from archive_parts.context import Context
 from monai.bundle import ConfigParser
 
 from bundle.data import Blosc2Store, CropDataset, PlainStore, Store, VolumeSet, find_scans
-from bundle.data.preparation import Preparation, prepare_all
-from bundle.data.processes import run_in_processes
+from bundle.data.preparation import Preparation, modules_to_load, prepare_all
+from bundle.processes import run_in_processes
 
 __all__ = ["run"]
 
@@ -116,7 +116,7 @@ def measure_preparation(dataset_dir: Path, folder: Path, transform: Any, process
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.symlink_to(Path(volume.files[0]).absolute())
     started = time.monotonic()
-    list(run_in_processes(abs, [1], processes=1, itk=True))
+    list(run_in_processes(abs, [1], processes=1, preload=modules_to_load(itk=True)))
     result: dict[str, Any] = {"start_up_seconds": time.monotonic() - started, "load": os.getloadavg()[0]}
     result["speed_up_at_most"] = min(processes, sum(of_each) / max(of_each))
     for name, volumes in (("once", dataset_dir), ("twice", twice)):

@@ -1,20 +1,18 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
-"""The process that those which prepare volumes are forked from. What it has loaded, none of them loads again."""
+"""The process that others are forked from. What it has loaded, none of them loads again."""
 
 from __future__ import annotations
 
 import contextlib
 import multiprocessing
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
 __all__ = ["start_server"]
 
-#: by name, folders of modules that are found nowhere else
-_FOLDER = Path(__file__).parent / "forked"
 #: each process has one core; and a process with one thread can be forked at any time
 _ONE_THREAD = (
     "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMEXPR_MAX_THREADS",
@@ -22,16 +20,16 @@ _ONE_THREAD = (
 )  # fmt: skip
 
 
-def start_server(*, itk: bool = False) -> Any:
+def start_server(preload: Sequence[Path] = ()) -> Any:
     """The context of `multiprocessing` whose processes are forked from a server; starts it, if there is none yet.
 
     Args:
-        itk: whether it also loads ITK, which reads NRRD and MetaImage. A server that runs already stays as it is.
+        preload: files of modules that it loads, as for `run_in_processes`. A server that runs already stays as it is.
     """
     context = multiprocessing.get_context("forkserver")
-    more = ["mask_in_mask_preload_itk"] if itk else []
-    context.set_forkserver_preload(["torch", "monai.transforms", "mask_in_mask_preload", *more])
-    path = os.pathsep.join(filter(None, [str(_FOLDER), os.environ.get("PYTHONPATH")]))
+    context.set_forkserver_preload([file.stem for file in preload])
+    folders = dict.fromkeys(str(file.parent) for file in preload)
+    path = os.pathsep.join(filter(None, [*folders, os.environ.get("PYTHONPATH")]))
     # torch asks the system for large pages: a volume of 4 KiB pages costs as much time as what is computed with it
     huge = {"THP_MEM_ALLOC_ENABLE": os.environ.get("THP_MEM_ALLOC_ENABLE", "1")}
     with _environment({"PYTHONPATH": path, **huge, **dict.fromkeys(_ONE_THREAD, "1")}):

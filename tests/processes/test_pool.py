@@ -1,5 +1,5 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
-"""bundle/data/processes.py: work goes on whatever happens to one process, and memory is bounded."""
+"""bundle/processes/pool.py: work goes on whatever happens to one process, and memory is bounded."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 import torch
 
-import bundle.data.processes
-from bundle.data.processes import Lost, NoProcessesError, run_in_processes
+import bundle.processes.pool
 from bundle.errors import UserError
+from bundle.processes import Lost, NoProcessesError, run_in_processes
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,7 +46,7 @@ class Work:
         if what == "look":
             lines = Path(f"/proc/{os.getppid()}/status").read_text().splitlines()
             threads = next(int(line.split()[1]) for line in lines if line.startswith("Threads:"))
-            return threads, "mask_in_mask_preload" in sys.modules, gc.get_freeze_count(), bundle.data.processes.__file__
+            return threads, "mask_in_mask_preload" in sys.modules, gc.get_freeze_count(), bundle.processes.pool.__file__
         return os.getpid(), torch.get_num_threads(), value
 
 
@@ -67,10 +67,11 @@ def test_processes_are_forked_from_one_thread_that_has_loaded_what_they_need(tmp
     code = """
 import json, os, sys
 from pathlib import Path
-from bundle.data.processes import run_in_processes
-from tests.data.test_processes import Work
+from bundle.data.preparation import modules_to_load
+from bundle.processes import run_in_processes
+from tests.processes.test_pool import Work
 before = dict(os.environ)
-((_, found),) = run_in_processes(Work(Path(sys.argv[1])), [("look", 0)], processes=1)
+((_, found),) = run_in_processes(Work(Path(sys.argv[1])), [("look", 0)], processes=1, preload=modules_to_load())
 print(json.dumps([*found, dict(os.environ) == before]))
 """
     done = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -78,7 +79,7 @@ print(json.dumps([*found, dict(os.environ) == before]))
     threads, is_loaded, frozen, file, is_environment_as_before = json.loads(done.stdout)
     assert threads == 1, "a thread would be lost by the fork, with the locks that it holds"
     assert is_loaded and frozen > 100_000, "what is loaded is no work for the collector of any process"
-    assert file == bundle.data.processes.__file__
+    assert file == bundle.processes.pool.__file__
     assert is_environment_as_before
 
 

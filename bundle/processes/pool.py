@@ -15,8 +15,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bundle.data.process_server import start_server
 from bundle.errors import UserError
+from bundle.processes.server import start_server
 
 __all__ = ["Lost", "NoProcessesError", "run_in_processes"]
 
@@ -46,7 +46,12 @@ class Lost(NamedTuple):
 
 
 def run_in_processes(
-    function: _Function, tasks: Sequence[Any], *, processes: int, memory_gb: float | None = None, itk: bool = False
+    function: _Function,
+    tasks: Sequence[Any],
+    *,
+    processes: int,
+    memory_gb: float | None = None,
+    preload: Sequence[Path] = (),
 ) -> Iterator[tuple[int, Any]]:
     """Calls a function for each task, in other processes.
 
@@ -59,7 +64,8 @@ def run_in_processes(
         tasks: one argument for each call.
         processes: at most so many.
         memory_gb: that all processes together may take; None sets no bound.
-        itk: whether they will need ITK, so that it is loaded once and not by each.
+        preload: files of modules with what they will need, so that it is loaded once and not by each. A process
+            searches for modules in their folders first: their names must be those of no other module.
 
     Yields:
         Number of a task, and its result or `Lost`, as they become ready.
@@ -72,7 +78,7 @@ def run_in_processes(
         if memory_gb <= 0:
             raise UserError(f"--memory_gb {memory_gb} does not fit: give the gigabytes of all processes, such as 16")
         processes = min(processes, max(1, int(memory_gb / _BASE_GB)))
-    pool = _Pool(function, tasks, max(1, min(processes, len(tasks))), memory_gb, itk)
+    pool = _Pool(function, tasks, max(1, min(processes, len(tasks))), memory_gb, preload)
     try:
         yield from pool.run()
     finally:
@@ -106,7 +112,12 @@ class _Worker:
 
 class _Pool:
     def __init__(
-        self, function: _Function, tasks: Sequence[Any], processes: int, memory_gb: float | None, itk: bool
+        self,
+        function: _Function,
+        tasks: Sequence[Any],
+        processes: int,
+        memory_gb: float | None,
+        preload: Sequence[Path],
     ) -> None:
         self.function, self.tasks, self.memory_gb = function, tasks, memory_gb
         self.waiting, self.alone = deque(range(len(tasks))), deque[int]()
@@ -114,7 +125,7 @@ class _Pool:
         self.went_well = 0
         self.tried: set[int] = set()
         self.workers: list[_Worker] = []
-        self.context = start_server(itk=itk)
+        self.context = start_server(preload)
         try:
             self.packed = pickle.dumps(function)
         except Exception as error:

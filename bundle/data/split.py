@@ -7,12 +7,13 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bundle.data.found_volume import BY_NAME
 from bundle.errors import UserError
+from bundle.stores.store import DamagedVolumeError
 
 if TYPE_CHECKING:
     from bundle.data.found_volume import FoundVolume
@@ -21,6 +22,13 @@ if TYPE_CHECKING:
 __all__ = ["check_fold", "deal_folds", "join_copies", "split_volumes"]
 
 logger = logging.getLogger(__name__)
+
+#: of two volumes of one size these many voxels per axis around the middle are compared
+_MIDDLE = 12
+#: more volumes of one size are a set that was brought to one grid, and of more in all an index finds the copies
+_MOST_OF_ONE_SIZE, _MOST = 64, 2000
+#: values that differ by less differ by the order in which a mean was taken
+_SAME_VALUE = 1e-3
 
 #: of the order in which patients are dealt to folds; fixed, so that runs with other seeds have the same folds
 _FOLD_SEED = 5
@@ -49,12 +57,14 @@ def check_fold(folds: int | None, fold: int) -> None:
 def join_copies(volumes: Sequence[PreparedVolume]) -> list[PreparedVolume]:
     """The volumes, in their order; copies of one scan, whatever their labels, are in one group, and the log says so.
 
+    Copies have the same bytes, or, as a DICOM series and the NIfTI file that was made of it, the same prepared voxels.
     Where all are copies of one scan they stay as they are.
     """
     alike: dict[str, list[PreparedVolume]] = {}
     for volume in volumes:
         alike.setdefault(volume.fingerprint or volume.name, []).append(volume)
     copies = [same for same in alike.values() if len(same) > 1]
+    converted = _find_converted([same[0] for same in alike.values()])
     joined: dict[str, str] = {}  # the group that a group is in now
 
     def group_of(group: str) -> str:
@@ -62,11 +72,12 @@ def join_copies(volumes: Sequence[PreparedVolume]) -> list[PreparedVolume]:
             group = joined[group]
         return group
 
-    for first, *others in copies:
+    for first, *others in [*copies, *converted]:
         for other in others:
             if (own := group_of(other.group)) != (group := group_of(first.group)):
                 joined[own] = group
     _warn_of_copies(copies)
+    _warn_of_converted(converted)
     if len({group_of(volume.group) for volume in volumes}) == 1:
         return list(volumes)  # all of one scan, as who tries something out has them: there is no other split
     return [replace(volume, group=group_of(volume.group)) for volume in volumes]
@@ -88,6 +99,51 @@ def _warn_of_copies(copies: Sequence[Sequence[PreparedVolume]]) -> None:
             "%s is listed for training and for validation: what the validation says is no test of unseen volumes",
             ", ".join(both[:5]),
         )
+
+
+def _find_converted(volumes: Sequence[PreparedVolume]) -> list[list[PreparedVolume]]:
+    """Those of different files that have one size and the same voxels around the middle."""
+    of_one_size: dict[tuple[Any, ...], list[PreparedVolume]] = {}
+    for volume in volumes if len(volumes) <= _MOST else ():
+        of_one_size.setdefault((volume.modality, *volume.size), []).append(volume)
+    found: list[list[PreparedVolume]] = []
+    for same_size in of_one_size.values():
+        seen: list[tuple[np.ndarray, list[PreparedVolume]]] = []
+        for volume in same_size if 1 < len(same_size) <= _MOST_OF_ONE_SIZE else ():
+            middle = _middle(volume)
+            alike = next((one for values, one in seen if _are_equal(values, middle)), None)
+            if alike is None:
+                seen.append((middle, [volume]))
+            else:
+                alike.append(volume)
+        found += [same for _, same in seen if len(same) > 1]
+    return found
+
+
+def _middle(volume: PreparedVolume) -> np.ndarray:
+    """The voxels around the middle, and the voxel size; nothing of a volume that cannot be read."""
+    depth, height, width = (slice(max(0, (size - _MIDDLE) // 2), (size + _MIDDLE) // 2) for size in volume.size)
+    try:
+        tensors = volume.store.read(volume.key, (depth, height, width), ("image", "spacing"))
+    except (DamagedVolumeError, UserError):  # training says so, or prepares it again
+        return np.empty(0)
+    return np.concatenate([tensors[name].numpy().ravel() for name in ("spacing", "image") if name in tensors])
+
+
+def _are_equal(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two have the same values, and more than the one of background or of a mask."""
+    if one.shape != other.shape or not one.size or len(np.unique(one)) < _MIDDLE:
+        return False
+    return bool(np.abs(one - other).max() < _SAME_VALUE)
+
+
+def _warn_of_converted(converted: Sequence[Sequence[PreparedVolume]]) -> None:
+    if converted:
+        count = sum(map(len, converted)) - len(converted)
+        logger.warning(
+            "%s the voxels of another file, such as %s and %s: remove copies; they stay on one side of the split",
+            "1 volume has" if count == 1 else f"{count} volumes have", *(one.name for one in converted[0][:2]),
+        )  # fmt: skip
 
 
 def _warn_of_shared_patients(training: Sequence[PreparedVolume], validation: Sequence[PreparedVolume]) -> None:

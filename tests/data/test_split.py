@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from monai.transforms import Compose
 
@@ -19,7 +20,7 @@ from bundle.data.find import find_volumes
 from bundle.data.split import check_fold, deal_folds, join_copies, split_volumes
 from bundle.errors import UserError
 from tests.data.test_volume_set import Quick, names, volume_set
-from tests.data.volumes import ct_phantom, write_nifti
+from tests.data.volumes import PATIENT, ct_phantom, preparation, write_dicom, write_nifti
 
 
 def prepared(counts: dict[str, Sequence[int]], parts: Sequence[str] = ("",)) -> list[PreparedVolume]:
@@ -210,3 +211,20 @@ def test_copies_are_on_one_side_and_said(caplog: pytest.LogCaptureFixture):
     assert join_copies(prepared({"CT": [1] * 3})) == prepared({"CT": [1] * 3}) and not caplog.text
     same = [replace(v, fingerprint="1") for v in prepared({"CT": [1] * 3})]
     assert join_copies(same) == same and "2 volumes have the same bytes" in caplog.text, "nothing else to split"
+
+
+def test_a_series_and_the_file_that_was_made_of_it_are_on_one_side_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    """The NIfTI file has its second axis the other way round, as dcm2niix writes it beside the series."""
+    for number in range(3):
+        folder, hu = tmp_path / "scans" / f"p{number}", ct_phantom((12, 16, 14), seed=number)
+        write_dicom(folder, hu, tags={**PATIENT, "PatientID": f"{number}", "StudyInstanceUID": f"1.2.{number}"})
+        affine = np.diag([-1.0, 1.0, 2.0, 1.0])
+        affine[1, 3] = 1 - hu.shape[1]
+        write_nifti(folder / "scan.nii.gz", hu[:, ::-1].transpose(2, 1, 0).astype(np.int16), affine)
+    sets = volume_set(tmp_path / "scans", transform=preparation(), seed=1)
+    assert "3 volumes have the voxels of another file, such as p0 and p0/scan.nii.gz" in caplog.text
+    sides = [{volume.name.split("/")[0] for volume in side} for side in (sets.training, sets.validation)]
+    assert sides[0] and sides[1] and not sides[0] & sides[1]
+    assert len(sets.training) + len(sets.validation) == 6

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch.multiprocessing.spawn import start_processes
 
-__all__ = ["SERVER", "Started", "run_command", "run_processes", "run_python", "start_python"]
+__all__ = ["SERVER", "Started", "be_python", "run_command", "run_processes", "run_python", "start_python"]
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
@@ -52,7 +52,7 @@ class Started:
     def __init__(self, words: tuple[str, ...], cwd: Path, env: Mapping[str, str]) -> None:
         self._words, self._folder = words, tempfile.TemporaryDirectory()
         self._said = [Path(self._folder.name) / name for name in ("stdout", "stderr")]
-        self._process = SERVER.Process(target=_be_python, args=(words, cwd, dict(env), self._said))
+        self._process = SERVER.Process(target=be_python, args=(words, cwd, dict(env), self._said))
         self._process.start()
 
     def finish(self, timeout: float = 300) -> subprocess.CompletedProcess[str]:
@@ -90,8 +90,15 @@ def run_processes(function: Callable[..., None], *args: object, count: int = 2) 
     start_processes(function, args, nprocs=count, start_method="forkserver")
 
 
-def _be_python(words: tuple[str, ...], cwd: Path, env: dict[str, str], said: list[Path]) -> None:
-    """Does in a forked process what Python does with its command line."""
+def be_python(words: tuple[str, ...], cwd: Path, env: dict[str, str], said: list[Path]) -> None:
+    """Does in a forked process what Python does with its command line.
+
+    Args:
+        words: behind "python".
+        cwd: the working folder.
+        env: the environment.
+        said: files for what goes to stdout and to stderr.
+    """
     for stream, file in enumerate(said, 1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), stream)
     os.chdir(cwd)

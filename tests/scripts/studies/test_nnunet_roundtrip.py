@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import nibabel
 import nnunet_roundtrip
@@ -14,7 +13,7 @@ import pytest
 from fetch_nnunet import find_nnunet
 from nnunet_roundtrip import main
 
-from tests.commands import run_command
+from tests.scripts.studies.nnunet_commands import nnunet_commands
 
 SIZE = (40, 40, 28)
 #: a tiny network; slices are thicker than they are wide at the first level
@@ -58,10 +57,11 @@ def test_the_six_commands_and_what_nnunet_has_loaded(
     raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     assert find_nnunet() is not None, "no nnU-Net: run `python scripts/fetch_nnunet.py` first"
-    monkeypatch.setattr(nnunet_roundtrip, "subprocess", SimpleNamespace(run=run_command))
     work = tmp_path / "work here"
     options = ["--raw", raw, "--work_dir", work, "--nnunet", find_nnunet(), "--threads", "1"]
-    assert main([str(word) for word in [*options, "--change_plan", json.dumps(PLAN)]]) == 0, capsys.readouterr().err
+    with nnunet_commands(find_nnunet().parent) as commands:
+        monkeypatch.setattr(nnunet_roundtrip, "subprocess", commands)
+        assert main([str(word) for word in [*options, "--change_plan", json.dumps(PLAN)]]) == 0, capsys.readouterr().err
     found = json.loads((work / "roundtrip.json").read_text())
     assert found["tensors"] > 100 and found["of_the_decoder"] > 0 and found["unequal"] == []
     assert found["same_by_the_trainers_own_loader"] and found["largest_difference_of_features"] <= 1e-6

@@ -23,6 +23,7 @@ SAME = {
     "objectives#decorrelation": None,
     "steps_per_epoch": 3, "network_def#alignment": "@alignment_heads", "loss#alignment_weight": 0.0,
     "balance": "modality", "balance_weights": {"CT": 1, "MR": 3},
+    "validate#dataloader#crops_per_volume": 2,  # one for each process
 }  # fmt: skip
 EQUAL = ("loss", "pretext", "reconstruction", "zero_predictor", "mean_predictor", "reconstruction_raw", "mask_ratio")
 #: in the first step of the second epoch the last process of the second node gets a signal

@@ -22,7 +22,13 @@ from tests.commands import start_python
 
 ROOT = Path(__file__).parents[1]
 TRAIN, DEV = str(ROOT / "configs/train.yaml"), str(ROOT / "configs/preset_dev.yaml")
-QUICK = {"steps_per_epoch": 2, "epochs": 2, "encoder#blocks_down": [1, 1, 1, 1, 1], "warmup_epochs": 0.5}
+QUICK = {
+    "steps_per_epoch": 2,
+    "epochs": 2,
+    "encoder#blocks_down": [1, 1, 1, 1, 1],
+    "warmup_epochs": 0.5,
+    "validate#dataloader#crops_per_volume": 1,
+}
 VOLUMES = ("ct_spine_tptbox.nii.gz", "ct_body_totalseg.nii.gz", "mr_body_totalseg.nii.gz", "mr_spine_tptbox.nii.gz")
 
 

@@ -23,6 +23,7 @@ TINY = {
     "steps_per_epoch": 2,
     "epochs": 2,
     "warmup_epochs": 0.5,
+    "validate#dataloader#crops_per_volume": 1,
 }
 
 

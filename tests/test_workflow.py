@@ -120,15 +120,6 @@ def test_an_existing_product_is_kept(finished: Path, folder: Path):
     assert (folder / "models/model.pt").read_bytes() == before
 
 
-def test_a_resumed_run_continues_where_it_stopped(folder: Path, tmp_path: Path):
-    whole = run(folder, output_dir=str(tmp_path / "whole"), epochs=2)
-    part = run(folder, output_dir=str(tmp_path / "part"), epochs=2, **{"train#trainer#max_epochs": 1})
-    resumed = run(folder, output_dir=str(tmp_path / "part"), resume=True, epochs=2)
-    assert resumed == part
-    a, b = (torch.load(path / "model.pt", weights_only=True) for path in (whole, resumed))
-    assert all(torch.equal(a[key], b[key]) for key in a)
-
-
 def test_an_output_folder_that_holds_a_run_is_not_written_over(finished: Path, folder: Path):
     with pytest.raises(RuntimeError) as error:
         run(folder, output_dir=str(finished))

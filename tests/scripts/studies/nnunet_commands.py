@@ -1,5 +1,5 @@
 # Copyright (c) the Mask-in-Mask bundle contributors. Licensed under the Apache License, Version 2.0.
-"""nnU-Net's commands in processes forked from one that has imported it: each, and each of its pools, imports it else."""
+"""nnU-Net's commands, forked from a process that has imported it: each of them, and of their pools, would else."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def nnunet_commands(folder: Path) -> Iterator[Commands]:
 def _serve(connection: Connection, folder: Path) -> None:
     """Forks a process for each command, until the other side ends."""
     sys.path.insert(0, str(folder))
-    os.environ["nnUNet_def_n_proc"] = "1"  # which is read at import, all else when it is needed
+    os.environ["nnUNet_def_n_proc"] = "1"  # noqa: SIM112 - its name; it is read at import, all else when it is needed
     for module in MODULES:
         importlib.import_module(module)
     fork = multiprocessing.get_context("fork")

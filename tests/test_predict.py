@@ -209,12 +209,16 @@ def test_resampled_label_maps_are_those_of_the_whole_volumes_probabilities(scans
     assert len(np.unique(truth)) > 1 and (labels == truth).all()
 
 
-def test_a_scan_of_a_modality_that_the_model_has_not_seen_has_a_note(tmp_path: Path, capsys):
-    model = write_fine_tuned(tmp_path / "run", volumes={"training": {"CT": 0, "MR": 3}})
-    save(tmp_path / "scans/a.nii.gz", body((34, 29, 25)), GRIDS["RAS"])
+def test_a_scan_of_a_modality_or_a_voxel_size_that_the_model_has_not_seen_has_a_note(tmp_path: Path, capsys):
+    sizes = {"lowest": [1.0, 1.0, 2.0], "highest": [2.0, 1.0, 2.2]}
+    model = write_fine_tuned(tmp_path / "run", spacing=None, voxel_mm=sizes, volumes={"training": {"CT": 0, "MR": 3}})
+    for name, z in (("a", 3.2), ("b", 3.4)):  # 1.5 times 2.2 is between them
+        save(tmp_path / f"scans/{name}.nii.gz", body((34, 29, 25)), np.diag([-2.9, 0.7, z, 1.0]))
     rows = run(model, tmp_path / "scans", tmp_path / "out")
     assert rows["a"]["notes"] == "is CT, and the model was trained on MR alone"
-    assert "1 scans are of a modality that the model was not trained on" in "".join(capsys.readouterr())
+    said = "; has voxels of 2.9 x 0.7 x 3.4 mm, and the model was trained on 1 x 1 x 2 to 2 x 1 x 2.2"
+    assert rows["b"]["notes"] == rows["a"]["notes"] + said
+    assert "2 scans are of a modality or a voxel size that the model was not trained on" in "".join(capsys.readouterr())
 
 
 def test_an_ensemble_is_the_mean_of_its_members(scans: Path, tmp_path: Path):

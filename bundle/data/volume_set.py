@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -26,6 +28,9 @@ from bundle.stores.store import Store
 __all__ = ["VolumeSet", "hashed", "listed_by_one", "prepare_together", "prepare_usable"]
 
 logger = logging.getLogger(__name__)
+
+#: volumes that are asked for the size of their voxels, at most
+_ASKED = 200
 
 
 class VolumeSet:
@@ -140,6 +145,20 @@ class VolumeSet:
         parts = {"training": self.training, "validation": self.validation}
         counts = {part: {m: sum(v.modality == m for v in vs) for m in ("CT", "MR")} for part, vs in parts.items()}
         return counts if self.folds is None else {**counts, "folds": self.folds, "fold": self.fold}
+
+    @property
+    def voxel_mm(self) -> dict[str, list[float]] | None:
+        """The smallest and the largest voxel that is trained on: `lowest` and `highest`, mm on each prepared axis.
+
+        Some volumes are asked, evenly over all; None where they do not tell.
+        """
+        sizes = []
+        for volume in self.training[:: math.ceil(len(self.training) / _ASKED) or 1]:
+            with contextlib.suppress(UserError, KeyError):  # the training says what is wrong with a volume
+                sizes.append(volume.load(keys=["spacing"])["spacing"].tolist())
+        if not sizes:
+            return None
+        return {"lowest": [min(axis) for axis in zip(*sizes)], "highest": [max(axis) for axis in zip(*sizes)]}
 
     @property
     def fingerprints(self) -> dict[str, list[str]]:

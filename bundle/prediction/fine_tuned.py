@@ -173,6 +173,15 @@ class FineTuned:
             return []
         return [name for name in ("CT", "MR") if any(count and count.get(name) for count in counts)]
 
+    @property
+    def trained_voxel_mm(self) -> tuple[list[float], list[float]] | None:
+        """The smallest and the largest voxel of the members' training, mm on each axis; None where one does not say."""
+        sizes = self.each("voxel_mm")
+        if not all(isinstance(size, Mapping) for size in sizes):
+            return None
+        lowest, highest = ([size[end] for size in sizes] for end in ("lowest", "highest"))
+        return [min(axis) for axis in zip(*lowest)], [max(axis) for axis in zip(*highest)]
+
     def each(self, key: str, default: Any = None) -> list[Any]:
         """What the `model.json` of each member says under a key."""
         return [content.get(key, default) for content in self._contents]

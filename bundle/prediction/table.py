@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from ignite.engine import Engine, Events
 
 from bundle.atomic import replace_file, writing_into
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 Report = Callable[[Mapping[str, Mapping[str, Any]], Mapping[str, tuple[str, str]]], Path | None]
 
 _FIRST = ("scan", "files")
+#: voxels of which size are like those trained on
+_LIKE = 1.5
 _LAST = ("modality", "shape", "spacing", "seconds", "notes", "skipped")
 
 
@@ -50,6 +53,9 @@ class PredictionTables:
         tables: columns of each further table by its name, such as {"measurements": ["class", "ml"]}.
         where: what the last line of the log points at besides the table.
         modalities: that the model was trained on; a scan of another one gets a note. Empty: not known.
+        voxel_mm: the smallest and the largest voxel that it was trained on, mm on each prepared axis; a scan whose
+            prepared voxels are less than two thirds of one, or more than one and a half of the other, gets a note.
+            None: not known.
         report: writes a page of the records and of what was skipped, and returns its path.
     """
 
@@ -62,10 +68,11 @@ class PredictionTables:
         tables: Mapping[str, Sequence[str]] | None = None,
         where: str = "",
         modalities: Sequence[str] = (),
+        voxel_mm: tuple[Sequence[float], Sequence[float]] | None = None,
         report: Report | None = None,
     ) -> None:
         self.output, self.scans, self.where = output, {scan.name: scan for scan in scans}, where
-        self.report, self.modalities = report, tuple(modalities)
+        self.report, self.modalities, self.voxel_mm = report, tuple(modalities), voxel_mm
         self._strange = 0
         self.columns = (*_FIRST, *columns, *_LAST)
         self.tables = {name: ("scan", *rest) for name, rest in (tables or {}).items()}
@@ -113,7 +120,7 @@ class PredictionTables:
                     "shape": " ".join(map(str, grid.shape)),
                     "spacing": " ".join(f"{size:.6g}" for size in grid.spacing),
                     "seconds": f"{float(item['seconds']) + time.perf_counter() - self._start:.2f}",
-                    "notes": _notes(item, result, self._strange_note(item["modality"])),
+                    "notes": _notes(item, result, self._strange_notes(item)),
                 },
                 "tables": {name: result.get("tables", {}).get(name, []) for name in self.tables},
             }
@@ -138,7 +145,8 @@ class PredictionTables:
             logger.warning("%d of %d scans were skipped:\n%s", len(self._skipped), len(self.scans), lines)
         if self._strange:
             logger.warning(
-                "%d scans are of a modality that the model was not trained on: see their notes", self._strange
+                "%d scans are of a modality or a voxel size that the model was not trained on: see their notes",
+                self._strange,
             )
         page = self.report(self._records, self._skipped) if self.report is not None else None
         earlier = f" ({self._before} of them before)" if self._before else ""
@@ -146,11 +154,18 @@ class PredictionTables:
         places = ", ".join(map(str, [*([page] if page else []), self.output.table, *folder]))
         logger.info("%d scans predicted%s, %d skipped: see %s", done, earlier, len(self._skipped), places)
 
-    def _strange_note(self, modality: str) -> str:
-        if not self.modalities or modality in self.modalities:
-            return ""
-        self._strange += 1
-        return f"is {modality}, and the model was trained on {' and '.join(self.modalities)} alone"
+    def _strange_notes(self, item: Mapping[str, Any]) -> list[str]:
+        notes, modality = [], item["modality"]
+        if self.modalities and modality not in self.modalities:
+            notes.append(f"is {modality}, and the model was trained on {' and '.join(self.modalities)} alone")
+        if self.voxel_mm is not None:
+            sizes = torch.linalg.vector_norm(item["affine"][:3, :3], dim=0).tolist()
+            if any(size < low / _LIKE or size > high * _LIKE for size, low, high in zip(sizes, *self.voxel_mm)):
+                low, high = (_in_mm(end) for end in self.voxel_mm)
+                trained = low if low == high else f"{low} to {high}"
+                notes.append(f"has voxels of {_in_mm(sizes)} mm, and the model was trained on {trained}")
+        self._strange += bool(notes)
+        return notes
 
     def _file(self, table: str) -> Path:
         return self.output.path / f"{table}.csv"
@@ -169,9 +184,13 @@ class PredictionTables:
             csv.writer(opened, lineterminator="\n").writerows(_cells(columns, row) for row in rows)
 
 
-def _notes(item: Mapping[str, Any], result: Mapping[str, Any], strange: str) -> str:
+def _notes(item: Mapping[str, Any], result: Mapping[str, Any], strange: Sequence[str]) -> str:
     """What the reader noted of the scan, what a transform has, and what is strange to the model."""
-    return "; ".join(note for note in (item.get("notes"), result.get("row", {}).get("notes"), strange) if note)
+    return "; ".join(note for note in (item.get("notes"), result.get("row", {}).get("notes"), *strange) if note)
+
+
+def _in_mm(sizes: Sequence[float]) -> str:
+    return " x ".join(f"{size:.3g}" for size in sizes)
 
 
 def _write(file: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:

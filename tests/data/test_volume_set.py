@@ -236,6 +236,15 @@ def test_split_is_by_modality_seeded_and_complete(folder: Path) -> None:
     assert len({tuple(names(volumes.validation)) for volumes in splits}) > 1
 
 
+def test_the_voxels_that_are_trained_on_are_known_by_axis(tmp_path: Path) -> None:
+    for number, spacing in enumerate([(1.0, 0.5, 3.0), (0.8, 0.9, 2.0), (5.0, 5.0, 5.0)]):
+        write_nifti(tmp_path / f"{number}.nii.gz", ct_phantom((24, 20, 16)), np.diag([*spacing, 1.0]))
+    lists = {"training": [{"image": "0.nii.gz"}, {"image": "1.nii.gz"}], "validation": [{"image": "2.nii.gz"}]}
+    (tmp_path / "dataset.json").write_text(json.dumps(lists))
+    found = volume_set(tmp_path / "dataset.json").voxel_mm
+    assert found == {"lowest": pytest.approx([0.8, 0.5, 2.0]), "highest": pytest.approx([1.0, 0.9, 3.0])}
+
+
 def test_split_does_not_depend_on_other_files_properties(folder: Path) -> None:
     before = names(volume_set(folder).validation)
     assert names(volume_set(folder, transform=counted(ct_window=[-500, 500])).validation) == before

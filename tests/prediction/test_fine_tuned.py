@@ -201,6 +201,14 @@ def test_weights_that_the_json_does_not_describe_are_refused(tmp_path: Path):
         model.load(linear)
 
 
+def test_the_voxels_trained_on_are_those_of_all_members_or_not_known(tmp_path: Path):
+    for number, (low, high) in enumerate([(0.5, 1.0), (0.8, 2.0)]):
+        write_fine_tuned(tmp_path / f"fold_{number}", voxel_mm={"lowest": [low, 1, 1], "highest": [high, 1, 3]})
+    assert FineTuned(tmp_path, task="segmentation").trained_voxel_mm == ([0.5, 1, 1], [2.0, 1, 3])
+    write_fine_tuned(tmp_path / "fold_2", voxel_mm=None)
+    assert FineTuned(tmp_path, task="segmentation").trained_voxel_mm is None
+
+
 @pytest.mark.parametrize(
     ("volumes", "expected"),
     [

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -73,6 +74,8 @@ class FineTuned:
     def __init__(self, model: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, task: str) -> None:
         found = [_find_members(path) for path in _listed(model)]
         self.members = [member for members, _ in found for member in members]
+        if twice := [f for f, count in Counter(m.weights.resolve() for m in self.members).items() if count > 1]:
+            raise UserError(f"--model names {twice[0]} more than once, and would count it so: name each model once")
         self._notes = [note for _, note in found if note]
         contents = [_complete(files) for files in self.members]
         for files, content in zip(self.members, contents, strict=True):
@@ -232,6 +235,8 @@ def _listed(model: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) ->
 
 def _find_members(path: Path) -> tuple[list[ModelFiles], str]:
     """The models of a path, its own or those of its subfolders, and what is to be said of the choice."""
+    if path.is_file() and path.parent.name == "checkpoints":
+        raise UserError(f'--model "{path}" is a checkpoint to resume from: give the run\'s folder, {path.parents[1]}')
     if path.is_file():
         return [ModelFiles(path)], ""
     if not path.is_dir():

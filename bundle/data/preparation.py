@@ -21,6 +21,7 @@ from bundle.data.file_parts import all_files
 from bundle.data.fingerprints import fingerprint
 from bundle.data.formats import ITK
 from bundle.data.found_volume import FoundVolume
+from bundle.data.names import without_ending
 from bundle.data.prepared_volume import ChangedFilesError, PreparedVolume, SkippedVolume, skipped_because
 from bundle.errors import UserError, VolumeError
 from bundle.processes import Lost, NoProcessesError, run_in_processes
@@ -125,6 +126,7 @@ class Preparation:
             notes=header.notes,
             fingerprint=fingerprint(found.files),
             content=content,
+            ending=found.files[0][len(without_ending(found.files[0])) :] if found.files else "",
             columns={**found.columns, "folder": Path(found.name).parts[0] if len(Path(found.name).parts) > 1 else "."},
         )
 

@@ -38,6 +38,7 @@ class PreparedVolume:
         notes: what the reader left out or resampled, or "".
         fingerprint: by which its file is recognised, or "".
         content: a digest of the bytes of its files, and of its labels; it does not change where the files move.
+        ending: what its file's name ends in, such as ".nii.gz"; "" for DICOM.
         columns: what else is known of it, by name, to balance the draws by: "folder" is the first one in its path; all
             columns of an index.
         again: prepares the volume again, for a store that finds it damaged; None where that cannot be done.
@@ -54,6 +55,7 @@ class PreparedVolume:
     notes: str = ""
     fingerprint: str = ""
     content: str = ""
+    ending: str = ""
     columns: Mapping[str, Any] = field(default_factory=dict, compare=False)
     again: Callable[[], None] | None = field(default=None, compare=False, repr=False)
 

@@ -102,14 +102,18 @@ def _warn_of_copies(copies: Sequence[Sequence[PreparedVolume]]) -> None:
 
 
 def _find_converted(volumes: Sequence[PreparedVolume]) -> list[list[PreparedVolume]]:
-    """Those of different files that have one size and the same voxels around the middle."""
+    """Those of one size, in files of different kinds, that have the same voxels around the middle.
+
+    Volumes in files of one kind are not read for it: a store may have to read all of a volume.
+    """
     of_one_size: dict[tuple[Any, ...], list[PreparedVolume]] = {}
     for volume in volumes if len(volumes) <= _MOST else ():
         of_one_size.setdefault((volume.modality, *volume.size), []).append(volume)
     found: list[list[PreparedVolume]] = []
     for same_size in of_one_size.values():
         seen: list[tuple[np.ndarray, list[PreparedVolume]]] = []
-        for volume in same_size if 1 < len(same_size) <= _MOST_OF_ONE_SIZE else ():
+        is_mixed = len({volume.ending for volume in same_size}) > 1
+        for volume in same_size if is_mixed and len(same_size) <= _MOST_OF_ONE_SIZE else ():
             middle = _middle(volume)
             alike = next((one for values, one in seen if _are_equal(values, middle)), None)
             if alike is None:

@@ -142,9 +142,12 @@ def test_new_scans_get_the_boxes_that_validation_found(finished: Path, folder: P
         assert markup["size"] == pytest.approx([float(line[side]) for side in ("width", "height", "depth")])
         assert markup["name"].startswith(line["class"])
     assert predict(finished, scans, tmp_path / "out", **options) == rows  # nothing is done twice
-    # the same model twice agrees with itself, and mirror images are looked at
+    # a model and its copy agree, and mirror images are looked at
     one = scans / "mr_body_totalseg.nii.gz"
-    twice = predict(f"[{finished}, {finished}/model.pt]", one, tmp_path / "two", **options)
+    for name in ("model.pt", "model.json"):
+        (tmp_path / "copy").mkdir(exist_ok=True)
+        shutil.copy(finished / name, tmp_path / "copy")
+    twice = predict(f"[{finished}, {tmp_path / 'copy/model.pt'}]", one, tmp_path / "two", **options)
     assert twice["mr_body_totalseg"]["boxes"] == rows["mr_body_totalseg"]["boxes"]
     predict(finished, one, tmp_path / "few", score_threshold=0.99)
     assert json.loads((tmp_path / "few/boxes.json").read_text())["predictions"][0]["box"] == []

@@ -65,7 +65,9 @@ class ReadVolumed(MapTransform):
             image = read_channels([item[key], *more], name, stacked=self.channels > 1)
             if image.shape[0] != self.channels:
                 raise VolumeError(
-                    name, f"has {image.shape[0]} channels, not the {self.channels} of --in_channels", "correct either"
+                    name,
+                    f"has {image.shape[0]} channels, not the {self.channels} of --in_channels",
+                    "correct either; several images are one scan as <scan>_0000, <scan>_0001, or listed in a json",
                 )
             notes = list(image.meta.get("notes", ()))
             if from_folder:

@@ -196,7 +196,8 @@ def test_fourth_axis_of_a_nifti_file_is_channels_only_where_they_are_wanted(tmp_
     np.testing.assert_array_equal(ReadVolumed(channels=3)(item)["image"].numpy(), np.moveaxis(array, -1, 0))
     with pytest.raises(VolumeError, match="is a 4D series"):
         ReadVolumed()(item)
-    with pytest.raises(VolumeError, match="has 3 channels, not the 2 of --in_channels"):
+    said = "has 3 channels, not the 2 of --in_channels; correct either; several images are one scan as <scan>_0000"
+    with pytest.raises(VolumeError, match=said):
         ReadVolumed(channels=2)(item)
 
 
